@@ -1,0 +1,1 @@
+"""Backbone: stock transformers models, their normalised description, and the seams of the surgery."""

@@ -1,0 +1,1 @@
+"""Memory bank on disk: SQLite catalog and immutable, memory-mapped segments."""

@@ -1,0 +1,153 @@
+"""Typed settings, validated at the door: frozen, composed, and free of any family or framework knowledge."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from msa_plugin.errors import ConfigError
+
+HeadReduce = Literal["mean", "max"]
+QueryReduce = Literal["max", "mean", "last", "pooled"]
+ChunkReduce = Literal["max", "mean"]
+Selection = Literal["per_layer", "shared"]
+RouterSource = Literal["projection", "attention"]
+ReadingMode = Literal["text", "latent", "kv"]
+Layers = Annotated[tuple[int, ...], Field(min_length=1)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, no unknown fields, and `ConfigError` instead of pydantic's own error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **data: object) -> None:
+        """Validate `data`; raises ConfigError naming each wrong field."""
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
+            raise ConfigError(f"{type(self).__name__}: {problems}") from error
+
+
+class RoutingConfig(Settings):
+    """How routing keys and queries are made and compared (paper section 3, equation 2).
+
+    `layers` score; `pooling` is P, in tokens per chunk. `selection` says whether each layer picks its own documents
+    (the reference) or one ranking is made from the scores summed over `layers`. `source` is `projection` for learned
+    or calibrated projections, `attention` for the backbone's own Q and K (reference: `decouple_router` false).
+    `scale` multiplies every score; `token_weighted` pools tokens with the adapter's weights instead of evenly.
+    """
+
+    layers: Layers
+    heads: int = Field(gt=0)
+    kv_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    pooling: int = Field(gt=0)
+    source: RouterSource = "projection"
+    selection: Selection = "per_layer"
+    head_reduce: HeadReduce = "mean"
+    query_reduce: QueryReduce = "max"
+    chunk_reduce: ChunkReduce = "max"
+    normalize: bool = True
+    scale: float = Field(default=1.0, gt=0)
+    token_weighted: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RoutingConfig:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
+            raise ValueError("layers must be ascending, distinct and not negative")
+        if self.selection == "shared" and self.source == "attention":
+            raise ValueError("a shared selection needs source='projection'")
+        if self.selection == "shared" and self.head_reduce != "mean":
+            raise ValueError("a shared selection is one matrix product and needs head_reduce='mean'")
+        return self
+
+    @property
+    def key_width(self) -> int:
+        """Numbers in one layer's routing key: kv_heads * head_dim."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def key_groups(self) -> dict[str, int]:
+        """Name and width of each routing-key matrix that the bank stores.
+
+        A shared selection has a single matrix, the layers' keys side by side; otherwise each layer has its own.
+        """
+        if self.selection == "shared":
+            return {"shared": self.key_width * len(self.layers)}
+        return {str(layer): self.key_width for layer in self.layers}
+
+
+class ContentConfig(Settings):
+    """Which layers' K and V the bank keeps and how they are pooled (`pooling` 1: every token)."""
+
+    layers: Layers
+    pooling: int = Field(gt=0)
+
+
+class Abilities(Settings):
+    """What an adapter was trained to do; the engine uses nothing else unless told to."""
+
+    route: bool = True
+    read_latent: bool = False
+    emit_ids: bool = False
+
+
+class GenerationConfig(Settings):
+    """Decoding: greedy at temperature 0, otherwise sampling from the `top_p` nucleus; `stop` strings end the answer."""
+
+    max_new_tokens: int = Field(default=64, gt=0)
+    temperature: float = Field(default=0.0, ge=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _non_empty_stop(self) -> GenerationConfig:
+        if any(not s for s in self.stop):
+            raise ValueError("a stop sequence must not be empty")
+        return self
+
+
+class InterleaveConfig(Settings):
+    """Score-driven Memory Interleave: how many rounds, and which new documents are worth another one.
+
+    A round keeps at most `per_round` new documents, those whose score is at least `cut` times the best score of the
+    first round; it stops when none clears the cut. `max_rounds` bounds the loop.
+    """
+
+    max_rounds: int = Field(default=2, gt=0, le=16)
+    per_round: int = Field(default=3, gt=0)
+    cut: float = Field(default=0.6, ge=0.0)
+
+
+class MemoryConfig(Settings):
+    """Everything a `LatentMemory` can be told at `open`; every value has a default that suits a laptop.
+
+    `window` (tokens) splits long documents; `batch_tokens` bounds one encoding batch; `segment_bytes` and
+    `segment_documents` bound what is held in memory before it is committed. `context_tokens` is the budget for
+    documents in the prompt. `reading` is how answers read memory: `text`, `latent` (pooled K, V) or `kv` (unpooled
+    K, V of all layers); `auto` is `latent` where the adapter can read latents, else `text`. `top_k` None takes the
+    adapter's. `lock_timeout` (seconds) is how long a write waits for another writer.
+    """
+
+    reading: ReadingMode | Literal["auto"] = "auto"
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    keys_dtype: Literal["float32", "bfloat16", "float16"] = "float16"
+    content_pooling: int | None = Field(default=None, gt=0)
+    window: int = Field(default=2048, ge=8)
+    batch_tokens: int = Field(default=4096, ge=8)
+    segment_bytes: int = Field(default=64 << 20, gt=0)
+    segment_documents: int = Field(default=4096, gt=0)
+    top_k: int | None = Field(default=None, gt=0)
+    context_tokens: int = Field(default=1536, gt=0)
+    tile_chunks: int = Field(default=16384, gt=0)
+    tile_tokens: int = Field(default=256, gt=0)
+    lock_timeout: float = Field(default=10.0, ge=0.0)
+    generation: GenerationConfig = GenerationConfig()
+    interleave: InterleaveConfig = InterleaveConfig()

@@ -1,0 +1,1 @@
+"""Engine: encoding, assembly, generation and interleave over a backbone and a bank."""

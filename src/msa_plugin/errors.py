@@ -1,0 +1,91 @@
+"""Every error that the package raises on purpose, each with a message that says what to do.
+
+All derive from `MSAError`; those that a caller may already catch as a built-in (`ValueError`, `KeyError`, `ImportError`,
+`OSError`) derive from it too.
+"""
+
+from __future__ import annotations
+
+
+class MSAError(Exception):
+    """Base class of every error raised by this package."""
+
+
+class ConfigError(MSAError, ValueError):
+    """A setting is out of range, unknown, or contradicts another one."""
+
+
+class InvalidDocumentError(MSAError, ValueError):
+    """A document cannot be stored: empty, not text, or with metadata that JSON cannot hold."""
+
+
+class DuplicateDocumentError(MSAError, ValueError):
+    """One call gave the same id to two different texts."""
+
+
+class InvalidQueryError(MSAError, ValueError):
+    """A question, a filter or a `k` that cannot be answered."""
+
+
+class EmptyMemoryError(MSAError, LookupError):
+    """An answer was asked of a memory (or of a filter) that holds no document."""
+
+
+class MissingExtraError(MSAError, ImportError):
+    """An optional package is needed; the message names the extra to install."""
+
+
+class BackboneError(MSAError):
+    """Base class of errors about the language model."""
+
+
+class BackboneNotFoundError(BackboneError, LookupError):
+    """No backbone could be found or read under the given name."""
+
+
+class UnsupportedBackboneError(BackboneError, ValueError):
+    """The model's family or one of its features is not supported."""
+
+
+class AdapterError(MSAError, ValueError):
+    """An adapter file is malformed, or was made for another backbone."""
+
+
+class CheckpointError(MSAError, ValueError):
+    """A checkpoint in the reference's format is malformed; the message names the field."""
+
+
+class BankError(MSAError):
+    """Base class of errors about the memory bank on disk."""
+
+
+class BankNotFoundError(BankError, LookupError):
+    """The folder holds no memory bank and creating one was not asked for."""
+
+
+class BankFormatError(BankError, ValueError):
+    """The bank was written in a format version that this package does not read."""
+
+
+class FingerprintMismatchError(BankError, ValueError):
+    """The bank was built with another model, tokenizer, adapter or pooling; the message says which differ."""
+
+
+class BankCorruptError(BankError):
+    """A file of the bank is missing, truncated or altered; the message names it."""
+
+
+class BankLockedError(BankError):
+    """Another process is writing to the bank."""
+
+
+class BankReadOnlyError(BankError, PermissionError):
+    """A change was asked of a bank that was opened for reading, or that lies in an unwritable folder."""
+
+
+class BankWriteError(BankError, OSError):
+    """The operating system refused a write (disk full, input/output error); nothing acknowledged was lost."""
+
+
+class SnapshotError(BankError, ValueError):
+    """A snapshot name is unknown, taken, or not a valid name."""

@@ -1,0 +1,1 @@
+"""Routing: exact, tiled search over the routing keys."""

@@ -1,0 +1,301 @@
+"""Plain data that crosses module borders, and the one protocol that keeps attention and bank apart.
+
+Shape legend: B rows, T tokens, H heads, KV key/value heads, D head dim, C chunks, N documents, W routing-key width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from msa_plugin.errors import InvalidDocumentError
+
+FORMAT_VERSION = 1
+Filter = Mapping[str, Any] | Callable[[Mapping[str, Any]], bool]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document: the user's id, its text, an optional title and JSON metadata."""
+
+    id: str
+    text: str
+    title: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of title and text: what encoding depends on."""
+        return content_hash(self.title, self.text)
+
+    @classmethod
+    def of(cls, item: Document | Mapping[str, Any] | str) -> Document:
+        """Normalise a string, a mapping or a Document; a bare string gets an id made from its content.
+
+        Raises InvalidDocumentError for anything that cannot be stored: no text, blank text, ids that are not
+        non-empty strings, text that is not valid Unicode, metadata that JSON cannot hold.
+        """
+        document = cls._coerce(item)
+        for name, value in (("id", document.id), ("title", document.title), ("text", document.text)):
+            if not isinstance(value, str):
+                raise InvalidDocumentError(f"document {document.id!r}: {name} must be a string, not {type(value).__name__}")
+            _check_unicode(document.id, name, value)
+        if not document.id:
+            raise InvalidDocumentError("a document's id must not be empty; leave it out to get one made from its text")
+        if not document.text.strip():
+            raise InvalidDocumentError(f"document {document.id!r} has no text; leave it out, or pass on_invalid='skip'")
+        _check_metadata(document)
+        return document
+
+    @classmethod
+    def _coerce(cls, item: Document | Mapping[str, Any] | str) -> Document:
+        if isinstance(item, Document):
+            return item
+        if isinstance(item, str):
+            return cls(id=_text_id("", item), text=item)
+        if not isinstance(item, Mapping):
+            raise InvalidDocumentError(f"a document is a string, a mapping or a Document, not {type(item).__name__}")
+        unknown = sorted(set(map(str, item)) - {"id", "text", "title", "metadata"})
+        if unknown:
+            raise InvalidDocumentError(f"unknown document fields {unknown}; put them under 'metadata'")
+        if "text" not in item:
+            raise InvalidDocumentError(f"document {item.get('id')!r} has no 'text' field")
+        title, text = item.get("title") or "", item["text"]
+        given = item.get("id")
+        if given is None and isinstance(text, str) and isinstance(title, str):
+            given = _text_id(title, text)
+        return cls(id=given, text=text, title=title, metadata=item.get("metadata") or {})  # type: ignore[arg-type]
+
+
+def content_hash(title: str, text: str) -> str:
+    """SHA-256 (hex) of title and text; lone surrogates are hashed as they stand."""
+    return hashlib.sha256(f"{len(title)}:{title}{text}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _text_id(title: str, text: str) -> str:
+    return content_hash(title, text)[:16]
+
+
+def _check_unicode(document_id: object, name: str, value: str) -> None:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidDocumentError(
+            f"document {document_id!r}: {name} holds invalid Unicode at character {error.start}; "
+            "decode it with errors='replace' first"
+        ) from error
+
+
+def _check_metadata(document: Document) -> None:
+    if not isinstance(document.metadata, Mapping) or not all(isinstance(k, str) for k in document.metadata):
+        raise InvalidDocumentError(f"document {document.id!r}: metadata must be a mapping with string keys")
+    try:
+        json.dumps(dict(document.metadata), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidDocumentError(f"document {document.id!r}: metadata is not JSON ({error})") from error
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a bank's latents depend on. Two banks with equal fingerprints are interchangeable."""
+
+    backbone: str
+    tokenizer: str
+    adapter: str
+    routing: str
+    content: str
+    dtype: str
+    template: str
+    window: int
+    format_version: int = FORMAT_VERSION
+
+    def differences(self, other: Fingerprint) -> list[str]:
+        """Names of the fields that differ, each with both values."""
+        mine, theirs = asdict(self), asdict(other)
+        return [f"{k}: bank has {theirs[k]!r}, this memory has {mine[k]!r}" for k in mine if mine[k] != theirs[k]]
+
+
+@dataclass(frozen=True)
+class EncodedDocument:
+    """A document's latents on their way into the bank.
+
+    `keys`: per key group, routing keys [C, W]. `content`: per reading layer, pooled K and V [C', 2, KV, D] (empty
+    where the bank keeps none). C and C' differ where routing and content are pooled differently.
+    """
+
+    document: Document
+    tokens: int
+    keys: Mapping[str, Tensor]
+    content: Mapping[int, Tensor]
+
+
+class KeyBlock(NamedTuple):
+    """A run of whole documents for the scorer.
+
+    `keys` [C, W]; `offsets` int64 [n + 1], chunk range of each document; `ordinals` int64 [n], ascending;
+    `allowed` bool [n] or None when every document may be returned.
+    """
+
+    keys: Tensor
+    offsets: Tensor
+    ordinals: Tensor
+    allowed: Tensor | None
+
+
+class LayerContext(NamedTuple):
+    """What a layer attends to besides the row itself: K and V [B, KV, S, D] and which slots are real [B, S] (None: all)."""
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor | None
+
+
+class MemorySource(Protocol):
+    """What the attention function asks of memory; `engine.assembly` implements it over the bank."""
+
+    def select(self, layer: int, queries: Tensor) -> None:
+        """Route at a router layer: `queries` [B, H, T, D]; remembers the documents that `context(layer)` will return."""
+
+    def context(self, layer: int) -> LayerContext | None:
+        """K and V that `layer` attends to before its own row, or None."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A routed document. `score` is the aggregated routing score; `layer_scores` the same by routing layer."""
+
+    id: str
+    score: float
+    text: str
+    title: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    layer_scores: Mapping[int, float] = field(default_factory=dict)
+    ordinal: int = -1
+
+
+@dataclass(frozen=True)
+class Source:
+    """A document that the answer was read from: `round` is 1-based; `text` is the span that was in the context."""
+
+    id: str
+    score: float
+    round: int
+    text: str
+    title: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of routing: what was asked (the query as text), what came back, and seconds per stage."""
+
+    query: str
+    selected: tuple[str, ...]
+    scores: tuple[float, ...]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """How an answer came about. `seconds` sums each stage: encode, route, gather, prefill, decode."""
+
+    mode: str
+    abilities: tuple[str, ...]
+    rounds: tuple[Round, ...]
+    seconds: Mapping[str, float]
+    prompt_tokens: int
+    context_tokens: int
+    new_tokens: int
+    finish: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer's text, the documents it was read from, and how it came about."""
+
+    text: str
+    sources: tuple[Source, ...]
+    trace: Trace
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready copy."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class AddReport:
+    """What `add` did, by id. `skipped` pairs an id or position with the reason."""
+
+    added: tuple[str, ...] = ()
+    updated: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Every id that is in the memory after the call, in no particular order."""
+        return self.added + self.updated + self.unchanged
+
+
+@dataclass(frozen=True)
+class DeleteReport:
+    """Ids that were deleted, and ids that the memory did not hold."""
+
+    deleted: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Size of a memory (one namespace) and of its bank (`bytes_*`, `segments`: all namespaces)."""
+
+    documents: int
+    tokens: int
+    chunks: int
+    segments: int
+    bytes_keys: int
+    bytes_content: int
+    bytes_catalog: int
+    deleted: int
+    namespaces: tuple[str, ...]
+    snapshots: tuple[str, ...]
+
+    @property
+    def bytes_total(self) -> int:
+        """Bytes on disk."""
+        return self.bytes_keys + self.bytes_content + self.bytes_catalog
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Outcome of `verify`: files read, and what is wrong with which file and documents (empty: all is well)."""
+
+    files: int
+    bytes: int
+    problems: tuple[str, ...]
+    documents: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing is wrong."""
+        return not self.problems
+
+
+class Progress(NamedTuple):
+    """Passed to `on_progress`: documents and tokens done so far, and the total number of documents if known."""
+
+    documents: int
+    tokens: int
+    total: int | None
+
+
+OnProgress = Callable[[Progress], None]
+DocumentLike = Document | Mapping[str, Any] | str
+DocumentsLike = DocumentLike | Iterable[DocumentLike]
