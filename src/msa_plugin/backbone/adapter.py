@@ -1,0 +1,120 @@
+"""An adapter on disk: `adapter.json` (what it is, what it can do) and `adapter.safetensors` (its weights)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from msa_plugin.backbone.router import Router, RouterLayer
+from msa_plugin.config import Abilities, ContentConfig, RoutingConfig, Settings
+from msa_plugin.errors import AdapterError, ConfigError
+
+ADAPTER_FORMAT = 1
+_CONFIG, _WEIGHTS, _TOKENS = "adapter.json", "adapter.safetensors", "token_weights"
+_PARTS = ("q_weight", "k_weight", "q_bias", "k_bias")
+
+
+class AdapterConfig(Settings):
+    """What an adapter is: routing, what it reads, what it was trained for, and where it came from.
+
+    `backbone` and `tokenizer` are hashes it was made for. `prefix` is a special token put before every document and
+    question (None: nothing). `reading` says which layers attend to memory and how it is pooled. `top_k` documents are
+    selected; `query_start` is how a question's first position follows from them: after the template head plus `top_k`
+    (golden spec section 2). `provenance` and `measured` are for people.
+    """
+
+    name: str
+    backbone: str
+    tokenizer: str
+    hidden: int = Field(gt=0)
+    routing: RoutingConfig
+    reading: ContentConfig
+    abilities: Abilities = Abilities()
+    top_k: int = Field(default=16, gt=0)
+    prefix: str | None = None
+    format_version: int = ADAPTER_FORMAT
+    provenance: Mapping[str, Any] = Field(default_factory=dict)
+    measured: Mapping[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _readable(self) -> AdapterConfig:
+        if self.routing.selection == "per_layer" and not set(self.reading.layers) <= set(self.routing.layers):
+            raise ValueError("with selection='per_layer' every reading layer must be a routing layer")
+        return self
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter's configuration and its router."""
+
+    config: AdapterConfig
+    router: Router
+
+    def save(self, folder: Path) -> None:
+        """Write both files into `folder`, weights first, so that a folder with a config is complete."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self._tensors(), str(folder / _WEIGHTS))
+        text = json.dumps(self.config.model_dump(mode="json"), indent=1, sort_keys=True)
+        (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Adapter:
+        """Read an adapter. Raises AdapterError naming the file or field that is wrong."""
+        try:
+            raw = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+            tensors = load_file(str(folder / _WEIGHTS))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise AdapterError(f"cannot read an adapter from {folder}: {error}") from error
+        if not isinstance(raw, dict) or raw.get("format_version") != ADAPTER_FORMAT:
+            found = raw.get("format_version") if isinstance(raw, dict) else None
+            raise AdapterError(f"{folder / _CONFIG}: format_version {found!r}; this package reads {ADAPTER_FORMAT}")
+        try:
+            config = AdapterConfig(**raw)
+        except ConfigError as error:
+            raise AdapterError(f"{folder / _CONFIG}: {error}") from error
+        return cls(config, Router(config.routing, _layers(tensors, config), tensors.get(_TOKENS)))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {
+            f"router.{index}.{part}": value.contiguous()
+            for index, layer in self.router.layers.items()
+            for part in _PARTS
+            if (value := getattr(layer, part)) is not None
+        }
+        if self.router.token_weights is not None:
+            tensors[_TOKENS] = self.router.token_weights.contiguous()
+        return tensors
+
+    def hash(self) -> str:
+        """SHA-256 of everything latents depend on: routing, reading, prefix and weights; not of name or provenance."""
+        digest = hashlib.sha256()
+        c = self.config
+        digest.update(json.dumps([c.routing.model_dump(), c.reading.model_dump(), c.prefix], sort_keys=True).encode())
+        for name, tensor in sorted(self._tensors().items()):
+            digest.update(name.encode())
+            digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+
+def _layers(tensors: Mapping[str, Tensor], config: AdapterConfig) -> dict[int, RouterLayer]:
+    if config.routing.source == "attention":
+        return {}
+    layers = {}
+    for index in config.routing.layers:
+        parts = {part: tensors.get(f"router.{index}.{part}") for part in _PARTS}
+        q, k = parts["q_weight"], parts["k_weight"]
+        if q is None or k is None:
+            raise AdapterError(f"{_WEIGHTS} lacks router.{index}.q_weight or router.{index}.k_weight")
+        if q.ndim != 2 or k.ndim != 2 or q.shape[1] != config.hidden or k.shape[1] != config.hidden:
+            raise AdapterError(f"router.{index}: projections must have {config.hidden} columns")
+        layers[index] = RouterLayer(q, k, parts["q_bias"], parts["k_bias"])
+    return layers

@@ -1,0 +1,243 @@
+"""The surgery: one attention function, one pre-hook, and the state of a call that travels as a keyword.
+
+Stock layers pass unknown keywords of the model's forward through to the attention function, so a `Pass` reaches it
+without any global. `installed` switches the function in and always switches it out again.
+
+Shapes: B rows, T new tokens, S keys, H heads, KV key/value heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from msa_plugin.backbone.families import decoder_layers
+from msa_plugin.backbone.kv_cache import LayerCache
+from msa_plugin.types import LayerContext, MemorySource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from msa_plugin.backbone.router import Router
+
+NAME = "msa"
+KEYWORD = "msa_pass"
+
+
+class DepthReached(Exception):
+    """Ends a forward once its last wanted state has been captured; never leaves `Backbone.run`."""
+
+
+class Sink(Protocol):
+    """Receives states of a pass as they appear; `last` is the deepest one wanted, or None to run to the end."""
+
+    def on_input(self, layer: int, hidden: Tensor) -> None:
+        """Layer input after input_layernorm [B, T, hidden]."""
+
+    def on_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """K after norm and RoPE, and V, each [B, KV, T, D]."""
+
+    def done_before(self, layer: int) -> bool:
+        """True when nothing of `layer`'s attention is wanted any more."""
+
+    def done_at(self, layer: int) -> bool:
+        """True when `layer`'s K and V were the last states wanted."""
+
+
+class Pass:
+    """State of a prefill and the decode steps that follow it, for one batch of rows.
+
+    `feed` announces the real tokens of the next forward. Every row token sees all of its layer's memory context and
+    the row's earlier real tokens (bottom-right causal; golden spec 4.6); sliding windows limit the row's own tokens
+    only, since a memory's positions are not the row's.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: MemorySource | None = None,
+        router: Router | None = None,
+        sink: Sink | None = None,
+        keep_cache: bool = False,
+    ) -> None:
+        """`source` supplies memory, `router` makes the queries for `source.select`, `sink` records states."""
+        self.source, self.router, self.sink = source, router, sink
+        self.keep_cache = keep_cache
+        self.caches: dict[int, LayerCache] = {}
+        self.row_mask: Tensor | None = None
+        self._contexts: dict[int, LayerContext | None] = {}
+        self._masks: dict[tuple[int, int, int | None], Tensor | None] = {}
+        self._new = 0
+
+    def feed(self, mask: Tensor) -> None:
+        """Announce the next tokens: `mask` bool [B, T], True for real tokens."""
+        self.row_mask = mask if self.row_mask is None else torch.cat([self.row_mask, mask], dim=1)
+        self._new = mask.shape[1]
+        self._masks.clear()
+
+    def wants_input(self, layer: int) -> bool:
+        """Whether the pre-hook has anything to do at `layer`."""
+        return self.sink is not None or self._routes_at(layer)
+
+    def see_input(self, layer: int, hidden: Tensor) -> None:
+        """Pre-hook: record the layer's input, stop if it was the last state wanted, route if this is a router layer."""
+        if self.sink is not None:
+            self.sink.on_input(layer, hidden)
+            if self.sink.done_before(layer):
+                raise DepthReached
+        if self._routes_at(layer) and self.router is not None and self.router.config.source == "projection":
+            self._select(layer, self.router.queries(layer, hidden))
+
+    def see_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Record K and V, and route on the attention query where the router shares it."""
+        if self.sink is not None:
+            self.sink.on_kv(layer, key, value)
+            if self.sink.done_at(layer):
+                raise DepthReached
+        if self._routes_at(layer) and self.router is not None and self.router.config.source == "attention":
+            self._select(layer, self.router.attention_queries(query))
+
+    def assemble(self, layer: int, key: Tensor, value: Tensor, window: int | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """K, V [B, KV, S, D] that the new tokens attend to, and the mask [B, 1, T, S] (None: plain causal)."""
+        context = self._context(layer)
+        cache = self.caches.get(layer)
+        if cache is not None:
+            keys, values = cache.append(key, value)
+        else:
+            keys, values = key, value
+            if context is not None:
+                keys = torch.cat([context.keys.to(key.dtype), key], dim=2)
+                values = torch.cat([context.values.to(value.dtype), value], dim=2)
+            if self.keep_cache:
+                self.caches[layer] = LayerCache(keys, values)
+        return keys, values, self._mask(context, keys.shape[2], window)
+
+    def _routes_at(self, layer: int) -> bool:
+        return self.router is not None and self.source is not None and layer in self.router.config.layers and not self.caches
+
+    def _select(self, layer: int, queries: Tensor) -> None:
+        if self.source is not None and layer not in self.caches:
+            self.source.select(layer, queries)
+
+    def _context(self, layer: int) -> LayerContext | None:
+        if self.source is None:
+            return None
+        if layer not in self._contexts:
+            self._contexts[layer] = self.source.context(layer)
+        return self._contexts[layer]
+
+    def _mask(self, context: LayerContext | None, total: int, window: int | None) -> Tensor | None:
+        assert self.row_mask is not None
+        local = self.row_mask.shape[1]
+        window = window if window is not None and window < local else None
+        key = (total, id(context.mask) if context is not None and context.mask is not None else 0, window)
+        if key not in self._masks:
+            self._masks[key] = self._build_mask(context, total, local, window)
+        return self._masks[key]
+
+    def _build_mask(self, context: LayerContext | None, total: int, local: int, window: int | None) -> Tensor | None:
+        assert self.row_mask is not None
+        new, rows = self._new, self.row_mask
+        memory = total - local
+        all_real = bool(rows.all()) and (context is None or context.mask is None)
+        if window is None and all_real and (new == 1 or memory == 0 and new == local):
+            return None
+        index = torch.arange(local, device=rows.device)
+        distance = index[local - new :, None] - index[None, :]
+        visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        own = visible[None] & rows[:, None, :]
+        # A padding token must see something, or its softmax is 0/0 and the NaN spreads; nobody reads its output.
+        own = own | (distance == 0)[None]
+        if memory == 0:
+            return own[:, None]
+        seen = rows.new_ones(rows.shape[0], memory)
+        if context is not None and context.mask is not None:
+            seen = context.mask
+        return torch.cat([seen[:, None, :].expand(-1, new, -1), own], dim=2)[:, None]
+
+
+class CausalRows(Pass):
+    """A pass over right-padded rows without memory: plain causal attention needs no mask for real tokens."""
+
+    def _build_mask(self, context: LayerContext | None, total: int, local: int, window: int | None) -> Tensor | None:
+        if window is None:
+            return None
+        assert self.row_mask is not None
+        index = torch.arange(local, device=self.row_mask.device)
+        distance = index[:, None] - index[None, :]
+        return ((distance >= 0) & (distance < window))[None, None]
+
+
+def msa_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention over `[memory context | row]` (golden spec 4.6), in the signature of `AttentionInterface`."""
+    state: Pass = kwargs[KEYWORD]
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    state.see_attention(layer, query, key, value)
+    keys, values, mask = state.assemble(layer, key, value, sliding_window)
+    if softcap is not None:
+        return _softcapped(module, query, keys, values, mask, scaling, softcap), None
+    return sdpa_attention_forward(module, query, keys, values, mask, scaling=scaling)  # type: ignore[no-any-return]
+
+
+def _softcapped(
+    module: nn.Module, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float | None, cap: float
+) -> Tensor:
+    """Attention with logits squashed to ±cap before the softmax (Gemma 2), which SDPA cannot do."""
+    groups = query.shape[1] // keys.shape[1]
+    keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    logits = torch.tanh(query @ keys.transpose(2, 3) * scale / cap) * cap
+    if mask is None and query.shape[2] > 1:
+        mask = torch.ones(query.shape[2], keys.shape[2], dtype=torch.bool, device=query.device).tril()
+    if mask is not None:
+        logits = logits.masked_fill(~mask, float("-inf"))
+    weights = logits.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ values).transpose(1, 2).contiguous()
+
+
+AttentionInterface.register(NAME, msa_attention)
+
+
+@contextmanager
+def installed(model: PreTrainedModel, state: Pass) -> Iterator[None]:
+    """Run `model` with memory attention; on exit it is the stock model again, whatever happened inside.
+
+    The caller must pass `msa_pass=state` to the forward, and must not share the model between threads meanwhile.
+    """
+    before = model.config._attn_implementation
+    handles = [
+        layer.self_attn.register_forward_pre_hook(_input_hook(state, index), with_kwargs=True)
+        for index, layer in enumerate(decoder_layers(model))
+        if state.wants_input(index)
+    ]
+    try:
+        model.config._attn_implementation = NAME
+        yield
+    finally:
+        model.config._attn_implementation = before
+        for handle in handles:
+            handle.remove()
+
+
+def _input_hook(state: Pass, layer: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        state.see_input(layer, kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+
+    return hook

@@ -1,0 +1,158 @@
+"""A loaded language model as the engine sees it: tokens in, captured states or logits out.
+
+Shapes: B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from msa_plugin.backbone import loading
+from msa_plugin.backbone.attention import KEYWORD, DepthReached, Pass, installed
+from msa_plugin.backbone.families import BackboneSpec, describe
+from msa_plugin.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SAMPLES = 4096
+
+
+class Backbone:
+    """A stock `transformers` decoder, its tokenizer, and the one way to run it with memory attention.
+
+    Forwards of one Backbone are serialised by a lock, because the surgery is visible to every user of the model.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str = "backbone") -> None:
+        """Wrap a loaded model. Raises UnsupportedBackboneError for a family outside the table."""
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.spec: BackboneSpec = describe(model.config)
+        self._lock = threading.RLock()
+        self._reserved: frozenset[int] | None = None
+
+    @classmethod
+    def load(cls, name: str | None = None, *, device: str = "auto", dtype: str = "auto") -> Backbone:
+        """Load by path, hub id, or None for the default; `auto` is CUDA if present, and bfloat16."""
+        place = pick_device(device)
+        kind = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
+        return cls(*loading.load(name, place, kind))
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype."""
+        dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
+        return dtype
+
+    @torch.inference_mode()
+    def run(
+        self, state: Pass, ids: Tensor, mask: Tensor, positions: Tensor, *, logits: Literal["none", "last", "all"] = "last"
+    ) -> Tensor | None:
+        """One forward of `ids` [B, T] at `positions` [B, T]; `mask` bool [B, T] marks real tokens.
+
+        Returns logits [B, 1, V], [B, T, V], or None when not asked for or when `state` ended the forward early.
+        """
+        state.feed(mask)
+        arguments = {"input_ids": ids, "position_ids": positions, "use_cache": False, KEYWORD: state}
+        with self._lock, installed(self.model, state):
+            try:
+                if logits == "none":
+                    self.model.model(**arguments)
+                    return None
+                output = self.model(**arguments, logits_to_keep=1 if logits == "last" else 0)
+            except DepthReached:
+                return None
+        result: Tensor = output.logits
+        return result
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of plain text. Special-token strings inside it are ordinary characters, never control tokens."""
+        return self.tokenize_batch([text])[0]
+
+    def tokenize_batch(self, texts: list[str]) -> list[list[int]]:
+        """`tokenize` of many texts at once."""
+        tokenizer = self._need_tokenizer()
+        # Rust tokenizers are not re-entrant with respect to this switch, hence the lock.
+        with self._lock:
+            out = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        rows: list[list[int]] = out["input_ids"]
+        reserved = self._special_ids(tokenizer)
+        return [[t for t in row if t not in reserved] for row in rows]
+
+    def _special_ids(self, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+        if self._reserved is None:
+            self._reserved = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        return self._reserved
+
+    def detokenize(self, ids: list[int]) -> str:
+        """Text of generated ids, without special tokens."""
+        text: str = self._need_tokenizer().decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def special(self, token: str) -> int:
+        """Id of a special token. Raises ConfigError when the tokenizer has none of that name."""
+        tokenizer = self._need_tokenizer()
+        index = tokenizer.convert_tokens_to_ids(token)
+        if index is None or index == tokenizer.unk_token_id:
+            raise ConfigError(f"the tokenizer of {self.name} has no special token {token!r}")
+        return int(index)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Token ids that end a turn."""
+        ends = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = set(ends if isinstance(ends, list) else [ends])
+        if self.tokenizer is not None:
+            ids.add(self.tokenizer.eos_token_id)
+        return frozenset(i for i in ids if i is not None)
+
+    def _need_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise ConfigError(f"backbone {self.name} was loaded without a tokenizer; text cannot be encoded")
+        return self.tokenizer
+
+    def weights_hash(self) -> str:
+        """SHA-256 over up to 4096 evenly spaced numbers of every weight, in bfloat16.
+
+        The same whether the model was loaded in float32 or bfloat16. A change confined to unsampled numbers of large
+        matrices goes unnoticed, which no training or conversion produces.
+        """
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.model.named_parameters()):
+            flat = weight.detach().flatten()
+            step = max(1, flat.numel() // _SAMPLES)
+            sample = flat[::step].to(device="cpu", dtype=torch.bfloat16).contiguous()
+            digest.update(f"{name}{tuple(weight.shape)}".encode())
+            digest.update(sample.view(torch.int16).numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    def tokenizer_hash(self) -> str:
+        """SHA-256 of the tokenizer's full definition (vocabulary, merges, normaliser, special tokens)."""
+        if self.tokenizer is None:
+            return "none"
+        fast = getattr(self.tokenizer, "backend_tokenizer", None)
+        text = fast.to_str() if fast is not None else repr(sorted(self.tokenizer.get_vocab().items()))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is CUDA when there is one, else the CPU. Raises ConfigError for an unknown device."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {device!r}; use 'auto', 'cpu', 'cuda' or 'cuda:N'") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r} was asked for, but this PyTorch sees no CUDA device")
+    return chosen

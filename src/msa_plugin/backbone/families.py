@@ -1,0 +1,83 @@
+"""The table of supported model families: every Hugging Face config is normalised here once, and nowhere else.
+
+Nothing below or above this file asks for the family again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from msa_plugin.errors import UnsupportedBackboneError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel
+
+FAMILIES = {
+    "llama": "Llama",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "mistral": "Mistral",
+    "gemma": "Gemma",
+    "gemma2": "Gemma2",
+    "gemma3_text": "Gemma3",
+}
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A backbone's shape. `sliding_windows` has one entry a layer: tokens of local attention, or None for full."""
+
+    family: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    max_positions: int
+    sliding_windows: tuple[int | None, ...]
+
+    @property
+    def groups(self) -> int:
+        """Query heads per KV head."""
+        return self.heads // self.kv_heads
+
+
+def describe(config: PretrainedConfig) -> BackboneSpec:
+    """Normalise a model config.
+
+    Raises UnsupportedBackboneError for a family that is not in the table.
+    """
+    if config.model_type not in FAMILIES:
+        hint = " (load its text model, model_type 'gemma3_text')" if config.model_type == "gemma3" else ""
+        raise UnsupportedBackboneError(
+            f"model_type {config.model_type!r} is not supported{hint}; supported: {', '.join(sorted(FAMILIES))}"
+        )
+    layers = config.num_hidden_layers
+    return BackboneSpec(
+        family=config.model_type,
+        layers=layers,
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        vocab=config.vocab_size,
+        max_positions=config.max_position_embeddings,
+        sliding_windows=_sliding_windows(config, layers),
+    )
+
+
+def _sliding_windows(config: PretrainedConfig, layers: int) -> tuple[int | None, ...]:
+    window = getattr(config, "sliding_window", None) or None
+    if window is None or getattr(config, "use_sliding_window", True) is False:
+        return (None,) * layers
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder layers of any family in the table, in order; each has `self_attn`."""
+    layers: nn.ModuleList = model.model.layers
+    return layers

