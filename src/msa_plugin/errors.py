@@ -19,6 +19,10 @@ class InvalidDocumentError(MSAError, ValueError):
     """A document cannot be stored: empty, not text, or with metadata that JSON cannot hold."""
 
 
+class IngestError(MSAError, ValueError):
+    """A file cannot be read into documents: missing, of an unknown type, damaged; the message names file and line."""
+
+
 class DuplicateDocumentError(MSAError, ValueError):
     """One call gave the same id to two different texts."""
 

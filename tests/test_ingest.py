@@ -1,0 +1,435 @@
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import logging
+import os
+import sys
+import time
+import types
+
+import pytest
+
+from msa_plugin.errors import IngestError, MissingExtraError
+from msa_plugin.ingest import read_paths
+from msa_plugin.plaintext import html_to_text
+from msa_plugin.types import Document
+
+
+def one(path, **options):
+    (document,) = read_paths([path], **options)
+    return Document.of(document)  # what comes out can always be stored
+
+
+def write(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+def lines(*records):
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def pdf(*pages):
+    """A minimal PDF with one line of text per page."""
+    kids = " ".join(f"{4 + 2 * i} 0 R" for i in range(len(pages)))
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    for i, text in enumerate(pages):
+        stream = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET" if text else ""
+        objects += [
+            "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] "
+            f"/Resources << /Font << /F1 3 0 R >> >> /Contents {5 + 2 * i} 0 R >>",
+            f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream",
+        ]
+    out, offsets = "%PDF-1.4\n", []
+    for number, body in enumerate(objects, 1):
+        offsets.append(len(out))
+        out += f"{number} 0 obj\n{body}\nendobj\n"
+    table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
+    trailer = f"trailer\n<< /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{len(out)}\n%%EOF\n"
+    return (out + f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}" + trailer).encode()
+
+
+class TestFiles:
+    def test_text_file(self, tmp_path):
+        path = write(tmp_path / "notes.TXT", "Hello\r\nthere\n")
+        assert one(path) == Document("notes.TXT", "Hello\nthere\n", "notes", {"source": str(path)})
+
+    def test_a_single_path_is_not_a_list_of_letters(self, tmp_path):
+        path = write(tmp_path / "a.txt", "x")
+        assert [d.id for d in read_paths(str(path))] == ["a.txt"]
+
+    @pytest.mark.parametrize(
+        ("text", "title"),
+        [
+            ("intro\n\n# The title #\n\n# Second\n", "The title"),
+            ("```sh\n# a comment\n```\n# Real\n", "Real"),
+            ("~~~\n```\n# no\n~~~\n# Yes", "Yes"),
+            ("## only a second level\n", "page"),
+            ("#hashtag\n", "page"),
+            ("#\n", "page"),
+            ("# C#\n", "C#"),
+        ],
+    )
+    def test_markdown_title(self, tmp_path, text, title):
+        document = one(write(tmp_path / "page.md", text))
+        assert (document.title, document.text) == (title, text)
+
+    def test_folder_order_ids_and_sources(self, tmp_path, caplog):
+        for name in ("b.txt", "a/z.md", "a/b/c.htm", "a.txt", ".hidden.txt", ".git/x.txt", "x.png", "LICENSE"):
+            write(tmp_path / name, "text")
+        skips = []
+        found = list(read_paths([tmp_path], on_skip=lambda *skip: skips.append(skip)))
+        assert [d.id for d in found] == ["a.txt", "b.txt", "a/z.md", "a/b/c.htm"]
+        assert found[2].metadata == {"source": str(tmp_path / "a" / "z.md")}
+        assert [path for path, _ in skips] == [str(tmp_path / "LICENSE"), str(tmp_path / "x.png")]
+        assert "skipped 2 files of unsupported types (1 .png, 1 no extension)" in caplog.text
+
+    def test_folder_without_anything_readable(self, tmp_path):
+        skips = []
+        assert list(read_paths([tmp_path], on_skip=lambda *skip: skips.append(skip))) == []
+        assert skips == [(str(tmp_path), "no file in this folder can be read")]
+
+    def test_empty_files_are_skipped_and_named(self, tmp_path, caplog):
+        for name, text in {"a.txt": "", "b.md": " \n\0", "c.html": "<p></p>", "d.jsonl": "\n \n"}.items():
+            write(tmp_path / name, text)
+        skips = []
+        assert list(read_paths([tmp_path], on_skip=lambda *skip: skips.append(skip))) == []
+        assert [path for path, _ in skips] == [str(tmp_path / name) for name in ("a.txt", "b.md", "c.html", "d.jsonl")]
+        assert all(name in caplog.text for name in ("a.txt", "b.md", "c.html", "d.jsonl"))
+
+    def test_every_named_path_is_checked_before_anything_is_read(self, tmp_path):
+        good = write(tmp_path / "a.txt", "x")
+        with pytest.raises(IngestError, match=r"typo\.txt does not exist"):
+            read_paths([good, tmp_path / "typo.txt"])
+        with pytest.raises(IngestError, match=r"x\.docx: this file type is not supported; convert it to one of \.txt"):
+            read_paths([good, write(tmp_path / "x.docx", "x")])
+
+    def test_a_path_that_the_system_refuses(self):
+        with pytest.raises(IngestError, match="cannot be read"):
+            read_paths(["x" * 5000 + ".txt"])
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+    def test_special_files(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe.txt")
+        skips = []
+        assert list(read_paths([tmp_path], on_skip=lambda *skip: skips.append(skip))) == []
+        assert skips[0] == (str(tmp_path / "pipe.txt"), "not a regular file")
+        with pytest.raises(IngestError, match="neither a file nor a folder"):
+            read_paths([tmp_path / "pipe.txt"])
+
+    @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root reads everything")
+    def test_unreadable_file_by_permission(self, tmp_path):
+        write(tmp_path / "a.txt", "x").chmod(0)
+        with pytest.raises(IngestError, match="Permission denied"):
+            one(tmp_path / "a.txt")
+
+    def test_unreadable_file(self, tmp_path, monkeypatch):
+        bad, good = write(tmp_path / "a.txt", "x"), write(tmp_path / "b.txt", "y")
+        real = type(bad).open
+
+        def refuse(self, *args, **kwargs):
+            if self.name == "a.txt":
+                raise PermissionError(13, "Permission denied", str(self))
+            return real(self, *args, **kwargs)
+
+        monkeypatch.setattr(type(bad), "open", refuse)
+        with pytest.raises(
+            IngestError, match=r"a\.txt cannot be read \(Permission denied\); check the path and its permissions"
+        ):
+            one(bad)
+        skips = []
+        assert [d.id for d in read_paths([tmp_path], on_skip=lambda *skip: skips.append(skip))] == [good.name]
+        assert skips == [(str(bad), "cannot be read (Permission denied); check the path and its permissions")]
+
+    def test_file_name_that_is_not_unicode(self, tmp_path):
+        raw = os.fsencode(tmp_path) + b"/caf\xe9.txt"
+        try:
+            with open(raw, "wb") as stream:  # noqa: PTH123
+                stream.write(b"x")
+        except OSError:
+            pytest.skip("the file system refuses such names")
+        assert one(tmp_path).id == "caf\ufffd.txt"
+
+    def test_reading_is_lazy(self, tmp_path):
+        write(tmp_path / "a.txt", "x")
+        write(tmp_path / "b.jsonl", "broken")
+        documents = read_paths([tmp_path])
+        assert next(documents).id == "a.txt"
+        with pytest.raises(IngestError, match="line 1"):
+            next(documents)
+
+
+class TestLinks:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        write(tmp_path / "outside" / "secret.txt", "secret")
+        write(tmp_path / "in" / "real.txt", "text")
+        try:
+            (tmp_path / "in" / "zz").symlink_to("real.txt")
+        except OSError:
+            pytest.skip("needs symbolic links")
+        (tmp_path / "in" / "zz").unlink()
+        return tmp_path / "in"
+
+    def read(self, folder):
+        skips = []
+        ids = [d.id for d in read_paths([folder], on_skip=lambda path, _: skips.append(os.path.relpath(path, folder)))]
+        return ids, skips
+
+    def test_links_that_lead_outside(self, folder):
+        (folder / "file.txt").symlink_to("../outside/secret.txt")
+        (folder / "dir").symlink_to("../outside")
+        assert self.read(folder) == (["real.txt"], ["dir", "file.txt"])
+
+    def test_loops_and_broken_links(self, folder):
+        (folder / "self").symlink_to(".")
+        (folder / "loop.txt").symlink_to("loop.txt")
+        (folder / "gone.txt").symlink_to("nowhere.txt")
+        assert self.read(folder) == (["real.txt"], ["self", "gone.txt", "loop.txt"])
+
+    def test_link_to_a_file_inside(self, folder):
+        (folder / "latest.txt").symlink_to("real.txt")
+        assert self.read(folder) == (["latest.txt", "real.txt"], [])
+
+    def test_a_link_that_was_named_is_followed(self, folder):
+        (folder.parent / "named").symlink_to("in")
+        assert [d.id for d in read_paths([folder.parent / "named"])] == ["real.txt"]
+
+
+class TestDecoding:
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+    def test_byte_order_marks(self, tmp_path, encoding, caplog):
+        text = "Grüße, 你好 🎈"
+        assert one(write(tmp_path / "a.txt", text.encode(encoding))).text == text
+        assert one(write(tmp_path / "b.jsonl", lines({"text": text}).encode(encoding))).text == text
+        assert not caplog.records
+
+    def test_big_endian_utf_16(self, tmp_path):
+        assert one(write(tmp_path / "a.txt", b"\xfe\xff" + "é".encode("utf-16-be"))).text == "é"
+
+    def test_invalid_bytes_are_replaced_and_reported(self, tmp_path, caplog):
+        path = write(tmp_path / "a.txt", "real \ufffd ".encode() + b"caf\xe9 and \xff.")
+        assert one(path).text == "real \ufffd caf\ufffd and \ufffd."
+        assert f"{path}: not valid utf-8 at byte 12; 2 characters of the file were replaced" in caplog.text
+        with pytest.raises(IngestError, match="not valid utf-8 at byte 12"):
+            one(path, encoding_errors="strict")
+
+    def test_blocks_may_cut_characters_and_line_breaks(self, tmp_path, monkeypatch, caplog):
+        text = "añ🎈\r\nb\x0cc"
+        for size in range(4, 12):
+            monkeypatch.setattr("msa_plugin.plaintext._BLOCK", size)
+            for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+                assert one(write(tmp_path / "a.txt", text.encode(encoding))).text == "añ🎈\nb\nc"
+        assert not caplog.records
+        assert one(write(tmp_path / "a.txt", b"0123456789abcd\xe2\x82")).text == "0123456789abcd\ufffd"
+        assert "at byte 14; 1 char" in caplog.text
+
+    def test_control_characters_are_removed_and_counted(self, tmp_path, caplog):
+        path = write(tmp_path / "a.txt", "a\0b\x1b[0m\tc\x7f\u0085d")
+        assert one(path).text == "ab[0m\tc\nd"
+        assert f"{path}: 3 control characters or" in caplog.text
+
+    def test_lone_surrogates_from_json_can_be_stored(self, tmp_path, caplog):
+        assert one(write(tmp_path / "a.jsonl", '{"text": "a\\ud800b\\u0000"}')).text == "a\ufffdb"
+        assert "2 control characters" in caplog.text
+
+
+class TestHtml:
+    def test_page(self, tmp_path):
+        page = (
+            "<!DOCTYPE html><html><head><title> A &amp;\n B </title><style>p{}</style><script>evil('<p>')</script>"
+            "</head><body><h1>Head</h1><p>One <b>bo</b>ld\n line&nbsp;&eacute;&#x1F388;</p><script>x</script>"
+            "<ul><li>a<li>b</ul><table><tr><td>1<td>2</tr></table><pre>if x:\n    y\n</pre>tail<!-- no --></body>"
+        )
+        document = one(write(tmp_path / "p.html", page))
+        assert document.title == "A & B"
+        assert document.text == "Head\nOne bold line é🎈\na\nb\n1 2\nif x:\n    y\ntail"
+
+    def test_title_falls_back_to_h1_then_stem(self, tmp_path):
+        assert one(write(tmp_path / "p.html", "<h1>The <i>first</i></h1><h1>no</h1>")).title == "The first"
+        assert one(write(tmp_path / "p.html", "<p>text")).title == "p"
+
+    @pytest.mark.parametrize(
+        ("html", "text"),
+        [
+            ("<head><title>t</title><p>left open", "left open"),
+            ("<![foo bar]>x", "x"),
+            ("<!--[if IE]>no<![endif]-->yes", "yes"),
+            ("a < b && c", "a < b && c"),
+            ("x<script>never closed", "x"),
+            ("</b></pre></p>x", "x"),
+            ("a <!-- b", "a <!-- b"),
+            ("a <b c='", "a <b c='"),
+            ("<svg/><br/>x<br>y", "x\ny"),
+            ("&lt;script&gt;", "<script>"),
+        ],
+    )
+    def test_sloppy_markup(self, html, text):
+        assert html_to_text(html)[1] == text
+
+    @pytest.mark.parametrize("piece", ["<a ", "<!--", "<a b='", "</", "<![", "<script>", "<p>"])
+    def test_hostile_markup_takes_linear_time(self, piece):
+        begin = time.monotonic()
+        html_to_text(piece * 40_000)
+        assert time.monotonic() - begin < 10  # quadratic time would be minutes
+
+    def test_control_characters_from_entities(self, tmp_path):
+        text = one(write(tmp_path / "p.html", "a&#1;b&#x7f;c&#0;")).text
+        assert "".join(c for c in text if c.isprintable()) == text
+
+
+class TestJsonl:
+    def test_beir_records(self, tmp_path):
+        path = write(
+            tmp_path / "c.jsonl",
+            lines(
+                {"_id": "d1", "title": "T", "text": "one", "metadata": {"topic": "x"}, "lang": "en"},
+                {"id": 7, "text": "two"},
+            )
+            + "\n \n"
+            + lines({"text": "three", "source": "web", "title": None, "metadata": None}),
+        )
+        first, second, third = map(Document.of, read_paths([path]))
+        assert first == Document("d1", "one", "T", {"source": str(path), "lang": "en", "topic": "x"})
+        assert (second.id, third.id, third.metadata) == ("7", "c.jsonl:5", {"source": "web"})
+
+    def test_fields_that_clash_are_reported(self, tmp_path, caplog):
+        document = one(write(tmp_path / "c.jsonl", lines({"text": "x", "a": 1, "metadata": {"a": 2}})))
+        assert document.metadata["a"] == 2
+        assert "line 1: fields ['a'] give way" in caplog.text
+
+    def test_gzip_in_a_folder(self, tmp_path):
+        write(tmp_path / "sub" / "c.jsonl.gz", gzip.compress(lines({"text": "x"}).encode()))
+        assert one(tmp_path).id == "sub/c.jsonl.gz:1"
+
+    @pytest.mark.parametrize("data", [b"\x1f\x8bjunk", b"not gzip", gzip.compress(b'{"text": "x"}\n' * 99)[:-12]])
+    def test_damaged_gzip(self, tmp_path, data):
+        with pytest.raises(IngestError, match="damaged"):
+            list(read_paths([write(tmp_path / "c.jsonl.gz", data)]))
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("{", "not valid JSON"),
+            ("[1]", "not a JSON object"),
+            ('{"title": "x"}', "needs a 'text'"),
+            ('{"text": 1}', "needs a 'text'"),
+            ('{"text": "x", "metadata": []}', "'metadata' an object"),
+            ('{"text": "x", "_id": true}', "the id must be"),
+            ('{"text": "x", "_id": ""}', "the id must be"),
+            ('{"text": "x", "n": NaN}', "NaN is not valid JSON"),
+            ('{"text": ' + "[" * 100_000, "nested too deeply|not valid JSON"),
+            ('{"text": "x", "n": ' + "9" * 10_000 + "}", "limit|digits"),
+        ],
+    )
+    def test_malformed_lines_name_file_and_line(self, tmp_path, line, message):
+        write(tmp_path / "c.jsonl", lines({"text": "fine"}) + line)
+        documents = read_paths([tmp_path])
+        assert next(documents).text == "fine"
+        with pytest.raises(IngestError, match=rf"c\.jsonl, line 2: .*({message})"):
+            next(documents)
+
+    def test_records_without_text_are_skipped(self, tmp_path):
+        skips = []
+        path = write(tmp_path / "c.jsonl", lines({"text": " "}, {"text": "x"}))
+        assert one(path, on_skip=lambda *skip: skips.append(skip)).id == "c.jsonl:2"
+        assert skips == [(f"{path}:1", "empty: no text in this record")]
+
+    def test_only_newlines_end_lines(self, tmp_path):
+        assert one(write(tmp_path / "c.jsonl", '{"text": "a\u2028b"}\r\n')).text == "a\u2028b"
+
+    def test_a_line_without_end(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("msa_plugin.plaintext._MAX_LINE", 100)
+        monkeypatch.setattr("msa_plugin.plaintext._BLOCK", 64)
+        with pytest.raises(IngestError, match=r"c\.jsonl, line 2 is over 100 characters"):
+            list(read_paths([write(tmp_path / "c.jsonl", lines({"text": "x"}) + "y" * 300)]))
+
+    def test_a_large_file_is_read_in_constant_memory(self, tmp_path, monkeypatch):
+        path = tmp_path / "big.jsonl"
+        with path.open("w") as stream:
+            for i in range(2000):
+                stream.write(lines({"_id": str(i), "text": "word " * 200}))
+        import tracemalloc
+
+        monkeypatch.setattr("msa_plugin.plaintext._BLOCK", 1 << 14)
+        tracemalloc.start()
+        assert sum(1 for _ in read_paths([path])) == 2000
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < path.stat().st_size / 4
+
+
+class TestStdin:
+    @pytest.fixture
+    def stdin(self, monkeypatch):
+        def give(data):
+            monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(data)))
+
+        return give
+
+    def test_text(self, stdin):
+        stdin(b'{"text": "x"}\n')
+        document = one("-")
+        assert (document.text, document.metadata) == ('{"text": "x"}\n', {"source": "-"})
+        stdin(b"other")
+        assert one("-").id != document.id  # a second pipe does not overwrite the first
+
+    def test_jsonl(self, stdin):
+        stdin(lines({"_id": "a", "text": "x"}, {"text": "y", "k": 1}, {"text": ""}).encode())
+        first, second = read_paths("-", stdin_format="jsonl")
+        assert first.id == "a"
+        assert second == Document.of({"text": "y", "metadata": {"source": "-", "k": 1}})
+
+    def test_empty(self, stdin):
+        stdin(b"")
+        skips = []
+        assert list(read_paths(["-"], on_skip=lambda *skip: skips.append(skip))) == []
+        assert skips == [("-", "empty: no text in it")]
+
+
+class TestPdf:
+    @pytest.fixture
+    def pypdf(self):
+        logging.getLogger("pypdf").setLevel(logging.CRITICAL)
+        return pytest.importorskip("pypdf")
+
+    def test_text_and_pages(self, tmp_path, pypdf):
+        path = write(tmp_path / "paper.pdf", pdf("First page", "Second page"))
+        assert one(path) == Document(
+            "paper.pdf", "First page\n\nSecond page", "paper", {"source": str(path), "pages": 2}
+        )
+
+    def test_missing_extra(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "pypdf", None)
+        with pytest.raises(MissingExtraError, match=r"pip install 'msa-plugin\[pdf\]'"):
+            one(write(tmp_path / "a.pdf", pdf("x")))
+
+    def encrypted(self, pypdf, password):
+        writer = pypdf.PdfWriter(clone_from=io.BytesIO(pdf("secret")))
+        writer.encrypt(password, "owner", algorithm="RC4-128")
+        out = io.BytesIO()
+        writer.write(out)
+        return out.getvalue()
+
+    def test_refusals(self, tmp_path, pypdf):
+        for name, data, message in [
+            ("encrypted.pdf", self.encrypted(pypdf, "key"), "is encrypted; save a copy"),
+            ("scan.pdf", pdf(""), "has no text layer .* OCR"),
+            ("junk.pdf", b"%PDF-1.4 junk", "cannot be read as PDF"),
+        ]:
+            with pytest.raises(IngestError, match=message):
+                one(write(tmp_path / name, data))
+        write(tmp_path / "z.txt", "fine")
+        skips = []
+        assert [d.id for d in read_paths([tmp_path], on_skip=lambda *skip: skips.append(skip))] == ["z.txt"]
+        assert [reason.split(" ")[0] for _, reason in skips] == ["is", "cannot", "has"]
+
+    def test_an_empty_password_is_no_lock(self, tmp_path, pypdf):
+        assert one(write(tmp_path / "a.pdf", self.encrypted(pypdf, ""))).text == "secret"
