@@ -1,0 +1,309 @@
+"""Exact search over routing keys: tiled products, segmented reduction to documents, streaming top-k.
+
+Source: MSA, arXiv 2603.23516, equation 2: score(doc) = max over chunks, max over question tokens, mean over heads of
+cos(Q^R, K^R). With a mean over heads that is one product per tile (`msa_kernels.collapse_heads`). The workspace depends
+on the tile sizes, the batch and k alone, never on the number of chunks or of question tokens.
+Shape legend: B rows, T question tokens, H heads, D head dim, W routing-key width, C chunks, N documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from msa_plugin.config import RoutingConfig
+from msa_plugin.errors import InvalidQueryError
+from msa_plugin.routing.queries import TokenTile, Voters, key_width, token_tiles, voters
+from msa_plugin.types import KeyBlock
+
+TILE_CHUNKS = 16384
+TILE_TOKENS = 256
+# Numbers of a converted panel of keys per thread: 1 MiB of float32 stays in a core's second-level cache between the
+# conversion and the product (measured: a third faster than panels that do not).
+PANEL_NUMBERS = 1 << 18
+
+
+class RoutedDocuments(NamedTuple):
+    """`ordinals` int64 [B, k'], `scores` float32 [B, k'], each row by descending score, ties by lower ordinal."""
+
+    ordinals: Tensor
+    scores: Tensor
+
+
+class _Span(NamedTuple):
+    """Documents `first` to `last` and their chunks `start` to `stop` (both exclusive).
+
+    `fits`: they fit one tile; otherwise it is a single document of more chunks than a tile.
+    """
+
+    first: int
+    last: int
+    start: int
+    stop: int
+    fits: bool
+
+
+@torch.no_grad()
+def route(
+    queries: Tensor,
+    mask: Tensor,
+    blocks: Iterable[KeyBlock],
+    k: int,
+    config: RoutingConfig,
+    *,
+    tile_chunks: int = TILE_CHUNKS,
+    tile_tokens: int = TILE_TOKENS,
+) -> RoutedDocuments:
+    """The k best documents of each row, exactly.
+
+    `queries` [B, H, T, D] for one key group, normalised and scaled by the caller as `config` says (a shared selection:
+    the layers' heads one after the other), or already collapsed [B, T, W]; `mask` bool [B, T], the voting tokens.
+    `blocks` are read once, in order; keys float16, bfloat16 or float32 [C, W], on any device: the products run in
+    float32 on the queries' device. Documents that a block does not allow are never returned, and tiles without an
+    allowed one are not read. A key that is NaN never wins.
+
+    Returns int64 and float32 [B, k'], k' = min(k, allowed documents).
+    Raises InvalidQueryError for k < 1, tiles < 1, and questions or blocks that do not fit `config`.
+    """
+    if k < 1:
+        raise InvalidQueryError(f"k must be at least 1, not {k}")
+    scorer = _ChunkScorer(queries, mask, config, tile_chunks, tile_tokens)
+    best = _TopK(k, queries.shape[0], queries.device)
+    for block in blocks:
+        for span, scores in scorer.scan(block):
+            _offer(best, block, span, scores, config)
+    return best.result()
+
+
+@torch.no_grad()
+def all_scores(
+    queries: Tensor,
+    mask: Tensor,
+    blocks: Iterable[KeyBlock],
+    config: RoutingConfig,
+    *,
+    tile_chunks: int = TILE_CHUNKS,
+    tile_tokens: int = TILE_TOKENS,
+) -> Tensor:
+    """Scores of every allowed document, in the order of the blocks: float32 [B, N]. Arguments and errors as `route`."""
+    scorer = _ChunkScorer(queries, mask, config, tile_chunks, tile_tokens)
+    columns = [torch.empty((queries.shape[0], 0), device=queries.device)]
+    for block in blocks:
+        for span, scores in scorer.scan(block):
+            columns.append(_documents(block, span, scores, config)[0])
+    return torch.cat(columns, 1)
+
+
+class _ChunkScorer:
+    """Chunk scores of one question against tile after tile, in a workspace that is allocated once."""
+
+    def __init__(
+        self, queries: Tensor, mask: Tensor, config: RoutingConfig, tile_chunks: int, tile_tokens: int
+    ) -> None:
+        if tile_chunks < 1 or tile_tokens < 1:
+            raise InvalidQueryError(f"tiles must hold at least 1, not {tile_chunks} chunks and {tile_tokens} tokens")
+        self.config, self.tile_chunks, self.tile_tokens = config, tile_chunks, tile_tokens
+        self.width = key_width(config)
+        self.device = queries.device
+        self._voting: Voters = voters(queries, mask, config, tile_tokens)
+        first = next(token_tiles(self._voting, config, tile_tokens))
+        single = first.rows == slice(0, queries.shape[0]) and first.shape[2] == self._voting.queries.shape[-2]
+        self._only = first if single else None
+        height = first.parts.shape[1]
+        self._rows = _panel_rows(self.width, height, self.device, tile_chunks)
+        self._panel = torch.empty((self._rows, self.width), device=self.device)
+        self._products = torch.empty((min(2, first.parts.shape[0]), height, self._rows), device=self.device)
+        self._scores = torch.empty((queries.shape[0], 0), device=self.device)
+
+    def scan(self, block: KeyBlock) -> Iterator[tuple[_Span, Tensor]]:
+        """Walk a block: a span with its chunk scores [B, c]; a document larger than a tile comes with its score [B, 1].
+
+        The scores are valid until the next step. Spans without an allowed document are skipped unread.
+        """
+        self._check(block)
+        wide = min(self.tile_chunks, block.keys.shape[0])
+        if self._scores.shape[1] < wide:
+            self._scores = self._scores.new_empty((self._scores.shape[0], wide))
+        offsets = block.offsets.cpu()
+        allowed = None if block.allowed is None else block.allowed.cpu()
+        for span in _spans(offsets, self.tile_chunks):
+            if allowed is not None and not bool(allowed[span.first : span.last].any()):
+                continue
+            keys = block.keys[span.start : span.stop]
+            yield span, self._tile(keys) if span.fits else self._large(keys)
+
+    def _check(self, block: KeyBlock) -> None:
+        count = block.ordinals.shape[0]
+        if block.keys.ndim != 2 or block.keys.shape[1] != self.width:
+            raise InvalidQueryError(f"routing keys are {tuple(block.keys.shape)}, the routing needs [C, {self.width}]")
+        if block.offsets.shape != (count + 1,) or (block.allowed is not None and block.allowed.shape != (count,)):
+            raise InvalidQueryError(f"offsets or allowed do not fit a block of {count} documents")
+
+    def _large(self, keys: Tensor) -> Tensor:
+        """Score [B, 1] of one document with more chunks than a tile, carried across tiles."""
+        mean = self.config.chunk_reduce == "mean"
+        total: Tensor | None = None
+        for start in range(0, keys.shape[0], self.tile_chunks):
+            scores = self._tile(keys[start : start + self.tile_chunks])
+            part = scores.sum(1, keepdim=True) if mean else scores.amax(1, keepdim=True)
+            total = part if total is None else (total + part if mean else torch.maximum(total, part))
+        assert total is not None
+        return _without_nan(total / keys.shape[0] if mean else total)
+
+    def _tile(self, keys: Tensor) -> Tensor:
+        """Chunk scores [B, c] of one tile."""
+        scores = self._scores[:, : keys.shape[0]]
+        tiles = (self._only,) if self._only is not None else token_tiles(self._voting, self.config, self.tile_tokens)
+        for tile in tiles:
+            for start in range(0, keys.shape[0], self._rows):
+                rows = keys[start : start + self._rows]
+                by_token = self._by_token(tile, self._load(rows))[:, :, : rows.shape[0]]
+                _combine(tile, by_token, scores[tile.rows, start : start + rows.shape[0]])
+        # A maximum would hand one NaN on to its document; the sum of a mean does so anyway.
+        return scores if self.config.chunk_reduce == "mean" else _without_nan(scores)
+
+    def _load(self, rows: Tensor) -> Tensor:
+        """The keys as float32 [R, W] on the device.
+
+        R is always the panel's height, so that equal keys get equal products wherever they lie (libraries add up
+        in another order for other heights); rows past the end hold leftovers, whose products nobody reads.
+        """
+        if rows.shape[0] == self._rows and rows.dtype == torch.float32 and rows.device == self.device:
+            return rows
+        self._panel[: rows.shape[0]].copy_(rows)
+        return self._panel
+
+    def _by_token(self, tile: TokenTile, panel: Tensor) -> Tensor:
+        """Products reduced over heads: [g, t, R]."""
+        count, group, tokens = tile.shape
+        dim, height = tile.parts.shape[2], tile.parts.shape[1]
+        best, other = self._products[0, :height], self._products[-1, :height]
+        torch.mm(tile.parts[0], panel[:, :dim].T, out=best)
+        for i in range(1, tile.parts.shape[0]):
+            torch.mm(tile.parts[i], panel[:, i * dim : (i + 1) * dim].T, out=other)
+            torch.maximum(best, other, out=best)
+        by_head = best.view(count, group, tokens, -1)
+        return by_head[:, 0] if group == 1 else by_head.amax(1)
+
+
+def _panel_rows(width: int, height: int, device: torch.device, tile_chunks: int) -> int:
+    """Chunks per product: panel and products fit the caches of the threads at work; a GPU takes a whole tile."""
+    needed = -(-tile_chunks // 64)
+    if device.type != "cpu":
+        return 64 * min(needed, 1024)
+    budget = PANEL_NUMBERS * torch.get_num_threads()
+    return 64 * min(needed, max(1, budget // max(width, height) // 64))
+
+
+def _without_nan(scores: Tensor) -> Tensor:
+    return scores.masked_fill_(scores.isnan(), -torch.inf)
+
+
+def _combine(tile: TokenTile, by_token: Tensor, out: Tensor) -> None:
+    """Reduce [g, t, c] over tokens into `out` [g, c], on top of what earlier tiles of these rows left there."""
+    if tile.share is not None:
+        part = (tile.share @ by_token)[:, 0]
+        out.copy_(part if tile.first else out + part)
+        return
+    if tile.silent is not None:
+        by_token = by_token.masked_fill(tile.silent, -torch.inf)
+    part = by_token[:, 0] if by_token.shape[1] == 1 else by_token.amax(1)
+    out.copy_(part if tile.first else torch.maximum(out, part))
+
+
+def _spans(offsets: Tensor, tile_chunks: int) -> Iterator[_Span]:
+    """Cut a block into runs of whole documents of at most `tile_chunks` chunks; a larger document stands alone."""
+    count, first = offsets.shape[0] - 1, 0
+    while first < count:
+        start = int(offsets[first])
+        fitting = int(torch.searchsorted(offsets, start + tile_chunks, right=True)) - 1
+        last = max(fitting, first + 1)
+        yield _Span(first, last, start, int(offsets[last]), fits=fitting > first)
+        first = last
+
+
+def _documents(block: KeyBlock, span: _Span, scores: Tensor, config: RoutingConfig) -> tuple[Tensor, Tensor]:
+    """Scores [B, n] and ordinals [n] of the allowed documents of a span."""
+    if not span.fits:
+        return scores, block.ordinals[span.first : span.last].to(scores.device)
+    offsets = (block.offsets[span.first : span.last + 1] - span.start).to(scores.device)
+    ordinals = block.ordinals[span.first : span.last].to(scores.device)
+    documents = _segments(scores, offsets, config.chunk_reduce)
+    if block.allowed is None:
+        return documents, ordinals
+    kept = block.allowed[span.first : span.last].to(scores.device).nonzero()[:, 0]
+    return documents[:, kept], ordinals[kept]
+
+
+def _segments(scores: Tensor, offsets: Tensor, how: str) -> Tensor:
+    """[B, c] -> [B, n] over each document's chunks, as a fresh tensor."""
+    if offsets.shape[0] == scores.shape[1] + 1 and bool((offsets.diff() == 1).all()):
+        return _without_nan(scores.clone())
+    initial = -torch.inf if how == "max" else None
+    reduced = [torch.segment_reduce(row, how, offsets=offsets, initial=initial, unsafe=True) for row in scores]
+    return _without_nan(torch.stack(reduced))
+
+
+def _offer(best: _TopK, block: KeyBlock, span: _Span, scores: Tensor, config: RoutingConfig) -> None:
+    """Offer a span's documents; once k are held, only those with a chunk that reaches the k-th score."""
+    bar = best.bar()
+    if bar is None or not span.fits or config.chunk_reduce == "mean":
+        best.offer(*_documents(block, span, scores, config))
+        return
+    # A document's best chunk decides, so chunks below every row's bar need no reduction to documents at all.
+    chunks = (scores >= bar).any(0).nonzero()[:, 0]
+    if chunks.numel() == 0:
+        return
+    offsets = block.offsets[span.first : span.last + 1].to(scores.device)
+    owner = torch.searchsorted(offsets, chunks + span.start, right=True) - 1
+    if block.allowed is not None:
+        kept = block.allowed[span.first : span.last].to(scores.device)[owner]
+        owner, chunks = owner[kept], chunks[kept]
+    documents, inverse = torch.unique_consecutive(owner, return_inverse=True)
+    reduced = scores.new_full((scores.shape[0], documents.shape[0]), -torch.inf)
+    reduced.scatter_reduce_(1, inverse.expand(scores.shape[0], -1), scores[:, chunks], "amax")
+    best.offer(reduced, block.ordinals[span.first : span.last].to(scores.device)[documents])
+
+
+class _TopK:
+    """Running best k documents per row."""
+
+    def __init__(self, k: int, rows: int, device: torch.device) -> None:
+        self.k = k
+        self._scores = torch.empty((rows, 0), device=device)
+        self._ordinals = torch.empty((rows, 0), dtype=torch.int64, device=device)
+        self._highest = -1
+
+    def bar(self) -> Tensor | None:
+        """The k-th score [B, 1] of each row, or None while fewer are held."""
+        return self._scores[:, -1:] if self._scores.shape[1] == self.k else None
+
+    def offer(self, scores: Tensor, ordinals: Tensor) -> None:
+        """Merge documents `ordinals` [n], ascending, with scores [B, n]."""
+        bar = self.bar()
+        if ordinals.shape[0] > 2 * self.k:
+            own = scores.topk(self.k).values[:, -1:]
+            bar = own if bar is None else torch.maximum(bar, own)
+        if bar is not None:
+            # Ties with the bar included: what is left to sort is small, and its order decides the ties.
+            kept = (scores >= bar).any(0).nonzero()[:, 0]
+            scores, ordinals = scores[:, kept], ordinals[kept]
+        if ordinals.shape[0] == 0:
+            return
+        merged = torch.cat((self._scores, scores), 1)
+        names = torch.cat((self._ordinals, ordinals.to(merged.device).expand(merged.shape[0], -1)), 1)
+        lowest, highest = int(ordinals[0]), int(ordinals[-1])
+        if lowest <= self._highest:
+            # Blocks out of order: restore ascending ordinals, on which the stable sort below relies for ties.
+            names, order = names.sort(1)
+            merged = merged.gather(1, order)
+        order = merged.sort(dim=1, descending=True, stable=True).indices[:, : self.k]
+        self._scores, self._ordinals = merged.gather(1, order), names.gather(1, order)
+        self._highest = max(self._highest, highest)
+
+    def result(self) -> RoutedDocuments:
+        """What is held."""
+        return RoutedDocuments(self._ordinals, self._scores)
