@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +17,7 @@ from torch import Tensor
 from msa_plugin.errors import InvalidDocumentError
 
 FORMAT_VERSION = 1
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as JSON writes it, told apart from an escaped backslash and "u0000"
 Filter = Mapping[str, Any] | Callable[[Mapping[str, Any]], bool]
 
 
@@ -95,9 +97,11 @@ def _check_metadata(document: Document) -> None:
     if not isinstance(document.metadata, Mapping) or not all(isinstance(k, str) for k in document.metadata):
         raise InvalidDocumentError(f"document {document.id!r}: metadata must be a mapping with string keys")
     try:
-        json.dumps(dict(document.metadata), allow_nan=False)
+        encoded = json.dumps(dict(document.metadata), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidDocumentError(f"document {document.id!r}: metadata is not JSON ({error})") from error
+    if _NUL.search(encoded):  # SQLite's JSON functions cut strings there: a filter would match what it should not
+        raise InvalidDocumentError(f"document {document.id!r}: metadata holds a NUL character; remove it")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,370 @@
+"""The memory bank: durable, versioned documents and their latents, with one writer and any number of readers.
+
+A handle sees the moment at which it was opened (or last refreshed): an open read transaction pins the catalog's rows,
+memory maps pin the segments, and nothing that another process does can pull data from under it. Writing through a
+handle refreshes that handle.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from torch import Tensor
+
+from msa_plugin.bank import compaction
+from msa_plugin.bank.catalog import Catalog, Snapshot, create_bank
+from msa_plugin.bank.disk import check_writable, disk_errors
+from msa_plugin.bank.documents import Known, StoredDocument
+from msa_plugin.bank.intake import check_documents, check_namespace
+from msa_plugin.bank.lock import WriterLock
+from msa_plugin.bank.segment import Segment, orphans, write_segment
+from msa_plugin.bank.verify import verify_bank
+from msa_plugin.bank.view import Selection, View, look
+from msa_plugin.errors import (
+    BankError,
+    BankLockedError,
+    BankReadOnlyError,
+    FingerprintMismatchError,
+    InvalidQueryError,
+)
+from msa_plugin.types import EncodedDocument, Filter, Fingerprint, KeyBlock, Stats, VerifyReport
+
+_PAGE = 1000
+
+
+def read_fingerprint(path: str | Path) -> Fingerprint:
+    """What the bank at `path` was built with. Raises like `MemoryBank.open`."""
+    with disk_errors(Path(path), reading=True):
+        catalog = Catalog(Path(path), writable=False)
+        try:
+            return catalog.fingerprint()
+        finally:
+            catalog.close()
+
+
+class MemoryBank:
+    """A handle on a bank. Safe to share among threads; close it, or use it as a context manager."""
+
+    def __init__(
+        self, path: Path, fingerprint: Fingerprint, *, read_only: bool, snapshot: str | None, lock_timeout: float
+    ) -> None:
+        """Attach to a bank that exists; use `MemoryBank.open`."""
+        self.path = path
+        self.fingerprint = fingerprint
+        self.read_only = read_only
+        self.snapshot_name = snapshot
+        self._root = path / "segments"
+        self._state = threading.RLock()  # guards the view and the connection it reads through
+        self._lock = WriterLock(path, lock_timeout)
+        self._closed = False
+        self._writer: Catalog | None = None
+        self._catalog = Catalog(path, writable=False)
+        try:
+            found = self._catalog.fingerprint()
+            if found != fingerprint:
+                raise FingerprintMismatchError(
+                    f"{path} was built with other settings: {'; '.join(fingerprint.differences(found))}. "
+                    "Open it with the same model and adapter, or build a new bank in another folder"
+                )
+            self._view = look(self._catalog, self._root, {}, snapshot)
+        except BaseException:
+            self._catalog.close()
+            raise
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        fingerprint: Fingerprint,
+        *,
+        create: bool = True,
+        read_only: bool = False,
+        snapshot: str | None = None,
+        lock_timeout: float = 10.0,
+    ) -> MemoryBank:
+        """Open the bank in folder `path`, creating it if absent unless `create` is False or it is to be only read.
+
+        `snapshot` opens a named moment, read-only. `lock_timeout` (seconds) is how long a write waits for another.
+        Raises BankNotFoundError, BankFormatError, FingerprintMismatchError, BankCorruptError, BankReadOnlyError,
+        BankLockedError and SnapshotError.
+        """
+        folder = Path(path)
+        read_only = read_only or snapshot is not None
+        if create and not read_only:
+            with disk_errors(folder):
+                create_bank(folder, fingerprint, lock_timeout)
+        with disk_errors(folder, reading=True):
+            if not read_only:
+                check_writable(folder)
+            bank = cls(folder, fingerprint, read_only=read_only, snapshot=snapshot, lock_timeout=lock_timeout)
+        if not read_only:
+            bank._sweep_if_idle()
+        return bank
+
+    # -- the handle's moment ----------------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> int:
+        """The version that this handle sees."""
+        return self._view.at.version
+
+    def refresh(self) -> None:
+        """Move to the newest version (a handle on a named snapshot stays there). Raises BankCorruptError."""
+        with self._reading() as view:
+            self._view = look(self._catalog, self._root, view.segments, self.snapshot_name)
+
+    def close(self) -> None:
+        """Let go of the catalog; tensors already handed out stay valid. May be called twice."""
+        with self._state:
+            self._closed = True
+            self._catalog.close()
+            if self._writer:
+                self._writer.close()
+
+    def __enter__(self) -> MemoryBank:
+        """Return the handle itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the handle."""
+        self.close()
+
+    @contextmanager
+    def _reading(self) -> Iterator[View]:
+        with self._state, disk_errors(self.path, reading=True):
+            if self._closed:
+                raise BankError(f"{self.path}: the bank was closed; open it again")
+            yield self._view
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def select(self, namespace: str, where: Filter | None = None) -> Selection:
+        """Live documents of a namespace that pass a filter; see `filters` for its language.
+
+        Raises InvalidQueryError for a malformed filter.
+        """
+        check_namespace(namespace)
+        with self._reading() as view:
+            return view.select(namespace, where)
+
+    def key_blocks(self, group: str, selection: Selection) -> Iterator[KeyBlock]:
+        """The selection's segments for the scorer, in ordinal order; see `Selection.key_blocks`."""
+        return selection.key_blocks(group)
+
+    def segments(self) -> tuple[Segment, ...]:
+        """The mapped segments, in ordinal order, whatever the namespace."""
+        with self._reading() as view:
+            return tuple(view.segments.values())
+
+    def key_rows(self, ordinals: Sequence[int], group: str) -> list[Tensor]:
+        """Routing keys [C_i, W] of each document, sliced from the map. Raises BankError, InvalidQueryError."""
+        places = self._places(ordinals)
+        if any(group not in segment.keys for segment, _ in places):
+            raise InvalidQueryError(f"no key group {group!r} in this bank; there are {sorted(places[0][0].keys)}")
+        return [segment.key_rows(position, group) for segment, position in places]
+
+    def content(self, ordinals: Sequence[int], layer: int) -> list[Tensor]:
+        """Content [C_i', 2, KV, D] of each document, sliced from the map. Raises BankError, InvalidQueryError."""
+        places = self._places(ordinals)
+        if any(layer not in segment.content for segment, _ in places):
+            kept = sorted({kept for segment, _ in places for kept in segment.content})
+            raise InvalidQueryError(f"no content of layer {layer} in this bank; there is: {kept or 'none'}")
+        return [segment.content_rows(position, layer) for segment, position in places]
+
+    def latents(self, ordinal: int) -> EncodedDocument:
+        """A document with everything kept of it, ready to be committed again (under new metadata, say)."""
+        with self._reading():
+            [stored], [(segment, position)] = self.documents([ordinal]), self._places([ordinal])
+        keys, content = segment.latents(position)
+        return EncodedDocument(stored.document, stored.tokens, keys, content)
+
+    def _places(self, ordinals: Sequence[int]) -> list[tuple[Segment, int]]:
+        with self._reading() as view:
+            places = self._catalog.documents.places(view.at, ordinals)
+            return [(view.segments[number], position) for number, position in places]
+
+    def documents(self, ordinals: Sequence[int]) -> list[StoredDocument]:
+        """Documents by ordinal. Raises BankError for one that was deleted and compacted away in the meantime."""
+        with self._reading() as view:
+            return self._catalog.documents.stored(view.at, ordinals)
+
+    def lookup(self, ids: Iterable[str], namespace: str) -> dict[str, Known]:
+        """Ordinal, content hash and metadata of those ids that are live."""
+        with self._reading() as view:
+            return self._catalog.documents.lookup(view.at, namespace, ids)
+
+    def get(self, ids: Iterable[str], namespace: str) -> dict[str, StoredDocument]:
+        """Documents of those ids that are live."""
+        with self._reading() as view:
+            return self._catalog.documents.get(view.at, namespace, ids)
+
+    def iter_ids(self, namespace: str) -> Iterator[str]:
+        """Live ids in code point order, fetched in pages."""
+        after = None
+        while True:
+            with self._reading() as view:
+                page = self._catalog.documents.page_of_ids(view.at, namespace, after, _PAGE)
+            if not page:
+                return
+            yield from page
+            after = page[-1]
+
+    def count(self, namespace: str) -> int:
+        """Live documents of a namespace."""
+        with self._reading() as view:
+            return view.totals(namespace).documents
+
+    def snapshots(self) -> list[Snapshot]:
+        """Named snapshots, oldest first."""
+        with self._reading():
+            return self._catalog.snapshots()
+
+    def stats(self, namespace: str) -> Stats:
+        """Sizes of a namespace and of the bank."""
+        with self._reading() as view:
+            totals = view.totals(namespace)
+            records = [segment.record for segment in view.segments.values()]
+            return Stats(
+                documents=totals.documents,
+                tokens=totals.tokens,
+                chunks=totals.chunks,
+                segments=len(records),
+                bytes_keys=sum(record.keys.bytes for record in records),
+                bytes_content=sum(record.content.bytes for record in records if record.content),
+                bytes_catalog=self._catalog.bytes(),
+                deleted=totals.deleted,
+                namespaces=self._catalog.documents.namespaces(view.at),
+                snapshots=tuple(snapshot.name for snapshot in self._catalog.snapshots()),
+            )
+
+    def verify(self, deep: bool = True) -> VerifyReport:
+        """Check the bank on disk, in its newest version; see `verify_bank`, which needs no handle."""
+        return verify_bank(self.path, deep=deep)
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the only writer; re-entrant within a thread. Starts from the newest version.
+
+        Raises BankLockedError when another writer does not finish in time, and BankReadOnlyError.
+        """
+        with self._locked() as outermost:
+            if outermost:
+                self.refresh()
+                self._sweep()
+            yield
+
+    def commit(self, documents: Sequence[EncodedDocument], namespace: str) -> list[int]:
+        """Store documents durably, replacing live ones of the same ids; returns their ordinals.
+
+        All become visible at once, and none if anything fails. Raises InvalidDocumentError, DuplicateDocumentError,
+        BankLockedError, BankWriteError and BankReadOnlyError.
+        """
+        check_namespace(namespace)
+        latents = check_documents(documents)
+        if not latents:
+            return []
+        with self._changing() as catalog:
+            first = catalog.now().last_ordinal + 1
+            ordinals = list(range(first, first + len(latents)))
+            record = write_segment(self._root, ordinals, latents, namespace)
+            with catalog.transaction() as version:
+                ids = [item.document.id for item in documents]
+                catalog.documents.tombstone(namespace, ids, version)
+                rows = zip(ordinals, documents, latents, strict=True)
+                catalog.documents.insert(
+                    namespace,
+                    catalog.add_segment(record),
+                    ((ordinal, item.document, item.tokens, kept.chunks) for ordinal, item, kept in rows),
+                )
+        return ordinals
+
+    def delete(self, ids: Iterable[str], namespace: str) -> tuple[list[str], list[str]]:
+        """Delete documents by id; returns the ids deleted and the ids that were not there, both in the order given.
+
+        The latents stay on disk until `compact`. Raises BankLockedError, BankWriteError and BankReadOnlyError.
+        """
+        wanted = list(dict.fromkeys(ids))
+        with self.writing():
+            live = self.lookup(wanted, namespace)
+            deleted, missing = [i for i in wanted if i in live], [i for i in wanted if i not in live]
+            if deleted:
+                with self._changing() as catalog, catalog.transaction() as version:
+                    catalog.documents.tombstone(namespace, deleted, version)
+        return deleted, missing
+
+    def snapshot(self, name: str) -> None:
+        """Name the newest version, so that compaction keeps it. Raises SnapshotError for a bad or taken name."""
+        with self._changing() as catalog, catalog.transaction():
+            catalog.add_snapshot(name, catalog.now())
+
+    def drop_snapshot(self, name: str) -> None:
+        """Forget a named version; the next compaction frees what only it needed. Raises SnapshotError."""
+        with self._changing() as catalog, catalog.transaction():
+            catalog.drop_snapshot(name)
+
+    def compact(self, segment_bytes: int = compaction.SEGMENT_BYTES) -> None:
+        """Free the space of deleted documents and merge small segments into ones of about `segment_bytes`.
+
+        Ordinals do not change, handles open elsewhere keep working, and named snapshots are preserved. Needs free disk
+        space for what it rewrites. Raises BankLockedError, BankWriteError, BankReadOnlyError and BankCorruptError.
+        """
+        with self.writing():
+            with self._changing() as catalog:
+                changed = compaction.compact(catalog, self._root, self._view.segments, segment_bytes)
+            self._sweep()
+            if changed:
+                with self._changing() as catalog, self._state:
+                    self._catalog.release_snapshot()  # its own pages are the only ones it may move out of the log
+                    catalog.shrink()
+
+    @contextmanager
+    def _locked(self, timeout: float | None = None) -> Iterator[bool]:
+        if self.read_only:
+            raise BankReadOnlyError(f"{self.path} was opened for reading; open it without read_only and snapshot")
+        with ExitStack() as stack:
+            with disk_errors(self.path):
+                outermost = stack.enter_context(self._lock.hold(timeout))
+            yield outermost  # outside disk_errors: the caller's own OSErrors are not ours to rename
+
+    @contextmanager
+    def _changing(self) -> Iterator[Catalog]:
+        """A change: afterwards this handle sees it, or, if it failed, its leftovers are gone."""
+        with self.writing(), disk_errors(self.path):
+            if self._writer is None:
+                self._writer = Catalog(self.path, writable=True)
+            try:
+                yield self._writer
+            finally:
+                with self._state:
+                    self._catalog.release_snapshot()  # else this handle itself would hold the log back
+                    self._writer.checkpoint()
+                    self.refresh()
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove segment folders that the catalog does not name. The caller holds the writer lock."""
+        with self._reading() as view:
+            named = {segment.record.uuid for segment in view.segments.values()}
+        for folder in orphans(self._root, named):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _sweep_if_idle(self) -> None:
+        """Remove what a writer that died left behind, unless somebody is writing now."""
+        with self._reading() as view:
+            named = {segment.record.uuid for segment in view.segments.values()}
+        if orphans(self._root, named):
+            try:
+                with self._locked(timeout=0):
+                    self.refresh()
+                    self._sweep()
+            except BankLockedError:
+                return  # theirs, perhaps; the next writer sweeps

@@ -1,0 +1,325 @@
+"""The catalog: one SQLite database that says which documents and segments exist. Its transaction is the commit.
+
+History is kept by version numbers. Each change increments the version; a deleted row stays, marked with the version
+that deleted it, until compaction finds that neither the newest version nor a named snapshot needs it. Ordinals are
+handed out in order and never reused, so a moment of history is the pair `At(version, last_ordinal)`: it sees the rows
+up to that ordinal that were not deleted by that version. That makes a column (and an index) of creation versions
+needless. Texts live in a table of their own, so that scans over metadata do not drag them through memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from msa_plugin.bank.disk import check_writable, fsync_folder
+from msa_plugin.bank.documents import At, DocumentRows
+from msa_plugin.bank.lock import WriterLock
+from msa_plugin.bank.segment import FileRecord, SegmentRecord
+from msa_plugin.errors import BankCorruptError, BankFormatError, BankNotFoundError, SnapshotError
+from msa_plugin.types import FORMAT_VERSION, Fingerprint
+
+CATALOG_FILE = "catalog.sqlite"
+_BUSY_SECONDS = 10.0
+_CHECKPOINT_BYTES = 4 << 20
+
+_SCHEMA = """
+CREATE TABLE meta(key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
+CREATE TABLE segments(
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    uuid TEXT NOT NULL UNIQUE,
+    namespace TEXT,
+    first_ordinal INTEGER NOT NULL,
+    last_ordinal INTEGER NOT NULL,
+    documents INTEGER NOT NULL,
+    chunks INTEGER NOT NULL,
+    keys_bytes INTEGER NOT NULL,
+    keys_sha256 TEXT NOT NULL,
+    content_bytes INTEGER,
+    content_sha256 TEXT
+);
+CREATE TABLE documents(
+    ordinal INTEGER PRIMARY KEY AUTOINCREMENT,
+    namespace TEXT NOT NULL,
+    id TEXT NOT NULL,
+    deleted INTEGER,
+    segment INTEGER NOT NULL REFERENCES segments(number),
+    position INTEGER NOT NULL,
+    tokens INTEGER NOT NULL,
+    chunks INTEGER NOT NULL,
+    content_hash TEXT NOT NULL,
+    checksum INTEGER NOT NULL,
+    metadata TEXT NOT NULL,
+    title TEXT NOT NULL,
+    UNIQUE(segment, position)
+);
+CREATE UNIQUE INDEX documents_by_id ON documents(namespace, id, ifnull(deleted, 0));
+CREATE INDEX documents_by_namespace ON documents(namespace, deleted, ordinal, tokens, chunks);
+CREATE INDEX documents_deleted ON documents(deleted) WHERE deleted IS NOT NULL;
+CREATE TABLE texts(ordinal INTEGER PRIMARY KEY REFERENCES documents(ordinal) ON DELETE CASCADE, text TEXT NOT NULL);
+CREATE TABLE snapshots(
+    name TEXT PRIMARY KEY, version INTEGER NOT NULL, last_ordinal INTEGER NOT NULL, created TEXT NOT NULL
+) WITHOUT ROWID;
+"""
+_SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SEGMENT_COLUMNS = (
+    "uuid, namespace, first_ordinal, last_ordinal, documents, chunks, "
+    "keys_bytes, keys_sha256, content_bytes, content_sha256"
+)
+
+
+class Snapshot(NamedTuple):
+    """A named moment that compaction preserves; `created` is UTC, ISO 8601."""
+
+    name: str
+    at: At
+    created: str
+
+
+def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
+    """Open a catalog that exists. Transactions are explicit; a commit is on the disk when it returns."""
+    uri = path.absolute().as_uri()
+    connection = _connect(f"{uri}?mode={'rw' if writable else 'ro'}")
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError:
+        connection.close()
+        wal = path.with_name(path.name + "-wal")
+        if writable or (wal.exists() and wal.stat().st_size):
+            raise
+        # Read-only media: SQLite cannot create its shared-memory file there, and nobody else can write either.
+        connection = _connect(f"{uri}?immutable=1")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+def create_bank(folder: Path, fingerprint: Fingerprint, lock_timeout: float) -> None:
+    """Make an empty bank in `folder` unless there is one. Raises BankNotFoundError, BankLockedError and OSError."""
+    path = folder / CATALOG_FILE
+    if path.exists():
+        return
+    if folder.exists() and not folder.is_dir():
+        raise BankNotFoundError(f"{folder} is a file; a memory bank is a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
+    with WriterLock(folder, lock_timeout).hold():
+        if not path.exists():
+            _create_catalog(path, fingerprint)
+
+
+def _create_catalog(path: Path, fingerprint: Fingerprint) -> None:
+    """Write an empty catalog under a temporary name and rename it, so that a half-made catalog is never seen."""
+    temporary = path.with_name("catalog.new")
+    for leftover in path.parent.glob("catalog.new*"):
+        leftover.unlink()
+    connection = _connect(f"{temporary.absolute().as_uri()}?mode=rwc")
+    try:
+        connection.executescript(_SCHEMA)
+        values = {"format_version": FORMAT_VERSION, "fingerprint": json.dumps(asdict(fingerprint)), "version": 0}
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
+        connection.execute("PRAGMA journal_mode = WAL")
+    finally:
+        connection.close()
+    os.replace(temporary, path)  # noqa: PTH105 - tests replace it to cut the power here
+    fsync_folder(path.parent)
+
+
+class Catalog:
+    """One connection to a catalog. Methods raise sqlite3.Error as it comes; the bank translates it."""
+
+    def __init__(self, folder: Path, *, writable: bool) -> None:
+        """Open the catalog of the bank in `folder` and check its format.
+
+        Raises BankNotFoundError, BankFormatError, or BankCorruptError where it is not a catalog at all.
+        """
+        self.path = folder / CATALOG_FILE
+        if folder.exists() and not folder.is_dir():
+            raise BankNotFoundError(f"{folder} is a file; a memory bank is a folder")
+        if not self.path.is_file():
+            raise BankNotFoundError(f"{folder} holds no memory bank; check the path, or add documents to create one")
+        try:
+            self._db = connect(self.path, writable=writable)
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            raise _not_a_catalog(self.path, error) from error
+        self.documents = DocumentRows(self._db)
+        try:
+            self._check_format()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _check_format(self) -> None:
+        try:
+            found = self._meta("format_version")
+        except sqlite3.OperationalError as error:
+            if "no such table" not in str(error):
+                raise
+            raise _not_a_catalog(self.path, error) from error
+        except sqlite3.DatabaseError as error:
+            raise _not_a_catalog(self.path, error) from error
+        if found != FORMAT_VERSION:
+            raise BankFormatError(
+                f"{self.path.parent}: the bank has format version {found}, this package reads {FORMAT_VERSION}; "
+                "use the package version that wrote it, or build the bank anew"
+            )
+
+    def close(self) -> None:
+        """Close the connection; harmless when closed already."""
+        self._db.close()
+
+    def hold_snapshot(self) -> None:
+        """Start a read transaction, ending the one before: everything read from now on is of this moment."""
+        self.release_snapshot()
+        self._db.execute("BEGIN")
+        self.version()  # SQLite takes the snapshot at the first read
+
+    def release_snapshot(self) -> None:
+        """End the read transaction, if any."""
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    @contextmanager
+    def transaction(self) -> Iterator[int]:
+        """A change, all or nothing; yields the version that it makes. Durable when the block has been left."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            version = self.version() + 1
+            yield version
+            self._db.execute("UPDATE meta SET value = ? WHERE key = 'version'", (version,))
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _meta(self, key: str) -> object:
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise BankCorruptError(f"{self.path}: the catalog has lost its {key}; restore it from a backup")
+        return row[0]
+
+    def version(self) -> int:
+        """The newest version."""
+        return int(str(self._meta("version")))
+
+    def fingerprint(self) -> Fingerprint:
+        """What the bank's latents depend on."""
+        try:
+            return Fingerprint(**json.loads(str(self._meta("fingerprint"))))
+        except (TypeError, ValueError) as error:
+            raise BankCorruptError(
+                f"{self.path}: unreadable fingerprint ({error}); restore it from a backup"
+            ) from error
+
+    def now(self) -> At:
+        """The newest moment."""
+        row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'documents'").fetchone()
+        return At(self.version(), row[0] if row else 0)
+
+    def segments(self) -> list[SegmentRecord]:
+        """Every segment, in the order of the ordinals they hold (which never overlap)."""
+        sql = f"SELECT number, {_SEGMENT_COLUMNS} FROM segments ORDER BY first_ordinal"
+        return [_segment_record(row) for row in self._db.execute(sql)]
+
+    def add_segment(self, record: SegmentRecord) -> int:
+        """Name a written segment; returns its number, which is never reused."""
+        content = record.content or (None, None)
+        row = (
+            *(record.uuid, record.namespace, record.first_ordinal, record.last_ordinal),
+            *(record.documents, record.chunks, *record.keys, *content),
+        )
+        marks = ", ".join("?" * len(row))
+        number = self._db.execute(f"INSERT INTO segments({_SEGMENT_COLUMNS}) VALUES ({marks})", row).lastrowid
+        assert number is not None
+        return number
+
+    def drop_empty_segments(self) -> None:
+        """Forget the segments that no row points at."""
+        self._db.execute(
+            "DELETE FROM segments WHERE NOT EXISTS (SELECT 1 FROM documents WHERE segment = segments.number)"
+        )
+
+    def snapshots(self) -> list[Snapshot]:
+        """Named snapshots, oldest first."""
+        sql = "SELECT name, version, last_ordinal, created FROM snapshots ORDER BY version"
+        return [Snapshot(name, At(version, last), created) for name, version, last, created in self._db.execute(sql)]
+
+    def snapshot(self, name: str) -> Snapshot:
+        """A named snapshot. Raises SnapshotError when there is none of that name."""
+        found = self.snapshots()
+        for snapshot in found:
+            if snapshot.name == name:
+                return snapshot
+        have = ", ".join(s.name for s in found) or "none"
+        raise SnapshotError(f"{self.path.parent}: no snapshot named {name!r}; there are: {have}")
+
+    def add_snapshot(self, name: str, at: At) -> None:
+        """Name a moment. Raises SnapshotError when the name is taken or malformed."""
+        if not _SNAPSHOT_NAME.fullmatch(name):
+            raise SnapshotError(
+                f"snapshot name {name!r}: use 1 to 64 letters, digits, '.', '_', '-', a letter or digit first"
+            )
+        if any(s.name == name for s in self.snapshots()):
+            raise SnapshotError(f"{self.path.parent}: a snapshot named {name!r} exists; drop it first")
+        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._db.execute("INSERT INTO snapshots VALUES (?, ?, ?, ?)", (name, *at, created))
+
+    def drop_snapshot(self, name: str) -> None:
+        """Forget a name. Raises SnapshotError when there is none of that name."""
+        self.snapshot(name)
+        self._db.execute("DELETE FROM snapshots WHERE name = ?", (name,))
+
+    def checkpoint(self) -> None:
+        """Move a long write-ahead log into the database, as far as open readers allow."""
+        wal = self.path.with_name(self.path.name + "-wal")
+        if wal.exists() and wal.stat().st_size > _CHECKPOINT_BYTES:
+            with contextlib.suppress(sqlite3.Error):  # nothing depends on it but the log's length
+                self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def shrink(self) -> None:
+        """Return free pages to the file system and, where no reader is in the way, empty the write-ahead log."""
+        self._db.execute("VACUUM")
+        self._db.execute("PRAGMA busy_timeout = 0")  # a reader may stay for days; its presence only delays this
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._db.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000)}")
+
+    def bytes(self) -> int:
+        """Bytes of the database and its write-ahead log."""
+        names = (self.path.name, self.path.name + "-wal")
+        return sum(path.stat().st_size for path in map(self.path.with_name, names) if path.exists())
+
+    def integrity(self, *, deep: bool) -> list[str]:
+        """What SQLite itself finds wrong with the file."""
+        check = "integrity_check" if deep else "quick_check"
+        problems = [str(row[0]) for row in self._db.execute(f"PRAGMA {check}") if row[0] != "ok"]
+        return problems + [f"dangling row {row}" for row in self._db.execute("PRAGMA foreign_key_check")]
+
+
+def _not_a_catalog(path: Path, error: Exception) -> BankCorruptError:
+    return BankCorruptError(f"{path} is not a memory bank's catalog ({error}); restore it from a backup")
+
+
+def _segment_record(row: tuple[Any, ...]) -> SegmentRecord:
+    number, *facts, keys_bytes, keys_sha256, content_bytes, content_sha256 = row
+    content = FileRecord(content_bytes, content_sha256) if content_sha256 is not None else None
+    return SegmentRecord(*facts, FileRecord(keys_bytes, keys_sha256), content, number)

@@ -1,0 +1,83 @@
+"""Compaction: rewrite what is still needed into fewer, fuller segments, then forget the rest in one transaction.
+
+Segments hold disjoint, ascending ranges of ordinals, before and after. A segment that is full enough and has no dead
+document is left alone, so compacting often is cheap. Documents stream from map to file: memory does not grow with the
+bank's latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from msa_plugin.bank.catalog import Catalog
+from msa_plugin.bank.segment import Segment, write_segment
+
+SEGMENT_BYTES = 64 << 20
+
+
+class _Item(NamedTuple):
+    segment: Segment
+    position: int
+    ordinal: int
+    namespace: str
+    bytes: int
+
+
+def compact(catalog: Catalog, root: Path, segments: Mapping[int, Segment], segment_bytes: int) -> bool:
+    """Compact the bank whose newest segments are `segments`; the caller holds the writer lock and removes the files.
+
+    Returns False when there was nothing to do. Raises OSError, sqlite3.Error and BankCorruptError, changing nothing.
+    """
+    written = []
+    for group in _groups(_items(catalog, segments, segment_bytes), segment_bytes):
+        namespaces = {item.namespace for item in group}
+        ordinals = [item.ordinal for item in group]
+        latents = [item.segment.latents(item.position) for item in group]
+        owner = namespaces.pop() if len(namespaces) == 1 else None
+        written.append((write_segment(root, ordinals, latents, owner), ordinals))
+    if not written and not catalog.documents.any_unneeded():
+        return False
+    with catalog.transaction():
+        catalog.documents.purge()
+        for record, ordinals in written:
+            catalog.documents.move(ordinals, catalog.add_segment(record))
+        catalog.drop_empty_segments()
+    return True
+
+
+def _items(catalog: Catalog, segments: Mapping[int, Segment], segment_bytes: int) -> Iterator[_Item | None]:
+    """Documents to rewrite, in ordinal order; None where a segment that stays lies between them."""
+    for number, segment in segments.items():
+        needed = catalog.documents.needed(number)
+        if len(needed) == segment.record.documents and segment.record.bytes * 2 >= segment_bytes:
+            yield None
+            continue
+        for position, ordinal, namespace in needed:
+            size = segment.document_bytes(position)
+            yield _Item(segment, position, ordinal, namespace, size)
+
+
+def _groups(items: Iterator[_Item | None], segment_bytes: int) -> Iterator[list[_Item]]:
+    """Runs of documents for one new segment each; a run that is exactly an existing segment is left out."""
+    group: list[_Item] = []
+    size = 0
+    for item in chain(items, (None,)):
+        if group and (item is None or size + item.bytes > segment_bytes or not _alike(item, group[0])):
+            if not _is_whole_segment(group):
+                yield group
+            group, size = [], 0
+        if item is not None:
+            group.append(item)
+            size += item.bytes
+
+
+def _alike(one: _Item, other: _Item) -> bool:
+    return one.segment is other.segment or one.segment.signature == other.segment.signature
+
+
+def _is_whole_segment(group: list[_Item]) -> bool:
+    segment = group[0].segment
+    return len(group) == segment.record.documents and all(item.segment is segment for item in group)

@@ -1,0 +1,279 @@
+"""The catalog's document rows: every query about documents, each bound to a namespace and a moment in history."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
+
+from msa_plugin.bank.filters import Condition
+from msa_plugin.errors import BankError
+from msa_plugin.types import Document, content_hash
+
+_T = TypeVar("_T")
+_BATCH = 500  # bound parameters per statement; old SQLite versions allow 999
+
+# Rows that a moment sees. A row is alive at a version when it was not deleted by then.
+_SEEN = "ordinal <= :last AND (deleted IS NULL OR deleted > :version)"
+# Rows that the newest version or a named snapshot sees: what compaction must keep.
+_NEEDED = (
+    "(deleted IS NULL OR EXISTS (SELECT 1 FROM snapshots AS s "
+    "WHERE s.version < documents.deleted AND s.last_ordinal >= documents.ordinal))"
+)
+_STORED = "ordinal, namespace, id, title, text, metadata, tokens, chunks, content_hash, checksum"
+
+
+class At(NamedTuple):
+    """A moment in the bank's history: it sees rows up to `last_ordinal` that were not deleted by `version`."""
+
+    version: int
+    last_ordinal: int
+
+
+class Place(NamedTuple):
+    """Where a document's latents are: segment number and position within it."""
+
+    segment: int
+    position: int
+
+
+class Known(NamedTuple):
+    """A live document's row, without its text."""
+
+    ordinal: int
+    content_hash: str
+    metadata: dict[str, Any]
+
+
+class Totals(NamedTuple):
+    """Sums over a namespace; `deleted` counts rows that compaction may remove."""
+
+    documents: int
+    tokens: int
+    chunks: int
+    deleted: int
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """A document as the bank holds it. `tokens` and `chunks` are counts; `ordinal` is its lasting number."""
+
+    ordinal: int
+    namespace: str
+    id: str
+    title: str
+    text: str
+    metadata: dict[str, Any]
+    tokens: int
+    chunks: int
+    content_hash: str
+
+    @property
+    def document(self) -> Document:
+        """The same as the plain Document that was committed."""
+        return Document(self.id, self.text, self.title, self.metadata)
+
+
+class DocumentRows:
+    """Queries over one connection. Ids and namespaces are bound parameters everywhere."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        """Use `db`, whose transactions belong to the caller."""
+        self._db = db
+
+    # -- reading by ordinal: ordinals come from a selection, which stays usable while another thread deletes ---------
+
+    def places(self, at: At, ordinals: Sequence[int]) -> list[Place]:
+        """Where each document's latents are. Raises BankError for an ordinal that the bank no longer holds."""
+        rows = self._by_ordinal("ordinal, segment, position", at, ordinals)
+        return _in_order({row[0]: Place(*row[1:]) for row in rows}, ordinals)
+
+    def stored(self, at: At, ordinals: Sequence[int]) -> list[StoredDocument]:
+        """The documents themselves. Raises BankError for an ordinal that the bank no longer holds."""
+        rows = self._by_ordinal(_STORED, at, ordinals)
+        return _in_order({row[0]: _stored(row) for row in rows}, ordinals)
+
+    def _by_ordinal(self, columns: str, at: At, ordinals: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+        for batch in _batches(ordinals):
+            sql = (
+                f"SELECT {columns} FROM documents JOIN texts USING (ordinal) "
+                f"WHERE ordinal IN ({_marks(batch)}) AND ordinal <= ?"
+            )
+            yield from self._db.execute(sql, (*batch, at.last_ordinal))
+
+    # -- reading by id ----------------------------------------------------------------------------------------------
+
+    def lookup(self, at: At, namespace: str, ids: Iterable[str]) -> dict[str, Known]:
+        """Live rows of those ids that exist."""
+        rows = self._by_id("id, ordinal, content_hash, metadata", "documents", at, namespace, ids)
+        return {row[0]: Known(row[1], row[2], json.loads(row[3])) for row in rows}
+
+    def get(self, at: At, namespace: str, ids: Iterable[str]) -> dict[str, StoredDocument]:
+        """Live documents of those ids that exist."""
+        rows = self._by_id(_STORED, "documents JOIN texts USING (ordinal)", at, namespace, ids)
+        return {row[2]: _stored(row) for row in rows}
+
+    def _by_id(
+        self, columns: str, source: str, at: At, namespace: str, ids: Iterable[str]
+    ) -> Iterator[tuple[Any, ...]]:
+        for batch in _batches(i for i in ids if _storable(i)):
+            names = {f"i{n}": name for n, name in enumerate(batch)}
+            marks = ", ".join(f":{name}" for name in names)
+            sql = f"SELECT {columns} FROM {source} WHERE namespace = :namespace AND id IN ({marks}) AND {_SEEN}"
+            yield from self._db.execute(sql, _bind(at, namespace=namespace, **names))
+
+    def page_of_ids(self, at: At, namespace: str, after: str | None, size: int) -> list[str]:
+        """The next `size` live ids after `after` (None: from the start), in code point order."""
+        more = "AND id > :after" if after is not None else ""
+        sql = f"SELECT id FROM documents WHERE namespace = :namespace {more} AND {_SEEN} ORDER BY id LIMIT :size"
+        return [row[0] for row in self._db.execute(sql, _bind(at, namespace=namespace, after=after, size=size))]
+
+    # -- sums -------------------------------------------------------------------------------------------------------
+
+    def totals(self, at: At, namespace: str) -> Totals:
+        """Sums over a namespace, from an index alone."""
+        live = "SELECT count(*), total(tokens), total(chunks) FROM documents WHERE namespace = :namespace AND " + _SEEN
+        dead = "SELECT count(*) FROM documents WHERE namespace = :namespace AND deleted <= :version"
+        bound = _bind(at, namespace=namespace)
+        documents, tokens, chunks = self._db.execute(live, bound).fetchone()
+        return Totals(documents, int(tokens), int(chunks), self._db.execute(dead, bound).fetchone()[0])
+
+    def namespaces(self, at: At) -> tuple[str, ...]:
+        """Namespaces with a live document, in order; steps through the index instead of scanning it."""
+        sql = f"""
+            WITH RECURSIVE names(name) AS (
+                SELECT min(namespace) FROM documents
+                UNION ALL
+                SELECT (SELECT min(namespace) FROM documents WHERE namespace > name) FROM names WHERE name IS NOT NULL
+            )
+            SELECT name FROM names
+            WHERE EXISTS (SELECT 1 FROM documents WHERE namespace = name AND {_SEEN})"""
+        return tuple(row[0] for row in self._db.execute(sql, _bind(at)))
+
+    # -- selecting --------------------------------------------------------------------------------------------------
+
+    def dead_places(self, at: At) -> Iterator[Place]:
+        """Places that `at` must not see: deleted by then, or added later. Costs as much as there are of them."""
+        sql = (
+            "SELECT segment, position FROM documents WHERE deleted <= :version "
+            "UNION ALL SELECT segment, position FROM documents WHERE ordinal > :last"
+        )
+        return (Place(*row) for row in self._db.execute(sql, _bind(at)))
+
+    def places_in_shared_segments(self, at: At, namespace: str) -> Iterator[Place]:
+        """Live places of a namespace in segments that hold other namespaces too."""
+        shared = "segment IN (SELECT number FROM segments WHERE namespace IS NULL)"
+        sql = f"SELECT segment, position FROM documents WHERE namespace = :namespace AND {_SEEN} AND {shared}"
+        return (Place(*row) for row in self._db.execute(sql, _bind(at, namespace=namespace)))
+
+    def matching_places(self, at: At, namespace: str, condition: Condition) -> Iterator[Place]:
+        """Live places of a namespace whose metadata meet a condition."""
+        sql = f"SELECT segment, position FROM documents WHERE namespace = :namespace AND {_SEEN} AND {condition.sql}"
+        return (Place(*row) for row in self._db.execute(sql, _bind(at, namespace=namespace, **condition.parameters)))
+
+    def metadata(self, at: At, namespace: str) -> Iterator[tuple[Place, dict[str, Any]]]:
+        """Place and metadata of every live document of a namespace."""
+        sql = f"SELECT segment, position, metadata FROM documents WHERE namespace = :namespace AND {_SEEN}"
+        for row in self._db.execute(sql, _bind(at, namespace=namespace)):
+            yield Place(*row[:2]), json.loads(row[2])
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def insert(self, namespace: str, segment: int, rows: Iterable[tuple[int, Document, int, int]]) -> None:
+        """Add rows (ordinal, document, tokens, chunks) that fill `segment` from position 0."""
+        insert = (
+            "INSERT INTO documents(ordinal, namespace, id, segment, position, tokens, chunks, content_hash, checksum, "
+            "metadata, title) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        )
+        for position, (ordinal, document, tokens, chunks) in enumerate(rows):
+            metadata = json.dumps(dict(document.metadata))
+            facts = (tokens, chunks, document.content_hash)
+            checksum = row_checksum((ordinal, namespace, document.id, document.title, metadata, *facts))
+            row = (ordinal, namespace, document.id, segment, position, *facts, checksum, metadata, document.title)
+            self._db.execute(insert, row)
+            self._db.execute("INSERT INTO texts VALUES (?, ?)", (ordinal, document.text))
+
+    def tombstone(self, namespace: str, ids: Iterable[str], version: int) -> None:
+        """Mark the live rows of `ids` as deleted by `version`."""
+        sql = "UPDATE documents SET deleted = ? WHERE namespace = ? AND id = ? AND ifnull(deleted, 0) = 0"
+        self._db.executemany(sql, ((version, namespace, i) for i in ids))
+
+    # -- compacting -------------------------------------------------------------------------------------------------
+
+    def needed(self, segment: int) -> list[tuple[int, int, str]]:
+        """Position, ordinal and namespace of the rows of `segment` that some moment still needs, in order."""
+        sql = f"SELECT position, ordinal, namespace FROM documents WHERE segment = ? AND {_NEEDED} ORDER BY position"
+        return self._db.execute(sql, (segment,)).fetchall()
+
+    def purge(self) -> int:
+        """Remove the rows that no moment needs; returns how many."""
+        return self._db.execute(f"DELETE FROM documents WHERE deleted IS NOT NULL AND NOT {_NEEDED}").rowcount
+
+    def any_unneeded(self) -> bool:
+        """Whether `purge` would remove anything."""
+        sql = f"SELECT EXISTS (SELECT 1 FROM documents WHERE deleted IS NOT NULL AND NOT {_NEEDED})"
+        return bool(self._db.execute(sql).fetchone()[0])
+
+    def move(self, ordinals: Iterable[int], segment: int) -> None:
+        """Point rows at a new segment, which they fill from position 0."""
+        sql = "UPDATE documents SET segment = ?, position = ? WHERE ordinal = ?"
+        self._db.executemany(sql, ((segment, position, ordinal) for position, ordinal in enumerate(ordinals)))
+
+    # -- verifying --------------------------------------------------------------------------------------------------
+
+    def in_segment(self, segment: int) -> list[tuple[int, int, int, str]]:
+        """Position, ordinal, chunks and id of every row of `segment`, in order of position."""
+        sql = "SELECT position, ordinal, chunks, id FROM documents WHERE segment = ? ORDER BY position"
+        return self._db.execute(sql, (segment,)).fetchall()
+
+    def altered(self) -> Iterator[tuple[int, str]]:
+        """Ordinal and id of the rows whose text or fields do not match the checksums taken when they were written."""
+        sql = f"SELECT {_STORED} FROM documents LEFT JOIN texts USING (ordinal)"
+        for ordinal, namespace, name, title, text, metadata, tokens, chunks, digest, checksum in self._db.execute(sql):
+            fields = (ordinal, namespace, name, title, metadata, tokens, chunks, digest)
+            if checksum != row_checksum(fields) or not isinstance(text, str) or digest != content_hash(title, text):
+                yield ordinal, name
+
+
+def row_checksum(fields: tuple[object, ...]) -> int:
+    """CRC-32 over a row's lasting fields (all but place and deletion, which segments and versions vouch for)."""
+    return zlib.crc32(json.dumps(fields).encode())
+
+
+def _stored(row: tuple[Any, ...]) -> StoredDocument:
+    ordinal, namespace, name, title, text, metadata, tokens, chunks, digest, _ = row
+    return StoredDocument(ordinal, namespace, name, title, text, json.loads(metadata), tokens, chunks, digest)
+
+
+def _bind(at: At, **more: object) -> dict[str, object]:
+    return {"version": at.version, "last": at.last_ordinal, **more}
+
+
+def _in_order(found: Mapping[int, _T], ordinals: Sequence[int]) -> list[_T]:
+    missing = [o for o in ordinals if o not in found]
+    if missing:
+        raise BankError(f"document ordinals {missing[:5]} are not in the bank any more; repeat the query")
+    return [found[o] for o in ordinals]
+
+
+def _batches(items: Iterable[_T]) -> Iterator[list[_T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, _BATCH)):
+        yield batch
+
+
+def _marks(batch: Sequence[object]) -> str:
+    return ", ".join("?" * len(batch))
+
+
+def _storable(name: str) -> bool:
+    """Whether SQLite can hold the string; one with lone surrogates was never stored."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,64 @@
+"""The bank's door: what may be stored, checked before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from msa_plugin.bank.segment import DTYPES, Latents
+from msa_plugin.errors import DuplicateDocumentError, InvalidDocumentError, InvalidQueryError
+from msa_plugin.types import Document, EncodedDocument
+
+
+def check_namespace(namespace: str) -> None:
+    """Raises InvalidQueryError unless `namespace` is a non-empty string of valid Unicode."""
+    if not isinstance(namespace, str) or not namespace:
+        raise InvalidQueryError(f"a namespace is a non-empty string, not {namespace!r}")
+    try:
+        namespace.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidQueryError(f"namespace {namespace!r} is not valid Unicode") from error
+
+
+def check_documents(documents: Sequence[EncodedDocument]) -> list[Latents]:
+    """The documents' tensors, once everything fits together.
+
+    Raises InvalidDocumentError for a document or tensors that cannot be stored, DuplicateDocumentError for an id that
+    occurs twice.
+    """
+    seen: set[str] = set()
+    latents: list[Latents] = []
+    for item in documents:
+        Document.of(item.document)
+        name = item.document.id
+        if name in seen:
+            raise DuplicateDocumentError(f"document {name!r} occurs twice in one commit; keep one of them")
+        seen.add(name)
+        latents.append(_checked(name, Latents(item.keys, item.content)))
+        if latents[-1].signature != latents[0].signature:
+            raise InvalidDocumentError(
+                f"document {name!r}: its latents are {latents[-1].signature}, the first document's are "
+                f"{latents[0].signature}; encode all of them with the same settings"
+            )
+    return latents
+
+
+def _checked(name: str, latents: Latents) -> Latents:
+    tensors = [*latents.keys.values(), *latents.content.values()]
+    if any(tensor.dtype not in DTYPES for tensor in tensors):
+        raise InvalidDocumentError(
+            f"document {name!r}: dtypes {[t.dtype for t in tensors]}; the bank stores {[*DTYPES]}"
+        )
+    if not latents.keys or any(tensor.ndim != 2 for tensor in latents.keys.values()) or not latents.chunks:
+        raise InvalidDocumentError(f"document {name!r}: routing keys must be [chunks, width], with at least one chunk")
+    if any(tensor.ndim != 4 or tensor.shape[1] != 2 for tensor in latents.content.values()):
+        raise InvalidDocumentError(f"document {name!r}: content must be [chunks, 2, kv_heads, head_dim]")
+    for group in (latents.keys.values(), latents.content.values()):
+        if len({tensor.shape[0] for tensor in group}) > 1:
+            raise InvalidDocumentError(f"document {name!r}: its layers have different numbers of chunks")
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in latents.keys.values()):
+        raise InvalidDocumentError(
+            f"document {name!r}: its routing keys hold NaN or infinity and would spoil every ranking"
+        )
+    return latents

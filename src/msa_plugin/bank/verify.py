@@ -1,0 +1,111 @@
+"""Verification: read everything the newest version names, and say what is damaged and which documents it touches."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import torch
+
+from msa_plugin.bank.catalog import CATALOG_FILE, Catalog
+from msa_plugin.bank.documents import DocumentRows
+from msa_plugin.bank.segment import Segment, SegmentRecord, sha256_file
+from msa_plugin.errors import BankError
+from msa_plugin.types import VerifyReport
+
+
+def verify_bank(path: str | Path, *, deep: bool = True) -> VerifyReport:
+    """Check the bank in folder `path`, whether or not it can still be opened; reports damage, never raises on it.
+
+    Always: the catalog's structure, file sizes, headers, offsets and ordinals. `deep` also reads every byte: checksums
+    of all files, SQLite's full integrity check, and each row's text and metadata against their own checksums.
+    """
+    folder = Path(path)
+    check = _Check(folder, deep)
+    try:
+        check.run()
+    except (BankError, sqlite3.Error, OSError, ValueError, TypeError) as error:
+        check.problem(f"{folder / CATALOG_FILE}: {error}")
+    return VerifyReport(check.files, check.bytes, tuple(check.problems), tuple(dict.fromkeys(check.documents)))
+
+
+class _Check:
+    def __init__(self, folder: Path, deep: bool) -> None:
+        self.folder, self.deep = folder, deep
+        self.root = folder / "segments"
+        self.files = self.bytes = 0
+        self.problems: list[str] = []
+        self.documents: list[str] = []
+
+    def problem(self, text: str) -> None:
+        self.problems.append(text)
+
+    def run(self) -> None:
+        catalog = Catalog(self.folder, writable=False)
+        try:
+            catalog.hold_snapshot()
+            self._catalog(catalog)
+            for record in catalog.segments():
+                self._segment(catalog.documents, record)
+        finally:
+            catalog.close()
+
+    def _catalog(self, catalog: Catalog) -> None:
+        self.files, self.bytes = 1, catalog.bytes()
+        for text in catalog.integrity(deep=self.deep):
+            self.problem(f"{catalog.path}: {text}")
+        catalog.fingerprint()
+        if not self.deep:
+            return
+        for ordinal, name in catalog.documents.altered():
+            self.problem(f"{catalog.path}: document {name!r} (ordinal {ordinal}) does not match its checksum")
+            self.documents.append(name)
+
+    def _segment(self, rows: DocumentRows, record: SegmentRecord) -> None:
+        found = [
+            text for path, known in record.files(self.root) if (text := self._file(path, known.bytes, known.sha256))
+        ]
+        held = rows.in_segment(record.number)
+        if not found:
+            found = self._contents(record, held)
+        if found and not self._compacted_away(record):
+            self.problems.extend(found)
+            self.documents.extend(name for *_, name in held)
+
+    def _file(self, path: Path, size: int, sha256: str) -> str | None:
+        self.files += 1
+        try:
+            found = path.stat().st_size
+            self.bytes += found
+            if found != size:
+                return f"{path}: {found} bytes, the catalog says {size}"
+            if self.deep and sha256_file(path) != sha256:
+                return f"{path}: its checksum differs from the catalog's"
+        except OSError as error:
+            return f"{path}: {error.strerror or error}"
+        return None
+
+    def _contents(self, record: SegmentRecord, held: list[tuple[int, int, int, str]]) -> list[str]:
+        try:
+            segment = Segment(record, self.root)
+            segment.check()
+        except (BankError, OSError) as error:
+            return [str(error)]
+        name = self.root / record.uuid
+        if [position for position, *_ in held] != list(range(record.documents)):
+            return [
+                f"{name}: holds {record.documents} documents, the catalog has rows for {len(held)} of its positions"
+            ]
+        if segment.ordinals.tolist() != [ordinal for _, ordinal, *_ in held]:
+            return [f"{name}: its ordinals are not those of the catalog's rows"]
+        if torch.diff(segment.key_offsets).tolist() != [chunks for _, _, chunks, _ in held]:
+            return [f"{name}: its chunk counts are not those of the catalog's rows"]
+        return []
+
+    def _compacted_away(self, record: SegmentRecord) -> bool:
+        """Whether a compaction that ran meanwhile has retired the segment: then its absence is no damage."""
+        newest = Catalog(self.folder, writable=False)
+        try:
+            return all(other.uuid != record.uuid for other in newest.segments())
+        finally:
+            newest.close()

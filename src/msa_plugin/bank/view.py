@@ -1,0 +1,147 @@
+"""What a handle sees: one moment of the bank, its mapped segments, and which of their documents may be returned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msa_plugin.bank.catalog import Catalog
+from msa_plugin.bank.documents import At, DocumentRows, Place, Totals
+from msa_plugin.bank.filters import compile_filter
+from msa_plugin.bank.segment import Segment
+from msa_plugin.errors import BankCorruptError, InvalidQueryError
+from msa_plugin.types import Filter, KeyBlock
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Documents that a query may return: per segment, a bool mask [n], or None where all of them may.
+
+    It keeps its segments mapped, so it stays usable after a refresh or a compaction. `documents` counts the allowed.
+    """
+
+    parts: tuple[tuple[Segment, Tensor | None], ...]
+    documents: int
+
+    def key_blocks(self, group: str) -> Iterator[KeyBlock]:
+        """One block per segment, in ordinal order; `keys` is the memory map itself, the same tensor on every call.
+
+        Raises InvalidQueryError for an unknown group and BankCorruptError for damaged offsets.
+        """
+        for segment, allowed in self.parts:
+            if group not in segment.keys:
+                raise InvalidQueryError(f"no key group {group!r} in this bank; there are {sorted(segment.keys)}")
+            segment.check()
+            yield KeyBlock(segment.keys[group], segment.key_offsets, segment.ordinals, allowed)
+
+
+class View:
+    """A moment of the bank. Masks and sums are worked out on first use and kept: a moment never changes."""
+
+    def __init__(self, at: At, segments: Mapping[int, Segment], rows: DocumentRows) -> None:
+        """`segments` by number, in ordinal order; `rows` reads within the transaction that pins the moment."""
+        self.at = at
+        self.segments = segments
+        self._rows = rows
+        self._dead: dict[int, Tensor] | None = None
+        self._whole: dict[str, Selection] = {}
+        self._totals: dict[str, Totals] = {}
+
+    def totals(self, namespace: str) -> Totals:
+        """Sums over a namespace."""
+        if namespace not in self._totals:
+            self._totals[namespace] = self._rows.totals(self.at, namespace)
+        return self._totals[namespace]
+
+    def select(self, namespace: str, where: Filter | None) -> Selection:
+        """Documents of `namespace` that are alive and pass `where`. Raises InvalidQueryError for a malformed filter."""
+        if where is None or (isinstance(where, Mapping) and not where):
+            if namespace not in self._whole:
+                self._whole[namespace] = self._select_all(namespace)
+            return self._whole[namespace]
+        if isinstance(where, Mapping):
+            places = self._rows.matching_places(self.at, namespace, compile_filter(where))
+        elif callable(where):
+            places = self._passing(namespace, where)
+        else:
+            raise InvalidQueryError(f"a filter is a mapping or a function of the metadata, not {type(where).__name__}")
+        masks = self._masks(places)
+        return _selection((self.segments[number], masks[number]) for number in self.segments if number in masks)
+
+    def _select_all(self, namespace: str) -> Selection:
+        dead = self._dead_masks()
+        shared = self._masks(self._rows.places_in_shared_segments(self.at, namespace))
+        parts: list[tuple[Segment, Tensor | None]] = []
+        for number, segment in self.segments.items():
+            if segment.record.namespace == namespace:
+                parts.append((segment, ~dead[number] if number in dead else None))
+            elif number in shared:
+                parts.append((segment, shared[number]))
+        return _selection(parts)
+
+    def _passing(self, namespace: str, accepts: Callable[[Mapping[str, Any]], bool]) -> Iterator[Place]:
+        for place, metadata in self._rows.metadata(self.at, namespace):
+            try:
+                accepted = accepts(metadata)
+            except Exception as error:
+                raise InvalidQueryError(f"the filter function raised {error!r} on metadata {metadata!r}") from error
+            if accepted:
+                yield place
+
+    def _dead_masks(self) -> dict[int, Tensor]:
+        if self._dead is None:
+            self._dead = self._masks(self._rows.dead_places(self.at))
+        return self._dead
+
+    def _masks(self, places: Iterable[Place]) -> dict[int, Tensor]:
+        """A bool mask [n] for each segment that has one of the `places`."""
+        positions: dict[int, list[int]] = {}
+        for segment, position in places:
+            positions.setdefault(segment, []).append(position)
+        masks = {}
+        for number, found in positions.items():
+            masks[number] = torch.zeros(self.segments[number].record.documents, dtype=torch.bool)
+            masks[number][torch.tensor(found)] = True
+        return masks
+
+
+def _selection(parts: Iterable[tuple[Segment, Tensor | None]]) -> Selection:
+    """Drop masks that allow everything and segments that allow nothing."""
+    kept: list[tuple[Segment, Tensor | None]] = []
+    total = 0
+    for segment, mask in parts:
+        allowed = segment.record.documents if mask is None else int(mask.sum())
+        total += allowed
+        if allowed:
+            kept.append((segment, mask if allowed < segment.record.documents else None))
+    return Selection(tuple(kept), total)
+
+
+def look(catalog: Catalog, root: Path, mapped: Mapping[int, Segment], snapshot: str | None) -> View:
+    """Pin the newest moment of `catalog` and map its segments under `root`, keeping those in `mapped`.
+
+    With the name of a `snapshot`, the view is of that moment. Raises BankCorruptError for missing or damaged files,
+    SnapshotError for an unknown name.
+    """
+    failed_at = -1
+    while True:
+        catalog.hold_snapshot()
+        newest = catalog.now()
+        try:
+            records = catalog.segments()
+            segments = {r.number: mapped.get(r.number) or Segment(r, root) for r in records}
+        except FileNotFoundError as error:
+            # A compaction may have removed the files of the moment just pinned: look again, at a later one.
+            if newest.version == failed_at:
+                raise BankCorruptError(
+                    f"{error.filename or error} is missing; run `msa bank verify`, then restore it from a backup"
+                ) from error
+            failed_at = newest.version
+            continue
+        at = catalog.snapshot(snapshot).at if snapshot else newest
+        return View(at, segments, catalog.documents)
