@@ -27,6 +27,10 @@ class DuplicateDocumentError(MSAError, ValueError):
     """One call gave the same id to two different texts."""
 
 
+class UnknownDocumentError(MSAError, LookupError):
+    """A change was asked of a document that the memory does not hold."""
+
+
 class InvalidQueryError(MSAError, ValueError):
     """A question, a filter or a `k` that cannot be answered."""
 

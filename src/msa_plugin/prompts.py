@@ -67,18 +67,3 @@ def question_part(question: str) -> str:
 def follow_up(question: str, found: Sequence[str]) -> str:
     """The next round's routing text: the question with what was found so far (paper section 3.5)."""
     return "\n".join([question, *found])
-
-
-@dataclass(frozen=True)
-class WireFormat:
-    """The reference's first round (golden spec 4.1): what surrounds a question, by role."""
-
-    head: str = "<|im_start|>user\n"
-    before: str = "\nPlease answer the question based on the above historical document information\n\n"
-    after: str = "\nPlease return all documents related to the question\n"
-    tail: str = "<|im_end|>\n"
-    response: str = "<|im_start|>"
-
-    def question(self, question: str) -> str:
-        """The tokens that vote: the question inside its instructions."""
-        return f"{self.before}{question}{self.after}"

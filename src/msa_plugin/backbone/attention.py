@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +34,8 @@ class DepthReached(Exception):
     """Ends a forward once its last wanted state has been captured; never leaves `Backbone.run`."""
 
 
-class Sink(Protocol):
-    """Receives states of a pass as they appear; `last` is the deepest one wanted, or None to run to the end."""
+class Sink:
+    """Receives states of a pass as they appear and says when nothing deeper is wanted; by default it wants nothing."""
 
     def on_input(self, layer: int, hidden: Tensor) -> None:
         """Layer input after input_layernorm [B, T, hidden]."""
@@ -44,10 +44,12 @@ class Sink(Protocol):
         """K after norm and RoPE, and V, each [B, KV, T, D]."""
 
     def done_before(self, layer: int) -> bool:
-        """True when nothing of `layer`'s attention is wanted any more."""
+        """True when `layer`'s input was the last state wanted."""
+        return False
 
     def done_at(self, layer: int) -> bool:
         """True when `layer`'s K and V were the last states wanted."""
+        return False
 
 
 class Pass:
@@ -86,22 +88,22 @@ class Pass:
         return self.sink is not None or self._routes_at(layer)
 
     def see_input(self, layer: int, hidden: Tensor) -> None:
-        """Pre-hook: record the layer's input, stop if it was the last state wanted, route if this is a router layer."""
+        """Pre-hook: record the layer's input, route if this is a router layer, stop if nothing deeper is wanted."""
         if self.sink is not None:
             self.sink.on_input(layer, hidden)
-            if self.sink.done_before(layer):
-                raise DepthReached
         if self._routes_at(layer) and self.router is not None and self.router.config.source == "projection":
             self._select(layer, self.router.queries(layer, hidden))
+        if self.sink is not None and self.sink.done_before(layer):
+            raise DepthReached
 
     def see_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
         """Record K and V, and route on the attention query where the router shares it."""
         if self.sink is not None:
             self.sink.on_kv(layer, key, value)
-            if self.sink.done_at(layer):
-                raise DepthReached
         if self._routes_at(layer) and self.router is not None and self.router.config.source == "attention":
             self._select(layer, self.router.attention_queries(query))
+        if self.sink is not None and self.sink.done_at(layer):
+            raise DepthReached
 
     def assemble(self, layer: int, key: Tensor, value: Tensor, window: int | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """K, V [B, KV, S, D] that the new tokens attend to, and the mask [B, 1, T, S] (None: plain causal)."""
@@ -119,11 +121,14 @@ class Pass:
         return keys, values, self._mask(context, keys.shape[2], window)
 
     def _routes_at(self, layer: int) -> bool:
-        return self.router is not None and self.source is not None and layer in self.router.config.layers and not self.caches
+        """A prefill routes once per router layer; decoding does not (golden spec section 5)."""
+        if self.router is None or self.source is None or layer in self.caches:
+            return False
+        return layer in self.router.config.layers
 
     def _select(self, layer: int, queries: Tensor) -> None:
-        if self.source is not None and layer not in self.caches:
-            self.source.select(layer, queries)
+        assert self.source is not None
+        self.source.select(layer, queries)
 
     def _context(self, layer: int) -> LayerContext | None:
         if self.source is None:

@@ -89,6 +89,11 @@ class Backbone:
         reserved = self._special_ids(tokenizer)
         return [[t for t in row if t not in reserved] for row in rows]
 
+    def tokenize_frame(self, text: str) -> list[int]:
+        """Token ids of our own template text, in which special-token strings are control tokens. Never for user text."""
+        ids: list[int] = self._need_tokenizer()(text, add_special_tokens=False)["input_ids"]
+        return ids
+
     def _special_ids(self, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
         if self._reserved is None:
             self._reserved = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}

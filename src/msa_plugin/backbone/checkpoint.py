@@ -74,7 +74,10 @@ def routing_of(raw: dict[str, Any], msa: dict[str, Any], cosine: bool | None) ->
 
 def _model(raw: dict[str, Any], tensors: dict[str, Tensor]) -> Qwen3ForCausalLM:
     ours = {"msa_config", "model_type", "architectures", "transformers_version", "torch_dtype"}
-    config = Qwen3Config(**{k: v for k, v in raw.items() if k not in ours})
+    fields = {k: v for k, v in raw.items() if k not in ours}
+    # transformers 4 wrote "no sliding window" as false; 5 accepts only a number or nothing.
+    fields["sliding_window"] = fields.get("sliding_window") or None
+    config = Qwen3Config(**fields)
     model = Qwen3ForCausalLM(config)
     weights = {k: v for k, v in tensors.items() if "router_" not in k and k not in ("temperature", "b")}
     missing, unexpected = model.load_state_dict(weights, strict=False)

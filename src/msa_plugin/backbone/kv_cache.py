@@ -13,8 +13,13 @@ class LayerCache:
         self._keys, self._values = keys, values
         self._length = keys.shape[2]
 
+    @property
+    def current(self) -> tuple[Tensor, Tensor]:
+        """All K and V so far, as views that are valid until the next append."""
+        return self._keys[:, :, : self._length], self._values[:, :, : self._length]
+
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add new tokens [B, KV, T, D]; returns all K and V as views, valid until the next append."""
+        """Add new tokens [B, KV, T, D]; returns `current`."""
         end = self._length + keys.shape[2]
         if end > self._keys.shape[2]:
             self._keys = _grown(self._keys, self._length, end)
@@ -22,7 +27,7 @@ class LayerCache:
         self._keys[:, :, self._length : end] = keys
         self._values[:, :, self._length : end] = values
         self._length = end
-        return self._keys[:, :, :end], self._values[:, :, :end]
+        return self.current
 
 
 def _grown(tensor: Tensor, length: int, needed: int) -> Tensor:

@@ -1,0 +1,58 @@
+"""Async twins of the facade: the same calls on a worker thread, so that the event loop is never blocked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, cast
+
+from msa_plugin.types import AddReport, Answer, DeleteReport, DocumentLike, DocumentsLike, Filter, Hit, VerifyReport
+
+_END = object()
+
+
+class AsyncTwins:
+    """Mixin for `LatentMemory`; each method takes and returns what its synchronous namesake does."""
+
+    async def aadd(self, documents: DocumentsLike, **options: Any) -> AddReport:
+        """`add`, awaited."""
+        return cast(AddReport, await self._thread("add", documents, **options))
+
+    async def aupdate(self, document: DocumentLike) -> AddReport:
+        """`update`, awaited."""
+        return cast(AddReport, await self._thread("update", document))
+
+    async def adelete(self, ids: str | Sequence[str]) -> DeleteReport:
+        """`delete`, awaited."""
+        return cast(DeleteReport, await self._thread("delete", ids))
+
+    async def aretrieve(
+        self, question: str | Sequence[str], k: int | None = None, *, filter: Filter | None = None
+    ) -> list[Hit] | list[list[Hit]]:
+        """`retrieve`, awaited."""
+        return cast("list[Hit] | list[list[Hit]]", await self._thread("retrieve", question, k, filter=filter))
+
+    async def aask(self, question: str | Sequence[str], **options: Any) -> Answer | list[Answer]:
+        """`ask`, awaited."""
+        return cast("Answer | list[Answer]", await self._thread("ask", question, **options))
+
+    async def astream(self, question: str, **options: Any) -> AsyncIterator[str]:
+        """`stream`, one piece per iteration; closing the iterator ends the decoding."""
+        pieces = cast("Iterator[str]", await self._thread("stream", question, **options))
+        while (piece := await asyncio.to_thread(next, pieces, _END)) is not _END:
+            yield cast(str, piece)
+
+    async def acompact(self) -> None:
+        """`compact`, awaited."""
+        await self._thread("compact")
+
+    async def asnapshot(self, name: str) -> None:
+        """`snapshot`, awaited."""
+        await self._thread("snapshot", name)
+
+    async def averify(self) -> VerifyReport:
+        """`verify`, awaited."""
+        return cast(VerifyReport, await self._thread("verify"))
+
+    async def _thread(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return await asyncio.to_thread(getattr(self, method), *args, **kwargs)

@@ -1,0 +1,51 @@
+"""Which adapter a backbone gets: the one named, the one shipped for it, or the one calibrated here for it."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.loading import cache_dir
+from msa_plugin.errors import AdapterError
+
+
+def calibrated_path(backbone: Backbone) -> Path:
+    """Where `msa calibrate` keeps a backbone's adapter when it is not told otherwise."""
+    return cache_dir() / "adapters" / backbone.weights_hash()
+
+
+def shipped_adapters() -> list[Path]:
+    """Adapters inside this package."""
+    root = Path(str(resources.files("msa_plugin"))) / "adapters"
+    return sorted(p for p in root.iterdir() if (p / "adapter.json").is_file()) if root.is_dir() else []
+
+
+def find_adapter(backbone: Backbone, given: str | Path | None) -> Adapter:
+    """Load the adapter for `backbone`. Raises AdapterError when there is none, or when it is another backbone's."""
+    if given is not None:
+        return _checked(Adapter.load(Path(given)), backbone)
+    weights = backbone.weights_hash()
+    for path in (calibrated_path(backbone), *shipped_adapters()):
+        if (path / "adapter.json").is_file():
+            adapter = Adapter.load(path)
+            if adapter.config.backbone == weights:
+                return _checked(adapter, backbone)
+    raise AdapterError(
+        f"there is no adapter for {backbone.name}; make one in minutes from plain text, without training: "
+        f"msa calibrate FILES... --model {backbone.name}"
+    )
+
+
+def _checked(adapter: Adapter, backbone: Backbone) -> Adapter:
+    for what, mine, theirs in (
+        ("weights", backbone.weights_hash(), adapter.config.backbone),
+        ("tokenizer", backbone.tokenizer_hash(), adapter.config.tokenizer),
+    ):
+        if mine != theirs:
+            raise AdapterError(
+                f"adapter {adapter.config.name} was made for other {what} ({theirs}) than those of {backbone.name} "
+                f"({mine}); calibrate one with: msa calibrate FILES... --model ..."
+            )
+    return adapter

@@ -1,0 +1,151 @@
+"""What a layer attends to: `[template head | selected documents' K, V | row]` (paper section 3.3; golden spec 4.6).
+
+`BankSource` is the `MemorySource` over a bank: it routes where the reference routes (inside the forward, per layer) or
+takes one selection made beforehand, and gathers only the chosen documents' content.
+Shapes: B rows, H heads, T tokens, KV key/value heads, D head dim, S slots.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from msa_plugin.backbone.attention import Pass, Sink
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.bank.bank import MemoryBank, Selection
+from msa_plugin.config import RoutingConfig
+from msa_plugin.routing.scorer import RoutedDocuments, route
+from msa_plugin.types import LayerContext
+
+Route = Callable[[int, Tensor], RoutedDocuments]
+
+
+class Span(NamedTuple):
+    """Part of a document's content: chunks `start` to `stop` (None: to the end)."""
+
+    ordinal: int
+    start: int = 0
+    stop: int | None = None
+
+
+@dataclass(frozen=True)
+class TemplateHead:
+    """K and V [KV, T, D] of the template's first tokens, in every layer (golden spec 3.5)."""
+
+    keys: Mapping[int, Tensor]
+    values: Mapping[int, Tensor]
+
+    @property
+    def length(self) -> int:
+        """Tokens in the head."""
+        return int(self.keys[0].shape[1])
+
+
+class _HeadSink(Sink):
+    def __init__(self) -> None:
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    def on_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        self.keys[layer], self.values[layer] = keys[0].clone(), values[0].clone()
+
+
+def encode_head(backbone: Backbone, ids: Sequence[int]) -> TemplateHead:
+    """Run the template head alone, at positions from 0."""
+    sink = _HeadSink()
+    row = torch.tensor([list(ids)], device=backbone.device)
+    positions = torch.arange(len(ids), device=backbone.device)[None]
+    backbone.run(Pass(sink=sink), row, torch.ones_like(row, dtype=torch.bool), positions, logits="none")
+    return TemplateHead(sink.keys, sink.values)
+
+
+def bank_route(
+    bank: MemoryBank, selection: Selection, config: RoutingConfig, mask: Tensor, k: int, tiles: tuple[int, int]
+) -> Route:
+    """A per-layer route over the bank: `mask` bool [B, T] marks the tokens that vote; `tiles` is (chunks, tokens)."""
+
+    def run(layer: int, queries: Tensor) -> RoutedDocuments:
+        blocks = bank.key_blocks(str(layer), selection)
+        return route(queries, mask, blocks, k, config, tile_chunks=tiles[0], tile_tokens=tiles[1])
+
+    return run
+
+
+class BankSource:
+    """Memory for one prefill: which documents each reading layer sees, and their K, V."""
+
+    def __init__(
+        self,
+        bank: MemoryBank,
+        reading: Sequence[int],
+        head: TemplateHead,
+        rows: int,
+        *,
+        route: Route | None = None,
+        selected: Sequence[Sequence[Span]] | None = None,
+    ) -> None:
+        """Either `route` selects at each router layer, or `selected` gives each row's documents for all layers."""
+        self._bank, self._reading, self._head, self._rows = bank, frozenset(reading), head, rows
+        self._route, self._selected = route, selected
+        self.routed: dict[int, RoutedDocuments] = {}
+        self.queries: dict[int, Tensor] = {}
+        self.seconds = {"route": 0.0, "gather": 0.0}
+
+    def select(self, layer: int, queries: Tensor) -> None:
+        """Route `queries` [B, H, T, D] at `layer` and remember what was chosen."""
+        if self._route is None:
+            return
+        began = time.perf_counter()
+        self.queries[layer], self.routed[layer] = queries, self._route(layer, queries)
+        self.seconds["route"] += time.perf_counter() - began
+
+    def context(self, layer: int) -> LayerContext | None:
+        """Template head and, at reading layers, the selected documents' content, in ascending ordinal order."""
+        began = time.perf_counter()
+        pieces = self._content(layer) if layer in self._reading else [None] * self._rows
+        head_k, head_v = self._head.keys[layer], self._head.values[layer]
+        rows = [_with_head(head_k, head_v, piece) for piece in pieces]
+        context = _padded(rows)
+        self.seconds["gather"] += time.perf_counter() - began
+        return context
+
+    def _content(self, layer: int) -> list[Tensor | None]:
+        """Each row's selected content [S, 2, KV, D], or None."""
+        rows = self._spans(layer)
+        # A document that several rows chose is read once.
+        wanted = sorted({span.ordinal for row in rows for span in row})
+        found = dict(zip(wanted, self._bank.content(wanted, layer), strict=True))
+        return [torch.cat([found[s.ordinal][s.start : s.stop] for s in row]) if row else None for row in rows]
+
+    def _spans(self, layer: int) -> list[list[Span]]:
+        if self._selected is not None:
+            return [sorted(row) for row in self._selected]
+        return [[Span(int(o)) for o in sorted(row.tolist())] for row in self.routed[layer].ordinals]
+
+
+def _with_head(keys: Tensor, values: Tensor, content: Tensor | None) -> tuple[Tensor, Tensor]:
+    """K and V [KV, S, D] of the head followed by the content."""
+    if content is None:
+        return keys, values
+    content = content.to(device=keys.device, dtype=keys.dtype)
+    k, v = content.permute(1, 2, 0, 3)
+    return torch.cat([keys, k], dim=1), torch.cat([values, v], dim=1)
+
+
+def _padded(rows: Sequence[tuple[Tensor, Tensor]]) -> LayerContext:
+    lengths = [k.shape[1] for k, _ in rows]
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return LayerContext(torch.stack([k for k, _ in rows]), torch.stack([v for _, v in rows]), None)
+    heads, _, width = rows[0][0].shape
+    keys = rows[0][0].new_zeros(len(rows), heads, longest, width)
+    values = torch.zeros_like(keys)
+    for index, (k, v) in enumerate(rows):
+        keys[index, :, : lengths[index]], values[index, :, : lengths[index]] = k, v
+    mask = torch.arange(longest)[None, :] < torch.tensor(lengths)[:, None]
+    return LayerContext(keys, values, mask.to(keys.device))

@@ -1,0 +1,218 @@
+"""Global memory encoding (paper section 3.2; golden spec section 3): documents to routing keys and content K, V.
+
+Every document is encoded alone, at positions from 0, in windows that are independent of each other, and only as deep
+as the deepest layer of which something is kept. Shapes: T tokens, C chunks, W routing-key width, KV heads of D.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from msa_kernels import chunk_offsets, mean_pool
+from msa_plugin.backbone.attention import CausalRows, Sink
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.positions import WindowLayout
+from msa_plugin.backbone.router import Router
+from msa_plugin.config import ContentConfig
+from msa_plugin.prompts import document_text
+from msa_plugin.types import Document, EncodedDocument
+
+# Windows read ahead, in batches' worth of tokens, so that windows of like length can share a batch.
+_LOOKAHEAD_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What is kept of one window: routing keys by key group [C, W], and content by layer [C', 2, KV, D]."""
+
+    keys: dict[str, Tensor]
+    content: dict[int, Tensor]
+
+
+@dataclass
+class EncodeTimes:
+    """Seconds spent in the backbone and in everything around it, and real tokens encoded."""
+
+    forward: float = 0.0
+    tokenize: float = 0.0
+    tokens: int = 0
+
+
+class WindowSink(Sink):
+    """Pools states of a batch of windows as the forward produces them, so that no layer's states are kept whole."""
+
+    def __init__(self, router: Router, content: ContentConfig | None, ids: Tensor, mask: Tensor) -> None:
+        """`ids` and `mask` [B, T], right padded; nothing is pooled across rows."""
+        self.router, self.content, self.mask = router, content, mask
+        self.ids = ids[mask]
+        self.lengths = mask.sum(1)
+        self.key_offsets, self.key_chunks = chunk_offsets(self.lengths, router.config.pooling)
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+        layers = list(router.config.layers) + (list(content.layers) if content else [])
+        self.deepest = max(layers)
+        # A projection router needs only the layer's input; K and V need its projections too.
+        self._input_is_enough = router.config.source == "projection" and not (
+            content and self.deepest in content.layers
+        )
+        if content:
+            self.content_offsets, self.content_chunks = chunk_offsets(self.lengths, content.pooling)
+
+    def on_input(self, layer: int, hidden: Tensor) -> None:
+        """Pool and project the layer's input into routing keys."""
+        if self.router.config.source == "projection" and layer in self.router.config.layers:
+            self.keys[layer] = self.router.keys(layer, hidden[self.mask], self.ids, self.key_offsets)
+
+    def on_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Pool K and V [B, KV, T, D] where the bank keeps them, or where K itself is the routing key."""
+        if self.router.config.source == "attention" and layer in self.router.config.layers:
+            pooled = mean_pool(keys.transpose(1, 2)[self.mask].float(), self.key_offsets, None)
+            self.keys[layer] = self.router.attention_keys(pooled)
+        if self.content and layer in self.content.layers:
+            both = torch.stack([keys, values], dim=3).transpose(1, 2)[self.mask]
+            self.values[layer] = mean_pool(both.transpose(1, 2), self.content_offsets, None)
+
+    def done_before(self, layer: int) -> bool:
+        """Stop before the deepest layer's attention when only its input was wanted."""
+        return self._input_is_enough and layer == self.deepest
+
+    def done_at(self, layer: int) -> bool:
+        """Stop once the deepest layer's K and V are pooled: its output would be read by nobody."""
+        return layer == self.deepest
+
+    def latents(self, keys_dtype: torch.dtype) -> list[Latents]:
+        """One `Latents` a row, on the CPU, keys in `keys_dtype`."""
+        layers = [self.keys[layer] for layer in self.router.config.layers]
+        if self.router.config.selection == "shared":
+            groups = {"shared": torch.cat(layers, dim=1)}
+        else:
+            groups = {str(i): k for i, k in zip(self.router.config.layers, layers, strict=True)}
+        split_keys = {
+            name: keys.to(device="cpu", dtype=keys_dtype).split(self.key_chunks.tolist()) for name, keys in groups.items()
+        }
+        split_content = {
+            layer: values.cpu().split(self.content_chunks.tolist()) for layer, values in self.values.items()
+        }
+        rows = range(self.mask.shape[0])
+        return [
+            Latents({n: k[row] for n, k in split_keys.items()}, {n: v[row] for n, v in split_content.items()})
+            for row in rows
+        ]
+
+
+@dataclass
+class _Pending:
+    document: Document
+    windows: list[list[int]]
+    latents: list[Latents | None] = field(default_factory=list)
+
+
+class Encoder:
+    """Turns documents into `EncodedDocument`s, in input order, with memory bounded by the look-ahead."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        router: Router,
+        content: ContentConfig | None,
+        *,
+        prefix: Sequence[int] = (),
+        window: int = 2048,
+        batch_tokens: int = 4096,
+        keys_dtype: torch.dtype = torch.float16,
+    ) -> None:
+        """`prefix` ids start every window; `window` and `batch_tokens` are in tokens, prefix included."""
+        self.backbone, self.router, self.content = backbone, router, content
+        self.prefix = list(prefix)
+        self.layout = WindowLayout(window, len(self.prefix))
+        self.batch_tokens, self.keys_dtype = batch_tokens, keys_dtype
+        self.times = EncodeTimes()
+
+    def encode(self, documents: Iterable[Document]) -> Iterator[EncodedDocument]:
+        """Encode a stream of documents; reads ahead about sixteen batches of tokens and no further."""
+        pool: list[_Pending] = []
+        tokens = 0
+        for document in documents:
+            began = time.perf_counter()
+            windows = self.windows(self.backbone.tokenize(document_text(document.title, document.text)))
+            self.times.tokenize += time.perf_counter() - began
+            pool.append(_Pending(document, windows))
+            tokens += sum(map(len, windows))
+            if tokens >= _LOOKAHEAD_BATCHES * self.batch_tokens:
+                yield from self._finish(pool)
+                pool, tokens = [], 0
+        if pool:
+            yield from self._finish(pool)
+
+    def windows(self, ids: list[int]) -> list[list[int]]:
+        """Cut a document's ids into consecutive windows, each with the prefix; never returns an empty list."""
+        size = self.layout.text
+        pieces = [ids[start : start + size] for start in range(0, len(ids), size)] or [[]]
+        return [self.prefix + piece for piece in pieces if self.prefix or piece]
+
+    def encode_windows(self, windows: Sequence[list[int]]) -> list[Latents]:
+        """Latents of each window of token ids, in order; windows of like length share a forward."""
+        result: list[Latents | None] = [None] * len(windows)
+        for batch in plan_batches([len(w) for w in windows], self.batch_tokens):
+            for index, latents in zip(batch, self._forward([windows[i] for i in batch]), strict=True):
+                result[index] = latents
+        return [latents for latents in result if latents is not None]
+
+    def _finish(self, pool: list[_Pending]) -> Iterator[EncodedDocument]:
+        flat = [window for pending in pool for window in pending.windows]
+        latents = iter(self.encode_windows(flat))
+        for pending in pool:
+            parts = [next(latents) for _ in pending.windows]
+            tokens = sum(len(w) - len(self.prefix) for w in pending.windows)
+            yield EncodedDocument(pending.document, tokens, *_joined(parts))
+
+    def _forward(self, windows: list[list[int]]) -> list[Latents]:
+        began = time.perf_counter()
+        ids, mask = pad_right(windows, self.backbone.device)
+        sink = WindowSink(self.router, self.content, ids, mask)
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        self.backbone.run(CausalRows(sink=sink), ids, mask, positions, logits="none")
+        latents = sink.latents(self.keys_dtype)
+        self.times.forward += time.perf_counter() - began
+        self.times.tokens += sum(map(len, windows))
+        return latents
+
+
+def _joined(parts: list[Latents]) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+    if len(parts) == 1:
+        return parts[0].keys, parts[0].content
+    keys = {name: torch.cat([p.keys[name] for p in parts]) for name in parts[0].keys}
+    content = {layer: torch.cat([p.content[layer] for p in parts]) for layer in parts[0].content}
+    return keys, content
+
+
+def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices grouped so that like lengths share a batch and rows * longest <= budget (a longer row goes alone)."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        current = batches[-1] if batches else None
+        if current is not None and (len(current) + 1) * lengths[current[0]] <= budget:
+            current.append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def pad_right(rows: Sequence[Sequence[int]], device: torch.device, pad: int = 0) -> tuple[Tensor, Tensor]:
+    """Ids [B, T] and bool mask [B, T] of right-padded rows."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([list(row) + [pad] * (longest - len(row)) for row in rows], dtype=torch.long)
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = torch.arange(longest)[None, :] < lengths[:, None]
+    return ids.to(device), mask.to(device)
+
+
+def pad_left(rows: Sequence[Sequence[int]], device: torch.device, pad: int = 0) -> tuple[Tensor, Tensor]:
+    """Ids [B, T] and bool mask [B, T] of left-padded rows, whose last column is every row's last token."""
+    ids, mask = pad_right([list(reversed(row)) for row in rows], device, pad)
+    return ids.flip(1), mask.flip(1)

@@ -1,0 +1,249 @@
+"""The engine: one backbone, one adapter, one bank. Documents in, rankings and answers out.
+
+A question reads as a straight line: interleave -> rank (backbone, router, scorer) -> excerpts -> prefill -> decode.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from msa_plugin import prompts
+from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.backbone.attention import Pass, Sink
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.bank.bank import MemoryBank, Selection, StoredDocument
+from msa_plugin.config import ContentConfig, GenerationConfig, InterleaveConfig, MemoryConfig, ReadingMode
+from msa_plugin.engine.assembly import BankSource, bank_route
+from msa_plugin.engine.encoder import Encoder, pad_left
+from msa_plugin.engine.generate import TextStream, decode
+from msa_plugin.engine.interleave import Gathered, Ranking, interleave
+from msa_plugin.engine.ranking import Ranked, rank_routed, rank_shared, shared_queries
+from msa_plugin.engine.reading import Excerpt, Prefill, Reader, allowances, around
+from msa_plugin.errors import AdapterError, InvalidQueryError
+from msa_plugin.types import Answer, Document, EncodedDocument, Fingerprint, Hit, Source, Trace
+
+Emit = Callable[[int, str], None]
+
+
+def reading_mode(adapter: Adapter, config: MemoryConfig) -> ReadingMode:
+    """How answers read memory: what was asked for, else latents where the adapter was trained for them, else text."""
+    if config.reading == "auto":
+        return "latent" if adapter.config.abilities.read_latent else "text"
+    return config.reading
+
+
+def content_config(backbone: Backbone, adapter: Adapter, config: MemoryConfig) -> ContentConfig | None:
+    """What K and V the bank keeps for the reading mode; None for text, which needs none."""
+    mode = reading_mode(adapter, config)
+    if mode == "text":
+        return None
+    if mode == "kv":
+        return ContentConfig(layers=tuple(range(backbone.spec.layers)), pooling=config.content_pooling or 1)
+    reading = adapter.config.reading
+    return ContentConfig(layers=reading.layers, pooling=config.content_pooling or reading.pooling)
+
+
+def fingerprint(backbone: Backbone, adapter: Adapter, config: MemoryConfig) -> Fingerprint:
+    """What the latents of a bank made with these three depend on."""
+    routing, content = adapter.config.routing, content_config(backbone, adapter, config)
+    return Fingerprint(
+        backbone=backbone.weights_hash(),
+        tokenizer=backbone.tokenizer_hash(),
+        adapter=adapter.hash(),
+        routing=f"layers {list(routing.layers)}, pooling {routing.pooling}, {routing.selection}",
+        content="none" if content is None else f"layers {list(content.layers)}, pooling {content.pooling}",
+        dtype=f"keys {config.keys_dtype}, content {str(backbone.dtype).removeprefix('torch.') if content else 'none'}",
+        template=f"prefix {adapter.config.prefix}",
+        window=config.window,
+    )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question on its way: what was gathered for it and the excerpts that will be read."""
+
+    gathered: Gathered
+    excerpts: list[Excerpt]
+    stored: dict[int, StoredDocument]
+
+
+class Engine:
+    """Encoding, ranking and answering over one bank; holds no state between calls but what it caches."""
+
+    def __init__(self, backbone: Backbone, adapter: Adapter, bank: MemoryBank, config: MemoryConfig) -> None:
+        """The bank must have been opened with `fingerprint(backbone, adapter, config)`."""
+        if adapter.config.hidden != backbone.spec.hidden:
+            raise AdapterError(
+                f"adapter {adapter.config.name} is for hidden size {adapter.config.hidden}, "
+                f"{backbone.name} has {backbone.spec.hidden}; calibrate one with: msa calibrate --model ..."
+            )
+        self.backbone, self.adapter, self.bank, self.config = backbone, adapter, bank, config
+        self.router = adapter.router.to(backbone.device)
+        self.mode = reading_mode(adapter, config)
+        self.content = content_config(backbone, adapter, config)
+        self.top_k = config.top_k or adapter.config.top_k
+        prefix = adapter.config.prefix
+        self.encoder = Encoder(
+            backbone,
+            self.router,
+            self.content,
+            prefix=[] if prefix is None else [backbone.special(prefix)],
+            window=config.window,
+            batch_tokens=config.batch_tokens,
+            keys_dtype=getattr(torch, config.keys_dtype),
+        )
+        self.reader = Reader(backbone, bank, self.mode, self.content, self.encoder.layout, self.top_k)
+        self._tiles = (config.tile_chunks, config.tile_tokens)
+
+    def encode(self, documents: Iterable[Document]) -> Iterator[EncodedDocument]:
+        """Global memory encoding of a stream of documents, in order."""
+        return self.encoder.encode(documents)
+
+    def rank(self, queries: Sequence[str], k: int, selection: Selection) -> Ranking:
+        """The best `k` documents of each query among those that `selection` allows."""
+        if self.adapter.config.routing.selection == "shared":
+            return self._rank_shared(queries, k, selection)
+        return self._rank_per_layer(queries, k, selection)
+
+    def _rank_shared(self, queries: Sequence[str], k: int, selection: Selection) -> Ranking:
+        began = time.perf_counter()
+        rows = [self._query_ids(ids) for ids in self.backbone.tokenize_batch(list(queries))]
+        vectors, votes = shared_queries(self.backbone, self.router, rows)
+        encoded = time.perf_counter()
+        ranked = rank_shared(self.bank, self.router, vectors, votes, k, selection, self._tiles)
+        return Ranking(ranked, {"encode": encoded - began, "route": time.perf_counter() - encoded})
+
+    def _query_ids(self, ids: list[int]) -> list[int]:
+        """A query is read like a document; one longer than the window keeps its beginning, where the question is."""
+        row = self.encoder.prefix + ids[: self.encoder.layout.text]
+        if not row:
+            raise InvalidQueryError("the question has no token that the backbone knows")
+        return row
+
+    def _rank_per_layer(self, queries: Sequence[str], k: int, selection: Selection) -> Ranking:
+        began = time.perf_counter()
+        asked = self.backbone.tokenize_batch([prompts.question_part(q) for q in queries])
+        ids, mask = pad_left([row + self.reader.tail_ids for row in asked], self.backbone.device)
+        votes = mask.clone()
+        votes[:, ids.shape[1] - len(self.reader.tail_ids) :] = False
+        config = self.adapter.config.routing
+        route = bank_route(self.bank, selection, config, votes, max(k, self.top_k), self._tiles)
+        source = BankSource(self.bank, self._reading_layers, self.reader.head, len(asked), route=route)
+        positions = self.reader.head.length + self.top_k + (mask.cumsum(1) - 1).clamp(min=0)
+        state = Pass(source=source, router=self.router, sink=_UntilRouted(config.layers[-1]))
+        self.backbone.run(state, ids, mask, positions, logits="none")
+        ranked = rank_routed(self.bank, config, source, votes, k)
+        total = time.perf_counter() - began
+        return Ranking(ranked, {"encode": total - source.seconds["route"], "route": source.seconds["route"]})
+
+    def check_question(self, text: object) -> None:
+        """Raises InvalidQueryError for a question that is not text, is blank, or is longer than a window."""
+        if not isinstance(text, str) or not text.strip():
+            raise InvalidQueryError("a question must be a string with something in it")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InvalidQueryError(f"the question holds invalid Unicode at character {error.start}") from error
+        limit = self.encoder.layout.text
+        # A token has at least one byte, so only long questions are worth tokenising here.
+        if len(text) > limit and len(self.backbone.tokenize(text)) > limit:
+            raise InvalidQueryError(f"the question is longer than a window of {limit} tokens; shorten it, or add it as a document")
+
+    def hits(self, ranked: Sequence[Ranked]) -> list[Hit]:
+        """Ranked documents with their text and metadata."""
+        stored = self.bank.documents([r.ordinal for r in ranked])
+        return [
+            Hit(d.id, r.score, d.text, d.title, d.metadata, r.layer_scores, r.ordinal)
+            for r, d in zip(ranked, stored, strict=True)
+        ]
+
+    @property
+    def _reading_layers(self) -> tuple[int, ...]:
+        return self.content.layers if self.content is not None else ()
+
+    def ask(
+        self, questions: Sequence[str], selection: Selection, generation: GenerationConfig, rounds: InterleaveConfig
+    ) -> Iterator[tuple[int, str | Answer]]:
+        """Answer a batch: yields (row, text piece) while decoding and (row, Answer) at the end."""
+        asked = self.gather(questions, selection, rounds)
+        prefill = self.reader.prefill(questions, [a.excerpts for a in asked])
+        streams = [TextStream(self.backbone, generation.stop) for _ in questions]
+        began = time.perf_counter()
+        decoding = decode(self.backbone, prefill.state, prefill.logits, prefill.positions, streams, generation)
+        yield from decoding
+        seconds = time.perf_counter() - began
+        for row, stream in enumerate(streams):
+            yield row, self._answer(asked[row], prefill, row, stream, generation, seconds)
+
+    def gather(self, questions: Sequence[str], selection: Selection, rounds: InterleaveConfig) -> list[Asked]:
+        """Run the rounds of routing and fit what was found to the context budget."""
+        gathered = interleave(questions, lambda q, k: self.rank(q, k, selection), self._read, self.top_k, rounds)
+        return [self._excerpts(g) for g in gathered]
+
+    def _read(self, ordinals: Sequence[int]) -> list[tuple[str, str]]:
+        return [(d.id, prompts.document_text(d.title, d.text)) for d in self.bank.documents(list(ordinals))]
+
+    def _excerpts(self, gathered: Gathered) -> Asked:
+        """Cut documents to the budget, long ones around their best chunk; the best is read last, next to the question."""
+        ranked = [f.ranked for f in gathered.found]
+        stored = self.bank.documents([r.ordinal for r in ranked])
+        texts = [prompts.document_text(d.title, d.text) for d in stored]
+        tokens = self.backbone.tokenize_batch(texts) if texts else []
+        granted = allowances([len(t) for t in tokens], self.config.context_tokens)
+        excerpts = [
+            self._excerpt(r, text, ids, size)
+            for r, text, ids, size in zip(ranked, texts, tokens, granted, strict=True)
+            if size > 0
+        ]
+        return Asked(gathered, excerpts[::-1], {d.ordinal: d for d in stored})
+
+    def _excerpt(self, ranked: Ranked, text: str, ids: list[int], size: int) -> Excerpt:
+        if size >= len(ids):
+            return Excerpt(ranked.ordinal, text, 0, len(ids))
+        token = self.encoder.layout.token_of_chunk(ranked.best_chunk, self.adapter.config.routing.pooling)
+        start, stop = around(token, size, len(ids))
+        return Excerpt(ranked.ordinal, self.backbone.detokenize(ids[start:stop]), start, stop)
+
+    def _answer(
+        self, asked: Asked, prefill: Prefill, row: int, stream: TextStream, generation: GenerationConfig, seconds: float
+    ) -> Answer:
+        found = {f.ranked.ordinal: f for f in asked.gathered.found}
+        sources = [
+            _source(asked.stored[e.ordinal], found[e.ordinal].ranked.score, found[e.ordinal].round, e.text)
+            for e in sorted(asked.excerpts, key=lambda e: (found[e.ordinal].round, -found[e.ordinal].ranked.score))
+        ]
+        stages: dict[str, float] = {"encode": 0.0, "route": 0.0}
+        for stage, value in (item for r in asked.gathered.rounds for item in r.seconds.items()):
+            stages[stage] = stages.get(stage, 0.0) + value
+        stages |= {**prefill.seconds, "decode": seconds}
+        finish = "stop" if stream.stopped or stream.tokens < generation.max_new_tokens else "length"
+        abilities = [name for name, has in self.adapter.config.abilities.model_dump().items() if has]
+        trace = Trace(
+            mode=self.mode,
+            abilities=tuple(abilities),
+            rounds=tuple(asked.gathered.rounds),
+            seconds=stages,
+            prompt_tokens=prefill.prompt_tokens[row],
+            context_tokens=prefill.context_tokens[row],
+            new_tokens=stream.tokens,
+            finish=finish,
+        )
+        return Answer(stream.text.strip(), tuple(sources), trace)
+
+
+class _UntilRouted(Sink):
+    """Ends a forward at the last router layer, after it has routed."""
+
+    def __init__(self, layer: int) -> None:
+        self._layer = layer
+
+    def done_at(self, layer: int) -> bool:
+        return layer == self._layer
+
+
+def _source(document: StoredDocument, score: float, round_: int, text: str) -> Source:
+    return Source(document.id, score, round_, text, document.title, document.metadata)

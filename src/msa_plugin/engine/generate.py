@@ -1,0 +1,126 @@
+"""Decoding: from the logits of a prefill to text, for a batch of rows, one token a step.
+
+Shapes: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from msa_plugin.backbone.attention import Pass
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.config import GenerationConfig
+
+
+class Sampler:
+    """Greedy at temperature 0, otherwise nucleus sampling with a generator of its own (reproducible by seed)."""
+
+    def __init__(self, config: GenerationConfig) -> None:
+        """A config without a seed draws one from the operating system's entropy."""
+        self.config = config
+        self.generator = torch.Generator()
+        if config.seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(config.seed)
+
+    def pick(self, logits: Tensor) -> list[int]:
+        """Next token id of each row of `logits` [B, V]."""
+        if self.config.temperature == 0.0:
+            return [int(i) for i in logits.argmax(dim=-1)]
+        probabilities = (logits.float().cpu() / self.config.temperature).softmax(dim=-1)
+        ordered, indices = probabilities.sort(dim=-1, descending=True)
+        # A token is kept while the mass before it is below top_p, so that the most likely one always is.
+        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= self.config.top_p, 0.0)
+        drawn = torch.multinomial(ordered, 1, generator=self.generator)
+        return [int(i) for i in indices.gather(-1, drawn).squeeze(-1)]
+
+
+class TextStream:
+    """One row's text as it grows: whole characters only, cut before the first stop sequence.
+
+    Text that might still turn into a stop sequence is held back until it is decided.
+    """
+
+    def __init__(self, backbone: Backbone, stop: Sequence[str]) -> None:
+        """`stop` strings are not part of the text."""
+        self._backbone, self._stop = backbone, tuple(stop)
+        self._ids: list[int] = []
+        self.text = ""
+        self._sent = 0
+        self.stopped = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens taken so far."""
+        return len(self._ids)
+
+    def push(self, token: int) -> str:
+        """Take one more token; returns the text that is now certain."""
+        self._ids.append(token)
+        whole = self._backbone.detokenize(self._ids)
+        found = [at for at in (whole.find(s) for s in self._stop) if at >= 0]
+        if found:
+            self.text, self.stopped = whole[: min(found)], True
+            return self._send(len(self.text))
+        self.text = whole
+        return self._send(self._certain(whole))
+
+    def flush(self) -> str:
+        """The rest of the text, when no token will follow."""
+        return self._send(len(self.text))
+
+    def _certain(self, whole: str) -> int:
+        # An unfinished multi-byte character decodes to U+FFFD until its last byte arrives.
+        end = len(whole.rstrip("\ufffd"))
+        for stop in self._stop:
+            for size in range(min(len(stop) - 1, end), 0, -1):
+                if whole.endswith(stop[:size], 0, end):
+                    end -= size
+                    break
+        return end
+
+    def _send(self, end: int) -> str:
+        piece = self.text[self._sent : end]
+        self._sent = max(self._sent, end)
+        return piece
+
+
+def decode(
+    backbone: Backbone, state: Pass, logits: Tensor, positions: Tensor, streams: Sequence[TextStream], config: GenerationConfig
+) -> Iterator[tuple[int, str]]:
+    """Decode after a prefill until every row has ended; yields (row, new text) as text becomes certain.
+
+    `logits` [B, V] of each row's last token, `positions` [B] of the next one. A row that has ended keeps being fed
+    its last token, masked, so that the others can go on. Routing does not happen here (golden spec section 5).
+    """
+    sampler = Sampler(config)
+    ends = backbone.end_ids
+    alive = [True] * len(streams)
+    for step in range(config.max_new_tokens):
+        tokens = sampler.pick(logits)
+        for row, token in enumerate(tokens):
+            if not alive[row]:
+                continue
+            if token in ends:
+                alive[row] = False
+                piece = streams[row].flush()
+            else:
+                piece = streams[row].push(token)
+                alive[row] = not streams[row].stopped
+            if piece:
+                yield row, piece
+        if not any(alive) or step + 1 == config.max_new_tokens:
+            break
+        mask = torch.tensor(alive, device=backbone.device)[:, None]
+        ids = torch.tensor(tokens, device=backbone.device)[:, None]
+        out = backbone.run(state, ids, mask, (positions + step)[:, None])
+        assert out is not None
+        logits = out[:, -1]
+    for row, stream in enumerate(streams):
+        piece = stream.flush()
+        if piece:
+            yield row, piece

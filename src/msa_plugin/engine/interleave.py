@@ -1,0 +1,112 @@
+"""Score-driven Memory Interleave (paper section 3.5): route, read what was found, route again, until nothing new.
+
+Each round routes on the question together with the text that the previous round found; new documents that clear an
+adaptive cut are kept. Questions of a batch go through their rounds side by side.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from msa_plugin import prompts
+from msa_plugin.config import InterleaveConfig
+from msa_plugin.engine.ranking import Ranked
+from msa_plugin.types import Round
+
+Rank = Callable[[Sequence[str], int], "Ranking"]
+ReadText = Callable[[Sequence[int]], list[tuple[str, str]]]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Ranked documents of each query, and the seconds that a query's share of the batch took, by stage."""
+
+    rows: list[list[Ranked]]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A document worth reading, and the 1-based round that found it."""
+
+    ranked: Ranked
+    round: int
+
+
+@dataclass
+class Gathered:
+    """What the rounds of one question found, best first within each round."""
+
+    question: str
+    found: list[Found] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
+    _open: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """The first round routes on the question alone."""
+        self._open = [self.question]
+
+    @property
+    def open_queries(self) -> list[str]:
+        """What the next round routes on; empty when there will be none."""
+        return self._open
+
+    def close(self) -> None:
+        """No further round."""
+        self._open = []
+
+    def take(
+        self, results: Sequence[list[Ranked]], seconds: dict[str, float], config: InterleaveConfig, read: ReadText
+    ) -> None:
+        """Take one round's rankings, one per open query; decides what is kept and what is asked next."""
+        number = len(self.rounds) + 1
+        new = self._best_new(results, config)
+        names = read([r.ordinal for r in new])
+        self.rounds.append(
+            Round(
+                query=" | ".join(self._open),
+                selected=tuple(name for name, _ in names),
+                scores=tuple(r.score for r in new),
+                seconds=seconds,
+            )
+        )
+        self.found += [Found(ranked, number) for ranked in new]
+        self._open = [prompts.follow_up(self.question, [text]) for _, text in names]
+        if number >= config.max_rounds:
+            self.close()
+
+    def _best_new(self, results: Sequence[list[Ranked]], config: InterleaveConfig) -> list[Ranked]:
+        """Documents not found before, each at its best score over the queries, above the cut, best first."""
+        known = {f.ranked.ordinal for f in self.found}
+        best: dict[int, Ranked] = {}
+        for ranked in (r for row in results for r in row):
+            if ranked.ordinal not in known and (
+                ranked.ordinal not in best or ranked.score > best[ranked.ordinal].score
+            ):
+                best[ranked.ordinal] = ranked
+        ordered = sorted(best.values(), key=lambda r: (-r.score, r.ordinal))
+        if not ordered:
+            return []
+        floor = config.cut * (self.found[0].ranked.score if self.found else ordered[0].score)
+        return [r for r in ordered[: config.per_round] if r.score >= floor]
+
+
+def interleave(
+    questions: Sequence[str], rank: Rank, read: ReadText, k: int, config: InterleaveConfig
+) -> list[Gathered]:
+    """Run the rounds of every question; `rank(queries, k)` routes, `read(ordinals)` gives (id, text) pairs."""
+    gathered = [Gathered(question) for question in questions]
+    while active := [g for g in gathered if g.open_queries]:
+        queries = [query for g in active for query in g.open_queries]
+        began = time.perf_counter()
+        ranking = rank(queries, k)
+        overhead = time.perf_counter() - began - sum(ranking.seconds.values())
+        rows = iter(ranking.rows)
+        for g in active:
+            share = len(g.open_queries) / len(queries)
+            seconds = {stage: value * share for stage, value in ranking.seconds.items()}
+            seconds["other"] = max(0.0, overhead * share)
+            g.take([next(rows) for _ in g.open_queries], seconds, config, read)
+    return gathered

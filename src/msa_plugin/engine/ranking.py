@@ -1,0 +1,143 @@
+"""Routing questions through the backbone: from text to a ranking of documents (paper equation 2).
+
+With a shared selection a question runs only as deep as the last routing layer, and one matrix product ranks every
+document. With per-layer selection routing happens inside a full prefill, since each layer's choice changes what the
+next one sees; the layers' rankings are then merged by their mean score.
+Shapes: B rows, T tokens, H heads, D head dim, C chunks, W routing-key width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from msa_kernels import collapse_heads, plain_scores
+from msa_plugin.backbone.attention import CausalRows, Sink
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.router import Router
+from msa_plugin.bank.bank import MemoryBank, Selection
+from msa_plugin.config import RoutingConfig
+from msa_plugin.engine.assembly import BankSource
+from msa_plugin.engine.encoder import pad_right
+from msa_plugin.routing.scorer import route
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A routed document: its score, that score's parts by routing layer, and the chunk that scored best."""
+
+    ordinal: int
+    score: float
+    layer_scores: dict[int, float]
+    best_chunk: int
+
+
+class _RouteSink(Sink):
+    """Collects routing queries layer by layer and ends the forward before the deepest layer's attention."""
+
+    def __init__(self, router: Router, ids: Tensor, mask: Tensor) -> None:
+        self.router, self.ids, self.mask = router, ids, mask
+        self.queries: dict[int, Tensor] = {}
+
+    def on_input(self, layer: int, hidden: Tensor) -> None:
+        if layer not in self.router.config.layers:
+            return
+        if self.router.config.query_reduce == "pooled":
+            self.queries[layer] = self.router.pooled_queries(layer, hidden, self.ids, self.mask)
+        else:
+            self.queries[layer] = self.router.queries(layer, hidden)
+
+    def done_before(self, layer: int) -> bool:
+        return layer == self.router.config.layers[-1]
+
+
+def shared_queries(backbone: Backbone, router: Router, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Collapsed routing queries [B, T, L * W] of token rows, layers side by side, and which tokens vote [B, T].
+
+    T is 1 where the router pools a question's tokens.
+    """
+    ids, mask = pad_right(rows, backbone.device)
+    sink = _RouteSink(router, ids, mask)
+    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    backbone.run(CausalRows(sink=sink), ids, mask, positions, logits="none")
+    parts = [collapse_heads(sink.queries[layer], router.config.kv_heads) for layer in router.config.layers]
+    queries = torch.cat(parts, dim=-1)
+    votes = mask.new_ones(mask.shape[0], 1) if queries.shape[1] == 1 else mask
+    return queries, votes
+
+
+def rank_shared(
+    bank: MemoryBank, router: Router, queries: Tensor, votes: Tensor, k: int, selection: Selection, tiles: tuple[int, int]
+) -> list[list[Ranked]]:
+    """The best `k` documents of each row by the score summed over routing layers."""
+    blocks = bank.key_blocks("shared", selection)
+    routed = route(queries, votes, blocks, k, router.config, tile_chunks=tiles[0], tile_tokens=tiles[1])
+    return [
+        _explained(bank, router, queries[row][votes[row]], routed.ordinals[row].tolist(), routed.scores[row].tolist())
+        for row in range(queries.shape[0])
+    ]
+
+
+def _explained(
+    bank: MemoryBank, router: Router, queries: Tensor, ordinals: list[int], scores: list[float]
+) -> list[Ranked]:
+    """Take each score apart: the chunk (and question token) that gave it, and each layer's share of the product."""
+    layers, width = router.config.layers, router.config.key_width
+    ranked = []
+    for ordinal, score, keys in zip(ordinals, scores, bank.key_rows(ordinals, "shared"), strict=True):
+        products = queries @ keys.to(device=queries.device, dtype=queries.dtype).T
+        token, chunk = divmod(int(products.argmax()), keys.shape[0])
+        parts = queries[token] * keys[chunk].to(queries)
+        by_layer = parts.view(len(layers), width).sum(-1).tolist()
+        ranked.append(Ranked(ordinal, score, dict(zip(layers, by_layer, strict=True)), chunk))
+    return ranked
+
+
+def rank_routed(bank: MemoryBank, config: RoutingConfig, source: BankSource, votes: Tensor, k: int) -> list[list[Ranked]]:
+    """One ranking a row from a prefill that routed per layer: by mean score over layers, ties by lower ordinal.
+
+    Every document that any layer selected is scored in all of them.
+    """
+    return [_merged(bank, config, source, votes, row)[:k] for row in range(votes.shape[0])]
+
+
+def _merged(bank: MemoryBank, config: RoutingConfig, source: BankSource, votes: Tensor, row: int) -> list[Ranked]:
+    candidates = sorted({int(o) for routed in source.routed.values() for o in routed.ordinals[row]})
+    if not candidates:
+        return []
+    by_layer = {
+        layer: _chunk_scores(bank, config, candidates, layer, queries[row : row + 1], votes[row : row + 1])
+        for layer, queries in source.queries.items()
+    }
+    ranked = []
+    for index, ordinal in enumerate(candidates):
+        chunks = {layer: scores[index] for layer, scores in by_layer.items()}
+        reduce = torch.amax if config.chunk_reduce == "max" else torch.mean
+        scores = {layer: float(reduce(values, 0)) for layer, values in chunks.items()}
+        best = int(torch.stack(list(chunks.values())).mean(0).argmax())
+        ranked.append(Ranked(ordinal, sum(scores.values()) / len(scores), scores, best))
+    return sorted(ranked, key=lambda r: (-r.score, r.ordinal))
+
+
+def _chunk_scores(
+    bank: MemoryBank, config: RoutingConfig, ordinals: list[int], layer: int, queries: Tensor, votes: Tensor
+) -> list[Tensor]:
+    """Scores [C] of every chunk of each document at one layer."""
+    rows = bank.key_rows(ordinals, str(layer))
+    keys = torch.cat(list(rows)).to(queries.device)
+    each_chunk = torch.arange(keys.shape[0] + 1)
+    scores = plain_scores(
+        queries,
+        votes,
+        keys,
+        each_chunk,
+        kv_heads=config.kv_heads,
+        head_reduce=config.head_reduce,
+        query_reduce=config.query_reduce,
+        normalize=config.normalize,
+        scale=config.scale,
+    )[0]
+    return list(scores.split([len(r) for r in rows]))

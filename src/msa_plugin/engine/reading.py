@@ -1,0 +1,149 @@
+"""From chosen documents to a prefill: as text in the prompt, or as stored K, V in front of the question.
+
+Shapes: B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from msa_plugin import prompts
+from msa_plugin.backbone.attention import Pass
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.positions import WindowLayout
+from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.config import ContentConfig, ReadingMode
+from msa_plugin.engine.assembly import BankSource, Span, TemplateHead, encode_head
+from msa_plugin.engine.encoder import pad_left
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """The part of a document that is read: its text, and the token range [start, stop) it was cut from."""
+
+    ordinal: int
+    text: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Ready to decode: `logits` [B, V] of each row's last token, `positions` [B] of the next one, and the costs."""
+
+    state: Pass
+    logits: Tensor
+    positions: Tensor
+    prompt_tokens: tuple[int, ...]
+    context_tokens: tuple[int, ...]
+    seconds: dict[str, float]
+
+
+def allowances(lengths: Sequence[int], budget: int) -> list[int]:
+    """Tokens granted to each document: short ones whole, long ones an equal share of what is left."""
+    granted = [0] * len(lengths)
+    left = budget
+    for done, index in enumerate(sorted(range(len(lengths)), key=lambda i: lengths[i])):
+        granted[index] = min(lengths[index], left // (len(lengths) - done))
+        left -= granted[index]
+    return granted
+
+
+def around(position: int, size: int, total: int) -> tuple[int, int]:
+    """A range of `size` within [0, total) with `position` a third of the way in, so that more follows than precedes."""
+    start = max(0, min(position - size // 3, total - size))
+    return start, min(total, start + size)
+
+
+class Reader:
+    """Builds prompts and runs their prefill, in one of the three reading modes."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        bank: MemoryBank,
+        mode: ReadingMode,
+        content: ContentConfig | None,
+        layout: WindowLayout,
+        top_k: int,
+    ) -> None:
+        """`content` is what the bank keeps (None in text mode), of documents cut as `layout` says."""
+        self.backbone, self.bank, self.mode, self.content = backbone, bank, mode, content
+        self.layout, self.top_k = layout, top_k
+
+    @cached_property
+    def frame(self) -> prompts.Frame:
+        """The chat frame of the backbone around a question over memory."""
+        return prompts.chat_frame(self.backbone.tokenizer, prompts.READER)
+
+    @cached_property
+    def head_ids(self) -> list[int]:
+        """Token ids of the frame before the user's message."""
+        return self.backbone.tokenize_frame(self.frame.head)
+
+    @cached_property
+    def tail_ids(self) -> list[int]:
+        """Token ids of the frame after the user's message."""
+        return self.backbone.tokenize_frame(self.frame.tail)
+
+    @cached_property
+    def head(self) -> TemplateHead:
+        """K and V of the frame's head in every layer, computed once."""
+        return encode_head(self.backbone, self.head_ids)
+
+    def prefill(self, questions: Sequence[str], excerpts: Sequence[Sequence[Excerpt]]) -> Prefill:
+        """Prefill one row per question over the excerpts chosen for it."""
+        asked = self.backbone.tokenize_batch([prompts.question_part(q) for q in questions])
+        if self.mode == "text":
+            return self._text(asked, excerpts)
+        return self._stored(asked, excerpts)
+
+    def _text(self, asked: Sequence[list[int]], excerpts: Sequence[Sequence[Excerpt]]) -> Prefill:
+        rows, context = [], []
+        for question, chosen in zip(asked, excerpts, strict=True):
+            parts = self.backbone.tokenize_batch(prompts.reading_parts([e.text for e in chosen])) if chosen else []
+            documents = [t for part in parts for t in part]
+            rows.append(self.head_ids + documents + question + self.tail_ids)
+            context.append(len(documents))
+        return self._run(rows, [0] * len(rows), context, None)
+
+    def _stored(self, asked: Sequence[list[int]], excerpts: Sequence[Sequence[Excerpt]]) -> Prefill:
+        assert self.content is not None
+        pooling = self.content.pooling
+        spans = [[self._span(e, pooling) for e in chosen] for chosen in excerpts]
+        source = BankSource(self.bank, self.content.layers, self.head, len(asked), selected=spans)
+        rows = [question + self.tail_ids for question in asked]
+        starts = [self._start(chosen) for chosen in excerpts]
+        context = [sum(e.stop - e.start for e in chosen) for chosen in excerpts]
+        return self._run(rows, starts, context, source)
+
+    def _span(self, excerpt: Excerpt, pooling: int) -> Span:
+        first = self.layout.chunk_of_token(excerpt.start, pooling) if excerpt.start else 0
+        return Span(excerpt.ordinal, first, self.layout.chunk_of_token(max(excerpt.stop - 1, 0), pooling) + 1)
+
+    def _start(self, chosen: Sequence[Excerpt]) -> int:
+        """Position of a question's first token: after everything it can see where tokens are stored one by one."""
+        if self.mode == "latent":
+            return self.head.length + self.top_k
+        return max([self.head.length, *(min(e.stop + self.layout.prefix, self.layout.window) for e in chosen)])
+
+    def _run(
+        self, rows: list[list[int]], starts: list[int], context: list[int], source: BankSource | None
+    ) -> Prefill:
+        began = time.perf_counter()
+        ids, mask = pad_left(rows, self.backbone.device)
+        first = torch.tensor(starts, device=ids.device)[:, None]
+        positions = first + (mask.cumsum(1) - 1).clamp(min=0)
+        state = Pass(source=source, keep_cache=True)
+        logits = self.backbone.run(state, ids, mask, positions)
+        assert logits is not None
+        gather = source.seconds["gather"] if source is not None else 0.0
+        seconds = {"gather": gather, "prefill": time.perf_counter() - began - gather}
+        lengths = tuple(map(len, rows))
+        return Prefill(state, logits[:, -1], positions[:, -1] + 1, lengths, tuple(context), seconds)
