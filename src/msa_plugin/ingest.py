@@ -10,7 +10,6 @@ import gzip
 import json
 import logging
 import os
-import re
 import sys
 import zlib
 from collections import Counter
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias, cast
 
 from msa_plugin.errors import IngestError, MissingExtraError
-from msa_plugin.plaintext import Decoder, EncodingErrors, html_to_text
+from msa_plugin.plaintext import Decoder, EncodingErrors, html_to_text, markdown_title
 from msa_plugin.types import Document
 
 OnSkip: TypeAlias = Callable[[str, str], None]
@@ -211,25 +210,7 @@ def _document(file: _File, text: str, title: str, run: _Run, **metadata: Any) ->
 def _read_text(file: _File, run: _Run) -> Iterator[Document]:
     with _opened(file) as stream:
         text = _whole_text(stream, file.source, run)
-    yield from _document(file, text, "", run)
-
-
-def _read_markdown(file: _File, run: _Run) -> Iterator[Document]:
-    with _opened(file) as stream:
-        text = _whole_text(stream, file.source, run)
-    yield from _document(file, text, _heading(text), run)
-
-
-def _heading(markdown: str) -> str:
-    """The first `# heading` outside fenced code."""
-    fence = ""
-    for line in markdown.split("\n"):
-        mark = re.match(r" {0,3}(```|~~~)", line)
-        if mark and fence in ("", mark[1]):
-            fence = "" if fence else mark[1]
-        elif not fence and (heading := re.match(r" {0,3}#[ \t]+(.*)", line)):
-            return re.sub(r"(^|[ \t]+)#+[ \t]*$", "", heading[1]).strip()
-    return ""
+    yield from _document(file, text, markdown_title(text) if file.kind == ".md" else "", run)
 
 
 def _read_html(file: _File, run: _Run) -> Iterator[Document]:
@@ -346,7 +327,7 @@ def _read_pdf(file: _File, run: _Run) -> Iterator[Document]:
 
 _READERS: Mapping[str, Callable[[_File, _Run], Iterator[Document]]] = {
     ".txt": _read_text,
-    ".md": _read_markdown,
+    ".md": _read_text,
     ".html": _read_html,
     ".htm": _read_html,
     ".jsonl": _read_jsonl,

@@ -1,4 +1,4 @@
-"""Bytes and HTML into plain text: what cannot be decoded, and control characters, are counted and logged.
+"""Bytes, Markdown titles and HTML into plain text: what cannot be decoded, and control characters, are counted and logged.
 
 Nothing in a page is executed, fetched or followed.
 """
@@ -98,6 +98,18 @@ class Decoder:
             _LOG.warning(message, self.source, self.encoding, self.first, self.replaced)
         if self.controls:
             _LOG.warning("%s: %d control characters or lone surrogates were taken out", self.source, self.controls)
+
+
+def markdown_title(markdown: str) -> str:
+    """The first `# heading` outside fenced code, or ""."""
+    fence = ""
+    for line in markdown.split("\n"):
+        mark = re.match(r" {0,3}(```|~~~)", line)
+        if mark and fence in ("", mark[1]):
+            fence = "" if fence else mark[1]
+        elif not fence and (heading := re.match(r" {0,3}#[ \t]+(.*)", line)):
+            return re.sub(r"(^|[ \t]+)#+[ \t]*$", "", heading[1]).strip()
+    return ""
 
 
 def html_to_text(html: str) -> tuple[str, str]:
