@@ -1,4 +1,4 @@
-"""Bytes, Markdown titles and HTML into plain text: what cannot be decoded, and control characters, are counted and logged.
+"""Bytes, Markdown and HTML into plain text: what cannot be decoded, and control characters, are counted and logged.
 
 Nothing in a page is executed, fetched or followed.
 """
