@@ -38,6 +38,7 @@ class RoutingConfig(Settings):
     (the reference) or one ranking is made from the scores summed over `layers`. `source` is `projection` for learned
     or calibrated projections, `attention` for the backbone's own Q and K (reference: `decouple_router` false).
     `scale` multiplies every score; `token_weighted` pools tokens with the adapter's weights instead of evenly.
+    `joint` adds the layers' projections up before normalising: one short vector a chunk, which sees all layers.
     """
 
     layers: Layers
@@ -53,6 +54,7 @@ class RoutingConfig(Settings):
     normalize: bool = True
     scale: float = Field(default=1.0, gt=0)
     token_weighted: bool = False
+    joint: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> RoutingConfig:
@@ -64,6 +66,10 @@ class RoutingConfig(Settings):
             raise ValueError("a shared selection needs source='projection'")
         if self.selection == "shared" and self.head_reduce != "mean":
             raise ValueError("a shared selection is one matrix product and needs head_reduce='mean'")
+        if self.token_weighted and self.selection != "shared":
+            raise ValueError("token_weighted needs selection='shared'")
+        if self.joint and (self.selection, self.heads) != ("shared", 1):
+            raise ValueError("joint needs selection='shared' and a single head")
         return self
 
     @property
@@ -75,10 +81,11 @@ class RoutingConfig(Settings):
     def key_groups(self) -> dict[str, int]:
         """Name and width of each routing-key matrix that the bank stores.
 
-        A shared selection has a single matrix, the layers' keys side by side; otherwise each layer has its own.
+        A shared selection has a single matrix, the layers' keys side by side (or, if `joint`, added up); otherwise
+        each layer has its own.
         """
         if self.selection == "shared":
-            return {"shared": self.key_width * len(self.layers)}
+            return {"shared": self.key_width * (1 if self.joint else len(self.layers))}
         return {str(layer): self.key_width for layer in self.layers}
 
 

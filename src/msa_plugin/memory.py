@@ -151,10 +151,8 @@ class LatentMemory(AsyncTwins):
     def get(self, ids: str | Sequence[str]) -> list[Document]:
         """Stored documents by id, in the order asked for; unknown ids are left out."""
         wanted = [ids] if isinstance(ids, str) else list(ids)
-        found = {d.id: d for d in self._bank_().get(wanted, self.namespace)}
-        return [
-            Document(found[i].id, found[i].text, found[i].title, found[i].metadata) for i in wanted if i in found
-        ]
+        found = self._bank_().get(wanted, self.namespace)
+        return [found[i].document for i in wanted if i in found]
 
     def ids(self) -> Iterator[str]:
         """Ids of all documents in this namespace."""
@@ -214,7 +212,7 @@ class LatentMemory(AsyncTwins):
     ) -> Iterator[tuple[int, str | Answer]]:
         generation, rounds = _split_options(self.config, options)
         selection = self._bank.select(self.namespace, filter)
-        if selection.count == 0:
+        if selection.documents == 0:
             where = "this filter matches no document" if filter is not None else "the memory is empty; add() documents"
             raise EmptyMemoryError(f"nothing to answer from: {where} (namespace {self.namespace!r})")
         if not questions:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from msa_kernels import mean_pool
+from msa_kernels import collapse_heads, mean_pool
 from msa_plugin.config import RoutingConfig
 from msa_plugin.errors import AdapterError
 
@@ -72,39 +72,67 @@ class Router:
 
     def queries(self, layer: int, hidden: Tensor) -> Tensor:
         """Routing queries [B, H, T, D] of `hidden` [B, T, hidden]; normalised and scaled, no q_norm, no RoPE."""
-        r, c = self.layers[layer], self.config
-        flat = F.linear(hidden.to(r.q_weight.dtype), r.q_weight, r.q_bias)
-        return self._finish_queries(flat.unflatten(-1, (c.heads, c.head_dim)).transpose(1, 2))
+        return self._finish_queries(self.query_part(layer, hidden))
 
     def attention_queries(self, query: Tensor) -> Tensor:
         """Routing queries from the attention's own Q [B, H, T, D] (after q_norm and RoPE)."""
         return self._finish_queries(query)
 
-    def pooled_queries(self, layer: int, hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    def query_part(self, layer: int, hidden: Tensor) -> Tensor:
+        """One layer's projected queries [B, H, T, D] of `hidden` [B, T, hidden], not yet normalised."""
+        r, c = self.layers[layer], self.config
+        flat = F.linear(hidden.to(r.q_weight.dtype), r.q_weight, r.q_bias)
+        return flat.unflatten(-1, (c.heads, c.head_dim)).transpose(1, 2)
+
+    def pooled_query_part(self, layer: int, hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """One query a row, [B, H, 1, D]: hidden states pooled over the voting tokens `mask` [B, T], then projected.
 
         Pooling before projecting is the same by linearity, and costs one product a row.
         """
         weights = mask.float() if self.token_weights is None else self.token_weights[ids] * mask
-        empty = weights.sum(1, keepdim=True) == 0
-        weights = torch.where(empty, mask.float(), weights)
+        weights = torch.where(weights.sum(1, keepdim=True) == 0, mask.float(), weights)
         pooled = torch.einsum("bt,bth->bh", weights, hidden.float()) / weights.sum(1, keepdim=True)
-        return self.queries(layer, pooled[:, None])
+        return self.query_part(layer, pooled[:, None])
 
-    def keys(self, layer: int, hidden: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
-        """Routing keys [C, W] of real tokens `hidden` [T, hidden], `ids` [T], pooled over chunks `offsets` [C + 1].
+    def shared_queries(self, parts: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+        """Queries of a shared selection from every routing layer's part [B, H, T, D].
 
-        Pool first, then project, then L2-normalise each head (golden spec 3.4); float32.
+        Returns queries [B, L * H, T, D] (`joint`: [B, 1, T, D]) and each layer's share of the collapsed query
+        [L, B, T, W]: a document's score is the sum of its products with the shares.
+        """
+        ordered = [parts[layer].float() for layer in self.config.layers]
+        if self.config.joint:
+            total = torch.stack(ordered).sum(0)
+            finished = self._finish_queries(total)
+            scale = finished.norm(dim=-1, keepdim=True) / total.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+            return finished, torch.stack([(part * scale)[:, 0] for part in ordered])
+        finished_parts = [self._finish_queries(part) for part in ordered]
+        collapsed = [collapse_heads(part, self.config.kv_heads) for part in finished_parts]
+        shares = [
+            torch.cat([c if i == j else torch.zeros_like(c) for j, c in enumerate(collapsed)], dim=-1)
+            for i in range(len(collapsed))
+        ]
+        return torch.cat(finished_parts, dim=1), torch.stack(shares)
+
+    def key_part(self, layer: int, hidden: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
+        """One layer's projected keys [C, W], float32, of real tokens `hidden` [T, hidden] with `ids` [T].
+
+        Pool over chunks `offsets` [C + 1] first, then project (golden spec 3.4); not yet normalised.
         """
         r = self.layers[layer]
         weights = None if self.token_weights is None else self.token_weights[ids]
         pooled = mean_pool(hidden.float(), offsets, weights)
-        bias = None if r.k_bias is None else r.k_bias.float()
-        return self._finish_keys(F.linear(pooled, r.k_weight.float(), bias))
+        return F.linear(pooled, r.k_weight.float(), None if r.k_bias is None else r.k_bias.float())
 
-    def attention_keys(self, pooled: Tensor) -> Tensor:
-        """Routing keys [C, W] from pooled attention K [C, KV, D]."""
-        return self._finish_keys(pooled.float().flatten(1))
+    def finish_keys(self, parts: Mapping[int, Tensor]) -> dict[str, Tensor]:
+        """Routing keys by key group, [C, W] each, from every routing layer's part: L2-normalised per head."""
+        ordered = [parts[layer].float() for layer in self.config.layers]
+        if self.config.joint:
+            return {"shared": self._unit(torch.stack(ordered).sum(0))}
+        units = [self._unit(part) for part in ordered]
+        if self.config.selection == "shared":
+            return {"shared": torch.cat(units, dim=1)}
+        return {str(layer): unit for layer, unit in zip(self.config.layers, units, strict=True)}
 
     def _finish_queries(self, queries: Tensor) -> Tensor:
         queries = queries.float()
@@ -112,7 +140,7 @@ class Router:
             queries = F.normalize(queries, dim=-1, eps=1e-12)
         return queries * self.config.scale
 
-    def _finish_keys(self, flat: Tensor) -> Tensor:
+    def _unit(self, flat: Tensor) -> Tensor:
         if not self.config.normalize:
             return flat
         heads = flat.unflatten(-1, (self.config.kv_heads, self.config.head_dim))

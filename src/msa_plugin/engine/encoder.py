@@ -66,16 +66,15 @@ class WindowSink(Sink):
     def on_input(self, layer: int, hidden: Tensor) -> None:
         """Pool and project the layer's input into routing keys."""
         if self.router.config.source == "projection" and layer in self.router.config.layers:
-            self.keys[layer] = self.router.keys(layer, hidden[self.mask], self.ids, self.key_offsets)
+            self.keys[layer] = self.router.key_part(layer, hidden[self.mask], self.ids, self.key_offsets)
 
     def on_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Pool K and V [B, KV, T, D] where the bank keeps them, or where K itself is the routing key."""
         if self.router.config.source == "attention" and layer in self.router.config.layers:
-            pooled = mean_pool(keys.transpose(1, 2)[self.mask].float(), self.key_offsets, None)
-            self.keys[layer] = self.router.attention_keys(pooled)
+            self.keys[layer] = mean_pool(keys.transpose(1, 2)[self.mask].float(), self.key_offsets).flatten(1)
         if self.content and layer in self.content.layers:
             both = torch.stack([keys, values], dim=3).transpose(1, 2)[self.mask]
-            self.values[layer] = mean_pool(both.transpose(1, 2), self.content_offsets, None)
+            self.values[layer] = mean_pool(both.transpose(1, 2), self.content_offsets)
 
     def done_before(self, layer: int) -> bool:
         """Stop before the deepest layer's attention when only its input was wanted."""
@@ -87,13 +86,9 @@ class WindowSink(Sink):
 
     def latents(self, keys_dtype: torch.dtype) -> list[Latents]:
         """One `Latents` a row, on the CPU, keys in `keys_dtype`."""
-        layers = [self.keys[layer] for layer in self.router.config.layers]
-        if self.router.config.selection == "shared":
-            groups = {"shared": torch.cat(layers, dim=1)}
-        else:
-            groups = {str(i): k for i, k in zip(self.router.config.layers, layers, strict=True)}
         split_keys = {
-            name: keys.to(device="cpu", dtype=keys_dtype).split(self.key_chunks.tolist()) for name, keys in groups.items()
+            name: keys.to(device="cpu", dtype=keys_dtype).split(self.key_chunks.tolist())
+            for name, keys in self.router.finish_keys(self.keys).items()
         }
         split_content = {
             layer: values.cpu().split(self.content_chunks.tolist()) for layer, values in self.values.items()

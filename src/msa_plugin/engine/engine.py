@@ -112,9 +112,9 @@ class Engine:
     def _rank_shared(self, queries: Sequence[str], k: int, selection: Selection) -> Ranking:
         began = time.perf_counter()
         rows = [self._query_ids(ids) for ids in self.backbone.tokenize_batch(list(queries))]
-        vectors, votes = shared_queries(self.backbone, self.router, rows)
+        asked = shared_queries(self.backbone, self.router, rows)
         encoded = time.perf_counter()
-        ranked = rank_shared(self.bank, self.router, vectors, votes, k, selection, self._tiles)
+        ranked = rank_shared(self.bank, self.router, asked, k, selection, self._tiles)
         return Ranking(ranked, {"encode": encoded - began, "route": time.perf_counter() - encoded})
 
     def _query_ids(self, ids: list[int]) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,59 +41,61 @@ class _RouteSink(Sink):
 
     def __init__(self, router: Router, ids: Tensor, mask: Tensor) -> None:
         self.router, self.ids, self.mask = router, ids, mask
-        self.queries: dict[int, Tensor] = {}
+        self.parts: dict[int, Tensor] = {}
 
     def on_input(self, layer: int, hidden: Tensor) -> None:
         if layer not in self.router.config.layers:
             return
         if self.router.config.query_reduce == "pooled":
-            self.queries[layer] = self.router.pooled_queries(layer, hidden, self.ids, self.mask)
+            self.parts[layer] = self.router.pooled_query_part(layer, hidden, self.ids, self.mask)
         else:
-            self.queries[layer] = self.router.queries(layer, hidden)
+            self.parts[layer] = self.router.query_part(layer, hidden)
 
     def done_before(self, layer: int) -> bool:
         return layer == self.router.config.layers[-1]
 
 
-def shared_queries(backbone: Backbone, router: Router, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Collapsed routing queries [B, T, L * W] of token rows, layers side by side, and which tokens vote [B, T].
+class SharedQueries(NamedTuple):
+    """Routing queries [B, L * H, T, D] of a batch, each layer's share of them [L, B, T, W], and who votes [B, T]."""
 
-    T is 1 where the router pools a question's tokens.
-    """
+    queries: Tensor
+    shares: Tensor
+    votes: Tensor
+
+
+def shared_queries(backbone: Backbone, router: Router, rows: Sequence[Sequence[int]]) -> SharedQueries:
+    """Routing queries of token rows for a shared selection; T is 1 where the router pools a question's tokens."""
     ids, mask = pad_right(rows, backbone.device)
     sink = _RouteSink(router, ids, mask)
     positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     backbone.run(CausalRows(sink=sink), ids, mask, positions, logits="none")
-    parts = [collapse_heads(sink.queries[layer], router.config.kv_heads) for layer in router.config.layers]
-    queries = torch.cat(parts, dim=-1)
-    votes = mask.new_ones(mask.shape[0], 1) if queries.shape[1] == 1 else mask
-    return queries, votes
+    queries, shares = router.shared_queries(sink.parts)
+    votes = mask.new_ones(mask.shape[0], 1) if queries.shape[2] == 1 else mask
+    return SharedQueries(queries, shares, votes)
 
 
 def rank_shared(
-    bank: MemoryBank, router: Router, queries: Tensor, votes: Tensor, k: int, selection: Selection, tiles: tuple[int, int]
+    bank: MemoryBank, router: Router, asked: SharedQueries, k: int, selection: Selection, tiles: tuple[int, int]
 ) -> list[list[Ranked]]:
     """The best `k` documents of each row by the score summed over routing layers."""
     blocks = bank.key_blocks("shared", selection)
-    routed = route(queries, votes, blocks, k, router.config, tile_chunks=tiles[0], tile_tokens=tiles[1])
+    routed = route(asked.queries, asked.votes, blocks, k, router.config, tile_chunks=tiles[0], tile_tokens=tiles[1])
     return [
-        _explained(bank, router, queries[row][votes[row]], routed.ordinals[row].tolist(), routed.scores[row].tolist())
-        for row in range(queries.shape[0])
+        _explained(bank, router, asked.shares[:, row][:, asked.votes[row]], ordinals.tolist(), scores.tolist())
+        for row, (ordinals, scores) in enumerate(zip(*routed, strict=True))
     ]
 
 
 def _explained(
-    bank: MemoryBank, router: Router, queries: Tensor, ordinals: list[int], scores: list[float]
+    bank: MemoryBank, router: Router, shares: Tensor, ordinals: list[int], scores: list[float]
 ) -> list[Ranked]:
-    """Take each score apart: the chunk (and question token) that gave it, and each layer's share of the product."""
-    layers, width = router.config.layers, router.config.key_width
+    """Take each score apart: the chunk (and question token) that gave it, and the share of each layer [L, T, W]."""
     ranked = []
     for ordinal, score, keys in zip(ordinals, scores, bank.key_rows(ordinals, "shared"), strict=True):
-        products = queries @ keys.to(device=queries.device, dtype=queries.dtype).T
-        token, chunk = divmod(int(products.argmax()), keys.shape[0])
-        parts = queries[token] * keys[chunk].to(queries)
-        by_layer = parts.view(len(layers), width).sum(-1).tolist()
-        ranked.append(Ranked(ordinal, score, dict(zip(layers, by_layer, strict=True)), chunk))
+        products = shares @ keys.to(shares).T
+        token, chunk = divmod(int(products.sum(0).argmax()), keys.shape[0])
+        by_layer = products[:, token, chunk].tolist()
+        ranked.append(Ranked(ordinal, score, dict(zip(router.config.layers, by_layer, strict=True)), chunk))
     return ranked
 
 
