@@ -65,6 +65,8 @@ class MemoryBank:
         self._writer: Catalog | None = None
         self._catalog = Catalog(path, writable=False)
         try:
+            if not read_only:
+                check_writable(path)
             found = self._catalog.fingerprint()
             if found != fingerprint:
                 raise FingerprintMismatchError(
@@ -99,8 +101,6 @@ class MemoryBank:
             with disk_errors(folder):
                 create_bank(folder, fingerprint, lock_timeout)
         with disk_errors(folder, reading=True):
-            if not read_only:
-                check_writable(folder)
             bank = cls(folder, fingerprint, read_only=read_only, snapshot=snapshot, lock_timeout=lock_timeout)
         if not read_only:
             bank._sweep_if_idle()

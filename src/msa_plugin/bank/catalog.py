@@ -88,26 +88,25 @@ class Snapshot(NamedTuple):
 def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
     """Open a catalog that exists. Transactions are explicit; a commit is on the disk when it returns."""
     uri = path.absolute().as_uri()
-    connection = _connect(f"{uri}?mode={'rw' if writable else 'ro'}")
     try:
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return _connect(f"{uri}?mode={'rw' if writable else 'ro'}")
     except sqlite3.OperationalError:
-        connection.close()
         wal = path.with_name(path.name + "-wal")
         if writable or (wal.exists() and wal.stat().st_size):
             raise
         # Read-only media: SQLite cannot create its shared-memory file there, and nobody else can write either.
-        connection = _connect(f"{uri}?immutable=1")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+        return _connect(f"{uri}?immutable=1")
 
 
 def _connect(uri: str) -> sqlite3.Connection:
     connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA synchronous = FULL")
+    try:
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # the first to touch the file
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -320,6 +319,7 @@ def _not_a_catalog(path: Path, error: Exception) -> BankCorruptError:
 
 
 def _segment_record(row: tuple[Any, ...]) -> SegmentRecord:
-    number, *facts, keys_bytes, keys_sha256, content_bytes, content_sha256 = row
-    content = FileRecord(content_bytes, content_sha256) if content_sha256 is not None else None
-    return SegmentRecord(*facts, FileRecord(keys_bytes, keys_sha256), content, number)
+    number, uuid, namespace, first, last, documents, chunks, keys_bytes, keys_sha256, *content = row
+    kept = FileRecord(*content) if content[0] is not None else None
+    keys = FileRecord(keys_bytes, keys_sha256)
+    return SegmentRecord(uuid, namespace, first, last, documents, chunks, keys, kept, number)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +19,6 @@ from msa_plugin.errors import InvalidQueryError
 _MAX_DEPTH = 32
 _MAX_TERMS = 400  # SQLite refuses expressions deeper than 1000, and a chain of ANDs is as deep as it is long
 _MAX_VALUES = 10_000  # bound parameters; SQLite's limit is 32766
-_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z", re.ASCII)
 _COMPARISONS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 _NUMBERS = "('integer', 'real')"
 
@@ -79,7 +77,7 @@ class _Compiler:
         if operator == "$exists":
             if not isinstance(operand, bool):
                 raise InvalidQueryError(f"field {field!r}: $exists takes True or False, not {operand!r}")
-            present = self._over(field, lambda kind, value: f"{kind} IS NOT NULL")
+            present = self._over(field, lambda kind, value: "1")
             return present if operand else f"NOT ({present})"
         return self._over(field, self._test(field, operator, operand))
 
@@ -151,10 +149,7 @@ class _Compiler:
 
     def _over(self, field: str, test: Test) -> str:
         """Apply `test` to the field's type and value; false, never NULL, when the field is absent."""
-        if _PLAIN_NAME.match(field):
-            path = self._bind(f"$.{field}")
-            return f"ifnull({test(f'json_type(metadata, {path})', f'json_extract(metadata, {path})')}, 0)"
-        # JSON paths cannot express every name (quotes, escapes); comparing keys can, only slower.
+        # Comparing keys rather than JSON paths: a path cannot express every name (quotes, escapes).
         name = self._bind(_text(field, field))
         matches = test("field.type", "field.value")
         return f"EXISTS (SELECT 1 FROM json_each(metadata) AS field WHERE field.key = {name} AND {matches})"

@@ -75,7 +75,9 @@ class View:
 
     def _select_all(self, namespace: str) -> Selection:
         dead = self._dead_masks()
-        shared = self._masks(self._rows.places_in_shared_segments(self.at, namespace))
+        shared: dict[int, Tensor] = {}
+        if any(segment.record.namespace is None for segment in self.segments.values()):
+            shared = self._masks(self._rows.places_in_shared_segments(self.at, namespace))
         parts: list[tuple[Segment, Tensor | None]] = []
         for number, segment in self.segments.items():
             if segment.record.namespace == namespace:

@@ -1,0 +1,251 @@
+"""What goes in comes out, exactly; updates, deletions, namespaces, threads."""
+
+import threading
+
+import pytest
+import torch
+from bank_builder import FINGERPRINT, NS, encoded, open_bank, picture, segment_folders
+from safetensors import safe_open
+
+from msa_plugin.errors import (
+    BankError,
+    DuplicateDocumentError,
+    InvalidDocumentError,
+    InvalidQueryError,
+)
+from msa_plugin.types import Document, EncodedDocument
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_round_trip_is_exact(folder, dtype):
+    keys, content = torch.randn(3, 5).to(dtype), torch.randn(4, 2, 1, 3).to(dtype)
+    document = Document("日本 id\n", "a text\0with NUL, 😀", "Title é", {"n": 1.5, "list": [1, "x"], "none": None})
+    with open_bank(folder) as bank:
+        [ordinal] = bank.commit([EncodedDocument(document, 11, {"shared": keys}, {2: content})], NS)
+    with open_bank(folder, read_only=True) as bank:
+        [stored] = bank.documents([ordinal])
+        assert stored.document == document
+        assert (stored.tokens, stored.chunks, stored.namespace) == (11, 3, NS)
+        [key_rows], [rows] = bank.key_rows([ordinal], "shared"), bank.content([ordinal], 2)
+        for found, given in ((key_rows, keys), (rows, content)):
+            assert found.dtype == dtype and torch.equal(found, given)
+        again = bank.latents(ordinal)
+        assert again.document == document and again.tokens == 11
+        assert torch.equal(again.keys["shared"], keys) and torch.equal(again.content[2], content)
+        assert bank.fingerprint == FINGERPRINT
+
+
+def test_files_are_plain_safetensors_with_the_documented_layout(bank, folder):
+    one, two = encoded("one", chunks=1), encoded("two", chunks=3)
+    bank.commit([one, two], NS)
+    [name] = segment_folders(folder)
+    with safe_open(folder / "segments" / name / "keys.safetensors", framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    assert sorted(tensors) == ["key.3", "key.5", "key_offsets", "ordinals"]
+    assert tensors["ordinals"].tolist() == [1, 2] and tensors["key_offsets"].tolist() == [0, 1, 4]
+    assert torch.equal(tensors["key.5"], torch.cat([one.keys["5"], two.keys["5"]]))
+    with safe_open(folder / "segments" / name / "content.safetensors", framework="pt") as file:
+        assert file.get_tensor("content_offsets").tolist() == [0, 2, 8]
+        assert torch.equal(file.get_tensor("content.3"), torch.cat([one.content[3], two.content[3]]))
+
+
+def test_without_content_there_is_no_content_file(bank, folder):
+    [ordinal] = bank.commit([encoded("a", content=False)], NS)
+    assert not list(folder.glob("segments/*/content.safetensors"))
+    assert bank.latents(ordinal).content == {} and bank.stats(NS).bytes_content == 0
+    with pytest.raises(InvalidQueryError, match="layer 3"):
+        bank.content([ordinal], 3)
+
+
+def test_strided_and_sliced_tensors_are_stored_by_value(bank):
+    wide = torch.randn(4, 16)
+    bank.commit([EncodedDocument(Document("a", "x"), 1, {"g": wide[1:3, ::2]}, {})], NS)
+    assert torch.equal(bank.key_rows([1], "g")[0], wide[1:3, ::2])
+
+
+def test_update_replaces_in_one_step_and_ordinals_are_never_reused(bank):
+    assert bank.commit([encoded("a"), encoded("b")], NS) == [1, 2]
+    assert bank.commit([encoded("b", "new text", chunks=3), encoded("c")], NS) == [3, 4]
+    assert {i: p[0] for i, p in picture(bank).items()} == {"a": 1, "b": 3, "c": 4}
+    assert bank.get(["b"], NS)["b"].text == "new text"
+    assert bank.delete(["c", "b", "a", "nobody", "a"], NS) == (["c", "b", "a"], ["nobody"])
+    assert picture(bank) == {} and bank.count(NS) == 0
+    bank.compact()
+    assert bank.commit([encoded("a")], NS) == [5]
+
+
+def test_metadata_can_change_without_encoding_again(bank):
+    original = encoded("a", lang="en")
+    [ordinal] = bank.commit([original], NS)
+    kept = bank.latents(ordinal)
+    renamed = Document("a", kept.document.text, kept.document.title, {"lang": "de"})
+    [new] = bank.commit([EncodedDocument(renamed, kept.tokens, kept.keys, kept.content)], NS)
+    assert bank.lookup(["a"], NS)["a"] == (new, renamed.content_hash, {"lang": "de"})
+    assert torch.equal(bank.key_rows([new], "3")[0], original.keys["3"])
+
+
+def test_masks_are_absent_until_something_must_be_hidden(bank):
+    bank.commit([encoded("a", k=1), encoded("b", k=2)], NS)
+    bank.commit([encoded("c", k=2)], NS)
+    assert [b.allowed for b in bank.key_blocks("3", bank.select(NS))] == [None, None]
+    bank.delete(["a"], NS)
+    masks = [b.allowed for b in bank.key_blocks("3", bank.select(NS))]
+    assert masks[0].tolist() == [False, True] and masks[1] is None
+    chosen = bank.select(NS, {"k": 1})
+    assert chosen.documents == 0 and list(bank.key_blocks("3", chosen)) == []
+    assert bank.select(NS, lambda m: m["k"] == 2).documents == 2
+    with pytest.raises(InvalidQueryError, match="'7'"):
+        list(bank.key_blocks("7", bank.select(NS)))
+    with pytest.raises(InvalidQueryError, match="'7'"):
+        bank.key_rows([2], "7")
+
+
+def test_a_selection_outlives_deletion_and_compaction(bank):
+    bank.commit([encoded("a"), encoded("b")], NS)
+    selection = bank.select(NS)
+    bank.delete(["a"], NS)
+    assert bank.documents([1])[0].id == "a", "a query that was under way can still read what it selected"
+    bank.compact()
+    [block] = bank.key_blocks("3", selection)
+    assert torch.equal(block.keys[:2], encoded("a").keys["3"])
+    for read in (bank.documents, lambda o: bank.key_rows(o, "3"), lambda o: bank.content(o, 3)):
+        with pytest.raises(BankError, match="repeat the query"):
+            read([1, 2])
+
+
+def test_stats_count_a_namespace_and_weigh_the_bank(bank, folder):
+    bank.commit([encoded("a", chunks=2), encoded("b", chunks=3)], NS)
+    bank.commit([encoded("x", chunks=4)], "other")
+    bank.snapshot("s")
+    bank.delete(["b"], NS)
+    stats = bank.stats(NS)
+    assert (stats.documents, stats.tokens, stats.chunks, stats.deleted) == (1, 14, 2, 1)
+    assert stats.namespaces == (NS, "other") and stats.snapshots == ("s",) and stats.segments == 2
+    on_disk = [p.stat().st_size for p in folder.glob("segments/*/keys.safetensors")]
+    assert stats.bytes_keys == sum(on_disk)
+    assert stats.bytes_content == sum(p.stat().st_size for p in folder.glob("segments/*/content.safetensors"))
+    bank.delete(["x"], "other")
+    assert bank.stats(NS).namespaces == (NS,)
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_namespaces_are_isolated_in_every_read(bank, compacted):
+    bank.commit([encoded("a", who="one"), encoded("shared id", "one's", who="one")], "one")
+    bank.commit([encoded("shared id", "two's", who="two"), encoded("b", who="two")], "two")
+    bank.commit([encoded("c", who="one")], "one")
+    if compacted:
+        bank.compact()
+        assert bank.stats("one").segments == 1, "the namespaces share a segment now"
+    assert set(picture(bank, "one")) == {"a", "shared id", "c"} and set(picture(bank, "two")) == {"shared id", "b"}
+    assert bank.get(["a", "shared id"], "two").keys() == {"shared id"}
+    assert bank.get(["shared id"], "two")["shared id"].text == "two's"
+    assert bank.lookup(["a", "b"], "two").keys() == {"b"}
+    for where in ({"who": {"$exists": True}}, {"$or": [{"who": "one"}, {"who": "two"}]}, lambda m: True):
+        ordinals = [
+            ordinal
+            for block in bank.key_blocks("3", bank.select("two", where))
+            for n, ordinal in enumerate(block.ordinals.tolist())
+            if block.allowed is None or block.allowed[n]
+        ]
+        assert {d.namespace for d in bank.documents(ordinals)} == {"two"} and len(ordinals) == 2
+    assert bank.delete(["a", "shared id"], "two") == (["shared id"], ["a"])
+    assert set(picture(bank, "one")) == {"a", "shared id", "c"}
+    assert bank.select("nobody").documents == 0 and list(bank.iter_ids("nobody")) == []
+    assert (bank.count("one"), bank.count("two"), bank.count("nobody")) == (3, 1, 0)
+    assert bank.stats("two").documents == 1
+
+
+def test_ids_come_in_code_point_order_and_in_pages(bank, monkeypatch):
+    monkeypatch.setattr("msa_plugin.bank.bank._PAGE", 2)
+    names = ["b", "a", "Ω", "B", "a b"]
+    bank.commit([encoded(name) for name in names], NS)
+    assert list(bank.iter_ids(NS)) == sorted(names)
+
+
+def test_many_ids_at_once(bank):
+    names = [f"d{n}" for n in range(1203)]
+    ordinals = bank.commit([encoded(name, chunks=1, content=False) for name in names], NS)
+    assert set(bank.lookup(names, NS)) == set(names) == set(bank.get(names, NS))
+    assert [d.id for d in bank.documents(ordinals[::-1])] == names[::-1]
+
+
+@pytest.mark.parametrize(
+    ("documents", "error", "message"),
+    [
+        ([encoded("a"), encoded("a", "other")], DuplicateDocumentError, "'a' occurs twice"),
+        ([encoded("a"), encoded("b", content=False)], InvalidDocumentError, "same settings"),
+        ([encoded("a", chunks=0)], InvalidDocumentError, "at least one chunk"),
+        ([EncodedDocument(Document("a", "x"), 1, {}, {})], InvalidDocumentError, "routing keys"),
+        ([EncodedDocument(Document("", "x"), 1, {"g": torch.ones(1, 1)}, {})], InvalidDocumentError, "id"),
+        ([EncodedDocument(Document("a", "x"), 1, {"g": torch.full((1, 1), torch.nan)}, {})], InvalidDocumentError, "NaN"),
+        ([EncodedDocument(Document("a", "x"), 1, {"g": torch.ones(1, 1).cfloat()}, {})], InvalidDocumentError, "dtypes"),
+        (
+            [EncodedDocument(Document("a", "x"), 1, {"g": torch.ones(1, 2), "h": torch.ones(2, 2)}, {})],
+            InvalidDocumentError,
+            "different numbers of chunks",
+        ),
+        (
+            [EncodedDocument(Document("a", "x"), 1, {"g": torch.ones(1, 2)}, {1: torch.ones(1, 3, 1, 1)})],
+            InvalidDocumentError,
+            "content must be",
+        ),
+        ([EncodedDocument(Document("a", "x", "", {"k": "\0"}), 1, {"g": torch.ones(1, 1)}, {})], InvalidDocumentError, "NUL"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_before_anything_is_written(bank, folder, documents, error, message):
+    with pytest.raises(error, match=message):
+        bank.commit(documents, NS)
+    assert bank.version == 0 and segment_folders(folder) == []
+
+
+def test_odd_arguments(bank):
+    assert bank.commit([], NS) == [] and bank.version == 0
+    assert bank.delete([], NS) == ([], []) and bank.documents([]) == []
+    assert bank.lookup(["\ud800"], NS) == {}, "a string that SQLite cannot hold was never stored"
+    for namespace in ("", "\ud800", None):
+        with pytest.raises(InvalidQueryError, match="namespace"):
+            bank.commit([encoded("a")], namespace)
+        with pytest.raises(InvalidQueryError, match="namespace"):
+            bank.select(namespace)
+
+
+def test_a_closed_bank_says_so(bank):
+    bank.commit([encoded("a")], NS)
+    rows = bank.key_rows([1], "3")[0]
+    bank.close()
+    bank.close()
+    for use in (lambda: bank.count(NS), lambda: bank.commit([encoded("b")], NS), bank.refresh, lambda: bank.select(NS)):
+        with pytest.raises(BankError, match="closed"):
+            use()
+    assert torch.equal(rows, encoded("a").keys["3"]), "tensors handed out stay valid"
+
+
+def test_threads_share_a_handle(bank):
+    bank.commit([encoded("base")], NS)
+    errors = []
+
+    def write(worker):
+        try:
+            for n in range(6):
+                bank.commit([encoded(f"{worker}-{n}", chunks=1)], NS)
+                bank.delete([f"{worker}-{n - 1}"], NS)
+        except Exception as error:
+            errors.append(error)
+
+    def read():
+        try:
+            for _ in range(60):
+                selection = bank.select(NS, {"x": {"$exists": False}})
+                ordinals = torch.cat([b.ordinals for b in bank.key_blocks("5", selection)]).tolist()
+                assert 1 in ordinals and "base" in bank.get(["base"], NS) and bank.documents([1])[0].id == "base"
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(w,)) for w in range(3)]
+    threads += [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert set(picture(bank)) == {"base", "0-5", "1-5", "2-5"}
