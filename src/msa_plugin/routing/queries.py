@@ -40,6 +40,11 @@ class TokenTile(NamedTuple):
     share: Tensor | None
     first: bool
 
+    @property
+    def plain(self) -> bool:
+        """One row, one head, and a maximum over tokens that all vote, with nothing before it: no bookkeeping needed."""
+        return self.first and self.silent is None and self.share is None and self.shape[:2] == (1, 1)
+
 
 def key_width(config: RoutingConfig) -> int:
     """Width W of the one key matrix that a search reads (a shared selection has the layers' keys side by side)."""

@@ -124,7 +124,7 @@ class _ChunkScorer:
         The scores are valid until the next step. Spans without an allowed document are skipped unread.
         """
         self._check(block)
-        wide = min(self.tile_chunks, block.keys.shape[0])
+        wide = -(-min(self.tile_chunks, block.keys.shape[0]) // self._rows) * self._rows
         if self._scores.shape[1] < wide:
             self._scores = self._scores.new_empty((self._scores.shape[0], wide))
         offsets = block.offsets.cpu()
@@ -155,13 +155,13 @@ class _ChunkScorer:
 
     def _tile(self, keys: Tensor) -> Tensor:
         """Chunk scores [B, c] of one tile."""
-        scores = self._scores[:, : keys.shape[0]]
         tiles = (self._only,) if self._only is not None else token_tiles(self._voting, self.config, self.tile_tokens)
         for tile in tiles:
-            for start in range(0, keys.shape[0], self._rows):
-                rows = keys[start : start + self._rows]
-                by_token = self._by_token(tile, self._load(rows))[:, :, : rows.shape[0]]
-                _combine(tile, by_token, scores[tile.rows, start : start + rows.shape[0]])
+            # Whole panels of scores, leftovers included: the buffer is padded, and a slice less per product counts.
+            columns = torch.split(self._scores[tile.rows], self._rows, 1)
+            for rows, out in zip(torch.split(keys, self._rows), columns, strict=False):
+                self._product(tile, self._load(rows), out)
+        scores = self._scores[:, : keys.shape[0]]
         # A maximum would hand one NaN on to its document; the sum of a mean does so anyway.
         return scores if self.config.chunk_reduce == "mean" else _without_nan(scores)
 
@@ -171,18 +171,32 @@ class _ChunkScorer:
         R is always the panel's height, so that equal keys get equal products wherever they lie (libraries add up
         in another order for other heights); rows past the end hold leftovers, whose products nobody reads.
         """
-        if rows.shape[0] == self._rows and rows.dtype == torch.float32 and rows.device == self.device:
+        if rows.shape[0] < self._rows:
+            self._panel[: rows.shape[0]].copy_(rows)
+        elif rows.dtype == torch.float32 and rows.device == self.device:
             return rows
-        self._panel[: rows.shape[0]].copy_(rows)
+        else:
+            self._panel.copy_(rows)
         return self._panel
+
+    def _product(self, tile: TokenTile, panel: Tensor, out: Tensor) -> None:
+        """Scores of a panel for one tile of tokens, reduced over heads and tokens into `out` [g, R]."""
+        if tile.plain and tile.parts.shape[:2] == (1, 1):
+            torch.mm(tile.parts[0], panel.T, out=out)
+            return
+        by_token = self._by_token(tile, panel)
+        if tile.plain:
+            torch.amax(by_token[0], 0, keepdim=True, out=out)
+        else:
+            _combine(tile, by_token, out)
 
     def _by_token(self, tile: TokenTile, panel: Tensor) -> Tensor:
         """Products reduced over heads: [g, t, R]."""
         count, group, tokens = tile.shape
-        dim, height = tile.parts.shape[2], tile.parts.shape[1]
+        parts, height, dim = tile.parts.shape
         best, other = self._products[0, :height], self._products[-1, :height]
         torch.mm(tile.parts[0], panel[:, :dim].T, out=best)
-        for i in range(1, tile.parts.shape[0]):
+        for i in range(1, parts):
             torch.mm(tile.parts[i], panel[:, i * dim : (i + 1) * dim].T, out=other)
             torch.maximum(best, other, out=best)
         by_head = best.view(count, group, tokens, -1)

@@ -1,0 +1,280 @@
+"""Routing search against two baselines, in one run: the formula written per head, and FAISS over the same vectors.
+
+All three read the same documents (1 to 8 chunks each, unit-norm routing keys stored as float16) with the same number of
+threads and the same float32 accumulation; timings are interleaved medians, so that drift of the machine hits all alike.
+Shape legend: H heads, KV key/value heads, D head dim, T question tokens, W = KV * D, C chunks, N documents.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from msa_kernels import collapse_heads
+from msa_plugin.config import RoutingConfig
+from msa_plugin.errors import ConfigError, MissingExtraError
+from msa_plugin.routing.scorer import RoutedDocuments, route
+from msa_plugin.types import KeyBlock
+
+MAX_CHUNKS = 8
+PIECE = 1 << 16
+PANEL_NUMBERS = 1 << 18
+SCORE_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One question shape: heads, key/value heads, head dim and question tokens."""
+
+    name: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    tokens: int
+
+    @property
+    def width(self) -> int:
+        """Numbers per routing key."""
+        return self.kv_heads * self.head_dim
+
+    def config(self) -> RoutingConfig:
+        """Settings of this shape, with the paper's reductions (equation 2)."""
+        return RoutingConfig(layers=(0,), heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, pooling=64)
+
+
+SHAPES = (
+    Shape("tokens", heads=9, kv_heads=3, head_dim=64, tokens=24),
+    Shape("pooled-384", heads=18, kv_heads=6, head_dim=64, tokens=1),
+    Shape("pooled-512", heads=16, kv_heads=4, head_dim=128, tokens=1),
+)
+
+
+@dataclass(frozen=True)
+class _Workload:
+    shape: Shape
+    block: KeyBlock
+    queries: Tensor
+    mask: Tensor
+    index: Any
+    k: int
+
+
+def run(
+    chunks: Sequence[int] = (10**4, 10**5, 10**6),
+    shapes: Sequence[Shape] = SHAPES,
+    k: int = 16,
+    seed: int = 0,
+    repeats: int = 7,
+) -> list[dict[str, Any]]:
+    """Measure every shape at every size; one dict per pair, nothing printed.
+
+    Fields: the shape's own (`name`, `heads`, `kv_heads`, `head_dim`, `tokens`) and `width`, `chunks`, `documents`, `k`,
+    `threads`, `repeats`, `seed`; medians `ours_ms`, `heads_ms`, `faiss_ms`; `ratio_heads` and `ratio_faiss` (theirs
+    over ours: above 1 ours is faster); `agree` (the three return the same top-k; see `_agree`); `peak_bytes` (the most
+    extra memory of ours); `read_gb_s` (key bytes over our time), `copy_gb_s` (bytes read and written by a memory copy) and
+    `bandwidth_share`, their ratio. FAISS is timed at depth k per token, the least it could do, and checked at depth
+    8 k, which is enough to be exact. Raises MissingExtraError without FAISS, ConfigError for sizes below 1.
+    """
+    if min((*chunks, k, repeats), default=0) < 1:
+        raise ConfigError("chunks, k and repeats must be at least 1")
+    faiss = _faiss()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    copy = copy_bandwidth()
+    return [
+        _measure(_workload(faiss, shape, size, k, seed), repeats, copy) | {"seed": seed}
+        for shape in shapes
+        for size in chunks
+    ]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as aligned text, for a terminal."""
+    lines = [
+        f"{'shape':<11} {'chunks':>8} {'ours ms':>9} {'heads ms':>9} {'faiss ms':>9} {'heads/ours':>10} "
+        f"{'faiss/ours':>10} {'agree':>5} {'peak MiB':>8} {'read GB/s':>9} {'of copy':>7}"
+    ]
+    lines += [
+        f"{r['name']:<11} {r['chunks']:>8} {r['ours_ms']:>9.2f} {r['heads_ms']:>9.2f} {r['faiss_ms']:>9.2f} "
+        f"{r['ratio_heads']:>10.2f} {r['ratio_faiss']:>10.2f} {r['agree']!s:>5} {r['peak_bytes'] / 2**20:>8.2f} "
+        f"{r['read_gb_s']:>9.2f} {r['bandwidth_share']:>7.2f}"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def _faiss() -> Any:
+    """The FAISS module; the only place that imports it here."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingExtraError("the routing benchmark compares with FAISS: pip install 'msa-plugin[faiss]'") from error
+    return faiss
+
+
+def copy_bandwidth(size: int = 1 << 28, repeats: int = 5) -> float:
+    """Bytes per second that a memory copy of `size` bytes reads and writes together, median of `repeats`."""
+    source = torch.ones(size, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    return 2 * size / median(_seconds(lambda: target.copy_(source)) for _ in range(repeats))
+
+
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its hooks unannotated
+    """Counts the bytes of storages that come to life inside the context, and the most that were alive together."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live: int = 0
+        self.peak: int = 0
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self._see((args, kwargs), new=False)
+        result = func(*args, **(kwargs or {}))
+        self._see(result, new=True)
+        return result
+
+    def _see(self, tree: Any, *, new: bool) -> None:
+        for leaf in tree_leaves(tree):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self._known:
+                storage = leaf.untyped_storage()
+                name, size = storage._cdata, storage.nbytes() if new else 0
+                self._known[name] = weakref.ref(storage, partial(self._gone, name, size))
+                self.live += size
+        self.peak = max(self.peak, self.live)
+
+    def _gone(self, name: int, size: int, _: object) -> None:
+        self._known.pop(name, None)
+        self.live -= size
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Most bytes that tensors made during `call` held at once (a library's own buffers inside one kernel are not seen)."""
+    with _LiveBytes() as tracker:
+        call()
+    return tracker.peak
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _workload(faiss: Any, shape: Shape, chunks: int, k: int, seed: int) -> _Workload:
+    """Random unit-norm keys and queries, made in pieces: FAISS holds float32, twice the keys' own size."""
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.empty((chunks, shape.width), dtype=torch.float16)
+    index = faiss.IndexFlatIP(shape.width)
+    for start in range(0, chunks, PIECE):
+        part = keys[start : start + PIECE]
+        numbers = torch.randn((part.shape[0], shape.kv_heads, shape.head_dim), generator=generator)
+        part.copy_(F.normalize(numbers, dim=-1).flatten(1))
+        index.add(part.float().numpy())
+    sizes = torch.randint(1, MAX_CHUNKS + 1, (chunks,), generator=generator).cumsum(0)
+    offsets = torch.cat((torch.zeros(1, dtype=torch.int64), sizes[sizes < chunks], torch.tensor([chunks])))
+    block = KeyBlock(keys, offsets, torch.arange(offsets.shape[0] - 1), None)
+    queries = F.normalize(torch.randn((1, shape.heads, shape.tokens, shape.head_dim), generator=generator), dim=-1)
+    return _Workload(shape, block, queries, torch.ones((1, shape.tokens), dtype=torch.bool), index, k)
+
+
+def _ours(w: _Workload) -> RoutedDocuments:
+    return route(w.queries, w.mask, [w.block], w.k, w.shape.config())
+
+
+def _heads(w: _Workload) -> RoutedDocuments:
+    """The formula with all H heads, tiled in panels of the same cache-friendly size, with reused buffers."""
+    keys, shape = w.block.keys, w.shape
+    group = shape.heads // shape.kv_heads
+    queries = w.queries[0].reshape(shape.kv_heads, group * shape.tokens, shape.head_dim)
+    rows = max(64, PANEL_NUMBERS * torch.get_num_threads() // shape.width // 64 * 64)
+    panel = torch.empty((rows, shape.kv_heads, shape.head_dim))
+    products = torch.empty((shape.heads, shape.tokens, rows))
+    scores = torch.empty(keys.shape[0])
+    for start, part in _panels(keys, rows):
+        size = part.shape[0]
+        panel[:size].copy_(part.view(size, shape.kv_heads, shape.head_dim))
+        for kv in range(shape.kv_heads):
+            out = products[kv * group : (kv + 1) * group].view(group * shape.tokens, rows)
+            torch.mm(queries[kv], panel[:, kv].T, out=out)
+        torch.amax(products.mean(0)[:, :size], 0, out=scores[start : start + size])
+    documents = torch.segment_reduce(scores, "max", offsets=w.block.offsets, unsafe=True)
+    best = documents.topk(min(w.k, documents.shape[0]))
+    return RoutedDocuments(best.indices[None], best.values[None])
+
+
+def _panels(keys: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
+    for start in range(0, keys.shape[0], rows):
+        yield start, keys[start : start + rows]
+
+
+def _faiss_search(w: _Workload, depth: int) -> RoutedDocuments:
+    """FAISS: the question's tokens as queries, each token's best `depth` chunks, merged by maximum per document."""
+    vectors = collapse_heads(w.queries, w.shape.kv_heads)[0]
+    values, found = w.index.search(vectors.numpy(), min(depth, w.index.ntotal))
+    owners = torch.searchsorted(w.block.offsets, torch.from_numpy(found).flatten(), right=True) - 1
+    names, inverse = torch.unique(owners, return_inverse=True)
+    scores = torch.full(names.shape, -torch.inf).scatter_reduce_(0, inverse, torch.from_numpy(values).flatten(), "amax")
+    best = scores.topk(min(w.k, names.shape[0]))
+    return RoutedDocuments(names[best.indices][None], best.values[None])
+
+
+def _agree(a: RoutedDocuments, b: RoutedDocuments) -> bool:
+    """Same scores rank by rank, and the same documents up to those that tie with the last one.
+
+    Different libraries add up in different orders, so documents closer than float32 noise may swap places.
+    """
+    if a.scores.shape != b.scores.shape or not torch.allclose(a.scores, b.scores, rtol=0, atol=SCORE_TOLERANCE):
+        return False
+    last = float(a.scores[0, -1]) + 2 * SCORE_TOLERANCE
+    clear = [set(r.ordinals[0][r.scores[0] > last].tolist()) for r in (a, b)]
+    every = [set(r.ordinals[0].tolist()) for r in (a, b)]
+    return clear[0] <= every[1] and clear[1] <= every[0]
+
+
+def _measure(w: _Workload, repeats: int, copy: float) -> dict[str, Any]:
+    calls: dict[str, Callable[[], RoutedDocuments]] = {
+        "ours": lambda: _ours(w),
+        "heads": lambda: _heads(w),
+        "faiss": lambda: _faiss_search(w, w.k),
+    }
+    ours = _ours(w)
+    agree = _agree(ours, _heads(w)) and _agree(ours, _faiss_search(w, MAX_CHUNKS * w.k))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            # Torch and FAISS have their own thread pools: one's workers still spin for a moment after it returns.
+            time.sleep(0.005)
+            call()
+            times[name].append(_seconds(call))
+    seconds = {name: median(values) for name, values in times.items()}
+    read = w.block.keys.nbytes / seconds["ours"]
+    return asdict(w.shape) | {
+        "width": w.shape.width,
+        "chunks": w.block.keys.shape[0],
+        "documents": w.block.ordinals.shape[0],
+        "k": w.k,
+        "threads": torch.get_num_threads(),
+        "repeats": repeats,
+        **{f"{name}_ms": value * 1e3 for name, value in seconds.items()},
+        "ratio_heads": seconds["heads"] / seconds["ours"],
+        "ratio_faiss": seconds["faiss"] / seconds["ours"],
+        "agree": agree,
+        "peak_bytes": peak_bytes(calls["ours"]),
+        "read_gb_s": read / 1e9,
+        "copy_gb_s": copy / 1e9,
+        "bandwidth_share": read / copy,
+    }
