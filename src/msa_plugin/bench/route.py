@@ -76,21 +76,23 @@ def run(
     k: int = 16,
     seed: int = 0,
     repeats: int = 7,
+    copy_bytes: int = 1 << 28,
 ) -> list[dict[str, Any]]:
     """Measure every shape at every size; one dict per pair, nothing printed.
 
     Fields: the shape's own (`name`, `heads`, `kv_heads`, `head_dim`, `tokens`) and `width`, `chunks`, `documents`, `k`,
     `threads`, `repeats`, `seed`; medians `ours_ms`, `heads_ms`, `faiss_ms`; `ratio_heads` and `ratio_faiss` (theirs
     over ours: above 1 ours is faster); `agree` (the three return the same top-k; see `_agree`); `peak_bytes` (the most
-    extra memory of ours); `read_gb_s` (key bytes over our time), `copy_gb_s` (bytes read and written by a memory copy) and
-    `bandwidth_share`, their ratio. FAISS is timed at depth k per token, the least it could do, and checked at depth
-    8 k, which is enough to be exact. Raises MissingExtraError without FAISS, ConfigError for sizes below 1.
+    extra memory of ours); `read_gb_s` (key bytes over our time), `copy_gb_s` (bytes that copying `copy_bytes` reads and
+    writes) and `bandwidth_share`, their ratio. FAISS is timed at depth k per token, the least it could do, and checked
+    at depth 8 k, which is enough to be exact (a document has at most 8 chunks). FAISS spreads tokens over threads, so a
+    single-token question runs on one. Raises MissingExtraError without FAISS, ConfigError for sizes below 1.
     """
-    if min((*chunks, k, repeats), default=0) < 1:
-        raise ConfigError("chunks, k and repeats must be at least 1")
+    if min((*chunks, k, repeats, copy_bytes)) < 1:
+        raise ConfigError("chunks, k, repeats and copy_bytes must be at least 1")
     faiss = _faiss()
     faiss.omp_set_num_threads(torch.get_num_threads())
-    copy = copy_bandwidth()
+    copy = copy_bandwidth(copy_bytes)
     return [
         _measure(_workload(faiss, shape, size, k, seed), repeats, copy) | {"seed": seed}
         for shape in shapes
@@ -122,7 +124,7 @@ def _faiss() -> Any:
     return faiss
 
 
-def copy_bandwidth(size: int = 1 << 28, repeats: int = 5) -> float:
+def copy_bandwidth(size: int, repeats: int = 5) -> float:
     """Bytes per second that a memory copy of `size` bytes reads and writes together, median of `repeats`."""
     source = torch.ones(size, dtype=torch.uint8)
     target = torch.empty_like(source)
@@ -162,8 +164,9 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch l
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """Most bytes that tensors made during `call` held at once (a library's own buffers inside one kernel are not seen)."""
-    with _LiveBytes() as tracker:
+    """Most bytes that tensors made during `call` held at once; a library's own buffers inside a kernel are not seen."""
+    tracker = _LiveBytes()
+    with tracker:
         call()
     return tracker.peak
 
