@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
-from msa_plugin.errors import MSAError
-from msa_plugin.types import Answer, Document, Hit, Source
-
 if TYPE_CHECKING:
+    from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
+    from msa_plugin.errors import MSAError
     from msa_plugin.memory import LatentMemory
+    from msa_plugin.types import Answer, Document, Hit, Source
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,12 +23,17 @@ __all__ = [
     "MemoryConfig",
     "Source",
 ]
+_HOMES = {
+    "config": ("GenerationConfig", "InterleaveConfig", "MemoryConfig"),
+    "errors": ("MSAError",),
+    "memory": ("LatentMemory",),
+    "types": ("Answer", "Document", "Hit", "Source"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the facade on first use: it loads transformers, which `msa --help` should not wait for."""
-    if name == "LatentMemory":
-        from msa_plugin.memory import LatentMemory
-
-        return LatentMemory
+    """Import a public name on first use: the facade loads transformers, which `msa --help` should not wait for."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"msa_plugin.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

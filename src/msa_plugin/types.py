@@ -10,15 +10,16 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from msa_plugin.errors import InvalidDocumentError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FORMAT_VERSION = 1
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as JSON writes it, told apart from an escaped backslash and "u0000"
-Filter = Mapping[str, Any] | Callable[[Mapping[str, Any]], bool]
+Filter: TypeAlias = Mapping[str, Any] | Callable[[Mapping[str, Any]], bool]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Document:
         document = cls._coerce(item)
         for name, value in (("id", document.id), ("title", document.title), ("text", document.text)):
             if not isinstance(value, str):
-                raise InvalidDocumentError(f"document {document.id!r}: {name} must be a string, not {type(value).__name__}")
+                kind = type(value).__name__
+                raise InvalidDocumentError(f"document {document.id!r}: {name} must be a string, not {kind}")
             _check_unicode(document.id, name, value)
         if not document.id:
             raise InvalidDocumentError("a document's id must not be empty; leave it out to get one made from its text")
@@ -152,7 +154,7 @@ class KeyBlock(NamedTuple):
 
 
 class LayerContext(NamedTuple):
-    """What a layer attends to besides the row itself: K and V [B, KV, S, D] and which slots are real [B, S] (None: all)."""
+    """What a layer attends to besides the row: K and V [B, KV, S, D], and which slots are real [B, S] (None: all)."""
 
     keys: Tensor
     values: Tensor
@@ -163,7 +165,7 @@ class MemorySource(Protocol):
     """What the attention function asks of memory; `engine.assembly` implements it over the bank."""
 
     def select(self, layer: int, queries: Tensor) -> None:
-        """Route at a router layer: `queries` [B, H, T, D]; remembers the documents that `context(layer)` will return."""
+        """Route `queries` [B, H, T, D] at a router layer, and remember the documents for `context(layer)`."""
 
     def context(self, layer: int) -> LayerContext | None:
         """K and V that `layer` attends to before its own row, or None."""

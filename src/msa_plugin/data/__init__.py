@@ -49,6 +49,12 @@ def sample_questions() -> list[SampleQuestion]:
     ]
 
 
+def calibration_questions() -> list[str]:
+    """Questions about anything, to find the centre of questions when calibrating without any at hand."""
+    text = (resources.files("msa_plugin.data") / "calibration_questions.txt").read_text(encoding="utf-8")
+    return text.splitlines()
+
+
 def _records(name: str) -> list[dict[str, Any]]:
     text = (resources.files("msa_plugin.data") / name).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines() if line]

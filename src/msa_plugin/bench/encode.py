@@ -1,0 +1,88 @@
+"""Encoding speed: `memory.add` over the stock model's forward on the same batches, in one run."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.data import sample_documents
+from msa_plugin.engine.encoder import Encoder, pad_right, plan_batches
+from msa_plugin.memory import LatentMemory
+from msa_plugin.prompts import document_text
+from msa_plugin.types import Document
+
+MODES = ("text", "latent", "kv")
+
+
+def run(
+    model: str | Backbone | None, adapter: Any = None, *, tokens: int = 20000, repeats: int = 3, modes: Sequence[str] = MODES
+) -> list[dict[str, Any]]:
+    """One row per reading mode: tokens/s of `add`, tokens/s of the stock model, and their ratio (medians).
+
+    The stock model runs without its language-model head, on the very batches that `add` makes.
+    """
+    backbone = model if isinstance(model, Backbone) else Backbone.load(model)
+    documents = _documents(backbone, tokens)
+    rows = []
+    for mode in modes:
+        added, stock = [], []
+        for _ in range(repeats):
+            seconds, count, windows = _add(backbone, adapter, mode, documents)
+            added.append(count / seconds)
+            stock.append(count / _stock(backbone, windows[0], windows[1]))
+        ratio = median(a / s for a, s in zip(added, stock, strict=True))
+        rows.append(
+            {"mode": mode, "tokens": count, "ratio": ratio}
+            | {"add_tokens_per_s": median(added), "stock_tokens_per_s": median(stock)}
+        )
+    return rows
+
+
+def _documents(backbone: Backbone, tokens: int) -> list[Document]:
+    """The sample corpus, said again under new ids until there are enough tokens; one and two texts a document."""
+    sample = sample_documents()
+    lengths = [len(ids) for ids in backbone.tokenize_batch([document_text(d.title, d.text) for d in sample])]
+    documents: list[Document] = []
+    total = 0
+    while total < tokens:
+        index = len(documents) % len(sample)
+        one, other = sample[index], sample[(index * 7 + 3) % len(sample)]
+        double = len(documents) % 2 == 1
+        text = f"{one.text}\n{other.text}" if double else one.text
+        documents.append(Document(str(len(documents)), text, one.title))
+        total += lengths[index] + (lengths[(index * 7 + 3) % len(sample)] if double else 0)
+    return documents
+
+
+def _add(
+    backbone: Backbone, adapter: Any, mode: str, documents: list[Document]
+) -> tuple[float, int, tuple[list[list[int]], int]]:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        LatentMemory.open(Path(folder) / "bank", model=backbone, adapter=adapter, reading=mode) as memory,
+    ):
+        encoder: Encoder = memory.engine.encoder
+        texts = [document_text(d.title, d.text) for d in documents]
+        windows = [w for ids in backbone.tokenize_batch(texts) for w in encoder.windows(ids)]
+        began = time.perf_counter()
+        memory.add(documents, on_progress=lambda _: None)
+        seconds = time.perf_counter() - began
+        return seconds, sum(map(len, windows)), (windows, encoder.batch_tokens)
+
+
+@torch.inference_mode()
+def _stock(backbone: Backbone, windows: list[list[int]], budget: int) -> float:
+    began = time.perf_counter()
+    for batch in plan_batches([len(w) for w in windows], budget):
+        ids, mask = pad_right([windows[i] for i in batch], backbone.device)
+        backbone.model.model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+    if backbone.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began

@@ -1,0 +1,101 @@
+"""`msa bank ...`: look after a bank on disk. None of these needs the backbone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from msa_plugin.cli.options import Bank, Json, Namespace
+from msa_plugin.cli.output import Output, size
+
+if TYPE_CHECKING:
+    from msa_plugin.bank.bank import MemoryBank
+
+app = typer.Typer(help="Look after a memory bank on disk.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def _open(path: Path, *, read_only: bool = True) -> MemoryBank:
+    from msa_plugin.bank.bank import MemoryBank, read_fingerprint
+
+    return MemoryBank.open(path, read_fingerprint(path), create=False, read_only=read_only)
+
+
+@app.command()
+def info(bank: Bank = Path("bank"), namespace: Namespace = "default", as_json: Json = False) -> None:
+    """What a bank holds and what it was built with.
+
+    Example: msa bank info --bank bank
+    """
+    out = Output(as_json)
+    with _open(bank) as opened:
+        stats, made_with = opened.stats(namespace), opened.fingerprint
+    out.say(f"{bank}, namespace {namespace!r} of {', '.join(map(repr, stats.namespaces)) or 'none'}")
+    out.say(f"  documents {stats.documents}, tokens {stats.tokens}, chunks {stats.chunks}, deleted {stats.deleted}")
+    out.say(
+        f"  on disk {size(stats.bytes_total)}: routing keys {size(stats.bytes_keys)}, "
+        f"content {size(stats.bytes_content)}, catalog {size(stats.bytes_catalog)}; {stats.segments} segments"
+    )
+    out.say(f"  snapshots: {', '.join(stats.snapshots) or 'none'}")
+    for field, value in asdict(made_with).items():
+        out.say(f"  {field}: {value}")
+    out.result({**asdict(stats), "bytes_total": stats.bytes_total, "fingerprint": asdict(made_with)})
+
+
+@app.command()
+def verify(bank: Bank = Path("bank"), as_json: Json = False) -> None:
+    """Read every file and compare it with its checksum. Exits with 1 when something is wrong.
+
+    Example: msa bank verify --bank bank
+    """
+    from msa_plugin.bank.verify import verify_bank
+
+    out = Output(as_json)
+    out.note(f"reading every file of {bank} ...")
+    report = verify_bank(bank, deep=True)
+    out.say(f"{report.files} files, {size(report.bytes)}: " + ("all is well" if report.ok else "DAMAGED"))
+    for problem in report.problems:
+        out.say(f"  {problem}")
+    if report.documents:
+        out.say(f"  documents affected: {', '.join(report.documents[:20])}")
+    out.result({**asdict(report), "ok": report.ok})
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compact(bank: Bank = Path("bank"), as_json: Json = False) -> None:
+    """Free the space of deleted documents and merge small segments.
+
+    Example: msa bank compact --bank bank
+    """
+    out = Output(as_json)
+    out.note(f"compacting {bank} ...")
+    with _open(bank, read_only=False) as opened:
+        before = opened.stats("default").bytes_total
+        opened.compact()
+        after = opened.stats("default").bytes_total
+    out.say(f"{size(before)} before, {size(after)} after")
+    out.result({"bytes_before": before, "bytes_after": after})
+
+
+@app.command()
+def snapshot(
+    name: Annotated[str | None, typer.Argument(help="Name of a new snapshot; without one, the snapshots are listed.")] = None,
+    bank: Bank = Path("bank"),
+    drop: Annotated[bool, typer.Option("--drop", help="Forget the snapshot instead of making it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Name the present state, to be opened later; or list or drop snapshots.
+
+    Example: msa bank snapshot before-import --bank bank
+    """
+    out = Output(as_json)
+    with _open(bank, read_only=name is None) as opened:
+        if name is not None:
+            (opened.drop_snapshot if drop else opened.snapshot)(name)
+        names = [s.name for s in opened.snapshots()]
+    out.say("snapshots: " + (", ".join(names) or "none"))
+    out.result({"snapshots": names})

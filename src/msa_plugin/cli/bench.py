@@ -1,0 +1,103 @@
+"""`msa bench ...`: measurements that print ratios taken in one run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from msa_plugin.cli.options import AdapterPath, Json, Model
+from msa_plugin.cli.output import Output, seconds, size
+
+app = typer.Typer(help="Measure, in ratios taken in one run.", no_args_is_help=True, rich_markup_mode=None)
+Repeats = Annotated[int, typer.Option(help="Interleaved repetitions; medians are reported.", min=1)]
+
+
+@app.command()
+def encode(
+    model: Model = None,
+    adapter: AdapterPath = None,
+    tokens: Annotated[int, typer.Option(help="About how many tokens to encode in each repetition.", min=100)] = 20000,
+    repeats: Repeats = 3,
+    as_json: Json = False,
+) -> None:
+    """Speed of adding documents over the speed of the stock model's forward on the same batches.
+
+    Example: msa bench encode
+    """
+    from msa_plugin.bench import encode as bench
+
+    out = Output(as_json)
+    out.note("encoding in every reading mode, and running the stock model on the same batches ...")
+    rows = bench.run(model, adapter, tokens=tokens, repeats=repeats)
+    out.say("mode     memory.add tokens/s   stock forward tokens/s   ratio (>= 0.9 wanted)")
+    for row in rows:
+        out.say(f"{row['mode']:8} {row['add_tokens_per_s']:19,.0f} {row['stock_tokens_per_s']:24,.0f} {row['ratio']:7.2f}")
+    out.result(rows)
+
+
+@app.command()
+def route(
+    chunks: Annotated[str, typer.Option(help="Sizes of the memory in chunks, separated by commas.")] = "10000,100000,1000000",
+    repeats: Repeats = 5,
+    as_json: Json = False,
+) -> None:
+    """Exact routing over the formula written per head, and over FAISS IndexFlatIP, on the same vectors.
+
+    Example: msa bench route --chunks 10000,100000
+    """
+    from msa_plugin.bench import route as bench
+    from msa_plugin.errors import ConfigError
+
+    out = Output(as_json)
+    if not all(part.strip().isdigit() and int(part) > 0 for part in chunks.split(",")):
+        raise ConfigError(f"--chunks must be positive numbers separated by commas, not {chunks!r}")
+    out.note("routing over random unit vectors; 10^6 chunks need about 4 GB ...")
+    rows = bench.run(chunks=tuple(int(part) for part in chunks.split(",")), repeats=repeats)
+    out.say(bench.table(rows))
+    out.result(rows)
+
+
+@app.command()
+def read(model: Model = None, adapter: AdapterPath = None, repeats: Repeats = 3, as_json: Json = False) -> None:
+    """Bytes per token, time to first token and answer likelihood of each reading mode, on the sample corpus.
+
+    Example: msa bench read
+    """
+    from msa_plugin.bench import read as bench
+
+    out = Output(as_json)
+    out.note("building a bank in each reading mode ...")
+    rows = bench.run(model, adapter, repeats=repeats)
+    out.say("mode         bytes/token  (keys, content)     time to first token   over text   answer NLL")
+    for row in rows:
+        parts = f"({row['bytes_keys_per_token']:,.0f}, {row['bytes_content_per_token']:,.0f})"
+        first = seconds(row["first_token_s"])
+        out.say(
+            f"{row['mode']:12} {row['bytes_per_token']:11,.0f}  {parts:19} {first:>19} "
+            f"{row['first_token_over_text']:11.2f} {row['answer_nll']:12.2f}"
+        )
+    out.say("Bytes are routing keys and content; the catalog with the texts comes on top. NLL: nats per token of the")
+    out.say("expected answer, with the needed documents read; an untrained backbone cannot read pooled latents well.")
+    out.result(rows)
+
+
+@app.command("open")
+def open_(
+    chunks: Annotated[int, typer.Option(help="Chunks in the synthetic bank.", min=1)] = 1_000_000,
+    width: Annotated[int, typer.Option(help="Numbers in a routing key.", min=1)] = 512,
+    as_json: Json = False,
+) -> None:
+    """Time and memory that opening a large (synthetic) bank takes, and one question on it.
+
+    Example: msa bench open --chunks 100000
+    """
+    from msa_plugin.bench import opening as bench
+
+    out = Output(as_json)
+    out.note(f"writing a synthetic bank of {chunks} chunks ({size(chunks * width * 2)} of keys) ...")
+    row = bench.run(chunks=chunks, width=width)
+    out.say(f"{row['chunks']:,} chunks in {row['documents']:,} documents, {row['key_bytes_per_number']:.4f} bytes a number")
+    out.say(f"opened in {seconds(row['open_s'])}, {size(row['open_rss'])} more resident ({size(row['key_bytes'])} of keys)")
+    out.say(f"first question {seconds(row['first_route_s'])}, next {seconds(row['route_s'])}")
+    out.result(row)

@@ -1,0 +1,81 @@
+"""How commands speak: a result for people or, with --json, one JSON document on stdout; notes on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+
+from msa_plugin.errors import ConfigError, IngestError, InvalidQueryError, MissingExtraError, MSAError
+
+WRONG_USE = (ConfigError, InvalidQueryError, IngestError, MissingExtraError)
+
+
+class Output:
+    """One command's voice."""
+
+    def __init__(self, as_json: bool) -> None:
+        """With `as_json` nothing but `result`'s data reaches stdout."""
+        self.as_json = as_json
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Say on stderr what is going on."""
+        self.errors.print(f"[dim]{escape(text)}[/dim]")
+
+    def say(self, text: str = "", *, end: str = "\n", markup: bool = False) -> None:
+        """A line for people; silent with --json. Text is printed as it is unless `markup` says that it is ours."""
+        if not self.as_json:
+            self.console.print(text, end=end, markup=markup)
+
+    def result(self, data: Any) -> None:
+        """The command's result as one JSON document; silent without --json."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(_plain(data), ensure_ascii=False, indent=1) + "\n")
+
+
+def _plain(data: Any) -> Any:
+    if dataclasses.is_dataclass(data) and not isinstance(data, type):
+        return dataclasses.asdict(data)
+    if isinstance(data, (list, tuple)):
+        return [_plain(item) for item in data]
+    return data
+
+
+def report_error(error: MSAError) -> int:
+    """Print one of our errors to stderr; returns the exit code: 2 for wrong use, else 1."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"[bold red]error:[/bold red] {escape(str(error))}")
+    return 2 if isinstance(error, WRONG_USE) else 1
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Warnings (or, verbosely, everything) of this package to stderr; transformers' own bars stay off."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False)
+    logger = logging.getLogger("msa_plugin")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+def seconds(value: float) -> str:
+    """A duration for people."""
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError
