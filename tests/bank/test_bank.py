@@ -177,8 +177,16 @@ def test_many_ids_at_once(bank):
         ([encoded("a", chunks=0)], InvalidDocumentError, "at least one chunk"),
         ([EncodedDocument(Document("a", "x"), 1, {}, {})], InvalidDocumentError, "routing keys"),
         ([EncodedDocument(Document("", "x"), 1, {"g": torch.ones(1, 1)}, {})], InvalidDocumentError, "id"),
-        ([EncodedDocument(Document("a", "x"), 1, {"g": torch.full((1, 1), torch.nan)}, {})], InvalidDocumentError, "NaN"),
-        ([EncodedDocument(Document("a", "x"), 1, {"g": torch.ones(1, 1).cfloat()}, {})], InvalidDocumentError, "dtypes"),
+        (
+            [EncodedDocument(Document("a", "x"), 1, {"g": torch.full((1, 1), torch.nan)}, {})],
+            InvalidDocumentError,
+            "NaN",
+        ),
+        (
+            [EncodedDocument(Document("a", "x"), 1, {"g": torch.ones(1, 1).cfloat()}, {})],
+            InvalidDocumentError,
+            "dtypes",
+        ),
         (
             [EncodedDocument(Document("a", "x"), 1, {"g": torch.ones(1, 2), "h": torch.ones(2, 2)}, {})],
             InvalidDocumentError,
@@ -189,7 +197,11 @@ def test_many_ids_at_once(bank):
             InvalidDocumentError,
             "content must be",
         ),
-        ([EncodedDocument(Document("a", "x", "", {"k": "\0"}), 1, {"g": torch.ones(1, 1)}, {})], InvalidDocumentError, "NUL"),
+        (
+            [EncodedDocument(Document("a", "x", "", {"k": "\0"}), 1, {"g": torch.ones(1, 1)}, {})],
+            InvalidDocumentError,
+            "NUL",
+        ),
     ],
 )
 def test_what_cannot_be_stored_is_refused_before_anything_is_written(bank, folder, documents, error, message):

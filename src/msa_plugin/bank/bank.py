@@ -188,7 +188,10 @@ class MemoryBank:
     def _places(self, ordinals: Sequence[int]) -> list[tuple[Segment, int]]:
         with self._reading() as view:
             places = self._catalog.documents.places(view.at, ordinals)
-            return [(view.segments[number], position) for number, position in places]
+            found = [(view.segments[number], position) for number, position in places]
+            for segment, _ in found:
+                segment.check()
+            return found
 
     def documents(self, ordinals: Sequence[int]) -> list[StoredDocument]:
         """Documents by ordinal. Raises BankError for one that was deleted and compacted away in the meantime."""

@@ -44,8 +44,10 @@ CREATE TABLE segments(
     chunks INTEGER NOT NULL,
     keys_bytes INTEGER NOT NULL,
     keys_sha256 TEXT NOT NULL,
+    keys_structure INTEGER NOT NULL,
     content_bytes INTEGER,
-    content_sha256 TEXT
+    content_sha256 TEXT,
+    content_structure INTEGER
 );
 CREATE TABLE documents(
     ordinal INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -73,7 +75,7 @@ CREATE TABLE snapshots(
 _SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SEGMENT_COLUMNS = (
     "uuid, namespace, first_ordinal, last_ordinal, documents, chunks, "
-    "keys_bytes, keys_sha256, content_bytes, content_sha256"
+    "keys_bytes, keys_sha256, keys_structure, content_bytes, content_sha256, content_structure"
 )
 
 
@@ -91,8 +93,7 @@ def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
     try:
         return _connect(f"{uri}?mode={'rw' if writable else 'ro'}")
     except sqlite3.OperationalError:
-        wal = path.with_name(path.name + "-wal")
-        if writable or (wal.exists() and wal.stat().st_size):
+        if writable or _size(_log(path)):
             raise
         # Read-only media: SQLite cannot create its shared-memory file there, and nobody else can write either.
         return _connect(f"{uri}?immutable=1")
@@ -242,7 +243,7 @@ class Catalog:
 
     def add_segment(self, record: SegmentRecord) -> int:
         """Name a written segment; returns its number, which is never reused."""
-        content = record.content or (None, None)
+        content = record.content or (None, None, None)
         row = (
             *(record.uuid, record.namespace, record.first_ordinal, record.last_ordinal),
             *(record.documents, record.chunks, *record.keys, *content),
@@ -290,8 +291,7 @@ class Catalog:
 
     def checkpoint(self) -> None:
         """Move a long write-ahead log into the database, as far as open readers allow."""
-        wal = self.path.with_name(self.path.name + "-wal")
-        if wal.exists() and wal.stat().st_size > _CHECKPOINT_BYTES:
+        if self._log_bytes() > _CHECKPOINT_BYTES:
             with contextlib.suppress(sqlite3.Error):  # nothing depends on it but the log's length
                 self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
@@ -304,11 +304,19 @@ class Catalog:
 
     def bytes(self) -> int:
         """Bytes of the database and its write-ahead log."""
-        names = (self.path.name, self.path.name + "-wal")
-        return sum(path.stat().st_size for path in map(self.path.with_name, names) if path.exists())
+        return self.path.stat().st_size + self._log_bytes()
+
+    def _log_bytes(self) -> int:
+        return _size(_log(self.path))
+
+    def _pragma(self, name: str) -> int:
+        return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
 
     def integrity(self, *, deep: bool) -> list[str]:
         """What SQLite itself finds wrong with the file."""
+        size, pages = self.path.stat().st_size, self._pragma("page_count") * self._pragma("page_size")
+        if not self._log_bytes() and size != pages:
+            return [f"{size} bytes, its own header says {pages}"]
         check = "integrity_check" if deep else "quick_check"
         problems = [str(row[0]) for row in self._db.execute(f"PRAGMA {check}") if row[0] != "ok"]
         return problems + [f"dangling row {row}" for row in self._db.execute("PRAGMA foreign_key_check")]
@@ -319,7 +327,15 @@ def _not_a_catalog(path: Path, error: Exception) -> BankCorruptError:
 
 
 def _segment_record(row: tuple[Any, ...]) -> SegmentRecord:
-    number, uuid, namespace, first, last, documents, chunks, keys_bytes, keys_sha256, *content = row
-    kept = FileRecord(*content) if content[0] is not None else None
-    keys = FileRecord(keys_bytes, keys_sha256)
-    return SegmentRecord(uuid, namespace, first, last, documents, chunks, keys, kept, number)
+    number, uuid, namespace, first, last, documents, chunks, *files = row
+    content = FileRecord(*files[3:]) if files[3] is not None else None
+    return SegmentRecord(uuid, namespace, first, last, documents, chunks, FileRecord(*files[:3]), content, number)
+
+
+def _log(path: Path) -> Path:
+    """SQLite's write-ahead log of the database at `path`."""
+    return path.with_name(path.name + "-wal")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

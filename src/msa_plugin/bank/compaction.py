@@ -52,9 +52,10 @@ def _items(catalog: Catalog, segments: Mapping[int, Segment], segment_bytes: int
     """Documents to rewrite, in ordinal order; None where a segment that stays lies between them."""
     for number, segment in segments.items():
         needed = catalog.documents.needed(number)
-        if len(needed) == segment.record.documents and segment.record.bytes * 2 >= segment_bytes:
+        if len(needed) == segment.record.documents and segment.latent_bytes * 2 >= segment_bytes:
             yield None
             continue
+        segment.check()
         for position, ordinal, namespace in needed:
             size = segment.document_bytes(position)
             yield _Item(segment, position, ordinal, namespace, size)

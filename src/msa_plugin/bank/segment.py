@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import uuid
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -29,6 +30,7 @@ from msa_plugin.errors import BankCorruptError
 
 KEYS_FILE, CONTENT_FILE = "keys.safetensors", "content.safetensors"
 _FOLDER_NAME = re.compile(r"[0-9a-f]{32}(\.tmp)?")
+_STRUCTURE = ("header", "ordinals", "key_offsets", "content_offsets")
 DTYPES = {
     torch.int64: "I64",
     torch.float64: "F64",
@@ -59,10 +61,15 @@ class Latents(NamedTuple):
 
 
 class FileRecord(NamedTuple):
-    """Size in bytes and SHA-256 (hex) of a file, as the catalog remembers them."""
+    """Size in bytes and SHA-256 (hex) of a file, as the catalog remembers them.
+
+    `structure` is the CRC-32 of what says where things are: the header, ordinals and offsets. It is checked before
+    anything is served, at a cost that does not depend on how many latents there are.
+    """
 
     bytes: int
     sha256: str
+    structure: int
 
 
 @dataclass(frozen=True)
@@ -139,18 +146,18 @@ def _write_file(path: Path, tensors: Mapping[str, Sequence[Tensor]]) -> FileReco
     """
     # int64 first: every tensor then starts at a multiple of its element size.
     order = sorted(tensors, key=lambda name: -tensors[name][0].element_size())
-    digest, written = hashlib.sha256(), 0
+    digest, structure, written = hashlib.sha256(), 0, 0
     with path.open("wb") as file:
-        for block in _blocks(order, tensors):
+        for name, block in _blocks(order, tensors):
             digest.update(block)
-            file.write(block)
-            written += len(block)
+            structure = zlib.crc32(block, structure) if name in _STRUCTURE else structure
+            written += file.write(block)
         file.flush()
         os.fsync(file.fileno())
-    return FileRecord(written, digest.hexdigest())
+    return FileRecord(written, digest.hexdigest(), structure)
 
 
-def _blocks(order: Sequence[str], tensors: Mapping[str, Sequence[Tensor]]) -> Iterator[memoryview | bytes]:
+def _blocks(order: Sequence[str], tensors: Mapping[str, Sequence[Tensor]]) -> Iterator[tuple[str, memoryview | bytes]]:
     header: dict[str, Any] = {}
     end = 0
     for name in order:
@@ -160,11 +167,15 @@ def _blocks(order: Sequence[str], tensors: Mapping[str, Sequence[Tensor]]) -> It
         header[name] = {"dtype": DTYPES[parts[0].dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
+    yield "header", len(text).to_bytes(8, "little") + text
     for name in order:
         for part in tensors[name]:
             if part.numel():
-                yield part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+                yield name, _bytes(part)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 class Segment:
@@ -178,65 +189,53 @@ class Segment:
         """
         self.record = record
         self._folder = root / record.uuid
+        self._headers: list[int] = []  # CRC-32 of each file's header
         tensors: dict[str, Tensor] = {}
         for path, known in record.files(root):
-            tensors.update(_map(path, known.bytes))
+            header, found = _map(path, known.bytes)
+            self._headers.append(header)
+            tensors.update(found)
         self.keys = {name[4:]: t for name, t in tensors.items() if name.startswith("key.")}
         self.content = {int(name[8:]): t for name, t in tensors.items() if re.fullmatch(r"content\.\d+", name)}
         try:
             self.ordinals, self.key_offsets = tensors["ordinals"], tensors["key_offsets"]
-            self.content_offsets = tensors["content_offsets"] if record.content else None
+            self.content_offsets = tensors["content_offsets"] if record.content else torch.empty(0)
         except KeyError as error:
             raise self._damaged(f"it has no tensor {error}") from error
         self._checked = False
-        self._check_shapes()
-
-    def _check_shapes(self) -> None:
-        n = self.record.documents
-        rows = [(f"key.{group}", tensor.shape[0], self.record.chunks) for group, tensor in self.keys.items()]
-        rows += [("ordinals", self.ordinals.numel(), n), ("key_offsets", self.key_offsets.numel(), n + 1)]
-        if self.content_offsets is not None:
-            rows.append(("content_offsets", self.content_offsets.numel(), n + 1))
-        for name, found, expected in rows:
-            if found != expected:
-                raise self._damaged(f"{name} has {found} rows, the catalog says {expected}")
 
     def check(self) -> None:
-        """Check once, reading 24 bytes per document, that ordinals ascend and offsets stay within their tensors.
+        """Check once, reading 24 bytes per document, that header, ordinals and offsets are what was written.
 
-        Raises BankCorruptError. Every read goes through it, so that damaged offsets cannot return another document.
+        Raises BankCorruptError. Call it before any read, so that damage cannot return another document's rows.
         """
         if self._checked:
             return
-        ordinals = self.ordinals
-        ends = [self.record.first_ordinal, self.record.last_ordinal]
-        if [int(ordinals[0]), int(ordinals[-1])] != ends or not _ascending(ordinals, strictly=True):
-            raise self._damaged("its ordinals are not those of the catalog")
-        self._check_offsets(self.key_offsets, self.record.chunks, "key_offsets")
-        for layer, tensor in self.content.items():
-            if self.content_offsets is not None:
-                self._check_offsets(self.content_offsets, tensor.shape[0], f"content_offsets (layer {layer})")
+        structure = zlib.crc32(_bytes(self.key_offsets), zlib.crc32(_bytes(self.ordinals), self._headers[0]))
+        if structure != self.record.keys.structure:
+            raise self._damaged(f"the header, ordinals or offsets of {KEYS_FILE} were altered")
+        content = self.record.content
+        if content and zlib.crc32(_bytes(self.content_offsets), self._headers[1]) != content.structure:
+            raise self._damaged(f"the header or offsets of {CONTENT_FILE} were altered")
         self._checked = True
 
-    def _check_offsets(self, offsets: Tensor, rows: int, name: str) -> None:
-        if int(offsets[0]) or int(offsets[-1]) != rows or not _ascending(offsets, strictly=False):
-            raise self._damaged(f"{name} are not ascending from 0 to {rows}")
-
     def key_rows(self, position: int, group: str) -> Tensor:
-        """Routing keys [C, W] of the document at `position`."""
-        self.check()
+        """Routing keys [C, W] of the document at `position`; call `check` first."""
         return self.keys[group][int(self.key_offsets[position]) : int(self.key_offsets[position + 1])]
 
     def content_rows(self, position: int, layer: int) -> Tensor:
-        """Content [C', 2, KV, D] of the document at `position`."""
-        self.check()
-        assert self.content_offsets is not None  # callers look `layer` up in `content` first
+        """Content [C', 2, KV, D] of the document at `position`; call `check` first."""
         return self.content[layer][int(self.content_offsets[position]) : int(self.content_offsets[position + 1])]
 
     def latents(self, position: int) -> Latents:
-        """Everything kept of the document at `position`, as slices of the memory maps."""
+        """Everything kept of the document at `position`, as slices of the memory maps; call `check` first."""
         keys = {group: self.key_rows(position, group) for group in self.keys}
         return Latents(keys, {layer: self.content_rows(position, layer) for layer in self.content})
+
+    @property
+    def latent_bytes(self) -> int:
+        """Bytes of all its latents."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys.values(), *self.content.values()))
 
     def document_bytes(self, position: int) -> int:
         """Bytes of the latents of the document at `position`."""
@@ -252,20 +251,18 @@ class Segment:
         return BankCorruptError(f"{self._folder}: {why}; run `msa bank verify`, then restore it from a backup")
 
 
-def _ascending(values: Tensor, *, strictly: bool) -> bool:
-    steps = values[1:] - values[:-1]
-    return bool((steps > 0 if strictly else steps >= 0).all())
-
-
-def _map(path: Path, size: int) -> dict[str, Tensor]:
+def _map(path: Path, size: int) -> tuple[int, dict[str, Tensor]]:
+    """CRC-32 of a file's header, and its tensors as memory maps."""
     found = path.stat().st_size
     if found != size:
         raise BankCorruptError(
             f"{path} has {found} bytes, the catalog says {size}; run `msa bank verify`, then restore it from a backup"
         )
     try:
-        with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        with path.open("rb") as raw, safe_open(str(path), framework="pt") as file:
+            length = raw.read(8)
+            header = zlib.crc32(raw.read(int.from_bytes(length, "little")), zlib.crc32(length))
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, RuntimeError, ValueError) as error:
         if not path.exists():  # compacted away between the two calls
             raise FileNotFoundError(str(path)) from error

@@ -92,11 +92,15 @@ class _Check:
         except (BankError, OSError) as error:
             return [str(error)]
         name = self.root / record.uuid
+        ordinals, chunks = segment.ordinals.tolist(), int(segment.key_offsets[-1])
+        known = (record.first_ordinal, record.last_ordinal, record.documents, record.chunks)
+        if (ordinals[0], ordinals[-1], len(ordinals), chunks) != known:
+            return [f"{name}: its ordinals or number of chunks are not those of the catalog"]
         if [position for position, *_ in held] != list(range(record.documents)):
             return [
                 f"{name}: holds {record.documents} documents, the catalog has rows for {len(held)} of its positions"
             ]
-        if segment.ordinals.tolist() != [ordinal for _, ordinal, *_ in held]:
+        if ordinals != [ordinal for _, ordinal, *_ in held]:
             return [f"{name}: its ordinals are not those of the catalog's rows"]
         if torch.diff(segment.key_offsets).tolist() != [chunks for _, _, chunks, _ in held]:
             return [f"{name}: its chunk counts are not those of the catalog's rows"]

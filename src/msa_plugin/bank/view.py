@@ -31,12 +31,12 @@ class Selection:
     def key_blocks(self, group: str) -> Iterator[KeyBlock]:
         """One block per segment, in ordinal order; `keys` is the memory map itself, the same tensor on every call.
 
-        Raises InvalidQueryError for an unknown group and BankCorruptError for damaged offsets.
+        Raises InvalidQueryError for an unknown group and BankCorruptError for a damaged segment.
         """
         for segment, allowed in self.parts:
+            segment.check()
             if group not in segment.keys:
                 raise InvalidQueryError(f"no key group {group!r} in this bank; there are {sorted(segment.keys)}")
-            segment.check()
             yield KeyBlock(segment.keys[group], segment.key_offsets, segment.ordinals, allowed)
 
 

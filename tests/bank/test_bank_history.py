@@ -1,0 +1,240 @@
+"""Moments: what a handle, a named snapshot and a compaction each see, here and in another process."""
+
+import random
+
+import pytest
+import torch
+from bank_builder import NS, encoded, open_bank, picture, segment_folders, start_child
+
+from msa_plugin.errors import SnapshotError
+
+READER = """
+import sys
+from bank_builder import NS, open_bank, picture
+with open_bank(sys.argv[1], read_only=True) as bank:
+    selection = bank.select(NS)  # masks and rows are read later, after the writer has been at work
+    print("open", flush=True)
+    for line in sys.stdin:
+        if line.strip() == "refresh":
+            bank.refresh()
+        print(sorted((i, p[0], p[1]) for i, p in picture(bank).items()), flush=True)
+"""
+
+SECOND_WRITER = """
+import sys
+from bank_builder import NS, encoded, open_bank
+with open_bank(sys.argv[1], lock_timeout=60) as bank:
+    print("open", flush=True)
+    sys.stdin.readline()
+    for n in range(8):
+        bank.commit([encoded(f"child-{n}", chunks=1), encoded("both", f"child's {n}")], NS)
+        bank.delete([f"child-{n - 1}"], NS)
+"""
+
+
+def ids(bank):
+    return set(picture(bank))
+
+
+def test_a_handle_keeps_its_moment_until_refreshed(bank, folder):
+    bank.commit([encoded("a"), encoded("b")], NS)
+    with open_bank(folder, read_only=True) as reader:
+        before = picture(reader)
+        bank.commit([encoded("b", "new"), encoded("c")], NS)
+        bank.delete(["a"], NS)
+        assert picture(reader) == before and reader.version < bank.version
+        bank.compact()
+        assert picture(reader) == before, "compaction removed the files, not the reader's maps"
+        reader.refresh()
+        assert ids(reader) == {"b", "c"} == ids(bank) and reader.version == bank.version
+
+
+def test_a_reader_in_another_process_keeps_its_moment(bank, folder):
+    bank.commit([encoded("a"), encoded("b")], NS)
+    child = start_child(READER, folder)
+
+    def ask(question):
+        child.stdin.write(question + "\n")
+        child.stdin.flush()
+        return child.stdout.readline().strip()
+
+    try:
+        assert child.stdout.readline() == "open\n"
+        bank.commit([encoded("b", "new")], NS)
+        bank.delete(["a"], NS)
+        bank.compact()
+        assert len(segment_folders(folder)) == 1
+        assert ask("look") == str([("a", 1, "text of a"), ("b", 2, "text of b")])
+        assert ask("refresh") == str([("b", 3, "new")])
+    finally:
+        child.communicate()
+    assert child.returncode == 0
+
+
+def test_two_writing_processes_lose_nothing(bank, folder):
+    child = start_child(SECOND_WRITER, folder)
+    assert child.stdout.readline() == "open\n"
+    child.stdin.write("go\n")
+    child.stdin.flush()
+    with open_bank(folder, lock_timeout=60) as writer:
+        for n in range(8):
+            writer.commit([encoded(f"parent-{n}", chunks=1), encoded("both", f"parent's {n}")], NS)
+            if n == 4:
+                writer.compact()
+    child.communicate()
+    assert child.returncode == 0
+    bank.refresh()
+    assert ids(bank) == {"child-7", "both", *(f"parent-{n}" for n in range(8))}
+    assert bank.get(["both"], NS)["both"].text in ("child's 7", "parent's 7")
+    assert bank.verify().ok
+
+
+def test_opening_while_segments_are_being_replaced(bank, folder, monkeypatch):
+    """A compaction may remove the files between a reader's look at the catalog and its mapping of them."""
+    from msa_plugin.bank import view
+
+    bank.commit([encoded("a")], NS)
+    bank.commit([encoded("b")], NS)
+    original, calls = view.Segment, []
+
+    def slow(record, root):
+        calls.append(record.uuid)
+        if len(calls) == 1:
+            bank.compact()
+        return original(record, root)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(view, "Segment", slow)
+        with open_bank(folder, read_only=True) as reader:
+            assert ids(reader) == {"a", "b"}
+    assert len(set(calls)) > 1
+
+
+def test_named_snapshots_survive_changes_and_compactions(bank, folder):
+    bank.commit([encoded("a"), encoded("b")], NS)
+    bank.snapshot("first")
+    first = picture(bank)
+    bank.delete(["a"], NS)
+    bank.commit([encoded("b", "newer"), encoded("c")], NS)
+    bank.snapshot("second")
+    second = picture(bank)
+    bank.delete(["b", "c"], NS)
+    bank.commit([encoded("d")], NS)
+    for _ in range(2):
+        with open_bank(folder, snapshot="first") as old, open_bank(folder, snapshot="second") as newer:
+            assert picture(old) == first and picture(newer) == second
+            assert old.read_only and set(old.lookup(["a", "b", "c", "d"], NS)) == {"a", "b"}
+            assert old.get(["b"], NS)["b"].text == "text of b" and old.select(NS, {"x": 1}).documents == 0
+            assert old.stats(NS).documents == 2
+            bank.commit([encoded("e")], NS)
+            bank.delete(["e"], NS)
+            old.refresh()
+            assert picture(old) == first, "a snapshot does not move"
+        bank.compact()
+    assert bank.stats(NS).segments == 1 and ids(bank) == {"d"}
+
+
+def test_compaction_frees_what_no_moment_needs(bank, folder):
+    bank.commit([encoded("a", "unique words here"), encoded("b")], NS)
+    bank.commit([encoded("c")], NS)
+    bank.snapshot("s")
+    bank.delete(["a"], NS)
+    bank.compact()
+    assert bank.stats(NS).deleted == 1, "the snapshot needs it"
+    bank.drop_snapshot("s")
+    before = bank.stats(NS)
+    bank.compact()
+    after = bank.stats(NS)
+    assert (after.deleted, after.documents, after.segments) == (0, 2, 1)
+    assert after.bytes_keys < before.bytes_keys and after.bytes_content < before.bytes_content
+    assert len(segment_folders(folder)) == 1
+    bank.close()
+    assert b"unique words" not in (folder / "catalog.sqlite").read_bytes(), "the text is gone from the disk"
+    with pytest.raises(SnapshotError):
+        open_bank(folder, snapshot="s")
+
+
+def test_compaction_bounds_segments_and_is_idempotent(bank, folder):
+    for n in range(12):
+        bank.commit([encoded(f"d{n}", chunks=1 + n % 3)], NS)
+    before, size = picture(bank), encoded("x", chunks=3)
+    limit = 3 * sum(t.numel() * t.element_size() for t in (*size.keys.values(), *size.content.values()))
+    bank.compact(segment_bytes=limit)
+    assert picture(bank) == before
+    records = [segment.record for segment in bank.segments()]
+    assert 2 < len(records) < 12
+    ends = [end for r in records for end in (r.first_ordinal, r.last_ordinal)]
+    assert ends == sorted(ends) and [r.documents for r in records] != [1] * 12
+    folders, version = segment_folders(folder), bank.version
+    bank.compact(segment_bytes=limit)
+    assert segment_folders(folder) == folders and bank.version == version, "nothing left to do"
+    bank.delete(["d0"], NS)
+    bank.compact(segment_bytes=limit)
+    assert len(set(segment_folders(folder)) & set(folders)) >= len(folders) - 2, "full segments are left alone"
+
+
+def test_compaction_keeps_different_shapes_apart(bank):
+    bank.commit([encoded("a")], NS)
+    bank.commit([encoded("b", content=False)], NS)
+    bank.commit([encoded("c", content=False)], NS)
+    before = picture(bank)
+    bank.compact()
+    assert picture(bank) == before and bank.stats(NS).segments == 2
+    bank.delete(["a", "b", "c"], NS)
+    bank.compact()
+    assert bank.stats(NS).segments == 0 and picture(bank) == {} and bank.verify().ok
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_histories_agree_with_a_dictionary(folder, seed):
+    rng = random.Random(seed)
+    names = [f"n{i}" for i in range(6)]
+    model = {"x": {}, "y": {}}
+    kept = {}
+    bank = open_bank(folder)
+    for step in range(40):
+        action = rng.choice(["commit"] * 4 + ["delete"] * 3 + ["compact", "snapshot", "drop", "reopen"])
+        namespace = rng.choice("xy")
+        if action == "commit":
+            chosen = rng.sample(names, rng.randint(1, 4))
+            documents = [encoded(i, f"{i} at {step}", chunks=rng.randint(1, 3), step=step) for i in chosen]
+            bank.commit(documents, namespace)
+            model[namespace] = {**model[namespace], **{d.document.id: d for d in documents}}
+        elif action == "delete":
+            chosen = rng.sample(names, 2)
+            deleted, missing = bank.delete(chosen, namespace)
+            assert deleted == [i for i in chosen if i in model[namespace]] and set(deleted + missing) == set(chosen)
+            model[namespace] = {i: d for i, d in model[namespace].items() if i not in chosen}
+        elif action == "compact":
+            bank.compact(segment_bytes=rng.choice([1, 700, 1 << 20]))
+        elif action == "snapshot":
+            bank.snapshot(f"s{step}")
+            kept[f"s{step}"] = dict(model)
+        elif action == "drop" and kept:
+            name = rng.choice(sorted(kept))
+            bank.drop_snapshot(name)
+            del kept[name]
+        elif action == "reopen":
+            bank.close()
+            bank = open_bank(folder)
+        agrees(bank, model)
+    for name, then in kept.items():
+        with open_bank(folder, snapshot=name) as old:
+            agrees(old, then)
+    assert bank.verify().ok
+    bank.close()
+
+
+def agrees(bank, model):
+    for namespace, expected in model.items():
+        found = picture(bank, namespace)
+        assert found.keys() == expected.keys()
+        for name, given in expected.items():
+            _, text, _, metadata, tokens, chunks, keys, content = found[name]
+            assert (text, metadata, tokens) == (given.document.text, given.document.metadata, given.tokens)
+            assert chunks == given.keys["3"].shape[0] and torch.equal(torch.tensor(keys["5"]).half(), given.keys["5"])
+            assert content[3] == given.content[3].tolist()
+        steps = sorted(d.document.metadata["step"] for d in expected.values())
+        if steps:
+            recent = bank.select(namespace, {"step": {"$gte": steps[-1]}})
+            assert recent.documents == steps.count(steps[-1])
