@@ -10,11 +10,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tiny import tiny_adapter, tiny_backbone  # noqa: E402
-
-from msa_plugin.backbone.adapter import Adapter  # noqa: E402
-from msa_plugin.backbone.backbone import Backbone  # noqa: E402
-from msa_plugin.memory import LatentMemory  # noqa: E402
+from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.memory import LatentMemory
+from tiny import tiny_adapter, tiny_backbone
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Every error that the package raises on purpose, each with a message that says what to do.
 
-All derive from `MSAError`; those that a caller may already catch as a built-in (`ValueError`, `KeyError`, `ImportError`,
-`OSError`) derive from it too.
+All derive from `MSAError`; those that a caller may already catch as a built-in (`ValueError`,
+`LookupError`, `ImportError`, `OSError`) derive from it too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`LatentMemory`: the facade. Documents in, routed documents and answers out, kept on disk.
 
-    memory = LatentMemory.open("bank/")
-    memory.add(["text", ...])
-    memory.ask("question").text
+memory = LatentMemory.open("bank/")
+memory.add(["text", ...])
+memory.ask("question").text
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from msa_plugin.types import (
     Stats,
     VerifyReport,
 )
-
 
 
 class AnswerStream(Iterator[str]):
@@ -158,8 +157,10 @@ class LatentMemory(AsyncTwins):
         """Ids of all documents in this namespace."""
         return self._bank_().iter_ids(self.namespace)
 
-    @overload
-    def retrieve(self, question: str, k: int | None = None, *, filter: Filter | None = None) -> list[Hit]: ...
+    @overload  # a str is a Sequence[str], hence the ignore: the first signature that fits is the one meant
+    def retrieve(  # type: ignore[overload-overlap]
+        self, question: str, k: int | None = None, *, filter: Filter | None = None
+    ) -> list[Hit]: ...
     @overload
     def retrieve(
         self, question: Sequence[str], k: int | None = None, *, filter: Filter | None = None
@@ -194,10 +195,8 @@ class LatentMemory(AsyncTwins):
         top_p, seed, stop, max_rounds, per_round, cut. Raises EmptyMemoryError when nothing may be read, and
         InvalidQueryError or ConfigError for bad input.
         """
-        answers: dict[int, Answer] = {}
-        for row, event in self._ask(self._questions(question), filter, options):
-            if isinstance(event, Answer):
-                answers[row] = event
+        events = self._ask(self._questions(question), filter, options)
+        answers = {row: event for row, event in events if isinstance(event, Answer)}
         ordered = [answers[row] for row in sorted(answers)]
         return ordered[0] if isinstance(question, str) else ordered
 

@@ -44,7 +44,8 @@ class Document:
         non-empty strings, text that is not valid Unicode, metadata that JSON cannot hold.
         """
         document = cls._coerce(item)
-        for name, value in (("id", document.id), ("title", document.title), ("text", document.text)):
+        fields: dict[str, object] = {"id": document.id, "title": document.title, "text": document.text}
+        for name, value in fields.items():
             if not isinstance(value, str):
                 kind = type(value).__name__
                 raise InvalidDocumentError(f"document {document.id!r}: {name} must be a string, not {kind}")

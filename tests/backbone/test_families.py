@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import FAMILIES, tiny_adapter, tiny_backbone, tiny_model
 
 from msa_plugin.backbone.attention import NAME, CausalRows, Pass
 from msa_plugin.backbone.backbone import Backbone
@@ -12,6 +11,7 @@ from msa_plugin.engine.assembly import encode_head
 from msa_plugin.engine.encoder import Encoder, pad_left, pad_right
 from msa_plugin.errors import UnsupportedBackboneError
 from msa_plugin.types import LayerContext
+from tiny import FAMILIES, tiny_adapter, tiny_backbone, tiny_model
 
 TOLERANCE = 2e-4
 

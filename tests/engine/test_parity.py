@@ -178,7 +178,9 @@ class Stage2:
 
 def _stage2(case: Case, query: str) -> Stage2:
     rows = "q0" if query == "pos19" else query
-    ids, mask, roles = (torch.atleast_2d(case.inputs[f"{rows}.{n}"]) for n in ("input_ids", "attention_mask", "doc_ids"))
+    ids, mask, roles = (
+        torch.atleast_2d(case.inputs[f"{rows}.{n}"]) for n in ("input_ids", "attention_mask", "doc_ids")
+    )
     positions = torch.atleast_2d(case.inputs[f"{query}.position_ids"])
     mask = mask.bool()
     votes = (roles == 0) & mask

@@ -105,7 +105,9 @@ class Pass:
         if self.sink is not None and self.sink.done_at(layer):
             raise DepthReached
 
-    def assemble(self, layer: int, key: Tensor, value: Tensor, window: int | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def assemble(
+        self, layer: int, key: Tensor, value: Tensor, window: int | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """K, V [B, KV, S, D] that the new tokens attend to, and the mask [B, 1, T, S] (None: plain causal)."""
         context = self._context(layer)
         cache = self.caches.get(layer)
@@ -151,7 +153,7 @@ class Pass:
         new, rows = self._new, self.row_mask
         memory = total - local
         all_real = bool(rows.all()) and (context is None or context.mask is None)
-        if window is None and all_real and (new == 1 or memory == 0 and new == local):
+        if window is None and all_real and (new == 1 or (memory == 0 and new == local)):
             return None
         index = torch.arange(local, device=rows.device)
         distance = index[local - new :, None] - index[None, :]
@@ -202,7 +204,13 @@ def msa_attention(
 
 
 def _softcapped(
-    module: nn.Module, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float | None, cap: float
+    module: nn.Module,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    cap: float,
 ) -> Tensor:
     """Attention with logits squashed to ±cap before the softmax (Gemma 2), which SDPA cannot do."""
     groups = query.shape[1] // keys.shape[1]
@@ -228,7 +236,7 @@ def installed(model: PreTrainedModel, state: Pass) -> Iterator[None]:
     """
     before = model.config._attn_implementation
     handles = [
-        layer.self_attn.register_forward_pre_hook(_input_hook(state, index), with_kwargs=True)
+        layer.get_submodule("self_attn").register_forward_pre_hook(_input_hook(state, index), with_kwargs=True)
         for index, layer in enumerate(decoder_layers(model))
         if state.wants_input(index)
     ]

@@ -29,7 +29,9 @@ class Backbone:
     Forwards of one Backbone are serialised by a lock, because the surgery is visible to every user of the model.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str = "backbone") -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str = "backbone"
+    ) -> None:
         """Wrap a loaded model. Raises UnsupportedBackboneError for a family outside the table."""
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.spec: BackboneSpec = describe(model.config)
@@ -46,7 +48,8 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        return self.model.get_input_embeddings().weight.device
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -56,7 +59,13 @@ class Backbone:
 
     @torch.inference_mode()
     def run(
-        self, state: Pass, ids: Tensor, mask: Tensor, positions: Tensor, *, logits: Literal["none", "last", "all"] = "last"
+        self,
+        state: Pass,
+        ids: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        *,
+        logits: Literal["none", "last", "all"] = "last",
     ) -> Tensor | None:
         """One forward of `ids` [B, T] at `positions` [B, T]; `mask` bool [B, T] marks real tokens.
 
@@ -90,7 +99,7 @@ class Backbone:
         return [[t for t in row if t not in reserved] for row in rows]
 
     def tokenize_frame(self, text: str) -> list[int]:
-        """Token ids of our own template text, in which special-token strings are control tokens. Never for user text."""
+        """Token ids of our own template text, in which special tokens are control tokens. Never for user text."""
         ids: list[int] = self._need_tokenizer()(text, add_special_tokens=False)["input_ids"]
         return ids
 

@@ -77,7 +77,6 @@ def _sliding_windows(config: PretrainedConfig, layers: int) -> tuple[int | None,
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The decoder layers of any family in the table, in order; each has `self_attn`."""
-    layers: nn.ModuleList = model.model.layers
-    return layers
+    return list(model.model.layers)

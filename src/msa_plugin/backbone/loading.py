@@ -35,7 +35,9 @@ def cache_dir() -> Path:
     return Path(os.environ.get("MSA_CACHE") or user_cache_path("msa-plugin"))
 
 
-def load(name: str | None, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+def load(
+    name: str | None, device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """Load model and tokenizer; returns them with a display name.
 
     `name` is a folder in Hugging Face layout, a .gguf file, a hub id, or None for the default backbone. Code shipped
@@ -86,7 +88,9 @@ def packaged_gguf() -> Path | None:
 def converted(gguf: Path) -> Path:
     """Folder with the weights of `gguf` as safetensors, made on first use and found by hash afterwards."""
     with gguf.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
+        digest = (
+            hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
+        )
     target = cache_dir() / "backbones" / digest[:32]
     if (target / "config.json").is_file():
         return target

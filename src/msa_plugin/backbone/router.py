@@ -34,7 +34,10 @@ class Router:
     """
 
     def __init__(
-        self, config: RoutingConfig, layers: Mapping[int, RouterLayer] | None = None, token_weights: Tensor | None = None
+        self,
+        config: RoutingConfig,
+        layers: Mapping[int, RouterLayer] | None = None,
+        token_weights: Tensor | None = None,
     ) -> None:
         """`token_weights` [vocab] pools tokens unevenly; zero leaves a token out. Raises AdapterError on bad shapes."""
         self.config = config
@@ -55,7 +58,7 @@ class Router:
             if layer.q_weight.shape[0] != c.heads * c.head_dim or layer.k_weight.shape[0] != c.key_width:
                 raise AdapterError(
                     f"router layer {index}: projections have {tuple(layer.q_weight.shape)} and "
-                    f"{tuple(layer.k_weight.shape)} rows and columns, expected {c.heads * c.head_dim} and {c.key_width} rows"
+                    f"{tuple(layer.k_weight.shape)} as shapes, expected {c.heads * c.head_dim} and {c.key_width} rows"
                 )
 
     def to(self, device: torch.device) -> Router:
@@ -82,7 +85,7 @@ class Router:
         """One layer's projected queries [B, H, T, D] of `hidden` [B, T, hidden], not yet normalised."""
         r, c = self.layers[layer], self.config
         flat = F.linear(hidden.to(r.q_weight.dtype), r.q_weight, r.q_bias)
-        return flat.unflatten(-1, (c.heads, c.head_dim)).transpose(1, 2)
+        return flat.view(*flat.shape[:-1], c.heads, c.head_dim).transpose(1, 2)
 
     def pooled_query_part(self, layer: int, hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """One query a row, [B, H, 1, D]: hidden states pooled over the voting tokens `mask` [B, T], then projected.
@@ -143,5 +146,5 @@ class Router:
     def _unit(self, flat: Tensor) -> Tensor:
         if not self.config.normalize:
             return flat
-        heads = flat.unflatten(-1, (self.config.kv_heads, self.config.head_dim))
+        heads = flat.view(*flat.shape[:-1], self.config.kv_heads, self.config.head_dim)
         return F.normalize(heads, dim=-1, eps=1e-12).flatten(1)

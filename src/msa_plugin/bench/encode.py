@@ -22,7 +22,12 @@ MODES = ("text", "latent", "kv")
 
 
 def run(
-    model: str | Backbone | None, adapter: Any = None, *, tokens: int = 20000, repeats: int = 3, modes: Sequence[str] = MODES
+    model: str | Backbone | None,
+    adapter: Any = None,
+    *,
+    tokens: int = 20000,
+    repeats: int = 3,
+    modes: Sequence[str] = MODES,
 ) -> list[dict[str, Any]]:
     """One row per reading mode: tokens/s of `add`, tokens/s of the stock model, and their ratio (medians).
 

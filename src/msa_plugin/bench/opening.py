@@ -59,7 +59,7 @@ def _portions(chunks: int, width: int, seed: int) -> Iterator[list[EncodedDocume
         ids = range(start, min(start + _PORTION, total))
         sizes = [min(CHUNKS_PER_DOCUMENT, chunks - i * CHUNKS_PER_DOCUMENT) for i in ids]
         keys = torch.randn(sum(sizes), width, generator=generator)
-        unit = torch.nn.functional.normalize(keys, dim=1).half().split(sizes)  # type: ignore[no-untyped-call]
+        unit = torch.nn.functional.normalize(keys, dim=1).half().split_with_sizes(sizes)
         yield [
             EncodedDocument(Document(str(i), f"synthetic {i}"), len(k) * 32, {"shared": k}, {})
             for i, k in zip(ids, unit, strict=True)

@@ -27,7 +27,9 @@ app.command()(demo)
 
 
 @app.callback()
-def _options(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is going on to stderr.")] = False) -> None:
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is going on to stderr.")] = False,
+) -> None:
     set_up_logging(verbose)
 
 
@@ -162,8 +164,12 @@ def delete(
 def calibrate(
     paths: Annotated[list[str], typer.Argument(help="Plain text to take statistics from: files, folders, or -.")],
     model: Model = None,
-    questions: Annotated[Path | None, typer.Option(help="A file with one question a line; a built-in list if absent.")] = None,
-    to: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the adapter; the user's cache if absent.")] = None,
+    questions: Annotated[
+        Path | None, typer.Option(help="A file with one question a line; a built-in list if absent.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the adapter; the user's cache if absent.")
+    ] = None,
     layers: Annotated[str | None, typer.Option(help="Routing layers, e.g. 0,3,6; chosen by depth if absent.")] = None,
     dims: Annotated[int, typer.Option(help="Numbers in a routing key.")] = 512,
     pooling: Annotated[int, typer.Option(help="Tokens in a chunk.")] = 32,

@@ -83,7 +83,9 @@ def compact(bank: Bank = Path("bank"), as_json: Json = False) -> None:
 
 @app.command()
 def snapshot(
-    name: Annotated[str | None, typer.Argument(help="Name of a new snapshot; without one, the snapshots are listed.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Name of a new snapshot; without one, the snapshots are listed.")
+    ] = None,
     bank: Bank = Path("bank"),
     drop: Annotated[bool, typer.Option("--drop", help="Forget the snapshot instead of making it.")] = False,
     as_json: Json = False,

@@ -32,13 +32,17 @@ def encode(
     rows = bench.run(model, adapter, tokens=tokens, repeats=repeats)
     out.say("mode     memory.add tokens/s   stock forward tokens/s   ratio (>= 0.9 wanted)")
     for row in rows:
-        out.say(f"{row['mode']:8} {row['add_tokens_per_s']:19,.0f} {row['stock_tokens_per_s']:24,.0f} {row['ratio']:7.2f}")
+        out.say(
+            f"{row['mode']:8} {row['add_tokens_per_s']:19,.0f} {row['stock_tokens_per_s']:24,.0f} {row['ratio']:7.2f}"
+        )
     out.result(rows)
 
 
 @app.command()
 def route(
-    chunks: Annotated[str, typer.Option(help="Sizes of the memory in chunks, separated by commas.")] = "10000,100000,1000000",
+    chunks: Annotated[
+        str, typer.Option(help="Sizes of the memory in chunks, separated by commas.")
+    ] = "10000,100000,1000000",
     repeats: Repeats = 5,
     as_json: Json = False,
 ) -> None:
@@ -97,7 +101,11 @@ def open_(
     out = Output(as_json)
     out.note(f"writing a synthetic bank of {chunks} chunks ({size(chunks * width * 2)} of keys) ...")
     row = bench.run(chunks=chunks, width=width)
-    out.say(f"{row['chunks']:,} chunks in {row['documents']:,} documents, {row['key_bytes_per_number']:.4f} bytes a number")
-    out.say(f"opened in {seconds(row['open_s'])}, {size(row['open_rss'])} more resident ({size(row['key_bytes'])} of keys)")
+    out.say(
+        f"{row['chunks']:,} chunks in {row['documents']:,} documents, {row['key_bytes_per_number']:.4f} bytes a number"
+    )
+    out.say(
+        f"opened in {seconds(row['open_s'])}, {size(row['open_rss'])} more resident ({size(row['key_bytes'])} of keys)"
+    )
     out.say(f"first question {seconds(row['first_route_s'])}, next {seconds(row['route_s'])}")
     out.result(row)

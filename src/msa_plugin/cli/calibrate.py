@@ -38,7 +38,9 @@ def run(
     adapter.save(folder)
     routing, seen = adapter.config.routing, adapter.config.provenance
     out.say(f"calibrated {backbone.name} on {seen['passages']} passages and {seen['questions']} questions:")
-    out.say(f"  layers {', '.join(map(str, routing.layers))}; {routing.key_groups['shared']} numbers per {pooling} tokens")
+    out.say(
+        f"  layers {', '.join(map(str, routing.layers))}; {routing.key_groups['shared']} numbers per {pooling} tokens"
+    )
     out.say(f"  saved to {folder}" + ("" if to else ", where open() finds it by itself"))
     out.result({"adapter": str(folder), "config": adapter.config.model_dump(mode="json")})
 

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 
 def demo(
-    bank: Annotated[Path, typer.Option("--bank", "-b", help="Folder for the demo's bank; kept for the next run.")] = Path(
-        "demo-bank"
-    ),
+    bank: Annotated[
+        Path, typer.Option("--bank", "-b", help="Folder for the demo's bank; kept for the next run.")
+    ] = Path("demo-bank"),
     model: Model = None,
     adapter: AdapterPath = None,
     reading: Reading = "auto",
-    count: Annotated[int, typer.Option("--questions", help="How many of the twelve sample questions to ask.", min=1)] = 5,
+    count: Annotated[
+        int, typer.Option("--questions", help="How many of the twelve sample questions to ask.", min=1)
+    ] = 5,
     as_json: Json = False,
 ) -> None:
     """Encode a sample corpus of about 40 short documents and ask it five questions.

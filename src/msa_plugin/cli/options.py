@@ -18,10 +18,12 @@ Bank = Annotated[Path, typer.Option("--bank", "-b", help="Folder of the memory b
 Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Folder, .gguf file or hub id of the backbone.", envvar="MSA_MODEL")
 ]
-AdapterPath = Annotated[Path | None, typer.Option("--adapter", "-a", help="Folder of an adapter.", envvar="MSA_ADAPTER")]
+AdapterPath = Annotated[
+    Path | None, typer.Option("--adapter", "-a", help="Folder of an adapter.", envvar="MSA_ADAPTER")
+]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="The only part of the bank this call can see.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; notes stay on stderr.")]
-Where = Annotated[str | None, typer.Option("--filter", "-f", help='Metadata filter as JSON, e.g. \'{"year": 1999}\'.')]
+Where = Annotated[str | None, typer.Option("--filter", "-f", help="Metadata filter as JSON, e.g. '{\"year\": 1999}'.")]
 Reading = Annotated[str, typer.Option(help="How answers read memory: auto, text, latent or kv.")]
 
 
@@ -39,9 +41,7 @@ def open_memory(
     from msa_plugin.memory import LatentMemory
 
     out.note(f"opening {bank} with {model or 'the default backbone'} ...")
-    return LatentMemory.open(
-        bank, model=model, adapter=adapter, namespace=namespace, read_only=must_exist, **settings
-    )
+    return LatentMemory.open(bank, model=model, adapter=adapter, namespace=namespace, read_only=must_exist, **settings)
 
 
 def parse_filter(text: str | None) -> dict[str, Any] | None:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from msa_plugin.backbone.attention import Pass, Sink
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bank.bank import MemoryBank, Selection
+from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.view import Selection
 from msa_plugin.config import RoutingConfig
 from msa_plugin.routing.scorer import RoutedDocuments, route
 from msa_plugin.types import LayerContext

@@ -130,9 +130,7 @@ class Calibration:
             rows += [self._prefix_ids + ids[:room] for ids in self.backbone.tokenize_batch(portion) if ids]
         return rows
 
-    def _states(
-        self, rows: list[list[int]], weights: Tensor, pooling: int, on_progress: OnProgress | None
-    ) -> Tensor:
+    def _states(self, rows: list[list[int]], weights: Tensor, pooling: int, on_progress: OnProgress | None) -> Tensor:
         parts, done, tokens = [], 0, 0
         weights = weights.to(self.backbone.device)
         for batch in plan_batches([len(r) for r in rows], self.config.batch_tokens):
@@ -198,4 +196,3 @@ def start_token(backbone: Backbone) -> str | None:
     """
     token = getattr(backbone.tokenizer, "bos_token", None)
     return token if isinstance(token, str) else None
-

@@ -87,11 +87,11 @@ class WindowSink(Sink):
     def latents(self, keys_dtype: torch.dtype) -> list[Latents]:
         """One `Latents` a row, on the CPU, keys in `keys_dtype`."""
         split_keys = {
-            name: keys.to(device="cpu", dtype=keys_dtype).split(self.key_chunks.tolist())
+            name: keys.to(device="cpu", dtype=keys_dtype).split_with_sizes(self.key_chunks.tolist())
             for name, keys in self.router.finish_keys(self.keys).items()
         }
         split_content = {
-            layer: values.cpu().split(self.content_chunks.tolist()) for layer, values in self.values.items()
+            layer: values.cpu().split_with_sizes(self.content_chunks.tolist()) for layer, values in self.values.items()
         }
         rows = range(self.mask.shape[0])
         return [

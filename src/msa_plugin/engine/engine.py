@@ -15,7 +15,9 @@ from msa_plugin import prompts
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.attention import Pass, Sink
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bank.bank import MemoryBank, Selection, StoredDocument
+from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.documents import StoredDocument
+from msa_plugin.bank.view import Selection
 from msa_plugin.config import ContentConfig, GenerationConfig, InterleaveConfig, MemoryConfig, ReadingMode
 from msa_plugin.engine.assembly import BankSource, bank_route
 from msa_plugin.engine.encoder import Encoder, pad_left
@@ -151,7 +153,9 @@ class Engine:
         limit = self.encoder.layout.text
         # A token has at least one byte, so only long questions are worth tokenising here.
         if len(text) > limit and len(self.backbone.tokenize(text)) > limit:
-            raise InvalidQueryError(f"the question is longer than a window of {limit} tokens; shorten it, or add it as a document")
+            raise InvalidQueryError(
+                f"the question is longer than a window of {limit} tokens; shorten it, or add it as a document"
+            )
 
     def hits(self, ranked: Sequence[Ranked]) -> list[Hit]:
         """Ranked documents with their text and metadata."""
@@ -188,7 +192,7 @@ class Engine:
         return [(d.id, prompts.document_text(d.title, d.text)) for d in self.bank.documents(list(ordinals))]
 
     def _excerpts(self, gathered: Gathered) -> Asked:
-        """Cut documents to the budget, long ones around their best chunk; the best is read last, next to the question."""
+        """Cut documents to the budget, long ones around their best chunk; the best is read last, by the question."""
         ranked = [f.ranked for f in gathered.found]
         stored = self.bank.documents([r.ordinal for r in ranked])
         texts = [prompts.document_text(d.title, d.text) for d in stored]

@@ -90,7 +90,12 @@ class TextStream:
 
 
 def decode(
-    backbone: Backbone, state: Pass, logits: Tensor, positions: Tensor, streams: Sequence[TextStream], config: GenerationConfig
+    backbone: Backbone,
+    state: Pass,
+    logits: Tensor,
+    positions: Tensor,
+    streams: Sequence[TextStream],
+    config: GenerationConfig,
 ) -> Iterator[tuple[int, str]]:
     """Decode after a prefill until every row has ended; yields (row, new text) as text becomes certain.
 

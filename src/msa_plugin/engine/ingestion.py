@@ -100,7 +100,7 @@ class Ingestion:
                 yield document
             elif known != document.content_hash:
                 raise DuplicateDocumentError(
-                    f"this call gives id {document.id!r} to two different texts; use distinct ids, or two calls to update"
+                    f"this call gives id {document.id!r} to two different texts; use distinct ids, or two calls"
                 )
 
     def _to_encode(self, documents: Iterator[Document]) -> Iterator[Document]:

@@ -15,11 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from msa_kernels import collapse_heads, plain_scores
+from msa_kernels import plain_scores
 from msa_plugin.backbone.attention import CausalRows, Sink
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.router import Router
-from msa_plugin.bank.bank import MemoryBank, Selection
+from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.view import Selection
 from msa_plugin.config import RoutingConfig
 from msa_plugin.engine.assembly import BankSource
 from msa_plugin.engine.encoder import pad_right
@@ -99,7 +100,9 @@ def _explained(
     return ranked
 
 
-def rank_routed(bank: MemoryBank, config: RoutingConfig, source: BankSource, votes: Tensor, k: int) -> list[list[Ranked]]:
+def rank_routed(
+    bank: MemoryBank, config: RoutingConfig, source: BankSource, votes: Tensor, k: int
+) -> list[list[Ranked]]:
     """One ranking a row from a prefill that routed per layer: by mean score over layers, ties by lower ordinal.
 
     Every document that any layer selected is scored in all of them.
@@ -143,4 +146,4 @@ def _chunk_scores(
         normalize=config.normalize,
         scale=config.scale,
     )[0]
-    return list(scores.split([len(r) for r in rows]))
+    return list(scores.split_with_sizes([len(r) for r in rows]))

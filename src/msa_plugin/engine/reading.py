@@ -133,9 +133,7 @@ class Reader:
             return self.head.length + self.top_k
         return max([self.head.length, *(min(e.stop + self.layout.prefix, self.layout.window) for e in chosen)])
 
-    def _run(
-        self, rows: list[list[int]], starts: list[int], context: list[int], source: BankSource | None
-    ) -> Prefill:
+    def _run(self, rows: list[list[int]], starts: list[int], context: list[int], source: BankSource | None) -> Prefill:
         began = time.perf_counter()
         ids, mask = pad_left(rows, self.backbone.device)
         first = torch.tensor(starts, device=ids.device)[:, None]

@@ -115,6 +115,7 @@ class _ChunkScorer:
         height = first.parts.shape[1]
         self._rows = _panel_rows(self.width, height, self.device, tile_chunks)
         self._panel = torch.empty((self._rows, self.width), device=self.device)
+        self._panel_t = self._panel.T
         self._products = torch.empty((min(2, first.parts.shape[0]), height, self._rows), device=self.device)
         self._scores = torch.empty((queries.shape[0], 0), device=self.device)
 
@@ -148,59 +149,54 @@ class _ChunkScorer:
         total: Tensor | None = None
         for start in range(0, keys.shape[0], self.tile_chunks):
             scores = self._tile(keys[start : start + self.tile_chunks])
-            part = scores.sum(1, keepdim=True) if mean else scores.amax(1, keepdim=True)
+            part = scores.sum(1, keepdim=True) if mean else _without_nan(scores).amax(1, keepdim=True)
             total = part if total is None else (total + part if mean else torch.maximum(total, part))
         assert total is not None
         return _without_nan(total / keys.shape[0] if mean else total)
 
     def _tile(self, keys: Tensor) -> Tensor:
-        """Chunk scores [B, c] of one tile."""
+        """Chunk scores [B, c] of one tile; those of keys that are NaN are NaN."""
         tiles = (self._only,) if self._only is not None else token_tiles(self._voting, self.config, self.tile_tokens)
         for tile in tiles:
+            single = tile.plain and tile.parts.shape[:2] == (1, 1)
+            left = tile.parts[0]
             # Whole panels of scores, leftovers included: the buffer is padded, and a slice less per product counts.
             columns = torch.split(self._scores[tile.rows], self._rows, 1)
             for rows, out in zip(torch.split(keys, self._rows), columns, strict=False):
-                self._product(tile, self._load(rows), out)
-        scores = self._scores[:, : keys.shape[0]]
-        # A maximum would hand one NaN on to its document; the sum of a mean does so anyway.
-        return scores if self.config.chunk_reduce == "mean" else _without_nan(scores)
+                panel = self._load(rows)
+                if single:
+                    torch.mm(left, panel, out=out)
+                else:
+                    self._product(tile, panel, out)
+        return self._scores[:, : keys.shape[0]]
 
     def _load(self, rows: Tensor) -> Tensor:
-        """The keys as float32 [R, W] on the device.
+        """The keys as float32 [W, R] on the device.
 
         R is always the panel's height, so that equal keys get equal products wherever they lie (libraries add up
-        in another order for other heights); rows past the end hold leftovers, whose products nobody reads.
+        in another order for other heights); columns past the end hold leftovers, whose products nobody reads.
         """
         if rows.shape[0] < self._rows:
             self._panel[: rows.shape[0]].copy_(rows)
         elif rows.dtype == torch.float32 and rows.device == self.device:
-            return rows
+            return rows.T
         else:
             self._panel.copy_(rows)
-        return self._panel
+        return self._panel_t
 
     def _product(self, tile: TokenTile, panel: Tensor, out: Tensor) -> None:
-        """Scores of a panel for one tile of tokens, reduced over heads and tokens into `out` [g, R]."""
-        if tile.plain and tile.parts.shape[:2] == (1, 1):
-            torch.mm(tile.parts[0], panel.T, out=out)
-            return
-        by_token = self._by_token(tile, panel)
-        if tile.plain:
-            torch.amax(by_token[0], 0, keepdim=True, out=out)
-        else:
-            _combine(tile, by_token, out)
-
-    def _by_token(self, tile: TokenTile, panel: Tensor) -> Tensor:
-        """Products reduced over heads: [g, t, R]."""
-        count, group, tokens = tile.shape
+        """Scores of a panel [W, R] for one tile of tokens, reduced over heads and tokens into `out` [g, R]."""
         parts, height, dim = tile.parts.shape
         best, other = self._products[0, :height], self._products[-1, :height]
-        torch.mm(tile.parts[0], panel[:, :dim].T, out=best)
+        torch.mm(tile.parts[0], panel[:dim], out=best)
         for i in range(1, parts):
-            torch.mm(tile.parts[i], panel[:, i * dim : (i + 1) * dim].T, out=other)
+            torch.mm(tile.parts[i], panel[i * dim : (i + 1) * dim], out=other)
             torch.maximum(best, other, out=best)
-        by_head = best.view(count, group, tokens, -1)
-        return by_head[:, 0] if group == 1 else by_head.amax(1)
+        if tile.plain:
+            torch.amax(best, 0, keepdim=True, out=out)
+            return
+        by_head = best.view(*tile.shape, -1)
+        _combine(tile, by_head[:, 0] if tile.shape[1] == 1 else by_head.amax(1), out)
 
 
 def _panel_rows(width: int, height: int, device: torch.device, tile_chunks: int) -> int:
@@ -210,6 +206,12 @@ def _panel_rows(width: int, height: int, device: torch.device, tile_chunks: int)
         return 64 * min(needed, 1024)
     budget = PANEL_NUMBERS * torch.get_num_threads()
     return 64 * min(needed, max(1, budget // max(width, height) // 64))
+
+
+def _reaching(scores: Tensor, bar: Tensor) -> Tensor:
+    """Columns of [B, n] in which some row reaches its bar [B, 1]: int64 [m]."""
+    hits = scores >= bar
+    return (hits[0] if hits.shape[0] == 1 else hits.any(0)).nonzero()[:, 0]
 
 
 def _without_nan(scores: Tensor) -> Tensor:
@@ -257,6 +259,8 @@ def _segments(scores: Tensor, offsets: Tensor, how: str) -> Tensor:
     if offsets.shape[0] == scores.shape[1] + 1 and bool((offsets.diff() == 1).all()):
         return _without_nan(scores.clone())
     initial = -torch.inf if how == "max" else None
+    # A maximum would hand one NaN on to its document; the sum of a mean does so anyway.
+    scores = _without_nan(scores) if how == "max" else scores
     reduced = [torch.segment_reduce(row, how, offsets=offsets, initial=initial, unsafe=True) for row in scores]
     return _without_nan(torch.stack(reduced))
 
@@ -268,7 +272,8 @@ def _offer(best: _TopK, block: KeyBlock, span: _Span, scores: Tensor, config: Ro
         best.offer(*_documents(block, span, scores, config))
         return
     # A document's best chunk decides, so chunks below every row's bar need no reduction to documents at all.
-    chunks = (scores >= bar).any(0).nonzero()[:, 0]
+    # (A NaN reaches no bar.)
+    chunks = _reaching(scores, bar)
     if chunks.numel() == 0:
         return
     offsets = block.offsets[span.first : span.last + 1].to(scores.device)
@@ -303,7 +308,7 @@ class _TopK:
             bar = own if bar is None else torch.maximum(bar, own)
         if bar is not None:
             # Ties with the bar included: what is left to sort is small, and its order decides the ties.
-            kept = (scores >= bar).any(0).nonzero()[:, 0]
+            kept = _reaching(scores, bar)
             scores, ordinals = scores[:, kept], ordinals[kept]
         if ordinals.shape[0] == 0:
             return
