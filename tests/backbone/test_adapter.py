@@ -1,0 +1,127 @@
+"""Adapter files: a round trip, and an error of our own for everything that is wrong with one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import tiny_adapter, tiny_backbone
+
+from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.loading import cache_dir
+from msa_plugin.engine.adapters import calibrated_path, find_adapter
+from msa_plugin.errors import AdapterError, ConfigError
+
+VARIANTS = [
+    {},
+    {"token_weighted": True, "joint": True},
+    {"selection": "per_layer", "layers": (2, 3), "heads": 4, "kv_heads": 2, "head_dim": 16, "query_reduce": "max"},
+    {
+        "selection": "per_layer",
+        "layers": (2, 3),
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 16,
+        "query_reduce": "max",
+        "source": "attention",
+    },
+]
+
+
+@pytest.mark.parametrize("routing", VARIANTS)
+def test_round_trip(tmp_path, backbone: Backbone, routing) -> None:
+    adapter = tiny_adapter(backbone, **routing)
+    adapter.save(tmp_path)
+    loaded = Adapter.load(tmp_path)
+    assert loaded.config == adapter.config
+    assert loaded.hash() == adapter.hash()
+    for layer, part in adapter.router.layers.items():
+        assert torch.equal(part.q_weight, loaded.router.layers[layer].q_weight)
+
+
+def test_the_hash_follows_what_latents_depend_on(backbone: Backbone) -> None:
+    base = tiny_adapter(backbone)
+    named = Adapter(base.config.model_copy(update={"name": "another", "top_k": 9}), base.router)
+    assert named.hash() == base.hash()
+    assert tiny_adapter(backbone, pooling=16).hash() != base.hash()
+    tiny_weights = tiny_adapter(backbone)
+    tiny_weights.router.layers[0].k_weight[0, 0] += 1
+    assert tiny_weights.hash() != base.hash()
+
+
+def _break_config(folder, **changes) -> None:
+    raw = json.loads((folder / "adapter.json").read_text())
+    for key, value in changes.items():
+        at = raw
+        *path, last = key.split("__")
+        for step in path:
+            at = at[step]
+        at[last] = value
+    (folder / "adapter.json").write_text(json.dumps(raw))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 99}, "format_version 99"),
+        ({"routing__heads": 0}, "heads"),
+        ({"routing__query_reduce": "median"}, "query_reduce"),
+        ({"surprise": 1}, "surprise"),
+        ({"hidden": 47}, "47 columns"),
+        ({"routing__head_dim": 25}, "expected 25"),
+        ({"routing__layers": [0, 1, 2]}, "router.1"),
+        ({"routing__layers": [2, 0]}, "ascending"),
+        ({"routing__token_weighted": True}, "token_weighted"),
+    ],
+)
+def test_a_wrong_field_is_named(tmp_path, adapter: Adapter, change, message: str) -> None:
+    adapter.save(tmp_path)
+    _break_config(tmp_path, **change)
+    with pytest.raises(AdapterError, match=message):
+        Adapter.load(tmp_path)
+
+
+def test_damaged_files_are_reported(tmp_path, adapter: Adapter) -> None:
+    with pytest.raises(AdapterError, match="cannot read"):
+        Adapter.load(tmp_path / "absent")
+    adapter.save(tmp_path)
+    weights = tmp_path / "adapter.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(AdapterError, match="cannot read"):
+        Adapter.load(tmp_path)
+    weights.write_bytes(whole)
+    tensors = load_file(str(weights))
+    tensors.pop("router.2.q_weight")
+    save_file(tensors, str(weights))
+    with pytest.raises(AdapterError, match=r"router\.2"):
+        Adapter.load(tmp_path)
+    (tmp_path / "adapter.json").write_text("[1, 2")
+    with pytest.raises(AdapterError, match="cannot read"):
+        Adapter.load(tmp_path)
+
+
+def test_an_adapter_of_another_backbone_is_refused(tmp_path, adapter: Adapter) -> None:
+    adapter.save(tmp_path)
+    assert find_adapter(tiny_backbone(), tmp_path).hash() == adapter.hash()
+    with pytest.raises(AdapterError, match="weights"):
+        find_adapter(tiny_backbone(seed=5), tmp_path)
+
+
+def test_a_calibrated_adapter_is_found_by_its_backbone(tmp_path, monkeypatch, backbone: Backbone, adapter) -> None:
+    monkeypatch.setenv("MSA_CACHE", str(tmp_path))
+    assert cache_dir() == tmp_path
+    with pytest.raises(AdapterError, match="msa calibrate"):
+        find_adapter(backbone, None)
+    adapter.save(calibrated_path(backbone))
+    assert find_adapter(backbone, None).hash() == adapter.hash()
+
+
+def test_settings_report_every_wrong_field() -> None:
+    from msa_plugin.config import MemoryConfig
+
+    with pytest.raises(ConfigError, match=r"window.*top_k"):
+        MemoryConfig(window=1, top_k=0)

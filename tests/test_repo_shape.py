@@ -1,0 +1,56 @@
+"""The architecture is tested: import contracts, file sizes, the frozen public surface, and what never may appear."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import msa_plugin
+from msa_plugin.memory import LatentMemory
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted([*ROOT.glob("src/**/*.py"), *ROOT.glob("kernels/**/*.py")])
+FACADE = {
+    "add", "aadd", "update", "aupdate", "delete", "adelete", "get", "ids", "retrieve", "aretrieve", "ask", "aask",
+    "stream", "astream", "compact", "acompact", "snapshot", "asnapshot", "drop_snapshot", "verify", "averify", "stats",
+    "refresh", "close", "open", "engine", "config",
+}  # fmt: skip
+
+
+def test_import_contracts() -> None:
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    done = subprocess.run([sys.executable, "-c", code, "--no-logo"], cwd=ROOT, capture_output=True, text=True)
+    if "No module named 'importlinter'" in done.stderr:
+        pytest.skip("import-linter is not installed: pip install -e '.[lint]'")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_is_one_idea(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 400
+    forbidden = r"torch\.load\(|import pickle|pickle\.load|trust_remote_code=True|[^.a-z_]eval\(|TODO|FIXME"
+    assert not re.search(forbidden, text)
+
+
+def test_kernels_shadow_no_package() -> None:
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_the_public_surface_is_settled() -> None:
+    public = {name for name in dir(LatentMemory) if not name.startswith("_")}
+    assert public == FACADE
+    for name in msa_plugin.__all__:
+        assert getattr(msa_plugin, name)
+    with pytest.raises(AttributeError):
+        msa_plugin.nothing  # noqa: B018
+
+
+def test_importing_the_package_is_light() -> None:
+    code = "import sys, msa_plugin.cli; print(any(m in sys.modules for m in ('torch', 'transformers')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
