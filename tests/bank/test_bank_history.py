@@ -173,6 +173,42 @@ def test_compaction_bounds_segments_and_is_idempotent(bank, folder):
     assert len(set(segment_folders(folder)) & set(folders)) >= len(folders) - 2, "full segments are left alone"
 
 
+def test_adding_one_by_one_does_not_pile_up_segments(bank, folder, monkeypatch):
+    monkeypatch.setattr("msa_plugin.bank.compaction.TAIL_SEGMENTS", 4)
+    bank.commit([encoded("first"), encoded("dead")], NS)
+    bank.delete(["dead"], NS)
+    for n in range(20):
+        bank.commit([encoded(f"d{n}", chunks=1)], NS)
+        assert len(segment_folders(folder)) == bank.stats(NS).segments <= 4
+    assert ids(bank) == {"first", *(f"d{n}" for n in range(20))} and bank.verify().ok
+
+
+def test_merging_small_segments_leaves_the_others_and_their_dead_alone(bank, folder, monkeypatch):
+    from msa_plugin.bank import compaction
+
+    bank.commit([encoded("large", chunks=8), encoded("dead", chunks=8)], NS)
+    [large] = segment_folders(folder)
+    monkeypatch.setattr(compaction, "TAIL_SEGMENTS", 3)
+    monkeypatch.setattr(compaction, "TAIL_BYTES", bank.segments()[0].latent_bytes)
+    bank.delete(["dead"], NS)
+    for name in ("x", "y", "z"):
+        bank.commit([encoded(name, chunks=1)], NS)
+    assert large in segment_folders(folder) and bank.stats(NS).segments == 2
+    assert ids(bank) == {"large", "x", "y", "z"} and bank.verify().ok
+
+
+def test_a_failed_merge_does_not_deny_the_commit(bank, monkeypatch):
+    from msa_plugin.bank import compaction
+    from msa_plugin.errors import BankCorruptError
+
+    def damaged(*_):
+        raise BankCorruptError("an older segment is damaged")
+
+    monkeypatch.setattr(compaction, "TAIL_SEGMENTS", 1)
+    monkeypatch.setattr(compaction, "compact", damaged)
+    assert bank.commit([encoded("a")], NS) == [1] and ids(bank) == {"a"}
+
+
 def test_compaction_keeps_different_shapes_apart(bank):
     bank.commit([encoded("a")], NS)
     bank.commit([encoded("b", content=False)], NS)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -27,7 +27,6 @@ from msa_plugin.bank.verify import verify_bank
 from msa_plugin.bank.view import Selection, View, look
 from msa_plugin.errors import (
     BankError,
-    BankLockedError,
     BankReadOnlyError,
     FingerprintMismatchError,
     InvalidQueryError,
@@ -102,8 +101,10 @@ class MemoryBank:
                 create_bank(folder, fingerprint, lock_timeout)
         with disk_errors(folder, reading=True):
             bank = cls(folder, fingerprint, read_only=read_only, snapshot=snapshot, lock_timeout=lock_timeout)
-        if not read_only:
-            bank._sweep_if_idle()
+        if not read_only and bank._orphans():
+            with suppress(BankError), bank._locked(timeout=0):  # if somebody is writing, they may be theirs
+                bank.refresh()
+                bank._sweep()
         return bank
 
     # -- the handle's moment ----------------------------------------------------------------------------------------
@@ -275,19 +276,21 @@ class MemoryBank:
         latents = check_documents(documents)
         if not latents:
             return []
-        with self._changing() as catalog:
-            first = catalog.now().last_ordinal + 1
-            ordinals = list(range(first, first + len(latents)))
-            record = write_segment(self._root, ordinals, latents, namespace)
-            with catalog.transaction() as version:
-                ids = [item.document.id for item in documents]
-                catalog.documents.tombstone(namespace, ids, version)
-                rows = zip(ordinals, documents, latents, strict=True)
-                catalog.documents.insert(
-                    namespace,
-                    catalog.add_segment(record),
-                    ((ordinal, item.document, item.tokens, kept.chunks) for ordinal, item, kept in rows),
-                )
+        with self.writing():
+            with self._changing() as catalog:
+                first = catalog.now().last_ordinal + 1
+                ordinals = list(range(first, first + len(latents)))
+                record = write_segment(self._root, ordinals, latents, namespace)
+                with catalog.transaction() as version:
+                    ids = [item.document.id for item in documents]
+                    catalog.documents.tombstone(namespace, ids, version)
+                    rows = zip(ordinals, documents, latents, strict=True)
+                    catalog.documents.insert(
+                        namespace,
+                        catalog.add_segment(record),
+                        ((ordinal, item.document, item.tokens, kept.chunks) for ordinal, item, kept in rows),
+                    )
+            self._merge_tail()
         return ordinals
 
     def delete(self, ids: Iterable[str], namespace: str) -> tuple[list[str], list[str]]:
@@ -321,13 +324,21 @@ class MemoryBank:
         space for what it rewrites. Raises BankLockedError, BankWriteError, BankReadOnlyError and BankCorruptError.
         """
         with self.writing():
-            with self._changing() as catalog:
-                changed = compaction.compact(catalog, self._root, self._view.segments, segment_bytes)
-            self._sweep()
-            if changed:
+            if self._rewrite(self._view.segments, segment_bytes):
                 with self._changing() as catalog, self._state:
                     self._catalog.release_snapshot()  # its own pages are the only ones it may move out of the log
                     catalog.shrink()
+
+    def _rewrite(self, segments: Mapping[int, Segment], segment_bytes: int) -> bool:
+        with self._changing() as catalog:
+            changed = compaction.compact(catalog, self._root, segments, segment_bytes)
+        self._sweep()
+        return changed
+
+    def _merge_tail(self) -> None:
+        if tail := compaction.small_tail(self._view.segments):
+            with suppress(BankError):  # the commit that led here is done and acknowledged
+                self._rewrite(tail, compaction.TAIL_BYTES)
 
     @contextmanager
     def _locked(self, timeout: float | None = None) -> Iterator[bool]:
@@ -344,30 +355,23 @@ class MemoryBank:
         with self.writing(), disk_errors(self.path):
             if self._writer is None:
                 self._writer = Catalog(self.path, writable=True)
+            done = False
             try:
                 yield self._writer
+                done = True
             finally:
                 with self._state:
                     self._catalog.release_snapshot()  # else this handle itself would hold the log back
                     self._writer.checkpoint()
                     self.refresh()
-                self._sweep()
+                if not done:
+                    self._sweep()
+
+    def _orphans(self) -> list[Path]:
+        with self._reading() as view:
+            return orphans(self._root, {segment.record.uuid for segment in view.segments.values()})
 
     def _sweep(self) -> None:
-        """Remove segment folders that the catalog does not name. The caller holds the writer lock."""
-        with self._reading() as view:
-            named = {segment.record.uuid for segment in view.segments.values()}
-        for folder in orphans(self._root, named):
+        """Remove segment folders that the newest version does not name. The caller holds the lock and has refreshed."""
+        for folder in self._orphans():
             shutil.rmtree(folder, ignore_errors=True)
-
-    def _sweep_if_idle(self) -> None:
-        """Remove what a writer that died left behind, unless somebody is writing now."""
-        with self._reading() as view:
-            named = {segment.record.uuid for segment in view.segments.values()}
-        if orphans(self._root, named):
-            try:
-                with self._locked(timeout=0):
-                    self.refresh()
-                    self._sweep()
-            except BankLockedError:
-                return  # theirs, perhaps; the next writer sweeps

@@ -8,7 +8,7 @@ bank's latents.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from msa_plugin.bank.catalog import Catalog
 from msa_plugin.bank.segment import Segment, write_segment
 
 SEGMENT_BYTES = 64 << 20
+TAIL_SEGMENTS, TAIL_BYTES = 64, 4 << 20
 
 
 class _Item(NamedTuple):
@@ -27,7 +28,7 @@ class _Item(NamedTuple):
 
 
 def compact(catalog: Catalog, root: Path, segments: Mapping[int, Segment], segment_bytes: int) -> bool:
-    """Compact the bank whose newest segments are `segments`; the caller holds the writer lock and removes the files.
+    """Compact `segments`, newest version; the caller holds the writer lock, and removes the folders of those retired.
 
     Returns False when there was nothing to do. Raises OSError, sqlite3.Error and BankCorruptError, changing nothing.
     """
@@ -38,14 +39,25 @@ def compact(catalog: Catalog, root: Path, segments: Mapping[int, Segment], segme
         latents = [item.segment.latents(item.position) for item in group]
         owner = namespaces.pop() if len(namespaces) == 1 else None
         written.append((write_segment(root, ordinals, latents, owner), ordinals))
-    if not written and not catalog.documents.any_unneeded():
+    if not written and not any(map(catalog.documents.any_unneeded, segments)):
         return False
     with catalog.transaction():
-        catalog.documents.purge()
+        for number in segments:
+            catalog.documents.purge(number)
         for record, ordinals in written:
             catalog.documents.move(ordinals, catalog.add_segment(record))
         catalog.drop_empty_segments()
     return True
+
+
+def small_tail(segments: Mapping[int, Segment]) -> dict[int, Segment]:
+    """The newest segments, if many and small, as adding documents one by one leaves them: each costs maps and looks.
+
+    Merging them into segments of `TAIL_BYTES` keeps the time of a commit from growing with the number of commits.
+    """
+    small = takewhile(lambda item: item[1].latent_bytes * 2 < TAIL_BYTES, reversed(list(segments.items())))
+    tail = dict(reversed(list(small)))
+    return tail if len(tail) >= TAIL_SEGMENTS else {}
 
 
 def _items(catalog: Catalog, segments: Mapping[int, Segment], segment_bytes: int) -> Iterator[_Item | None]:

@@ -209,14 +209,14 @@ class DocumentRows:
         sql = f"SELECT position, ordinal, namespace FROM documents WHERE segment = ? AND {_NEEDED} ORDER BY position"
         return self._db.execute(sql, (segment,)).fetchall()
 
-    def purge(self) -> int:
-        """Remove the rows that no moment needs; returns how many."""
-        return self._db.execute(f"DELETE FROM documents WHERE deleted IS NOT NULL AND NOT {_NEEDED}").rowcount
-
-    def any_unneeded(self) -> bool:
+    def any_unneeded(self, segment: int) -> bool:
         """Whether `purge` would remove anything."""
-        sql = f"SELECT EXISTS (SELECT 1 FROM documents WHERE deleted IS NOT NULL AND NOT {_NEEDED})"
-        return bool(self._db.execute(sql).fetchone()[0])
+        sql = f"SELECT EXISTS (SELECT 1 FROM documents WHERE segment = ? AND NOT {_NEEDED})"
+        return bool(self._db.execute(sql, (segment,)).fetchone()[0])
+
+    def purge(self, segment: int) -> None:
+        """Remove the rows of `segment` that no moment needs."""
+        self._db.execute(f"DELETE FROM documents WHERE segment = ? AND NOT {_NEEDED}", (segment,))
 
     def move(self, ordinals: Iterable[int], segment: int) -> None:
         """Point rows at a new segment, which they fill from position 0."""

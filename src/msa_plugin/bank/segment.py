@@ -17,6 +17,7 @@ import uuid
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -232,7 +233,7 @@ class Segment:
         keys = {group: self.key_rows(position, group) for group in self.keys}
         return Latents(keys, {layer: self.content_rows(position, layer) for layer in self.content})
 
-    @property
+    @cached_property
     def latent_bytes(self) -> int:
         """Bytes of all its latents."""
         return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys.values(), *self.content.values()))
