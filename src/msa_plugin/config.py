@@ -39,6 +39,8 @@ class RoutingConfig(Settings):
     or calibrated projections, `attention` for the backbone's own Q and K (reference: `decouple_router` false).
     `scale` multiplies every score; `token_weighted` pools tokens with the adapter's weights instead of evenly.
     `joint` adds the layers' projections up before normalising: one short vector a chunk, which sees all layers.
+    `document_mix` times the mean of a chunk's whole document (window) is added to the chunk's mean, so that a chunk
+    knows what it is part of.
     """
 
     layers: Layers
@@ -55,6 +57,7 @@ class RoutingConfig(Settings):
     scale: float = Field(default=1.0, gt=0)
     token_weighted: bool = False
     joint: bool = False
+    document_mix: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> RoutingConfig:
@@ -66,8 +69,8 @@ class RoutingConfig(Settings):
             raise ValueError("a shared selection needs source='projection'")
         if self.selection == "shared" and self.head_reduce != "mean":
             raise ValueError("a shared selection is one matrix product and needs head_reduce='mean'")
-        if self.token_weighted and self.selection != "shared":
-            raise ValueError("token_weighted needs selection='shared'")
+        if (self.token_weighted or self.document_mix) and (self.selection, self.source) != ("shared", "projection"):
+            raise ValueError("token_weighted and document_mix need selection='shared' and source='projection'")
         if self.joint and (self.selection, self.heads) != ("shared", 1):
             raise ValueError("joint needs selection='shared' and a single head")
         return self
@@ -137,9 +140,10 @@ class MemoryConfig(Settings):
 
     `window` (tokens) splits long documents; `batch_tokens` bounds one encoding batch; `segment_bytes` and
     `segment_documents` bound what is held in memory before it is committed. `context_tokens` is the budget for
-    documents in the prompt. `reading` is how answers read memory: `text`, `latent` (pooled K, V) or `kv` (unpooled
-    K, V of all layers); `auto` is `latent` where the adapter can read latents, else `text`. `top_k` None takes the
-    adapter's. `lock_timeout` (seconds) is how long a write waits for another writer.
+    documents in the prompt. `instruction` replaces the default system message, which asks for short answers.
+    `reading` is how answers read memory: `text`, `latent` (pooled K, V) or `kv` (unpooled K, V of all layers); `auto`
+    is `latent` where the adapter can read latents, else `text`; `content_pooling` overrides how K, V are pooled.
+    `top_k` None takes the adapter's. `lock_timeout` (seconds) is how long a write waits for another writer.
     """
 
     reading: ReadingMode | Literal["auto"] = "auto"
@@ -153,6 +157,7 @@ class MemoryConfig(Settings):
     segment_documents: int = Field(default=4096, gt=0)
     top_k: int | None = Field(default=None, gt=0)
     context_tokens: int = Field(default=1536, gt=0)
+    instruction: str | None = None
     tile_chunks: int = Field(default=16384, gt=0)
     tile_tokens: int = Field(default=256, gt=0)
     lock_timeout: float = Field(default=10.0, ge=0.0)

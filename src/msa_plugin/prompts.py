@@ -9,11 +9,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-READER = (
-    "Answer the question with a short phrase taken from the documents. "
-    "If the documents do not contain the answer, say that you do not know."
+READER = "You answer questions with a short phrase copied from the documents."
+# Shown before the first question: a small model answers briefly only once it has seen that done. They cost nothing
+# per question, because the K and V of everything before the user's message are computed once.
+EXAMPLES = (
+    (
+        "The Kestrel Mill stands beside the river Orm. It was built in 1821 by Anna Veld, who had learned her trade in "
+        "Holland.",
+        "Who built the Kestrel Mill?",
+        "Anna Veld",
+    ),
+    (
+        "The blue-throated tinker is a small bird of the Morvan hills. It eats mostly beetles and sleeps in hollow "
+        "birches.",
+        "What does the blue-throated tinker eat?",
+        "beetles",
+    ),
+    (
+        "Harbour trains ran between Lisse and Port Arno from 1890 until 1934, when a flood carried away the bridge.",
+        "In which year did the harbour trains stop running?",
+        "1934",
+    ),
 )
-CLOSED_BOOK = "Answer the question with a short phrase."
 _SLOT = "MSA-CONTENT-9f2c1e"
 
 
@@ -25,23 +42,37 @@ class Frame:
     tail: str
 
 
-def chat_frame(tokenizer: Any, system: str) -> Frame:
-    """The backbone's own chat template around a user message, up to where the assistant starts to speak.
+def chat_frame(tokenizer: Any, instruction: str | None = None) -> Frame:
+    """The backbone's own chat template around a user's message, up to where the assistant starts to speak.
 
-    A tokenizer without a chat template gets a plain frame; one whose template refuses a system message gets the
-    instruction at the start of the user's message.
+    Without an `instruction` of the caller's it asks for short answers and shows examples of them. A tokenizer without
+    a chat template gets a plain frame; one whose template refuses a system message gets the instruction at the start
+    of the first message.
     """
+    system, shown = (READER, EXAMPLES) if instruction is None else (instruction, ())
+    turns = [(_message(text, question), answer) for text, question, answer in shown]
     if not getattr(tokenizer, "chat_template", None):
-        return Frame(f"{system}\n\n", "\nAnswer:")
-    user = {"role": "user", "content": _SLOT}
+        examples = "".join(f"{asked}\nAnswer: {answer}\n\n" for asked, answer in turns)
+        return Frame(f"{system}\n\n{examples}", "\nAnswer:")
+    messages = [m for asked, answer in turns for m in (_says("user", asked), _says("assistant", answer))]
+    messages.append(_says("user", _SLOT))
     try:
-        text = _render(tokenizer, [{"role": "system", "content": system}, user])
+        text = _render(tokenizer, [_says("system", system), *messages])
         if system not in text:
             raise ValueError("the template dropped the system message")
     except Exception:  # a template raises whatever its author chose
-        text = _render(tokenizer, [{"role": "user", "content": f"{system}\n\n{_SLOT}"}])
+        messages[0] = _says("user", f"{system}\n\n{messages[0]['content']}")
+        text = _render(tokenizer, messages)
     head, _, tail = text.partition(_SLOT)
     return Frame(head, tail)
+
+
+def _says(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _message(text: str, question: str) -> str:
+    return "".join(reading_parts([text])) + question_part(question)
 
 
 def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
@@ -56,7 +87,7 @@ def document_text(title: str, text: str) -> str:
 
 def reading_parts(documents: Sequence[str]) -> list[str]:
     """The documents' part of a prompt, one piece each, so that a caller can fit them to a budget."""
-    return [f"Document {number}: {text}\n\n" for number, text in enumerate(documents, start=1)]
+    return [f"Document: {text}\n\n" for text in documents]
 
 
 def question_part(question: str) -> str:

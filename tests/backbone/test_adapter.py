@@ -7,13 +7,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny_adapter, tiny_backbone
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.loading import cache_dir
 from msa_plugin.engine.adapters import calibrated_path, find_adapter
 from msa_plugin.errors import AdapterError, ConfigError
+from tiny import tiny_adapter, tiny_backbone
 
 VARIANTS = [
     {},

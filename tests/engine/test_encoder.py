@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_adapter, tiny_backbone
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.attention import CausalRows, Sink
@@ -15,6 +14,7 @@ from msa_plugin.backbone.positions import WindowLayout
 from msa_plugin.config import ContentConfig
 from msa_plugin.engine.encoder import Encoder, plan_batches
 from msa_plugin.types import Document
+from tiny import tiny_adapter, tiny_backbone
 
 EVERYTHING = ContentConfig(layers=(0, 1, 2, 3), pooling=3)
 

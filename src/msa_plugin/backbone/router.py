@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from msa_kernels import collapse_heads, mean_pool
+from msa_kernels import chunk_offsets, collapse_heads, mean_pool
 from msa_plugin.config import RoutingConfig
 from msa_plugin.errors import AdapterError
 
@@ -117,14 +117,28 @@ class Router:
         ]
         return torch.cat(finished_parts, dim=1), torch.stack(shares)
 
-    def key_part(self, layer: int, hidden: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
-        """One layer's projected keys [C, W], float32, of real tokens `hidden` [T, hidden] with `ids` [T].
+    def pool_chunks(self, hidden: Tensor, ids: Tensor, windows: Tensor) -> Tensor:
+        """Chunk means [C, hidden] of real tokens `hidden` [T, hidden] with `ids` [T], float32.
 
-        Pool over chunks `offsets` [C + 1] first, then project (golden spec 3.4); not yet normalised.
+        `windows` int64 [B] are the lengths of the windows that the tokens come from, end to end; chunks do not cross
+        them. Tokens weigh what the adapter says, and the window's own mean is mixed in where it says so.
+        """
+        weights = None if self.token_weights is None else self.token_weights[ids]
+        states = hidden.float()
+        offsets, chunks = chunk_offsets(windows, self.config.pooling)
+        pooled = mean_pool(states, offsets, weights)
+        if self.config.document_mix:
+            whole = mean_pool(states, F.pad(windows.cumsum(0), (1, 0)), weights)
+            pooled = pooled + self.config.document_mix * whole.repeat_interleave(chunks, dim=0)
+        return pooled
+
+    def key_part(self, layer: int, hidden: Tensor, ids: Tensor, windows: Tensor) -> Tensor:
+        """One layer's projected keys [C, W] of `pool_chunks`; pooled before they are projected, not yet normalised.
+
+        Golden spec 3.4; pooling and projection commute, and this order is one product a chunk.
         """
         r = self.layers[layer]
-        weights = None if self.token_weights is None else self.token_weights[ids]
-        pooled = mean_pool(hidden.float(), offsets, weights)
+        pooled = self.pool_chunks(hidden, ids, windows)
         return F.linear(pooled, r.k_weight.float(), None if r.k_bias is None else r.k_bias.float())
 
     def finish_keys(self, parts: Mapping[int, Tensor]) -> dict[str, Tensor]:

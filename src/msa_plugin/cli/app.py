@@ -170,8 +170,8 @@ def calibrate(
     to: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the adapter; the user's cache if absent.")
     ] = None,
-    layers: Annotated[str | None, typer.Option(help="Routing layers, e.g. 0,3,6; chosen by depth if absent.")] = None,
-    dims: Annotated[int, typer.Option(help="Numbers in a routing key.")] = 512,
+    layers: Annotated[str | None, typer.Option(help="Routing layers, e.g. 2,5; chosen by depth if absent.")] = None,
+    dims: Annotated[int, typer.Option(help="Numbers in a routing key.")] = 384,
     pooling: Annotated[int, typer.Option(help="Tokens in a chunk.")] = 32,
     as_json: Json = False,
 ) -> None:

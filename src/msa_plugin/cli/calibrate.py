@@ -33,7 +33,7 @@ def run(
     backbone = Backbone.load(model)
     passages = (document_text(d.title, d.text) for d in read_paths(paths))
     with terminal_progress("calibrating", None, sys.stderr) as progress:
-        adapter = Calibration(backbone, config).run(passages, _questions(questions), progress)
+        adapter = Calibration(backbone, config).run(passages, _questions(questions), on_progress=progress)
     folder = to or calibrated_path(backbone)
     adapter.save(folder)
     routing, seen = adapter.config.routing, adapter.config.provenance

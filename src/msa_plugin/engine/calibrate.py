@@ -1,9 +1,11 @@
-"""A router without training: whitened hidden states of a few lower layers, from forward passes over plain text.
+"""A router without training: hidden states of one or a few lower layers, projected in closed form.
 
 Each chunk, and each whole question, is the weighted mean of its tokens' layer inputs, with weights a / (a + p(token)):
-frequent tokens say little about what a text is about (smooth inverse frequency, Arora et al. 2017). The routing
-layers' means are put side by side, centred (questions around their own mean), whitened by PCA and normalised, so that
-a score is a cosine. Nothing is trained and no question-passage pairs are needed.
+frequent tokens say little about what a text is about (smooth inverse frequency, Arora et al. 2017). A share of its
+document's mean is added to each chunk. Chunks and questions are centred, each around their own mean, and projected to
+the directions in which chunks differ most relative to *noise*, as in linear discriminant analysis: noise is the
+difference between a question and its passage where pairs are given, else between neighbouring chunks of a document,
+which tell of the same thing in other words. Keys and queries are normalised, so a score is a cosine.
 Shapes: N samples, L layers, h hidden size, D dimensions kept, V vocabulary.
 """
 
@@ -16,7 +18,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from msa_kernels import chunk_offsets, mean_pool
+from msa_kernels import chunk_offsets
 from msa_plugin.backbone.adapter import Adapter, AdapterConfig
 from msa_plugin.backbone.attention import CausalRows, Sink
 from msa_plugin.backbone.backbone import Backbone
@@ -30,19 +32,23 @@ _PORTION = 256
 
 
 class CalibrationConfig(Settings):
-    """What to build. `layers` None takes three layers from the first fifth of the backbone's depth.
+    """What to build; the defaults were chosen by measurement on the default backbone (docs/experiments.md).
 
-    `dims` is D, the numbers in a routing key; `pooling` is P; `smoothing` is a; `power` is how far whitening goes
-    (1: unit variance, 0: none); `passages` and `questions` bound the samples; `window` bounds a passage's tokens.
+    `layers` None takes one layer at a sixth of the backbone's depth. `dims` is D, the numbers in a routing key;
+    `pooling` is P; `smoothing` is a; `document_mix` the share of the document's mean; `shrinkage` pulls the noise
+    covariance towards a multiple of the identity (1: all the way); `power` is how far the kept directions are made
+    alike (1: unit variance, 0: not at all). `passages` and `questions` bound the samples, `window` a passage's tokens.
     """
 
     layers: tuple[int, ...] | None = None
-    dims: int = Field(default=512, gt=0)
+    dims: int = Field(default=384, gt=0)
     pooling: int = Field(default=32, gt=0)
-    smoothing: float = Field(default=1e-3, gt=0)
-    power: float = Field(default=1.0, ge=0, le=1)
+    smoothing: float = Field(default=3e-4, gt=0)
+    document_mix: float = Field(default=0.8, ge=0)
+    shrinkage: float = Field(default=0.5, gt=0, le=1)
+    power: float = Field(default=0.5, ge=0, le=1)
     passages: int = Field(default=4000, ge=2)
-    questions: int = Field(default=2000, ge=1)
+    questions: int = Field(default=4000, ge=1)
     window: int = Field(default=512, ge=8)
     batch_tokens: int = Field(default=4096, ge=8)
     prefix: str | None = "auto"
@@ -56,22 +62,21 @@ class CalibrationConfig(Settings):
 
 
 def default_layers(depth: int) -> tuple[int, ...]:
-    """The first layer and two more within the first fifth of the depth: 0, 3 and 6 of 30."""
-    return tuple(sorted({0, depth // 10, depth // 5}))
+    """One layer at a sixth of the depth: 5 of 30. What follows is cheap, since encoding stops there."""
+    return (depth // 6,)
 
 
 class _PooledStates(Sink):
-    """Weighted means of the layers' inputs, per chunk or per row, layers side by side."""
+    """Pooled layer inputs of a batch, per chunk or (for questions) per row, layers side by side."""
 
-    def __init__(self, layers: Sequence[int], ids: Tensor, mask: Tensor, weights: Tensor, pooling: int) -> None:
-        self.layers, self.mask = layers, mask
-        self.offsets, _ = chunk_offsets(mask.sum(1), pooling)
-        self.weights = weights[ids[mask]]
+    def __init__(self, layers: Sequence[int], ids: Tensor, mask: Tensor, pooler: Router) -> None:
+        self.layers, self.mask, self.pooler = layers, mask, pooler
+        self.ids, self.lengths = ids[mask], mask.sum(1)
         self.states: list[Tensor] = []
 
     def on_input(self, layer: int, hidden: Tensor) -> None:
         if layer in self.layers:
-            self.states.append(mean_pool(hidden[self.mask].float(), self.offsets, self.weights).cpu())
+            self.states.append(self.pooler.pool_chunks(hidden[self.mask], self.ids, self.lengths).cpu())
 
     def done_before(self, layer: int) -> bool:
         return layer == self.layers[-1]
@@ -87,14 +92,56 @@ def token_weights(rows: Iterable[Sequence[int]], vocab: int, smoothing: float, s
     return weights.float()
 
 
-def whitening(states: Tensor, dims: int, power: float) -> tuple[Tensor, Tensor]:
-    """Mean [L*h] and projection [D, L*h] of `states` [N, L*h]: PCA, each direction divided by its deviation^power."""
-    data = states.double()
-    mean = data.mean(0)
-    values, vectors = torch.linalg.eigh((data - mean).T @ (data - mean) / max(len(data) - 1, 1))
+def covariance(samples: Tensor) -> Tensor:
+    """Covariance [h, h] of `samples` [N, h], float64."""
+    data = samples.double()
+    data = data - data.mean(0)
+    return data.T @ data / max(len(data) - 1, 1)
+
+
+def discriminants(chunks: Tensor, noise: Tensor, dims: int, shrinkage: float, power: float) -> Tensor:
+    """Projection [D, h]: directions of `chunks` [N, h] with the most variance relative to `noise` [M, h].
+
+    The noise is whitened first, so that a dot product of projections weighs each direction by how little noise it
+    carries; of the kept directions each is then divided by its deviation ** `power`.
+    """
+    blurred = covariance(noise)
+    identity = torch.eye(len(blurred), dtype=blurred.dtype) * blurred.diagonal().mean().clamp(min=1e-12)
+    values, vectors = torch.linalg.eigh((1 - shrinkage) * blurred + shrinkage * identity)
+    whiten = (vectors * values.clamp(min=1e-12) ** -0.5) @ vectors.T
+    values, vectors = torch.linalg.eigh(whiten @ covariance(chunks) @ whiten)
     keep = min(dims, int((values > values[-1] * 1e-10).sum()))
     values, vectors = values.flip(0)[:keep], vectors.flip(1)[:, :keep]
-    return mean.float(), (vectors * values.clamp(min=1e-12) ** (-power / 2)).T.float()
+    projection: Tensor = (vectors * values.clamp(min=1e-12) ** (-power / 2)).T @ whiten
+    return projection.float()
+
+
+def neighbour_noise(states: Tensor, documents: Tensor) -> Tensor:
+    """Differences [M, h] between neighbouring chunks of a document; all pairs of neighbours if there are none."""
+    together = documents[1:] == documents[:-1]
+    differences = states[1:] - states[:-1]
+    return differences[together] if bool(together.any()) else differences
+
+
+def pair_noise(
+    states: Tensor, documents: Tensor, questions: Tensor, pairs: Sequence[tuple[int, int]], directions: int = 384
+) -> Tensor:
+    """Differences [M, h] between each question and the chunk of its passage that is nearest in whitened space.
+
+    `pairs` are (question, passage) indices.
+    """
+    values, vectors = torch.linalg.eigh(covariance(states))
+    keep = min(directions, int((values > values[-1] * 1e-10).sum()))
+    projection = (vectors[:, -keep:] * values[-keep:] ** -0.5).float()
+    keys = torch.nn.functional.normalize((states - states.mean(0)) @ projection, dim=1)
+    asked = torch.nn.functional.normalize((questions - questions.mean(0)) @ projection, dim=1)
+    differences = []
+    for question, passage in pairs:
+        chunks = (documents == passage).nonzero()[:, 0]
+        if len(chunks):
+            best = chunks[(keys[chunks] @ asked[question]).argmax()]
+            differences.append(questions[question] - states[best])
+    return torch.stack(differences)
 
 
 class Calibration:
@@ -109,18 +156,42 @@ class Calibration:
         self.prefix = start_token(backbone) if config.prefix == "auto" else config.prefix
         self._prefix_ids = [] if self.prefix is None else [backbone.special(self.prefix)]
 
-    def run(self, passages: Iterable[str], questions: Iterable[str], on_progress: OnProgress | None = None) -> Adapter:
-        """Calibrate from plain text. Raises ConfigError when there is too little of it to whiten."""
+    def run(
+        self,
+        passages: Iterable[str],
+        questions: Iterable[str],
+        pairs: Sequence[tuple[int, int]] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Adapter:
+        """Calibrate from plain text. Raises ConfigError when there is too little of it.
+
+        `pairs` of (question, passage) indices, if there are any, sharpen the noise estimate.
+        """
         rows = self._tokens(passages, self.config.passages)
         asked = self._tokens(questions, self.config.questions)
         if len(rows) < 2 or not asked:
             raise ConfigError("calibration needs at least 2 passages and 1 question; give it more text")
+        if pairs and (max(p for _, p in pairs) >= len(rows) or max(q for q, _ in pairs) >= len(asked)):
+            raise ConfigError("pairs name texts that were not read: blank ones are left out, and the limits apply")
         weights = token_weights(rows, self.backbone.spec.vocab, self.config.smoothing, self._prefix_ids)
-        states = self._states(rows, weights, self.config.pooling, on_progress)
-        mean, projection = whitening(states, self.config.dims, self.config.power)
-        # A question is pooled whole, so its centre is not a chunk's centre.
-        question_mean = self._states(asked, weights, self.config.window, None).mean(0)
-        return self._adapter(weights, mean, question_mean, projection, len(rows), len(asked))
+        pooler = self._pooler(weights, self.config.pooling, self.config.document_mix)
+        chunks, documents = self._states(rows, pooler, on_progress)
+        # A question is pooled whole and alone, so its centre is not a chunk's centre.
+        wholes, _ = self._states(asked, self._pooler(weights, self.config.window, 0.0), None)
+        if pairs:
+            noise = pair_noise(chunks, documents, wholes, pairs)
+        else:
+            noise = neighbour_noise(chunks, documents)
+        projection = discriminants(chunks, noise, self.config.dims, self.config.shrinkage, self.config.power)
+        seen = {"passages": len(rows), "questions": len(asked), "pairs": len(pairs or ())}
+        return self._adapter(weights, chunks.mean(0), wholes.mean(0), projection, seen)
+
+    def _pooler(self, weights: Tensor, pooling: int, mix: float) -> Router:
+        """A router whose projections are still blank: it can pool, and pools as the finished one will."""
+        config = _routing(self.layers, 1, pooling, mix)
+        blank = torch.zeros(1, self.backbone.spec.hidden)
+        layers = dict.fromkeys(self.layers, RouterLayer(blank, blank))
+        return Router(config, layers, weights).to(self.backbone.device)
 
     def _tokens(self, texts: Iterable[str], limit: int) -> list[list[int]]:
         rows: list[list[int]] = []
@@ -130,35 +201,31 @@ class Calibration:
             rows += [self._prefix_ids + ids[:room] for ids in self.backbone.tokenize_batch(portion) if ids]
         return rows
 
-    def _states(self, rows: list[list[int]], weights: Tensor, pooling: int, on_progress: OnProgress | None) -> Tensor:
-        parts, done, tokens = [], 0, 0
-        weights = weights.to(self.backbone.device)
+    def _states(self, rows: list[list[int]], pooler: Router, on_progress: OnProgress | None) -> tuple[Tensor, Tensor]:
+        """Pooled states [N, L*h] of every row, in order, and the row that each comes from [N]."""
+        parts: list[Tensor] = [torch.empty(0)] * len(rows)
+        done = tokens = 0
         for batch in plan_batches([len(r) for r in rows], self.config.batch_tokens):
             ids, mask = pad_right([rows[i] for i in batch], self.backbone.device)
-            sink = _PooledStates(self.layers, ids, mask, weights, pooling)
+            sink = _PooledStates(self.layers, ids, mask, pooler)
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
             self.backbone.run(CausalRows(sink=sink), ids, mask, positions, logits="none")
-            parts.append(torch.cat(sink.states, dim=1))
+            states = torch.cat(sink.states, dim=1)
+            _, counts = chunk_offsets(mask.sum(1).cpu(), pooler.config.pooling)
+            for index, part in zip(batch, states.split_with_sizes(counts.tolist()), strict=True):
+                parts[index] = part
             done, tokens = done + len(batch), tokens + int(mask.sum())
             if on_progress is not None:
                 on_progress(Progress(done, tokens, len(rows)))
-        return torch.cat(parts)
+        owner = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(p) for p in parts]))
+        return torch.cat(parts), owner
 
     def _adapter(
-        self, weights: Tensor, mean: Tensor, question_mean: Tensor, projection: Tensor, passages: int, questions: int
+        self, weights: Tensor, mean: Tensor, question_mean: Tensor, projection: Tensor, seen: dict[str, int]
     ) -> Adapter:
         spec = self.backbone.spec
-        routing = RoutingConfig(
-            layers=self.layers,
-            heads=1,
-            kv_heads=1,
-            head_dim=projection.shape[0],
-            pooling=self.config.pooling,
-            selection="shared",
-            query_reduce="pooled",
-            token_weighted=True,
-            joint=True,
-        )
+        routing = _routing(self.layers, projection.shape[0], self.config.pooling, self.config.document_mix)
+        settings = self.config.model_dump(mode="json", exclude={"passages", "questions", "layers"})
         config = AdapterConfig(
             name=f"{self.backbone.name} calibrated",
             backbone=self.backbone.weights_hash(),
@@ -169,12 +236,7 @@ class Calibration:
             abilities=Abilities(route=True),
             top_k=self.config.top_k,
             prefix=self.prefix,
-            provenance={
-                "method": "closed form, untrained",
-                "passages": passages,
-                "questions": questions,
-                **self.config.model_dump(mode="json", exclude={"passages", "questions"}),
-            },
+            provenance={"method": "closed form, untrained", **seen, **settings},
         )
         return Adapter(config, Router(routing, self._layers(projection, mean, question_mean), weights))
 
@@ -187,6 +249,21 @@ class Calibration:
             part = projection[:, place * hidden : (place + 1) * hidden].contiguous()
             layers[index] = RouterLayer(part, part.clone(), *((q_bias, k_bias) if place == 0 else (None, None)))
         return layers
+
+
+def _routing(layers: tuple[int, ...], dims: int, pooling: int, mix: float) -> RoutingConfig:
+    return RoutingConfig(
+        layers=layers,
+        heads=1,
+        kv_heads=1,
+        head_dim=dims,
+        pooling=pooling,
+        selection="shared",
+        query_reduce="pooled",
+        token_weighted=True,
+        joint=True,
+        document_mix=mix,
+    )
 
 
 def start_token(backbone: Backbone) -> str | None:

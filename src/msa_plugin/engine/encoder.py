@@ -66,7 +66,7 @@ class WindowSink(Sink):
     def on_input(self, layer: int, hidden: Tensor) -> None:
         """Pool and project the layer's input into routing keys."""
         if self.router.config.source == "projection" and layer in self.router.config.layers:
-            self.keys[layer] = self.router.key_part(layer, hidden[self.mask], self.ids, self.key_offsets)
+            self.keys[layer] = self.router.key_part(layer, hidden[self.mask], self.ids, self.lengths)
 
     def on_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Pool K and V [B, KV, T, D] where the bank keeps them, or where K itself is the routing key."""

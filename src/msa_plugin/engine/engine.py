@@ -98,7 +98,9 @@ class Engine:
             batch_tokens=config.batch_tokens,
             keys_dtype=getattr(torch, config.keys_dtype),
         )
-        self.reader = Reader(backbone, bank, self.mode, self.content, self.encoder.layout, self.top_k)
+        self.reader = Reader(
+            backbone, bank, self.mode, self.content, self.encoder.layout, self.top_k, config.instruction
+        )
         self._tiles = (config.tile_chunks, config.tile_tokens)
 
     def encode(self, documents: Iterable[Document]) -> Iterator[EncodedDocument]:

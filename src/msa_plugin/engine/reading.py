@@ -72,15 +72,17 @@ class Reader:
         content: ContentConfig | None,
         layout: WindowLayout,
         top_k: int,
+        instruction: str | None = None,
     ) -> None:
         """`content` is what the bank keeps (None in text mode), of documents cut as `layout` says."""
+        self.instruction = instruction
         self.backbone, self.bank, self.mode, self.content = backbone, bank, mode, content
         self.layout, self.top_k = layout, top_k
 
     @cached_property
     def frame(self) -> prompts.Frame:
         """The chat frame of the backbone around a question over memory."""
-        return prompts.chat_frame(self.backbone.tokenizer, prompts.READER)
+        return prompts.chat_frame(self.backbone.tokenizer, self.instruction)
 
     @cached_property
     def head_ids(self) -> list[int]:
@@ -109,9 +111,10 @@ class Reader:
         for question, chosen in zip(asked, excerpts, strict=True):
             parts = self.backbone.tokenize_batch(prompts.reading_parts([e.text for e in chosen])) if chosen else []
             documents = [t for part in parts for t in part]
-            rows.append(self.head_ids + documents + question + self.tail_ids)
+            rows.append(documents + question + self.tail_ids)
             context.append(len(documents))
-        return self._run(rows, [0] * len(rows), context, None)
+        source = BankSource(self.bank, (), self.head, len(rows))
+        return self._run(rows, [self.head.length] * len(rows), context, source)
 
     def _stored(self, asked: Sequence[list[int]], excerpts: Sequence[Sequence[Excerpt]]) -> Prefill:
         assert self.content is not None
@@ -133,7 +136,7 @@ class Reader:
             return self.head.length + self.top_k
         return max([self.head.length, *(min(e.stop + self.layout.prefix, self.layout.window) for e in chosen)])
 
-    def _run(self, rows: list[list[int]], starts: list[int], context: list[int], source: BankSource | None) -> Prefill:
+    def _run(self, rows: list[list[int]], starts: list[int], context: list[int], source: BankSource) -> Prefill:
         began = time.perf_counter()
         ids, mask = pad_left(rows, self.backbone.device)
         first = torch.tensor(starts, device=ids.device)[:, None]
@@ -141,7 +144,7 @@ class Reader:
         state = Pass(source=source, keep_cache=True)
         logits = self.backbone.run(state, ids, mask, positions)
         assert logits is not None
-        gather = source.seconds["gather"] if source is not None else 0.0
+        gather = source.seconds["gather"]
         seconds = {"gather": gather, "prefill": time.perf_counter() - began - gather}
         lengths = tuple(map(len, rows))
         return Prefill(state, logits[:, -1], positions[:, -1] + 1, lengths, tuple(context), seconds)

@@ -1,0 +1,111 @@
+"""Finding the backbone: explicit path, packaged GGUF, hub id; the conversion is cached by hash."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from msa_plugin.backbone import loading
+from msa_plugin.backbone.backbone import Backbone, pick_device
+from msa_plugin.errors import BackboneNotFoundError, ConfigError, UnsupportedBackboneError
+from tiny import tiny_backbone, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_folder_loads_with_its_name_and_dtype(folder) -> None:
+    backbone = Backbone.load(str(folder), device="cpu", dtype="float32")
+    assert (backbone.name, backbone.dtype, backbone.device.type) == ("model", torch.float32, "cpu")
+    assert Backbone.load(str(folder), device="cpu").dtype == torch.bfloat16
+
+
+def test_hashes_do_not_depend_on_dtype_but_on_weights_and_tokenizer(folder) -> None:
+    single = Backbone.load(str(folder), device="cpu", dtype="float32")
+    half = Backbone.load(str(folder), device="cpu", dtype="bfloat16")
+    assert single.weights_hash() == half.weights_hash()
+    assert single.tokenizer_hash() == half.tokenizer_hash() == tiny_backbone().tokenizer_hash()
+    assert tiny_backbone(seed=3).weights_hash() != single.weights_hash()
+
+
+@pytest.mark.parametrize("name", ["./absent", "/absent/folder", "no-such-model", "~/absent", "absent.gguf"])
+def test_a_missing_backbone_is_an_error_that_says_so(name: str) -> None:
+    with pytest.raises(BackboneNotFoundError, match=r"absent|no-such-model"):
+        Backbone.load(name)
+
+
+def test_an_empty_folder_is_not_a_backbone(tmp_path) -> None:
+    with pytest.raises(BackboneNotFoundError, match="cannot load"):
+        Backbone.load(str(tmp_path))
+
+
+def test_an_unsupported_family_is_refused_before_its_weights_are_read(folder) -> None:
+    config = (folder / "config.json").read_text().replace('"model_type": "llama"', '"model_type": "gpt2"')
+    (folder / "config.json").write_text(config)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UnsupportedBackboneError, match="gpt2"):
+        Backbone.load(str(folder))
+
+
+def test_the_order_of_the_default(monkeypatch) -> None:
+    monkeypatch.setattr(loading, "packaged_gguf", lambda: None)
+    assert loading.resolve(None) == loading.DEFAULT_HUB_ID
+    assert loading.resolve("owner/model") == "owner/model"
+
+
+def test_a_gguf_is_converted_once_and_found_by_hash(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MSA_CACHE", str(tmp_path / "cache"))
+    gguf = tmp_path / "some.gguf"
+    gguf.write_bytes(b"weights, one version")
+    converted = []
+
+    def convert(source, work) -> None:
+        converted.append(source)
+        (work / "config.json").write_text("{}")
+
+    monkeypatch.setattr(loading, "_convert", convert)
+    first = loading.converted(gguf)
+    assert loading.converted(gguf) == first
+    gguf.write_bytes(b"weights, another version")
+    assert loading.converted(gguf) != first
+    assert len(converted) == 2
+    assert sorted(p.name for p in first.parent.iterdir()) == sorted({first.name, loading.converted(gguf).name})
+
+
+def test_a_failed_conversion_leaves_nothing_behind(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MSA_CACHE", str(tmp_path / "cache"))
+    gguf = tmp_path / "some.gguf"
+    gguf.write_bytes(b"weights")
+
+    def fails(source, work) -> None:
+        (work / "model.safetensors").write_bytes(b"half")
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(loading, "_convert", fails)
+    with pytest.raises(RuntimeError):
+        loading.converted(gguf)
+    assert list((tmp_path / "cache" / "backbones").iterdir()) == []
+
+
+def test_devices() -> None:
+    assert pick_device("cpu").type == "cpu"
+    with pytest.raises(ConfigError, match="abacus"):
+        pick_device("abacus")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="CUDA"):
+            pick_device("cuda")
+
+
+def test_special_strings_in_text_are_plain_characters() -> None:
+    backbone = tiny_backbone()
+    specials = set(backbone.tokenizer.all_special_ids)
+    ids = backbone.tokenize("end <|im_end|> start <|im_start|> of <|endoftext|>")
+    assert not specials & set(ids)
+    assert backbone.detokenize(ids) == "end <|im_end|> start <|im_start|> of <|endoftext|>"
+    assert specials & set(backbone.tokenize_frame("<|im_end|>"))
+    with pytest.raises(ConfigError, match="no special token"):
+        backbone.special("<|nothing|>")
