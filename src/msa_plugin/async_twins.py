@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, cast
 
 from msa_plugin.types import AddReport, Answer, DeleteReport, DocumentLike, DocumentsLike, Filter, Hit, VerifyReport
@@ -36,11 +36,14 @@ class AsyncTwins:
         """`ask`, awaited."""
         return cast("Answer | list[Answer]", await self._thread("ask", question, **options))
 
-    async def astream(self, question: str, **options: Any) -> AsyncIterator[str]:
+    async def astream(self, question: str, **options: Any) -> AsyncGenerator[str, None]:
         """`stream`, one piece per iteration; closing the iterator ends the decoding."""
-        pieces = cast("Iterator[str]", await self._thread("stream", question, **options))
-        while (piece := await asyncio.to_thread(next, pieces, _END)) is not _END:
-            yield cast(str, piece)
+        pieces = await self._thread("stream", question, **options)
+        try:
+            while (piece := await asyncio.to_thread(next, pieces, _END)) is not _END:
+                yield cast(str, piece)
+        finally:
+            await asyncio.to_thread(pieces.close)
 
     async def acompact(self) -> None:
         """`compact`, awaited."""

@@ -8,8 +8,10 @@ memory.ask("question").text
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from operator import index
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, overload
 
@@ -17,6 +19,7 @@ from msa_plugin.async_twins import AsyncTwins
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.intake import check_namespace
 from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.engine import Engine, fingerprint
@@ -41,19 +44,26 @@ from msa_plugin.types import (
 class AnswerStream(Iterator[str]):
     """The pieces of an answer as they are decoded; `answer` holds the whole one once the stream is exhausted."""
 
-    def __init__(self, events: Iterator[tuple[int, str | Answer]]) -> None:
+    def __init__(self, events: Generator[tuple[int, str | Answer], None, None]) -> None:
         """`events` come from `Engine.ask` for one question."""
         self._events = events
+        self._turn = Lock()  # closing from one thread waits for the piece that another one is decoding
         self.answer: Answer | None = None
 
     def __next__(self) -> str:
         """The next piece of text."""
-        for _, event in self._events:
-            if isinstance(event, Answer):
-                self.answer = event
-            else:
-                return event
+        with self._turn:
+            for _, event in self._events:
+                if isinstance(event, Answer):
+                    self.answer = event
+                else:
+                    return event
         raise StopIteration
+
+    def close(self) -> None:
+        """Stop decoding; no piece follows, and `answer` stays None unless the stream was exhausted."""
+        with self._turn:
+            self._events.close()
 
 
 class LatentMemory(AsyncTwins):
@@ -83,16 +93,17 @@ class LatentMemory(AsyncTwins):
         an `Adapter`, or None for the one that fits the backbone. `namespace` is all that this handle can see or
         change. `snapshot` opens a named state, for reading. `settings` are fields of `MemoryConfig`.
 
-        Raises BackboneNotFoundError, AdapterError, ConfigError, FingerprintMismatchError when the bank was built with
-        something else, and the other Bank errors.
+        Raises BackboneNotFoundError, AdapterError, ConfigError, InvalidQueryError for a namespace that is not text,
+        FingerprintMismatchError when the bank was built with something else, and the other Bank errors.
         """
+        check_namespace(namespace)
         if config is not None and settings:
             raise ConfigError("give either config= or single settings, not both")
         config = config or MemoryConfig(**settings)
         backbone = (
             model if isinstance(model, Backbone) else Backbone.load(model, device=config.device, dtype=config.dtype)
         )
-        chosen = adapter if isinstance(adapter, Adapter) else find_adapter(backbone, adapter)
+        chosen = find_adapter(backbone, adapter)
         bank = MemoryBank.open(
             Path(path),
             fingerprint(backbone, chosen, config),
@@ -127,7 +138,8 @@ class LatentMemory(AsyncTwins):
         validated as a whole first; a generator is consumed as it comes, in bounded memory, and what was committed
         before an error stays. Without `on_progress` a bar is shown on a terminal.
 
-        Raises InvalidDocumentError, DuplicateDocumentError, BankLockedError, BankReadOnlyError, BankWriteError.
+        Raises InvalidDocumentError, DuplicateDocumentError when one call gives an id to two documents that differ,
+        BankLockedError, BankReadOnlyError and BankWriteError.
         """
         self._check_open()
         with terminal_progress("encoding", on_progress, sys.stderr) as report:
@@ -137,19 +149,19 @@ class LatentMemory(AsyncTwins):
     def update(self, document: DocumentLike) -> AddReport:
         """Replace a document by id. Raises UnknownDocumentError when the memory does not hold it."""
         new = Document.of(document)
-        if not self._bank_().lookup([new.id], self.namespace):
-            raise UnknownDocumentError(f"no document {new.id!r} to update; use add() to store a new one")
-        return self.add(new)
+        with self._bank_().writing():  # nobody deletes it in between, and what others stored is seen
+            if not self._bank.lookup([new.id], self.namespace):
+                raise UnknownDocumentError(f"no document {new.id!r} to update; use add() to store a new one")
+            return self.add(new)
 
     def delete(self, ids: str | Sequence[str]) -> DeleteReport:
         """Forget documents: gone for the next question. Unknown ids are reported, not an error."""
-        wanted = [ids] if isinstance(ids, str) else list(ids)
-        deleted, missing = self._bank_().delete(wanted, self.namespace)
+        deleted, missing = self._bank_().delete(_ids(ids), self.namespace)
         return DeleteReport(tuple(deleted), tuple(missing))
 
     def get(self, ids: str | Sequence[str]) -> list[Document]:
         """Stored documents by id, in the order asked for; unknown ids are left out."""
-        wanted = [ids] if isinstance(ids, str) else list(ids)
+        wanted = _ids(ids)
         found = self._bank_().get(wanted, self.namespace)
         return [found[i].document for i in wanted if i in found]
 
@@ -175,8 +187,10 @@ class LatentMemory(AsyncTwins):
         Raises InvalidQueryError for a blank question, a bad filter or k < 1.
         """
         questions = self._questions(question)
-        k = self._engine.top_k if k is None else k
+        k = self._engine.top_k if k is None else _count(k)
         selection = self._bank.select(self.namespace, filter)
+        if not questions:
+            return []
         ranking = self._engine.rank(questions, k, selection)
         rows = [self._engine.hits(row) for row in ranking.rows]
         return rows[0] if isinstance(question, str) else rows
@@ -195,7 +209,10 @@ class LatentMemory(AsyncTwins):
         top_p, seed, stop, max_rounds, per_round, cut. Raises EmptyMemoryError when nothing may be read, and
         InvalidQueryError or ConfigError for bad input.
         """
-        events = self._ask(self._questions(question), filter, options)
+        questions = self._questions(question)
+        if not questions:
+            return []
+        events = self._ask(questions, filter, options)
         answers = {row: event for row, event in events if isinstance(event, Answer)}
         ordered = [answers[row] for row in sorted(answers)]
         return ordered[0] if isinstance(question, str) else ordered
@@ -208,18 +225,18 @@ class LatentMemory(AsyncTwins):
 
     def _ask(
         self, questions: list[str], filter: Filter | None, options: dict[str, Any]
-    ) -> Iterator[tuple[int, str | Answer]]:
+    ) -> Generator[tuple[int, str | Answer], None, None]:
         generation, rounds = _split_options(self.config, options)
         selection = self._bank.select(self.namespace, filter)
         if selection.documents == 0:
             where = "this filter matches no document" if filter is not None else "the memory is empty; add() documents"
             raise EmptyMemoryError(f"nothing to answer from: {where} (namespace {self.namespace!r})")
-        if not questions:
-            return iter(())
         return self._engine.ask(questions, selection, generation, rounds)
 
     def _questions(self, question: str | Sequence[str]) -> list[str]:
         self._check_open()
+        if not isinstance(question, Iterable):
+            raise InvalidQueryError(f"a question is a string, not {type(question).__name__}")
         questions = [question] if isinstance(question, str) else list(question)
         for text in questions:
             self._engine.check_question(text)
@@ -272,6 +289,24 @@ class LatentMemory(AsyncTwins):
     def _check_open(self) -> None:
         if self._closed:
             raise ConfigError("this memory was closed; open it again with LatentMemory.open(...)")
+
+
+def _ids(ids: str | Sequence[str]) -> list[str]:
+    if not isinstance(ids, Iterable):
+        raise InvalidQueryError(f"ids are strings, not {ids!r}")
+    wanted = [ids] if isinstance(ids, str) else list(ids)
+    wrong = [i for i in wanted if not isinstance(i, str)]
+    if wrong:
+        raise InvalidQueryError(f"ids are strings, not {wrong[0]!r}")
+    return wanted
+
+
+def _count(k: int) -> int:
+    """`k` as an int, of whatever integer type. Raises InvalidQueryError."""
+    try:
+        return int(index(k))
+    except TypeError as error:
+        raise InvalidQueryError(f"k must be a whole number, not {k!r}") from error
 
 
 def _split_options(config: MemoryConfig, options: dict[str, Any]) -> tuple[GenerationConfig, InterleaveConfig]:

@@ -70,11 +70,11 @@ class Document:
             raise InvalidDocumentError(f"unknown document fields {unknown}; put them under 'metadata'")
         if "text" not in item:
             raise InvalidDocumentError(f"document {item.get('id')!r} has no 'text' field")
-        title, text = item.get("title") or "", item["text"]
-        given = item.get("id")
+        given, text, title, metadata = (item.get(name) for name in ("id", "text", "title", "metadata"))
+        title, metadata = "" if title is None else title, {} if metadata is None else metadata
         if given is None and isinstance(text, str) and isinstance(title, str):
             given = _text_id(title, text)
-        return cls(id=given, text=text, title=title, metadata=item.get("metadata") or {})  # type: ignore[arg-type]
+        return cls(id=given, text=text, title=title, metadata=metadata)  # type: ignore[arg-type]
 
 
 def content_hash(title: str, text: str) -> str:
@@ -101,8 +101,10 @@ def _check_metadata(document: Document) -> None:
         raise InvalidDocumentError(f"document {document.id!r}: metadata must be a mapping with string keys")
     try:
         encoded = json.dumps(dict(document.metadata), allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidDocumentError(f"document {document.id!r}: metadata is not JSON ({error})") from error
+    if r"\ud" in encoded:  # escapes of surrogates, which are fine in pairs
+        _check_unicode(document.id, "metadata", json.dumps(dict(document.metadata), ensure_ascii=False))
     if _NUL.search(encoded):  # SQLite's JSON functions cut strings there: a filter would match what it should not
         raise InvalidDocumentError(f"document {document.id!r}: metadata holds a NUL character; remove it")
 

@@ -22,10 +22,10 @@ def shipped_adapters() -> list[Path]:
     return sorted(p for p in root.iterdir() if (p / "adapter.json").is_file()) if root.is_dir() else []
 
 
-def find_adapter(backbone: Backbone, given: str | Path | None) -> Adapter:
-    """Load the adapter for `backbone`. Raises AdapterError when there is none, or when it is another backbone's."""
+def find_adapter(backbone: Backbone, given: str | Path | Adapter | None) -> Adapter:
+    """The adapter for `backbone`. Raises AdapterError when there is none, or when it is another backbone's."""
     if given is not None:
-        return _checked(Adapter.load(Path(given)), backbone)
+        return _checked(given if isinstance(given, Adapter) else Adapter.load(Path(given)), backbone)
     weights = backbone.weights_hash()
     for path in (calibrated_path(backbone), *shipped_adapters()):
         if (path / "adapter.json").is_file():

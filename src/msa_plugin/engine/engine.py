@@ -6,7 +6,7 @@ A question reads as a straight line: interleave -> rank (backbone, router, score
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -131,6 +131,7 @@ class Engine:
     def _rank_per_layer(self, queries: Sequence[str], k: int, selection: Selection) -> Ranking:
         began = time.perf_counter()
         asked = self.backbone.tokenize_batch([prompts.question_part(q) for q in queries])
+        asked = [ids[: self.encoder.layout.text] for ids in asked]  # a follow-up may hold a long document
         ids, mask = pad_left([row + self.reader.tail_ids for row in asked], self.backbone.device)
         votes = mask.clone()
         votes[:, ids.shape[1] - len(self.reader.tail_ids) :] = False
@@ -173,15 +174,18 @@ class Engine:
 
     def ask(
         self, questions: Sequence[str], selection: Selection, generation: GenerationConfig, rounds: InterleaveConfig
-    ) -> Iterator[tuple[int, str | Answer]]:
+    ) -> Generator[tuple[int, str | Answer], None, None]:
         """Answer a batch: yields (row, text piece) while decoding and (row, Answer) at the end."""
         asked = self.gather(questions, selection, rounds)
         prefill = self.reader.prefill(questions, [a.excerpts for a in asked])
         streams = [TextStream(self.backbone, generation.stop) for _ in questions]
-        began = time.perf_counter()
         decoding = decode(self.backbone, prefill.state, prefill.logits, prefill.positions, streams, generation)
-        yield from decoding
-        seconds = time.perf_counter() - began
+        seconds, began = 0.0, time.perf_counter()
+        for piece in decoding:
+            seconds += time.perf_counter() - began
+            yield piece
+            began = time.perf_counter()  # what the caller did with the piece is not decoding
+        seconds += time.perf_counter() - began
         for row, stream in enumerate(streams):
             yield row, self._answer(asked[row], prefill, row, stream, generation, seconds)
 
@@ -238,7 +242,7 @@ class Engine:
             new_tokens=stream.tokens,
             finish=finish,
         )
-        return Answer(stream.text.strip(), tuple(sources), trace)
+        return Answer(stream.text, tuple(sources), trace)
 
 
 class _UntilRouted(Sink):

@@ -16,33 +16,40 @@ from msa_plugin.config import GenerationConfig
 
 
 class Sampler:
-    """Greedy at temperature 0, otherwise nucleus sampling with a generator of its own (reproducible by seed)."""
+    """Greedy at temperature 0, otherwise nucleus sampling with a generator for each row (reproducible by seed).
 
-    def __init__(self, config: GenerationConfig) -> None:
-        """A config without a seed draws one from the operating system's entropy."""
+    Rows do not share a generator, so that a question gets the same answer alone and in a batch.
+    """
+
+    def __init__(self, config: GenerationConfig, rows: int) -> None:
+        """A config without a seed draws one for each row from the operating system's entropy."""
         self.config = config
-        self.generator = torch.Generator()
-        if config.seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(config.seed)
+        self.generators = [torch.Generator() for _ in range(rows)]
+        for generator in self.generators:
+            if config.seed is None:
+                generator.seed()
+            else:
+                generator.manual_seed(config.seed)
 
     def pick(self, logits: Tensor) -> list[int]:
         """Next token id of each row of `logits` [B, V]."""
         if self.config.temperature == 0.0:
             return [int(i) for i in logits.argmax(dim=-1)]
-        probabilities = (logits.float().cpu() / self.config.temperature).softmax(dim=-1)
+        # From the largest logit down, so that a tiny temperature gives -inf and not NaN.
+        below = logits.double().cpu() - logits.double().cpu().amax(dim=-1, keepdim=True)
+        probabilities = (below / self.config.temperature).softmax(dim=-1)
         ordered, indices = probabilities.sort(dim=-1, descending=True)
         # A token is kept while the mass before it is below top_p, so that the most likely one always is.
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= self.config.top_p, 0.0)
-        drawn = torch.multinomial(ordered, 1, generator=self.generator)
-        return [int(i) for i in indices.gather(-1, drawn).squeeze(-1)]
+        drawn = [torch.multinomial(p, 1, generator=g) for p, g in zip(ordered, self.generators, strict=True)]
+        return [int(row[i]) for row, i in zip(indices, drawn, strict=True)]
 
 
 class TextStream:
-    """One row's text as it grows: whole characters only, cut before the first stop sequence.
+    """One row's text as it grows: whole characters only, cut before the first stop sequence, without outer blanks.
 
-    Text that might still turn into a stop sequence is held back until it is decided.
+    Text that might still turn into a stop sequence, or turn out to be the blanks at the end, is held back until it is
+    decided; so the pieces add up to `text`.
     """
 
     def __init__(self, backbone: Backbone, stop: Sequence[str]) -> None:
@@ -64,14 +71,14 @@ class TextStream:
         whole = self._backbone.detokenize(self._ids)
         found = [at for at in (whole.find(s) for s in self._stop) if at >= 0]
         if found:
-            self.text, self.stopped = whole[: min(found)], True
-            return self._send(len(self.text))
-        self.text = whole
-        return self._send(self._certain(whole))
+            self.stopped = True
+            whole = whole[: min(found)]
+        self.text = whole.strip()
+        return self._send(self.text if found else whole[: self._certain(whole)].strip())
 
     def flush(self) -> str:
         """The rest of the text, when no token will follow."""
-        return self._send(len(self.text))
+        return self._send(self.text)
 
     def _certain(self, whole: str) -> int:
         # An unfinished multi-byte character decodes to U+FFFD until its last byte arrives.
@@ -83,9 +90,9 @@ class TextStream:
                     break
         return end
 
-    def _send(self, end: int) -> str:
-        piece = self.text[self._sent : end]
-        self._sent = max(self._sent, end)
+    def _send(self, certain: str) -> str:
+        piece = certain[self._sent :]
+        self._sent = max(self._sent, len(certain))
         return piece
 
 
@@ -102,7 +109,7 @@ def decode(
     `logits` [B, V] of each row's last token, `positions` [B] of the next one. A row that has ended keeps being fed
     its last token, masked, so that the others can go on. Routing does not happen here (golden spec section 5).
     """
-    sampler = Sampler(config)
+    sampler = Sampler(config, len(streams))
     ends = backbone.end_ids
     alive = [True] * len(streams)
     for step in range(config.max_new_tokens):

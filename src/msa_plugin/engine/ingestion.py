@@ -5,15 +5,18 @@ Whatever has been committed is durable at once; an error midway leaves it in pla
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.config import MemoryConfig
 from msa_plugin.engine.engine import Engine
-from msa_plugin.errors import DuplicateDocumentError, InvalidDocumentError
+from msa_plugin.errors import ConfigError, DuplicateDocumentError, InvalidDocumentError
 from msa_plugin.types import (
     AddReport,
     Document,
@@ -32,7 +35,8 @@ def as_stream(documents: DocumentsLike) -> tuple[Iterable[DocumentLike], int | N
     """An iterable of documents and their number if known; one string, mapping or Document counts as one document."""
     if isinstance(documents, (str, Document)) or hasattr(documents, "keys"):
         return [documents], 1  # type: ignore[list-item]
-    if not isinstance(documents, Iterable):
+    given: object = documents
+    if not isinstance(given, Iterable) or isinstance(given, (bytes, bytearray)):
         raise InvalidDocumentError(f"documents must be iterable, not {type(documents).__name__}")
     if isinstance(documents, Sequence):
         return documents, len(documents)
@@ -51,10 +55,15 @@ class Ingestion:
         on_invalid: OnInvalid = "raise",
         on_progress: OnProgress | None = None,
     ) -> None:
-        """`on_invalid="skip"` leaves out documents that cannot be stored and reports them."""
+        """`on_invalid="skip"` leaves out documents that cannot be stored and reports them.
+
+        Raises ConfigError for any other word than that and "raise".
+        """
+        if on_invalid not in get_args(OnInvalid):
+            raise ConfigError(f"on_invalid must be one of {get_args(OnInvalid)}, not {on_invalid!r}")
         self.engine, self.bank, self.namespace, self.config = engine, bank, namespace, config
         self.on_invalid, self.on_progress = on_invalid, on_progress
-        self._seen: dict[str, str] = {}
+        self._seen: dict[str, bytes] = {}
         self._added: list[str] = []
         self._updated: list[str] = []
         self._unchanged: list[str] = []
@@ -70,6 +79,7 @@ class Ingestion:
         stream, self._total = as_stream(documents)
         if self._total is not None:
             stream = list(self._valid(stream))
+            self._total = len(stream)
             self._seen.clear()
         with self.bank.writing():
             for encoded in self.engine.encode(self._to_encode(self._valid(stream))):
@@ -92,15 +102,15 @@ class Ingestion:
             except InvalidDocumentError as error:
                 if self.on_invalid == "raise":
                     raise
-                self._skipped.append((str(getattr(item, "id", None) or f"document {position}"), str(error)))
+                self._skipped.append((_name(item, position), str(error)))
                 continue
-            known = self._seen.get(document.id)
-            if known is None:
-                self._seen[document.id] = document.content_hash
+            digest = sha256((document.content_hash + _as_json(document.metadata)).encode()).digest()
+            known = self._seen.setdefault(document.id, digest)
+            if known is digest:
                 yield document
-            elif known != document.content_hash:
+            elif known != digest:
                 raise DuplicateDocumentError(
-                    f"this call gives id {document.id!r} to two different texts; use distinct ids, or two calls"
+                    f"this call gives id {document.id!r} to two documents that differ; use distinct ids, or two calls"
                 )
 
     def _to_encode(self, documents: Iterator[Document]) -> Iterator[Document]:
@@ -111,24 +121,22 @@ class Ingestion:
                 live = known.get(document.id)
                 if live is None:
                     yield document
-                    continue
-                ordinal, content_hash, metadata = live
-                if content_hash != document.content_hash:
+                elif live.content_hash != document.content_hash:
                     self._existing.add(document.id)
                     yield document
-                elif metadata != dict(document.metadata):
+                elif _as_json(live.metadata) != _as_json(document.metadata):
                     self._existing.add(document.id)
-                    stored = self.bank.latents(ordinal)
-                    self._take(EncodedDocument(document, stored.tokens, stored.keys, stored.content))
+                    stored = self.bank.latents(live.ordinal)
+                    self._take(replace(stored, document=document), encoded=False)
                 else:
                     self._unchanged.append(document.id)
                     self._progress(0)
 
-    def _take(self, encoded: EncodedDocument) -> None:
-        self._buffer.append(encoded)
-        tensors = [*encoded.keys.values(), *encoded.content.values()]
+    def _take(self, document: EncodedDocument, *, encoded: bool = True) -> None:
+        self._buffer.append(document)
+        tensors = [*document.keys.values(), *document.content.values()]
         self._bytes += sum(t.numel() * t.element_size() for t in tensors)
-        self._progress(encoded.tokens)
+        self._progress(document.tokens if encoded else 0)
         if self._bytes >= self.config.segment_bytes or len(self._buffer) >= self.config.segment_documents:
             self._commit()
 
@@ -147,3 +155,14 @@ class Ingestion:
         self._tokens += tokens
         if self.on_progress is not None:
             self.on_progress(Progress(self._done, self._tokens, self._total))
+
+
+def _name(item: object, position: int) -> str:
+    """What a report calls a document that could not be stored."""
+    given = item.get("id") if isinstance(item, Mapping) else getattr(item, "id", None)
+    return given if isinstance(given, str) and given else f"document {position}"
+
+
+def _as_json(metadata: Mapping[str, Any]) -> str:
+    """Metadata as the bank returns it, so that a tuple equals a list while True and 1 differ."""
+    return json.dumps(json.loads(json.dumps(dict(metadata))), sort_keys=True)
