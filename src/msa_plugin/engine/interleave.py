@@ -89,8 +89,10 @@ class Gathered:
         ordered = sorted(best.values(), key=lambda r: (-r.score, r.ordinal))
         if not ordered:
             return []
-        floor = config.cut * (self.found[0].ranked.score if self.found else ordered[0].score)
-        return [r for r in ordered[: config.per_round] if r.score >= floor]
+        top = self.found[0].ranked.score if self.found else ordered[0].score
+        floor = top - (1 - config.cut) * abs(top)  # cut * top, and as far below a score that is negative
+        kept = [r for r in ordered[: config.per_round] if r.score >= floor]
+        return kept if kept or self.found else ordered[:1]  # the first round always finds its best
 
 
 def interleave(
