@@ -1,0 +1,54 @@
+"""What the tests of the facade share: texts, a memory on the tiny model, and a count of the backbone's forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.memory import LatentMemory
+from tiny import tiny_adapter
+
+TOPICS = ("lighthouse", "beekeeping", "glacier", "violin", "harbour", "compiler", "saffron", "meteor")
+PER_LAYER: dict[str, Any] = {
+    "selection": "per_layer",
+    "heads": 4,
+    "kv_heads": 2,
+    "head_dim": 16,
+    "query_reduce": "max",
+    "layers": (2, 3),
+}
+
+
+def about(topic: str) -> str:
+    """A short text that says its topic often enough to be told from the others."""
+    return f"{topic.title()}: {topic} {topic}, a text on {topic} and nothing but {topic}."
+
+
+def topics(count: int = len(TOPICS)) -> list[dict[str, Any]]:
+    """Documents `count` of which have one topic each; metadata says their number and whether it is even."""
+    return [
+        {"id": t, "text": about(t), "title": t[:3], "metadata": {"number": n, "even": n % 2 == 0}}
+        for n, t in enumerate(TOPICS[:count])
+    ]
+
+
+def opened(path: Path, backbone: Backbone, adapter: Adapter | None = None, **settings: Any) -> LatentMemory:
+    """A memory in `path`/bank on a tiny backbone."""
+    return LatentMemory.open(path / "bank", model=backbone, adapter=adapter or tiny_adapter(backbone), **settings)
+
+
+def count_runs(monkeypatch: Any, also: Callable[[], None] = lambda: None) -> list[int]:
+    """Tokens of every forward of any backbone from now on, one number a forward; `also` is called before each."""
+    seen: list[int] = []
+    run = Backbone.run
+
+    def counted(self: Backbone, state: Any, ids: Any, *args: Any, **kwargs: Any) -> Any:
+        also()
+        seen.append(ids.numel())
+        return run(self, state, ids, *args, **kwargs)
+
+    monkeypatch.setattr(Backbone, "run", counted)
+    return seen
