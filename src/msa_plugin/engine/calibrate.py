@@ -4,8 +4,8 @@ Each chunk, and each whole question, is the weighted mean of its tokens' layer i
 frequent tokens say little about what a text is about (smooth inverse frequency, Arora et al. 2017). A share of its
 document's mean is added to each chunk. Chunks and questions are centred, each around their own mean, and projected to
 the directions in which chunks differ most relative to *noise*, as in linear discriminant analysis: noise is the
-difference between a question and its passage where pairs are given, else between neighbouring chunks of a document,
-which tell of the same thing in other words. Keys and queries are normalised, so a score is a cosine.
+difference between neighbouring chunks of a document, which tell of the same thing in other words. Keys and queries are
+normalised, so a score is a cosine. Questions serve for their mean alone; no question-passage pairs are needed.
 Shapes: N samples, L layers, h hidden size, D dimensions kept, V vocabulary.
 """
 
@@ -34,7 +34,7 @@ _PORTION = 256
 class CalibrationConfig(Settings):
     """What to build; the defaults were chosen by measurement on the default backbone (docs/experiments.md).
 
-    `layers` None takes one layer at a sixth of the backbone's depth. `dims` is D, the numbers in a routing key;
+    `layers` None takes two of the first sixth of the backbone's depth. `dims` is D, the numbers in a routing key;
     `pooling` is P; `smoothing` is a; `document_mix` the share of the document's mean; `shrinkage` pulls the noise
     covariance towards a multiple of the identity (1: all the way); `power` is how far the kept directions are made
     alike (1: unit variance, 0: not at all). `passages` and `questions` bound the samples, `window` a passage's tokens.
@@ -48,7 +48,7 @@ class CalibrationConfig(Settings):
     shrinkage: float = Field(default=0.5, gt=0, le=1)
     power: float = Field(default=0.5, ge=0, le=1)
     passages: int = Field(default=4000, ge=2)
-    questions: int = Field(default=4000, ge=1)
+    questions: int = Field(default=2000, ge=1)
     window: int = Field(default=512, ge=8)
     batch_tokens: int = Field(default=4096, ge=8)
     prefix: str | None = "auto"
@@ -62,8 +62,8 @@ class CalibrationConfig(Settings):
 
 
 def default_layers(depth: int) -> tuple[int, ...]:
-    """One layer at a sixth of the depth: 5 of 30. What follows is cheap, since encoding stops there."""
-    return (depth // 6,)
+    """A near-lexical layer and one at a sixth of the depth: 1 and 5 of 30. Encoding stops there, which is cheap."""
+    return tuple(sorted({depth // 30, depth // 6}))
 
 
 class _PooledStates(Sink):
@@ -123,27 +123,6 @@ def neighbour_noise(states: Tensor, documents: Tensor) -> Tensor:
     return differences[together] if bool(together.any()) else differences
 
 
-def pair_noise(
-    states: Tensor, documents: Tensor, questions: Tensor, pairs: Sequence[tuple[int, int]], directions: int = 384
-) -> Tensor:
-    """Differences [M, h] between each question and the chunk of its passage that is nearest in whitened space.
-
-    `pairs` are (question, passage) indices.
-    """
-    values, vectors = torch.linalg.eigh(covariance(states))
-    keep = min(directions, int((values > values[-1] * 1e-10).sum()))
-    projection = (vectors[:, -keep:] * values[-keep:] ** -0.5).float()
-    keys = torch.nn.functional.normalize((states - states.mean(0)) @ projection, dim=1)
-    asked = torch.nn.functional.normalize((questions - questions.mean(0)) @ projection, dim=1)
-    differences = []
-    for question, passage in pairs:
-        chunks = (documents == passage).nonzero()[:, 0]
-        if len(chunks):
-            best = chunks[(keys[chunks] @ asked[question]).argmax()]
-            differences.append(questions[question] - states[best])
-    return torch.stack(differences)
-
-
 class Calibration:
     """One calibration run: feed passages and questions, get an adapter."""
 
@@ -160,30 +139,21 @@ class Calibration:
         self,
         passages: Iterable[str],
         questions: Iterable[str],
-        pairs: Sequence[tuple[int, int]] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Adapter:
-        """Calibrate from plain text. Raises ConfigError when there is too little of it.
-
-        `pairs` of (question, passage) indices, if there are any, sharpen the noise estimate.
-        """
+        """Calibrate from plain text. Raises ConfigError when there is too little of it."""
         rows = self._tokens(passages, self.config.passages)
         asked = self._tokens(questions, self.config.questions)
         if len(rows) < 2 or not asked:
             raise ConfigError("calibration needs at least 2 passages and 1 question; give it more text")
-        if pairs and (max(p for _, p in pairs) >= len(rows) or max(q for q, _ in pairs) >= len(asked)):
-            raise ConfigError("pairs name texts that were not read: blank ones are left out, and the limits apply")
         weights = token_weights(rows, self.backbone.spec.vocab, self.config.smoothing, self._prefix_ids)
         pooler = self._pooler(weights, self.config.pooling, self.config.document_mix)
         chunks, documents = self._states(rows, pooler, on_progress)
         # A question is pooled whole and alone, so its centre is not a chunk's centre.
         wholes, _ = self._states(asked, self._pooler(weights, self.config.window, 0.0), None)
-        if pairs:
-            noise = pair_noise(chunks, documents, wholes, pairs)
-        else:
-            noise = neighbour_noise(chunks, documents)
+        noise = neighbour_noise(chunks, documents)
         projection = discriminants(chunks, noise, self.config.dims, self.config.shrinkage, self.config.power)
-        seen = {"passages": len(rows), "questions": len(asked), "pairs": len(pairs or ())}
+        seen = {"passages": len(rows), "questions": len(asked)}
         return self._adapter(weights, chunks.mean(0), wholes.mean(0), projection, seen)
 
     def _pooler(self, weights: Tensor, pooling: int, mix: float) -> Router:
