@@ -1,0 +1,316 @@
+"""Closed, read-only, full, damaged, foreign and busy memories: which error, and what is still there afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from facade import PER_LAYER, about, opened, topics
+from msa_plugin.errors import (
+    AdapterError,
+    BankCorruptError,
+    BankFormatError,
+    BankLockedError,
+    BankNotFoundError,
+    BankReadOnlyError,
+    BankWriteError,
+    ConfigError,
+    FingerprintMismatchError,
+    MSAError,
+    SnapshotError,
+)
+from tiny import tiny_adapter, tiny_backbone
+
+CHANGES = {
+    "add": lambda m: m.add("new"),
+    "update": lambda m: m.update({"id": "violin", "text": "new"}),
+    "delete": lambda m: m.delete("violin"),
+    "compact": lambda m: m.compact(),
+    "snapshot": lambda m: m.snapshot("s"),
+    "drop_snapshot": lambda m: m.drop_snapshot("s"),
+}
+READS = {
+    "get": lambda m: m.get("violin"),
+    "ids": lambda m: list(m.ids()),
+    "retrieve": lambda m: m.retrieve("violin"),
+    "ask": lambda m: m.ask("violin", max_new_tokens=1),
+    "stream": lambda m: list(m.stream("violin", max_new_tokens=1)),
+    "stats": lambda m: m.stats(),
+    "verify": lambda m: m.verify(),
+    "refresh": lambda m: m.refresh(),
+    "aask": lambda m: asyncio.run(m.aask("violin", max_new_tokens=1)),
+}
+
+
+@pytest.fixture
+def stored(tmp_path, backbone, adapter):
+    """A folder whose bank holds eight documents."""
+    with opened(tmp_path, backbone, adapter) as memory:
+        memory.add(topics())
+    return tmp_path
+
+
+@pytest.mark.parametrize("call", [*CHANGES.values(), *READS.values()], ids=[*CHANGES, *READS])
+def test_a_closed_memory_says_so(memory, call):
+    memory.add(topics())
+    memory.close()
+    memory.close()
+    with pytest.raises(ConfigError, match="closed"):
+        call(memory)
+
+
+def test_a_stream_over_a_memory_closed_meanwhile_says_so(memory):
+    memory.add(topics())
+    stream = memory.stream("violin")
+    memory.close()
+    with pytest.raises(MSAError, match="closed"):
+        list(stream)
+
+
+@pytest.mark.parametrize("how", [{"read_only": True}, {"snapshot": "s"}], ids=["read-only", "snapshot"])
+@pytest.mark.parametrize("call", CHANGES.values(), ids=CHANGES)
+def test_reading_handles_refuse_changes(stored, backbone, adapter, how, call):
+    with opened(stored, backbone, adapter) as memory:
+        memory.snapshot("s")
+    with opened(stored, backbone, adapter, **how) as memory:
+        with pytest.raises(BankReadOnlyError):
+            call(memory)
+        assert len(memory.retrieve("violin", 9)) == 8
+        assert memory.ask("violin", max_new_tokens=1).sources
+
+
+def test_reading_does_not_create(tmp_path, backbone, adapter):
+    for how in ({"read_only": True}, {"snapshot": "s"}):
+        with pytest.raises(BankNotFoundError):
+            opened(tmp_path, backbone, adapter, **how)
+    assert not (tmp_path / "bank").exists()
+
+
+def test_an_unknown_snapshot(stored, backbone, adapter):
+    with pytest.raises(SnapshotError, match="nope"):
+        opened(stored, backbone, adapter, snapshot="nope")
+
+
+def test_a_folder_that_may_not_be_written(stored, backbone, adapter, monkeypatch):
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode, **kw: not mode & os.W_OK and access(path, mode, **kw))
+    with pytest.raises(BankReadOnlyError, match="read_only=True"):
+        opened(stored, backbone, adapter)
+    with pytest.raises(BankReadOnlyError):
+        opened(stored / "elsewhere", backbone, adapter)
+    with opened(stored, backbone, adapter, read_only=True) as memory:
+        assert memory.stats().documents == 8
+
+
+def test_a_file_is_no_memory(tmp_path, backbone, adapter):
+    (tmp_path / "bank").write_text("not a folder")
+    with pytest.raises(BankNotFoundError, match="file"):
+        opened(tmp_path, backbone, adapter)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "mkdir"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["full", "broken"])
+def test_a_disk_that_refuses_loses_nothing(stored, backbone, adapter, monkeypatch, call, code):
+    def refuse(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    with opened(stored, backbone, adapter) as memory:
+        before = memory.retrieve("violin", 9)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path if call == "mkdir" else os, call, refuse)
+            with pytest.raises(BankWriteError, match=os.strerror(code)):
+                memory.add(["new", {"id": "violin", "text": "changed"}])
+        assert memory.retrieve("violin", 9) == before  # the handle goes on
+    with opened(stored, backbone, adapter) as memory:
+        assert memory.retrieve("violin", 9) == before
+        assert memory.verify().ok
+        assert memory.add(["new"]).added
+
+
+def test_portions_acknowledged_before_the_disk_was_full_stay(tmp_path, backbone, adapter, monkeypatch):
+    done, room, fsync = [], [40], os.fsync
+
+    def until_full(descriptor):
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    with opened(tmp_path, backbone, adapter, segment_documents=4) as memory:
+        commit = memory.engine.bank.commit
+
+        def noting(documents, namespace):
+            ordinals = commit(documents, namespace)
+            done.extend(d.document.id for d in documents)
+            return ordinals
+
+        memory.engine.bank.commit = noting
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", until_full)
+            with pytest.raises(BankWriteError):
+                memory.add(f"document {n}" for n in range(200))
+    assert 0 < len(done) < 200
+    with opened(tmp_path, backbone, adapter) as memory:
+        assert set(memory.ids()) == set(done)
+        assert memory.verify().ok
+
+
+def mismatch(stored, backbone, adapter, **settings):
+    """The message of the refusal, which leaves the bank alone."""
+    kept = {p: p.read_bytes() for p in stored.rglob("*") if p.suffix in (".safetensors", ".sqlite")}
+    with pytest.raises(FingerprintMismatchError) as caught:
+        opened(stored, backbone, adapter, **settings)
+    assert {p: p.read_bytes() for p in stored.rglob("*") if p in kept} == kept
+    return str(caught.value)
+
+
+def test_another_model_is_named(stored):
+    other = tiny_backbone(seed=1)
+    message = mismatch(stored, other, tiny_adapter(other))
+    assert "backbone: bank has" in message and "tokenizer" not in message
+
+
+@pytest.mark.parametrize("routing", [{"layers": (0, 1)}, {"pooling": 16}, PER_LAYER], ids=["layers", "pooling", "mode"])
+def test_another_adapter_is_named(stored, backbone, routing):
+    assert "adapter: bank has" in mismatch(stored, backbone, tiny_adapter(backbone, **routing))
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"window": 64}, "window"),
+        ({"reading": "kv"}, "content"),
+        ({"reading": "latent"}, "content"),
+        ({"keys_dtype": "float32"}, "dtype"),
+    ],
+    ids=["window", "kv", "latent", "dtype"],
+)
+def test_another_setting_is_named(stored, backbone, adapter, settings, field):
+    assert f"{field}: bank has" in mismatch(stored, backbone, adapter, **settings)
+
+
+def test_settings_that_latents_do_not_depend_on_may_change(stored, backbone, adapter):
+    with opened(stored, backbone, adapter, batch_tokens=64, context_tokens=10, top_k=2, tile_chunks=1) as memory:
+        assert len(memory.retrieve("violin")) == 2
+
+
+def test_an_adapter_of_another_model_is_refused_before_a_bank_exists(tmp_path, backbone):
+    for other in (tiny_backbone(seed=1), tiny_backbone(hidden_size=64)):
+        with pytest.raises(AdapterError, match="calibrate"):
+            opened(tmp_path, backbone, tiny_adapter(other))
+        tiny_adapter(other).save(tmp_path / "adapter")
+        with pytest.raises(AdapterError, match="calibrate"):
+            opened(tmp_path, backbone, tmp_path / "adapter")
+    with pytest.raises(AdapterError):
+        opened(tmp_path, backbone, tmp_path / "no such adapter")
+    assert not (tmp_path / "bank").exists()
+
+
+def test_another_format_version(stored, backbone, adapter):
+    with sqlite3.connect(stored / "bank" / "catalog.sqlite") as db:
+        db.execute("UPDATE meta SET value = 99 WHERE key = 'format_version'")
+    db.close()
+    with pytest.raises(BankFormatError, match="99"):
+        opened(stored, backbone, adapter)
+
+
+def test_a_truncated_segment_is_named(stored, backbone, adapter):
+    (segment,) = (stored / "bank" / "segments").glob("*/keys.safetensors")
+    with segment.open("r+b") as stream:
+        stream.truncate(segment.stat().st_size - 10)
+    with pytest.raises(BankCorruptError, match=r"keys\.safetensors"), opened(stored, backbone, adapter) as memory:
+        memory.retrieve("violin")
+
+
+def test_verify_reports_damage(stored, backbone, adapter):
+    (segment,) = (stored / "bank" / "segments").glob("*/keys.safetensors")
+    with opened(stored, backbone, adapter) as memory:
+        assert memory.verify().ok
+        with segment.open("r+b") as stream:
+            stream.seek(-4, os.SEEK_END)
+            stream.write(b"\xff\x00\xff\x00")
+        report = memory.verify()
+    assert not report.ok
+    assert any("keys.safetensors" in problem for problem in report.problems)
+
+
+@pytest.mark.parametrize("call", CHANGES.values(), ids=CHANGES)
+def test_a_second_writer_waits_and_then_gives_up(stored, backbone, adapter, call):
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with opened(stored, backbone, adapter) as other, other.engine.bank.writing():
+            held.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert held.wait(60)
+        with opened(stored, backbone, adapter, lock_timeout=0.05) as memory:
+            with pytest.raises(BankLockedError, match="writing"):
+                call(memory)
+            assert len(memory.retrieve("violin", 9)) == 8  # reading needs no lock
+    finally:
+        done.set()
+        thread.join()
+    with opened(stored, backbone, adapter, lock_timeout=5) as memory:
+        assert memory.add("new").added
+
+
+def test_a_writer_in_another_process_is_waited_for(stored, backbone, adapter):
+    code = (
+        "import sys\nfrom msa_plugin.bank.lock import WriterLock\nfrom pathlib import Path\n"
+        "with WriterLock(Path(sys.argv[1]), 5).hold():\n    print('held', flush=True)\n    sys.stdin.readline()\n"
+    )
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(stored / "bank")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process,
+        opened(stored, backbone, adapter, lock_timeout=0.05) as impatient,
+        opened(stored, backbone, adapter, lock_timeout=60) as patient,
+    ):
+        assert process.stdin and process.stdout and process.stdout.readline() == "held\n"
+        with pytest.raises(BankLockedError, match=f"process {process.pid}"):
+            impatient.add("new")
+        added = []
+        thread = threading.Thread(target=lambda: added.append(patient.add("new")))
+        thread.start()
+        time.sleep(0.2)
+        assert not added
+        process.stdin.write("\n")
+        process.stdin.close()
+        thread.join(60)
+        assert added[0].added
+
+
+def test_writers_in_threads_take_turns(stored, backbone, adapter):
+    errors = []
+
+    def write(number):
+        try:
+            with opened(stored, backbone, adapter, lock_timeout=60) as memory:
+                for index in range(5):
+                    memory.add({"id": f"{number}-{index}", "text": about(f"topic {number} {index}")})
+                memory.delete(f"{number}-0")
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    with opened(stored, backbone, adapter) as memory:
+        assert memory.stats().documents == 8 + 4 * 4
+        assert memory.verify().ok
