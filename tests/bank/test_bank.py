@@ -91,6 +91,8 @@ def test_masks_are_absent_until_something_must_be_hidden(bank):
     bank.delete(["a"], NS)
     masks = [b.allowed for b in bank.key_blocks("3", bank.select(NS))]
     assert masks[0].tolist() == [False, True] and masks[1] is None
+    everything = bank.select(NS, {"k": 2})
+    assert [b.allowed is None for b in bank.key_blocks("3", everything)] == [False, True], "no mask that hides nothing"
     chosen = bank.select(NS, {"k": 1})
     assert chosen.documents == 0 and list(bank.key_blocks("3", chosen)) == []
     assert bank.select(NS, lambda m: m["k"] == 2).documents == 2

@@ -113,6 +113,14 @@ def steps(operation, seed, folder, monkeypatch):
     return wire.names
 
 
+def test_files_are_durable_before_the_catalog_names_them(seed, folder, monkeypatch):
+    names = steps(commit, seed, folder, monkeypatch)
+    begin = names.index("BEGIN IMMEDIATE")
+    written = [name for name in names[:begin] if name in ("fsync", "replace")]
+    assert written == ["fsync"] * 3 + ["replace", "fsync"], "two files and their folder, the rename, the folder above"
+    assert "COMMIT" in names[begin:]
+
+
 @needs_fork
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_killed_at_any_step_leaves_old_or_new(name, seed, folder, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from bank_builder import NS, encoded, open_bank, picture, segment_folders, start_child
 
-from msa_plugin.errors import SnapshotError
+from msa_plugin.errors import BankError, SnapshotError
 
 READER = """
 import sys
@@ -126,6 +126,8 @@ def test_named_snapshots_survive_changes_and_compactions(bank, folder):
             assert old.read_only and set(old.lookup(["a", "b", "c", "d"], NS)) == {"a", "b"}
             assert old.get(["b"], NS)["b"].text == "text of b" and old.select(NS, {"x": 1}).documents == 0
             assert old.stats(NS).documents == 2
+            with pytest.raises(BankError, match="repeat the query"):
+                old.documents([bank.lookup(["d"], NS)["d"].ordinal])
             bank.commit([encoded("e")], NS)
             bank.delete(["e"], NS)
             old.refresh()
@@ -142,9 +144,12 @@ def test_compaction_frees_what_no_moment_needs(bank, folder):
     bank.compact()
     assert bank.stats(NS).deleted == 1, "the snapshot needs it"
     bank.drop_snapshot("s")
+    bank.commit([encoded("long", "words " * 100_000, content=False)], NS)
+    bank.delete(["long"], NS)
     before = bank.stats(NS)
     bank.compact()
     after = bank.stats(NS)
+    assert before.bytes_catalog - after.bytes_catalog > 500_000
     assert (after.deleted, after.documents, after.segments) == (0, 2, 1)
     assert after.bytes_keys < before.bytes_keys and after.bytes_content < before.bytes_content
     assert len(segment_folders(folder)) == 1
@@ -207,6 +212,23 @@ def test_a_failed_merge_does_not_deny_the_commit(bank, monkeypatch):
     monkeypatch.setattr(compaction, "TAIL_SEGMENTS", 1)
     monkeypatch.setattr(compaction, "compact", damaged)
     assert bank.commit([encoded("a")], NS) == [1] and ids(bank) == {"a"}
+
+
+def test_segments_never_overlap_even_around_one_that_stays(bank):
+    bank.commit([encoded("a")], NS)
+    bank.commit([encoded("large", chunks=32)], NS)
+    bank.commit([encoded("z")], NS)
+    large = bank.segments()[1]
+    bank.delete(["a"], NS)
+    bank.commit([encoded("zz")], NS)
+    bank.compact(segment_bytes=large.latent_bytes)
+    ranges = [(s.record.first_ordinal, s.record.last_ordinal) for s in bank.segments()]
+    assert ranges == [(2, 2), (3, 4)] and bank.segments()[0] is large
+    bank.commit([encoded("large", chunks=32, note="new")], NS)
+    bank.commit([encoded("end")], NS)
+    bank.compact(segment_bytes=large.latent_bytes)
+    ranges = [(s.record.first_ordinal, s.record.last_ordinal) for s in bank.segments()]
+    assert ranges == [(3, 4), (5, 5), (6, 6)], "what lies on either side of a full segment is not merged across it"
 
 
 def test_compaction_keeps_different_shapes_apart(bank):

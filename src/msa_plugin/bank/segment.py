@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import uuid
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -103,23 +102,17 @@ def write_segment(
 ) -> SegmentRecord:
     """Write one segment durably under `root`; it becomes real only when the catalog names it.
 
-    `ordinals` ascend; `latents` have one signature. Tensors are streamed to disk one document at a time. Raises OSError
-    and leaves nothing behind then.
+    `ordinals` ascend; `latents` have one signature. Tensors are streamed to disk one document at a time. Raises
+    OSError; what it leaves behind then is an orphan, to be swept.
     """
     name = uuid.uuid4().hex
     temporary, final = root / f"{name}.tmp", root / name
-    try:
-        temporary.mkdir(parents=True)
-        keys = _write_file(temporary / KEYS_FILE, _key_tensors(ordinals, latents))
-        content = None
-        if latents[0].content:
-            content = _write_file(temporary / CONTENT_FILE, _content_tensors(latents))
-        fsync_folder(temporary)
-        os.replace(temporary, final)  # noqa: PTH105 - tests replace it to cut the power here
-        fsync_folder(root)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    temporary.mkdir(parents=True)
+    keys = _write_file(temporary / KEYS_FILE, _key_tensors(ordinals, latents))
+    content = _write_file(temporary / CONTENT_FILE, _content_tensors(latents)) if latents[0].content else None
+    fsync_folder(temporary)
+    os.replace(temporary, final)  # noqa: PTH105 - tests replace it to cut the power here
+    fsync_folder(root)
     chunks = sum(item.chunks for item in latents)
     return SegmentRecord(name, namespace, ordinals[0], ordinals[-1], len(ordinals), chunks, keys, content)
 
