@@ -127,12 +127,14 @@ class InterleaveConfig(Settings):
     """Score-driven Memory Interleave: how many rounds, and which new documents are worth another one.
 
     A round keeps at most `per_round` new documents, those whose score is at least `cut` times the best score of the
-    first round; it stops when none clears the cut. `max_rounds` bounds the loop.
+    first round; it stops when none clears the cut. `max_rounds` bounds the loop. Where a question is one vector, a
+    later round's query is the question's vector plus `follow_weight` times that of question and found text.
     """
 
     max_rounds: int = Field(default=2, gt=0, le=16)
     per_round: int = Field(default=3, gt=0)
     cut: float = Field(default=0.6, ge=0.0)
+    follow_weight: float = Field(default=0.5, ge=0.0)
 
 
 class MemoryConfig(Settings):

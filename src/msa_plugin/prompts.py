@@ -95,6 +95,6 @@ def question_part(question: str) -> str:
     return f"Question: {question}"
 
 
-def follow_up(question: str, found: Sequence[str]) -> str:
-    """The next round's routing text: the question with what was found so far (paper section 3.5)."""
-    return "\n".join([question, *found])
+def follow_up(question: str, found: str) -> str:
+    """The next round's routing text: the question with a piece of what was found (paper section 3.5)."""
+    return f"{question}\n{found}"

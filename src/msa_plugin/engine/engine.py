@@ -6,7 +6,7 @@ A question reads as a straight line: interleave -> rank (backbone, router, score
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,13 +22,14 @@ from msa_plugin.config import ContentConfig, GenerationConfig, InterleaveConfig,
 from msa_plugin.engine.assembly import BankSource, bank_route
 from msa_plugin.engine.encoder import Encoder, pad_left
 from msa_plugin.engine.generate import TextStream, decode
-from msa_plugin.engine.interleave import Gathered, Ranking, interleave
-from msa_plugin.engine.ranking import Ranked, rank_routed, rank_shared, shared_queries
+from msa_plugin.engine.interleave import Gathered, Query, Ranking, interleave
+from msa_plugin.engine.ranking import Ranked, SharedQueries, blended, rank_routed, rank_shared, shared_queries
 from msa_plugin.engine.reading import Excerpt, Prefill, Reader, allowances, around
 from msa_plugin.errors import AdapterError, InvalidQueryError
 from msa_plugin.types import Answer, Document, EncodedDocument, Fingerprint, Hit, Source, Trace
 
-Emit = Callable[[int, str], None]
+# Chunks of a found document that the next round routes on.
+_PIECES = 8
 
 
 def reading_mode(adapter: Adapter, config: MemoryConfig) -> ReadingMode:
@@ -113,13 +114,30 @@ class Engine:
             return self._rank_shared(queries, k, selection)
         return self._rank_per_layer(queries, k, selection)
 
-    def _rank_shared(self, queries: Sequence[str], k: int, selection: Selection) -> Ranking:
+    def _rank_shared(
+        self,
+        queries: Sequence[str],
+        k: int,
+        selection: Selection,
+        questions: Sequence[str] = (),
+        weight: float = 0.0,
+    ) -> Ranking:
+        """Rank by one matrix product; a query that differs from its question in `questions` is blended with it."""
         began = time.perf_counter()
-        rows = [self._query_ids(ids) for ids in self.backbone.tokenize_batch(list(queries))]
-        asked = shared_queries(self.backbone, self.router, rows)
+        asked = self._vectors(queries)
+        if any(q != text for q, text in zip(questions, queries, strict=False)):
+            asked = blended(self._vectors(questions), asked, weight, self.router)
         encoded = time.perf_counter()
         ranked = rank_shared(self.bank, self.router, asked, k, selection, self._tiles)
         return Ranking(ranked, {"encode": encoded - began, "route": time.perf_counter() - encoded})
+
+    def _vectors(self, texts: Sequence[str]) -> SharedQueries:
+        """Routing queries of texts, each different one encoded once."""
+        distinct = list(dict.fromkeys(texts))
+        rows = [self._query_ids(ids) for ids in self.backbone.tokenize_batch(distinct)]
+        vectors = shared_queries(self.backbone, self.router, rows)
+        order = [distinct.index(text) for text in texts]
+        return SharedQueries(vectors.queries[order], vectors.shares[:, order], vectors.votes[order])
 
     def _query_ids(self, ids: list[int]) -> list[int]:
         """A query is read like a document; one longer than the window keeps its beginning, where the question is."""
@@ -191,11 +209,32 @@ class Engine:
 
     def gather(self, questions: Sequence[str], selection: Selection, rounds: InterleaveConfig) -> list[Asked]:
         """Run the rounds of routing and fit what was found to the context budget."""
-        gathered = interleave(questions, lambda q, k: self.rank(q, k, selection), self._read, self.top_k, rounds)
+        weight = rounds.follow_weight
+        gathered = interleave(
+            questions, lambda q, k: self._rank_round(q, k, selection, weight), self._read, self.top_k, rounds
+        )
         return [self._excerpts(g) for g in gathered]
 
-    def _read(self, ordinals: Sequence[int]) -> list[tuple[str, str]]:
-        return [(d.id, prompts.document_text(d.title, d.text)) for d in self.bank.documents(list(ordinals))]
+    def _rank_round(self, queries: Sequence[Query], k: int, selection: Selection, weight: float) -> Ranking:
+        """Route one round: bare questions as they are, questions with found text as follow-ups."""
+        routing = self.adapter.config.routing
+        texts = [prompts.follow_up(*q) if q.found else q.question for q in queries]
+        if routing.selection != "shared" or routing.query_reduce != "pooled" or routing.heads > 1:
+            return self.rank(texts, k, selection)
+        return self._rank_shared(texts, k, selection, [q.question for q in queries], weight)
+
+    def _read(self, ranked: Sequence[Ranked]) -> list[tuple[str, list[str]]]:
+        """Id and pieces of each document, a chunk long, from around its best chunk."""
+        stored = self.bank.documents([r.ordinal for r in ranked])
+        texts = [prompts.document_text(d.title, d.text) for d in stored]
+        tokens = self.backbone.tokenize_batch(texts) if texts else []
+        return [(d.id, self._pieces(r, ids)) for r, d, ids in zip(ranked, stored, tokens, strict=True)]
+
+    def _pieces(self, ranked: Ranked, ids: list[int]) -> list[str]:
+        size = self.adapter.config.routing.pooling
+        token = self.encoder.layout.token_of_chunk(ranked.best_chunk, size)
+        start, stop = around(token, min(_PIECES * size, len(ids)), len(ids))
+        return [self.backbone.detokenize(ids[at : min(at + size, stop)]) for at in range(start, stop, size)]
 
     def _excerpts(self, gathered: Gathered) -> Asked:
         """Cut documents to the budget, long ones around their best chunk; the best is read last, by the question."""

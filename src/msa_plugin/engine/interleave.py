@@ -1,7 +1,8 @@
 """Score-driven Memory Interleave (paper section 3.5): route, read what was found, route again, until nothing new.
 
-Each round routes on the question together with the text that the previous round found; new documents that clear an
-adaptive cut are kept. Questions of a batch go through their rounds side by side.
+Each round routes on the question together with the text that the previous round found, piece by piece, so that one
+telling sentence is not drowned by the rest of its document; new documents that clear an adaptive cut are kept.
+Questions of a batch go through their rounds side by side.
 """
 
 from __future__ import annotations
@@ -9,14 +10,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from msa_plugin import prompts
 from msa_plugin.config import InterleaveConfig
 from msa_plugin.engine.ranking import Ranked
 from msa_plugin.types import Round
 
-Rank = Callable[[Sequence[str], int], "Ranking"]
-ReadText = Callable[[Sequence[int]], list[tuple[str, str]]]
+
+class Query(NamedTuple):
+    """What a round routes on: the question and, after the first round, a piece of text that was found."""
+
+    question: str
+    found: str = ""
+
+
+Rank = Callable[[Sequence[Query], int], "Ranking"]
+ReadText = Callable[[Sequence[Ranked]], list[tuple[str, list[str]]]]
 
 
 @dataclass(frozen=True)
@@ -42,14 +51,14 @@ class Gathered:
     question: str
     found: list[Found] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
-    _open: list[str] = field(default_factory=list)
+    _open: list[Query] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """The first round routes on the question alone."""
-        self._open = [self.question]
+        self._open = [Query(self.question)]
 
     @property
-    def open_queries(self) -> list[str]:
+    def open_queries(self) -> list[Query]:
         """What the next round routes on; empty when there will be none."""
         return self._open
 
@@ -63,17 +72,17 @@ class Gathered:
         """Take one round's rankings, one per open query; decides what is kept and what is asked next."""
         number = len(self.rounds) + 1
         new = self._best_new(results, config)
-        names = read([r.ordinal for r in new])
+        texts = read(new)
         self.rounds.append(
             Round(
-                query=" | ".join(self._open),
-                selected=tuple(name for name, _ in names),
+                query=self.question if number == 1 else f"{self.question} + {len(self._open)} pieces of what was found",
+                selected=tuple(name for name, _ in texts),
                 scores=tuple(r.score for r in new),
                 seconds=seconds,
             )
         )
         self.found += [Found(ranked, number) for ranked in new]
-        self._open = [prompts.follow_up(self.question, [text]) for _, text in names]
+        self._open = [Query(self.question, piece) for _, pieces in texts for piece in pieces]
         if number >= config.max_rounds:
             self.close()
 
@@ -98,7 +107,7 @@ class Gathered:
 def interleave(
     questions: Sequence[str], rank: Rank, read: ReadText, k: int, config: InterleaveConfig
 ) -> list[Gathered]:
-    """Run the rounds of every question; `rank(queries, k)` routes, `read(ordinals)` gives (id, text) pairs."""
+    """Run the rounds of every question; `rank(queries, k)` routes, `read(ranked)` gives (id, pieces of text)."""
     gathered = [Gathered(question) for question in questions]
     while active := [g for g in gathered if g.open_queries]:
         queries = [query for g in active for query in g.open_queries]

@@ -75,6 +75,20 @@ def shared_queries(backbone: Backbone, router: Router, rows: Sequence[Sequence[i
     return SharedQueries(queries, shares, votes)
 
 
+def blended(questions: SharedQueries, follow_ups: SharedQueries, weight: float, router: Router) -> SharedQueries:
+    """Each question's vector plus `weight` times its follow-up's, normalised again (one head a layer, T = 1).
+
+    Keeping the question's own vector in the sum stops a round from drifting to whatever resembles the text it read.
+    """
+    total = questions.queries + weight * follow_ups.queries
+    shares = questions.shares + weight * follow_ups.shares
+    if router.config.normalize:
+        factor = router.config.scale / total.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        total = total * factor
+        shares = shares * factor.transpose(0, 1)
+    return SharedQueries(total, shares, questions.votes)
+
+
 def rank_shared(
     bank: MemoryBank, router: Router, asked: SharedQueries, k: int, selection: Selection, tiles: tuple[int, int]
 ) -> list[list[Ranked]]:
