@@ -36,7 +36,8 @@ def topics(count: int = len(TOPICS)) -> list[dict[str, Any]]:
 
 
 def opened(path: Path, backbone: Backbone, adapter: Adapter | None = None, **settings: Any) -> LatentMemory:
-    """A memory in `path`/bank on a tiny backbone."""
+    """A memory in `path`/bank on a tiny backbone, with a short instruction for short prompts unless one is given."""
+    settings.setdefault("instruction", "Be brief.")
     return LatentMemory.open(path / "bank", model=backbone, adapter=adapter or tiny_adapter(backbone), **settings)
 
 
