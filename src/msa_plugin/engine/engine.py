@@ -234,7 +234,11 @@ class Engine:
         size = self.adapter.config.routing.pooling
         token = self.encoder.layout.token_of_chunk(ranked.best_chunk, size)
         start, stop = around(token, min(_PIECES * size, len(ids)), len(ids))
-        return [self.backbone.detokenize(ids[at : min(at + size, stop)]) for at in range(start, stop, size)]
+        return [self._text(ids[at : min(at + size, stop)]) for at in range(start, stop, size)]
+
+    def _text(self, ids: list[int]) -> str:
+        """Part of a document as text, without the characters that the cut went through."""
+        return self.backbone.detokenize(ids).strip("\ufffd")
 
     def _excerpts(self, gathered: Gathered) -> Asked:
         """Cut documents to the budget, long ones around their best chunk; the best is read last, by the question."""
@@ -255,7 +259,7 @@ class Engine:
             return Excerpt(ranked.ordinal, text, 0, len(ids))
         token = self.encoder.layout.token_of_chunk(ranked.best_chunk, self.adapter.config.routing.pooling)
         start, stop = around(token, size, len(ids))
-        return Excerpt(ranked.ordinal, self.backbone.detokenize(ids[start:stop]), start, stop)
+        return Excerpt(ranked.ordinal, self._text(ids[start:stop]), start, stop)
 
     def _answer(
         self, asked: Asked, prefill: Prefill, row: int, stream: TextStream, generation: GenerationConfig, seconds: float
