@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,18 @@ import typer
 
 from msa_plugin.cli import bank, bench
 from msa_plugin.cli.demo import demo
-from msa_plugin.cli.options import AdapterPath, Bank, Json, Model, Namespace, Reading, Where, open_memory, parse_filter
+from msa_plugin.cli.options import (
+    AdapterPath,
+    Bank,
+    Json,
+    Model,
+    Namespace,
+    Reading,
+    Where,
+    open_bank,
+    open_memory,
+    parse_filter,
+)
 from msa_plugin.cli.output import Output, report_error, seconds, set_up_logging
 from msa_plugin.errors import IngestError, MSAError
 
@@ -96,12 +108,12 @@ def ask(
 
     Example: msa ask "Who built the lighthouse?" --bank bank
     """
-    out = Output(as_json)
+    out, wanted = Output(as_json), parse_filter(where)
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     if rounds is not None:
         options["max_rounds"] = rounds
     with open_memory(out, bank, model, adapter, namespace, must_exist=True, reading=reading) as memory:
-        stream = memory.stream(question, filter=parse_filter(where), **options)
+        stream = memory.stream(question, filter=wanted, **options)
         for piece in stream:
             out.say(piece, end="")
         answer = stream.answer
@@ -129,9 +141,9 @@ def retrieve(
 
     Example: msa retrieve "lighthouses of Scotland" -k 5 --bank bank
     """
-    out = Output(as_json)
+    out, wanted = Output(as_json), parse_filter(where)
     with open_memory(out, bank, model, adapter, namespace, must_exist=True, reading=reading) as memory:
-        hits = memory.retrieve(question, k, filter=parse_filter(where))
+        hits = memory.retrieve(question, k, filter=wanted)
     for hit in hits:
         out.say(f"{hit.score:6.3f}  [{hit.id}] {hit.title or hit.text[:70]!r}")
     out.result(hits)
@@ -141,22 +153,19 @@ def retrieve(
 def delete(
     ids: Annotated[list[str], typer.Argument(help="Ids of documents to forget.")],
     bank: Bank = Path("bank"),
-    model: Model = None,
-    adapter: AdapterPath = None,
     namespace: Namespace = "default",
-    reading: Reading = "auto",
     as_json: Json = False,
 ) -> None:
-    """Forget documents by id. Exits with 1 when none of them was there.
+    """Forget documents by id; needs no backbone. Exits with 1 when none of them was there.
 
     Example: msa delete notes.md --bank bank
     """
     out = Output(as_json)
-    with open_memory(out, bank, model, adapter, namespace, reading=reading) as memory:
-        report = memory.delete(ids)
-    out.say(f"{len(report.deleted)} deleted" + (f"; not there: {', '.join(report.missing)}" if report.missing else ""))
-    out.result(report)
-    if not report.deleted:
+    with open_bank(bank, read_only=False) as opened:
+        deleted, missing = opened.delete(ids, namespace)
+    out.say(f"{len(deleted)} deleted" + (f"; not there: {', '.join(missing)}" if missing else ""))
+    out.result({"deleted": deleted, "missing": missing})
+    if not deleted:
         raise typer.Exit(1)
 
 
@@ -186,6 +195,8 @@ def calibrate(
 
 def main() -> None:
     """Entry point: our errors become one line on stderr and an exit code."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a document may hold what the terminal's encoding does not
     try:
         app()
     except MSAError as error:

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from msa_plugin.cli.options import Bank, Json, Namespace
+from msa_plugin.cli.options import Bank, Json, Namespace, open_bank
 from msa_plugin.cli.output import Output, size
-
-if TYPE_CHECKING:
-    from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.errors import ConfigError
 
 app = typer.Typer(help="Look after a memory bank on disk.", no_args_is_help=True, rich_markup_mode=None)
-
-
-def _open(path: Path, *, read_only: bool = True) -> MemoryBank:
-    from msa_plugin.bank.bank import MemoryBank, read_fingerprint
-
-    return MemoryBank.open(path, read_fingerprint(path), create=False, read_only=read_only)
 
 
 @app.command()
@@ -30,7 +22,7 @@ def info(bank: Bank = Path("bank"), namespace: Namespace = "default", as_json: J
     Example: msa bank info --bank bank
     """
     out = Output(as_json)
-    with _open(bank) as opened:
+    with open_bank(bank, read_only=True) as opened:
         stats, made_with = opened.stats(namespace), opened.fingerprint
     out.say(f"{bank}, namespace {namespace!r} of {', '.join(map(repr, stats.namespaces)) or 'none'}")
     out.say(f"  documents {stats.documents}, tokens {stats.tokens}, chunks {stats.chunks}, deleted {stats.deleted}")
@@ -73,7 +65,7 @@ def compact(bank: Bank = Path("bank"), as_json: Json = False) -> None:
     """
     out = Output(as_json)
     out.note(f"compacting {bank} ...")
-    with _open(bank, read_only=False) as opened:
+    with open_bank(bank, read_only=False) as opened:
         before = opened.stats("default").bytes_total
         opened.compact()
         after = opened.stats("default").bytes_total
@@ -95,7 +87,9 @@ def snapshot(
     Example: msa bank snapshot before-import --bank bank
     """
     out = Output(as_json)
-    with _open(bank, read_only=name is None) as opened:
+    if drop and name is None:
+        raise ConfigError("--drop needs the name of a snapshot; msa bank snapshot lists them")
+    with open_bank(bank, read_only=name is None) as opened:
         if name is not None:
             (opened.drop_snapshot if drop else opened.snapshot)(name)
         names = [s.name for s in opened.snapshots()]

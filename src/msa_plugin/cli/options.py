@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they open a memory."""
+"""Options that several commands share, and how they open a memory or, where no backbone is needed, a bank."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from msa_plugin.cli.output import Output
 from msa_plugin.errors import InvalidQueryError
 
 if TYPE_CHECKING:
+    from msa_plugin.bank.bank import MemoryBank
     from msa_plugin.memory import LatentMemory
 
 Bank = Annotated[Path, typer.Option("--bank", "-b", help="Folder of the memory bank.", envvar="MSA_BANK")]
@@ -38,10 +39,20 @@ def open_memory(
     **settings: Any,
 ) -> LatentMemory:
     """Open a memory, saying so; `must_exist` refuses to create an empty one for a command that only reads."""
+    from msa_plugin.bank.bank import read_fingerprint
     from msa_plugin.memory import LatentMemory
 
+    if must_exist:
+        read_fingerprint(bank)  # a mistyped path is told before a backbone is loaded
     out.note(f"opening {bank} with {model or 'the default backbone'} ...")
     return LatentMemory.open(bank, model=model, adapter=adapter, namespace=namespace, read_only=must_exist, **settings)
+
+
+def open_bank(path: Path, *, read_only: bool) -> MemoryBank:
+    """Open a bank that exists, whatever it was built with."""
+    from msa_plugin.bank.bank import MemoryBank, read_fingerprint
+
+    return MemoryBank.open(path, read_fingerprint(path), create=False, read_only=read_only)
 
 
 def parse_filter(text: str | None) -> dict[str, Any] | None:

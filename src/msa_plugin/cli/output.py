@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import sys
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.markup import escape
 
 from msa_plugin.errors import ConfigError, IngestError, InvalidQueryError, MissingExtraError, MSAError
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # all but tab and newline; lone surrogates
 WRONG_USE = (ConfigError, InvalidQueryError, IngestError, MissingExtraError)
 
 
@@ -24,22 +26,38 @@ class Output:
     def __init__(self, as_json: bool) -> None:
         """With `as_json` nothing but `result`'s data reaches stdout."""
         self.as_json = as_json
-        self.console = Console(highlight=False, soft_wrap=True)
-        self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = _console()
+        self.errors = _console(stderr=True)
 
     def note(self, text: str) -> None:
         """Say on stderr what is going on."""
-        self.errors.print(f"[dim]{escape(text)}[/dim]")
+        self.errors.print(f"[dim]{escape(_printable(text))}[/dim]")
 
     def say(self, text: str = "", *, end: str = "\n", markup: bool = False) -> None:
         """A line for people; silent with --json. Text is printed as it is unless `markup` says that it is ours."""
         if not self.as_json:
-            self.console.print(text, end=end, markup=markup)
+            self.console.print(_printable(text), end=end, markup=markup)
 
     def result(self, data: Any) -> None:
         """The command's result as one JSON document; silent without --json."""
         if self.as_json:
-            sys.stdout.write(json.dumps(_plain(data), ensure_ascii=False, indent=1) + "\n")
+            plain = _plain(data)
+            text = json.dumps(plain, ensure_ascii=False, indent=1)
+            try:
+                text.encode(sys.stdout.encoding or "utf-8")
+            except UnicodeEncodeError:
+                text = json.dumps(plain, indent=1)  # escapes say the same in any encoding
+            sys.stdout.write(text + "\n")
+
+
+def _console(**options: Any) -> Console:
+    """A console that prints texts as they are: without colours for numbers, line breaks, or :emoji: names replaced."""
+    return Console(highlight=False, soft_wrap=True, emoji=False, **options)
+
+
+def _printable(text: str) -> str:
+    """Text without what a terminal would obey, such as escape sequences in a document, or could not encode."""
+    return _CONTROLS.sub("\ufffd", text)
 
 
 def _plain(data: Any) -> Any:
@@ -52,8 +70,7 @@ def _plain(data: Any) -> Any:
 
 def report_error(error: MSAError) -> int:
     """Print one of our errors to stderr; returns the exit code: 2 for wrong use, else 1."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"[bold red]error:[/bold red] {escape(str(error))}")
+    _console(stderr=True).print(f"[bold red]error:[/bold red] {escape(_printable(str(error)))}")
     return 2 if isinstance(error, WRONG_USE) else 1
 
 
