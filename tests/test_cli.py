@@ -1,0 +1,327 @@
+"""The command line: results on stdout, notes on stderr, exit codes, help."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from facade import about, topics
+from msa_plugin.cli import main
+from msa_plugin.cli.output import size
+from tiny import tiny_adapter, tiny_backbone
+
+COMMANDS = [
+    ("add",), ("ask",), ("retrieve",), ("delete",), ("calibrate",), ("demo",),
+    ("bank", "info"), ("bank", "verify"), ("bank", "compact"), ("bank", "snapshot"),
+    ("bench", "encode"), ("bench", "route"), ("bench", "read"), ("bench", "open"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """A tiny model and an adapter for it, as folders."""
+    folder = tmp_path_factory.mktemp("saved")
+    backbone = tiny_backbone()
+    backbone.model.save_pretrained(folder / "model")
+    backbone.tokenizer.save_pretrained(folder / "model")
+    tiny_adapter(backbone).save(folder / "adapter")
+    return folder
+
+
+@pytest.fixture
+def where(tmp_path, saved, monkeypatch):
+    """A working folder in which the tiny model is the one that commands use."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MSA_BANK", "MSA_MODEL", "MSA_ADAPTER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MSA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MSA_MODEL", str(saved / "model"))
+    monkeypatch.setenv("MSA_ADAPTER", str(saved / "adapter"))
+    return tmp_path
+
+
+@pytest.fixture
+def msa(where, monkeypatch, capsys):
+    """Run a command; returns exit code, stdout and stderr."""
+
+    def run(*arguments, stdin=b""):
+        monkeypatch.setattr(sys, "argv", ["msa", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exited:
+            main()
+            raise SystemExit(0)
+        out, err = capsys.readouterr()
+        return exited.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def filled(msa, where):
+    """The same, with three documents in ./bank."""
+    lines = [json.dumps({**d, "metadata": {"number": n}}) for n, d in enumerate(topics(3))]
+    (where / "docs.jsonl").write_text("\n".join(lines))
+    assert msa("add", "docs.jsonl")[0] == 0
+    return msa
+
+
+def process(*arguments, **options):
+    code = "import sys; from msa_plugin.cli import main; sys.argv[0] = 'msa'; main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, timeout=300, **options)
+
+
+def test_add_takes_files_folders_and_standard_input(msa, where):
+    (where / "docs").mkdir()
+    (where / "docs" / "b.md").write_text("# Bees\n\n" + about("beekeeping"))
+    (where / "docs" / "c.csv").write_text("not read")
+    (where / "a.txt").write_text(about("violin"))
+    code, out, err = msa("add", "a.txt", "docs", "-", "--json", stdin=about("glacier").encode())
+    report = json.loads(out)
+    assert code == 0
+    assert len(report["added"]) == 3 and {"a.txt", "b.md"} < set(report["added"])
+    assert "opening bank" in err and "c" in err
+    code, out, _ = msa("add", "a.txt", "docs")
+    assert code == 0 and out.startswith("0 added, 0 updated, 2 unchanged") and "0 tokens" in out
+    (where / "a.txt").write_text(about("saffron"))
+    (where / "docs" / "empty.txt").write_text(" ")
+    code, out, _ = msa("add", "a.txt", "docs")
+    assert "0 added, 1 updated, 1 unchanged, 2 left out" in out and "empty.txt" in out and "c.csv" in out
+
+
+def test_add_reads_json_lines_from_standard_input(msa):
+    lines = b'{"id": "a", "text": "one", "year": 3}\n\n{"text": "two"}\n'
+    code, out, _ = msa("add", "-", "--stdin-format", "jsonl", "--json", stdin=lines)
+    assert code == 0 and "a" in json.loads(out)["added"] and len(json.loads(out)["added"]) == 2
+    assert json.loads(msa("retrieve", "one", "--filter", '{"year": 3}', "--json")[1])[0]["id"] == "a"
+
+
+def test_retrieve_lists_hits(filled):
+    code, out, _ = filled("retrieve", about("glacier"), "-k", "2")
+    assert code == 0 and len(out.splitlines()) == 2 and "[glacier]" in out
+    code, out, _ = filled("retrieve", "glacier", "--json", "--filter", '{"number": {"$gte": 1}}')
+    hits = json.loads(out)
+    assert {h["id"] for h in hits} == {"beekeeping", "glacier"}
+    assert {"id", "score", "text", "title", "metadata", "layer_scores"} <= set(hits[0])
+
+
+def test_ask_answers_with_sources(filled):
+    code, out, err = filled("ask", "the glacier", "--max-new-tokens", "6", "--json")
+    answer = json.loads(out)
+    assert code == 0 and answer["trace"]["new_tokens"] <= 6 and answer["sources"]
+    code, out, err = filled("ask", "the glacier", "--max-new-tokens", "6", "--rounds", "1")
+    assert code == 0 and out.startswith(answer["text"]) and "round 1" in out and "decode" in out
+    assert "opening" in err and "opening" not in out
+    assert filled("ask", "glacier", "--filter", '{"number": 99}')[0] == 1
+    one, two = (filled("ask", "x", "--temperature", "2", "--max-new-tokens", "24")[1] for _ in range(2))
+    assert one != two
+
+
+def test_namespaces_from_the_shell(filled, where):
+    (where / "other.txt").write_text("another")
+    assert filled("add", "other.txt", "-n", "private")[0] == 0
+    assert [h["id"] for h in json.loads(filled("retrieve", "x", "-n", "private", "--json")[1])] == ["other.txt"]
+    assert len(json.loads(filled("retrieve", "x", "--json")[1])) == 3
+    assert json.loads(filled("bank", "info", "--json")[1])["namespaces"] == ["default", "private"]
+
+
+def test_delete_needs_no_model(filled, monkeypatch):
+    monkeypatch.setenv("MSA_MODEL", "/no/such/model")
+    code, out, _ = filled("delete", "glacier", "nobody", "--json")
+    assert code == 0 and json.loads(out) == {"deleted": ["glacier"], "missing": ["nobody"]}
+    code, out, _ = filled("delete", "glacier")
+    assert code == 1 and "not there: glacier" in out
+
+
+def test_bank_commands_need_no_model(filled, monkeypatch, where):
+    monkeypatch.setenv("MSA_MODEL", "/no/such/model")
+    info = json.loads(filled("bank", "info", "--json")[1])
+    assert info["documents"] == 3 and info["fingerprint"]["window"] == 2048 and info["bytes_total"] > 0
+    code, out, _ = filled("bank", "info")
+    assert code == 0 and "documents 3" in out
+    assert json.loads(filled("bank", "snapshot", "one", "--json")[1]) == {"snapshots": ["one"]}
+    assert filled("bank", "snapshot", "one")[0] == 1
+    assert filled("bank", "snapshot", "bad name")[0] == 1
+    assert "one" in filled("bank", "snapshot")[1]
+    assert json.loads(filled("bank", "snapshot", "one", "--drop", "--json")[1]) == {"snapshots": []}
+    assert filled("bank", "snapshot", "--drop")[0] == 2
+    filled("delete", "glacier")
+    sizes = json.loads(filled("bank", "compact", "--json")[1])
+    assert sizes["bytes_after"] < sizes["bytes_before"]
+    assert json.loads(filled("bank", "info", "--json")[1])["deleted"] == 0
+
+
+def test_verify_exits_with_one_when_something_is_damaged(filled, where):
+    code, out, _ = filled("bank", "verify", "--json")
+    assert code == 0 and json.loads(out)["ok"] is True
+    [segment] = where.glob("bank/segments/*/keys.safetensors")
+    segment.write_bytes(segment.read_bytes()[:-8] + b"damaged!")
+    code, out, _ = filled("bank", "verify", "--json")
+    assert code == 1 and json.loads(out)["ok"] is False and "keys.safetensors" in json.loads(out)["problems"][0]
+    code, out, _ = filled("bank", "verify")
+    assert code == 1 and "DAMAGED" in out
+
+
+def test_calibrate_makes_an_adapter_that_other_commands_take(msa, where):
+    passages = [json.dumps({"text": about(f"{d['id']} {n}") * 3}) for n in range(12) for d in topics()]
+    (where / "passages.jsonl").write_text("\n".join(passages))
+    (where / "questions.txt").write_text("\n".join(f"what is {d['id']}?" for d in topics()))
+    arguments = ["--layers", "0,2", "--dims", "16", "--pooling", "16", "--questions", "questions.txt"]
+    code, out, err = msa("calibrate", "passages.jsonl", "-o", "mine", *arguments, "--json")
+    assert code == 0, err
+    assert json.loads(out)["config"]["routing"]["layers"] == [0, 2]
+    code, out, err = msa("add", "passages.jsonl", "--adapter", "mine", "--bank", "b2")
+    assert code == 0, err
+    assert msa("retrieve", "what is saffron?", "--adapter", "mine", "--bank", "b2")[0] == 0
+    assert msa("retrieve", "what is saffron?", "--bank", "b2")[0] == 1  # made with another adapter
+
+
+def test_demo_runs_twice_on_the_same_bank(msa):
+    code, out, _ = msa("demo", "--questions", "1", "--json")
+    first = json.loads(out)
+    assert code == 0 and len(first["answers"]) == 1 and len(first["add"]["added"]) == first["stats"]["documents"]
+    code, out, _ = msa("demo", "--questions", "1")
+    assert code == 0 and "0 documents added" in out and "expected" in out
+
+
+def test_benchmarks_give_their_numbers(msa):
+    code, out, _ = msa("bench", "encode", "--tokens", "100", "--repeats", "1", "--json")
+    assert code == 0 and [row["mode"] for row in json.loads(out)] == ["text", "latent", "kv"]
+    assert all(row["ratio"] > 0 for row in json.loads(out))
+    code, out, _ = msa("bench", "route", "--chunks", "200,300", "--repeats", "1", "--json")
+    assert code == 0 and {row["chunks"] for row in json.loads(out)} == {200, 300}
+    code, out, _ = msa("bench", "open", "--chunks", "100", "--width", "16", "--json")
+    assert code == 0 and json.loads(out)["chunks"] == 100
+    code, out, _ = msa("bench", "read", "--repeats", "1", "--json")
+    assert code == 0 and len(json.loads(out)) == 6
+    assert all(row["first_token_s"] > 0 for row in json.loads(out))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["add", "no such file.txt"],
+        ["add", "docs.jsonl", "--reading", "aloud"],
+        ["add", "-", "--stdin-format", "xml"],
+        ["retrieve", "x", "-k", "0"],
+        ["retrieve", " "],
+        ["retrieve", "x", "--filter", "{"],
+        ["retrieve", "x", "--filter", "[]"],
+        ["retrieve", "x", "--filter", '{"$no": 1}'],
+        ["ask", "x", "--max-new-tokens", "0"],
+        ["ask", "x", "--temperature", "-1"],
+        ["ask"],
+        ["ask", "x", "--no-such-option"],
+        ["calibrate", "docs.jsonl", "--layers", "a,b"],
+        ["calibrate", "docs.jsonl", "--dims", "0"],
+        ["calibrate", "docs.jsonl", "--questions", "none"],
+        ["bench", "route", "--chunks", "10,x"],
+        ["bench", "encode", "--repeats", "0"],
+        ["bank"],
+        ["no such command"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_use_exits_with_two(filled, arguments):
+    code, _, err = filled(*arguments)
+    assert code == 2 and (err or arguments == ["bank"])
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["retrieve", "x", "--bank", "nowhere"],
+        ["ask", "x", "--bank", "nowhere"],
+        ["delete", "x", "--bank", "nowhere"],
+        ["bank", "info", "--bank", "nowhere"],
+        ["bank", "verify", "--bank", "nowhere"],
+        ["bank", "compact", "--bank", "nowhere"],
+        ["bank", "snapshot", "s", "--bank", "nowhere"],
+        ["ask", "x", "--namespace", "empty"],
+        ["add", "docs.jsonl", "--model", "./nowhere"],
+        ["add", "docs.jsonl", "--adapter", "nowhere"],
+        ["retrieve", "x", "--reading", "kv"],
+    ],
+    ids=" ".join,
+)
+def test_what_fails_exits_with_one_and_creates_nothing(filled, where, arguments):
+    code, out, err = filled(*arguments)
+    assert code == 1
+    assert "error: " in err or "nowhere" in out
+    assert "Traceback" not in err
+    assert not (where / "nowhere").exists()
+
+
+def test_text_is_printed_as_it_is_but_for_what_a_terminal_obeys(msa):
+    text = "\x1b[2J\x9b31m [bold]x[/bold] :smile: \u202f \ufffd"
+    line = json.dumps({"id": "a", "text": "y", "title": "t :smile: [red]"}).encode()
+    assert msa("add", "-", "--stdin-format", "jsonl", stdin=line)[0] == 0
+    out = msa("retrieve", "y")[1]
+    assert "[a] " in out and "t :smile: [red]" in out
+    code, out, err = msa("delete", text, "\udcff")
+    assert code == 1 and "\x1b" not in out and "\x9b" not in out and "[bold]x[/bold] :smile:" in out
+    code, out, err = msa("delete", text, "\udcff", "--json")
+    assert json.loads(out)["missing"] == [text, "\udcff"]
+    code, out, err = msa("add", "no [bold] \x1b[2J such")
+    assert code == 2 and "no [bold] " in err and "\x1b[2J" not in err
+
+
+def test_a_process_keeps_stdout_for_json(where):
+    (where / "a.txt").write_text("é" + about("violin"))
+    added = process("-v", "add", "a.txt", "--json")
+    assert added.returncode == 0, added.stderr
+    assert json.loads(added.stdout)["added"] == ["a.txt"]
+    assert b"opening bank" in added.stderr and b"\x1b[" not in added.stderr + added.stdout
+    for arguments in (("bank", "info", "--json"), ("bench", "open", "--chunks", "10", "--width", "8", "--json")):
+        done = process(*arguments)
+        assert done.returncode == 0 and json.loads(done.stdout), done.stderr
+    failed = process("ask", "x", "--bank", "nowhere", "--json")
+    assert failed.returncode == 1 and failed.stdout == b"" and failed.stderr.startswith(b"error: ")
+
+
+def test_a_narrow_encoding_loses_no_answer(msa, monkeypatch):
+    assert msa("add", "-", "--stdin-format", "jsonl", stdin='{"id": "é", "text": "€ 5"}'.encode())[0] == 0
+    for arguments in (("retrieve", "x"), ("retrieve", "x", "--json")):
+        narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", narrow)
+            assert msa(*arguments)[0] == 0
+        narrow.flush()
+        printed = narrow.buffer.getvalue().decode("ascii")
+        assert json.loads(printed)[0]["id"] == "é" if "--json" in arguments else "[?]" in printed
+
+
+def test_help_is_light_and_names_every_command():
+    code = (
+        "import sys, contextlib; from msa_plugin.cli import main; sys.argv = ['msa', '--help']\n"
+        "with contextlib.suppress(SystemExit): main()\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'numpy', 'safetensors'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("[]")
+    assert all(command[0] in done.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_shows_an_example(msa, command):
+    code, out, _ = msa(*command, "--help")
+    assert code == 0 and f"Example: msa {' '.join(command)}" in " ".join(out.split())
+
+
+def test_sizes_for_people():
+    assert [size(n) for n in (0, 1023, 1024, 1536, 5 << 30, 5000 << 30)] == [
+        "0 B", "1023 B", "1.0 KiB", "1.5 KiB", "5.0 GiB", "5000.0 GiB",
+    ]  # fmt: skip
+
+
+def test_the_script_is_installed():
+    script = Path(sys.executable).with_name("msa")
+    if not script.exists():
+        pytest.skip("the package is not installed: pip install -e .")
+    assert subprocess.run([script, "--help"], capture_output=True).returncode == 0
