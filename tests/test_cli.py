@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from facade import about, topics
 from msa_plugin.cli import main
 from msa_plugin.cli.output import size
+from msa_plugin.memory import LatentMemory
 from tiny import tiny_adapter, tiny_backbone
 
 COMMANDS = [
@@ -295,6 +297,16 @@ def test_a_narrow_encoding_loses_no_answer(msa, monkeypatch):
         narrow.flush()
         printed = narrow.buffer.getvalue().decode("ascii")
         assert json.loads(printed)[0]["id"] == "é" if "--json" in arguments else "[?]" in printed
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (BrokenPipeError(errno.EPIPE, "gone"), 1)])
+def test_being_interrupted_is_quiet(filled, monkeypatch, error, code):
+    def stop(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(LatentMemory, "retrieve", stop)
+    exited, out, err = filled("retrieve", "x")
+    assert (exited, out) == (code, "") and "Traceback" not in err
 
 
 def test_help_is_light_and_names_every_command():

@@ -194,15 +194,10 @@ def calibrate(
 
 
 def main() -> None:
-    """Entry point: our errors become one line on stderr and an exit code."""
+    """Entry point: our errors become one line on stderr and an exit code; typer sees to Ctrl-C and broken pipes."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a document may hold what the terminal's encoding does not
     try:
         app()
     except MSAError as error:
         sys.exit(report_error(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader of a pipe went away; there is nobody left to tell.
-        sys.exit(0)
