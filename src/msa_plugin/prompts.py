@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 READER = "You answer questions with a short phrase copied from the documents."
+# Repeated with every question, where a small model still remembers it.
+BRIEFLY = "Now answer in at most five words, copied from the documents."
 # Shown before the first question: a small model answers briefly only once it has seen that done. They cost nothing
 # per question, because the K and V of everything before the user's message are computed once.
 EXAMPLES = (
@@ -72,7 +74,7 @@ def _says(role: str, content: str) -> dict[str, str]:
 
 
 def _message(text: str, question: str) -> str:
-    return "".join(reading_parts([text])) + question_part(question)
+    return "".join(reading_parts([text])) + question_part(question, briefly=True)
 
 
 def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
@@ -90,9 +92,9 @@ def reading_parts(documents: Sequence[str]) -> list[str]:
     return [f"Document: {text}\n\n" for text in documents]
 
 
-def question_part(question: str) -> str:
-    """The question's part of a prompt."""
-    return f"Question: {question}"
+def question_part(question: str, *, briefly: bool = False) -> str:
+    """The question's part of a prompt; `briefly` asks for a short answer."""
+    return f"{BRIEFLY}\nQuestion: {question}" if briefly else f"Question: {question}"
 
 
 def follow_up(question: str, found: str) -> str:

@@ -101,7 +101,8 @@ class Reader:
 
     def prefill(self, questions: Sequence[str], excerpts: Sequence[Sequence[Excerpt]]) -> Prefill:
         """Prefill one row per question over the excerpts chosen for it."""
-        asked = self.backbone.tokenize_batch([prompts.question_part(q) for q in questions])
+        briefly = self.instruction is None
+        asked = self.backbone.tokenize_batch([prompts.question_part(q, briefly=briefly) for q in questions])
         if self.mode == "text":
             return self._text(asked, excerpts)
         return self._stored(asked, excerpts)
