@@ -73,8 +73,8 @@ class WindowSink(Sink):
         if self.router.config.source == "attention" and layer in self.router.config.layers:
             self.keys[layer] = mean_pool(keys.transpose(1, 2)[self.mask].float(), self.key_offsets).flatten(1)
         if self.content and layer in self.content.layers:
-            both = torch.stack([keys, values], dim=3).transpose(1, 2)[self.mask]
-            self.values[layer] = mean_pool(both.transpose(1, 2), self.content_offsets)
+            tokens = torch.stack([keys, values], dim=1).permute(0, 3, 1, 2, 4)[self.mask]
+            self.values[layer] = tokens if self.content.pooling == 1 else mean_pool(tokens, self.content_offsets)
 
     def done_before(self, layer: int) -> bool:
         """Stop before the deepest layer's attention when only its input was wanted."""
