@@ -7,8 +7,11 @@ import random
 import pytest
 import torch
 
+from facade import about, opened
 from msa_plugin.config import GenerationConfig
-from msa_plugin.engine.generate import Sampler, TextStream
+from msa_plugin.engine.generate import Sampler, TextStream, decode
+from msa_plugin.engine.reading import Excerpt
+from msa_plugin.prompts import question_part, reading_parts
 
 
 def feed(backbone, text, stop=()):
@@ -137,3 +140,27 @@ def test_without_a_seed_runs_differ():
     logits = torch.zeros(1, 10_000)
     config = GenerationConfig(temperature=1.0)
     assert Sampler(config, 1).pick(logits) != Sampler(config, 1).pick(logits)
+
+
+def test_decoding_is_the_stock_model_over_the_whole_text(tmp_path, backbone, monkeypatch):
+    seen, pick = [], Sampler.pick
+    monkeypatch.setattr(Sampler, "pick", lambda self, logits: seen.append(logits.clone()) or pick(self, logits))
+    monkeypatch.setattr(type(backbone), "end_ids", frozenset())
+    questions, found = ["the violin", "a much longer question about bees"], [about("violin"), about("beekeeping") * 3]
+    with opened(tmp_path, backbone) as memory:
+        reader = memory.engine.reader
+        excerpts = [[Excerpt(0, text, 0, len(text))] for text in found]
+        prefill = reader.prefill(questions, excerpts)
+        streams = [TextStream(backbone, ()) for _ in questions]
+        config = GenerationConfig(max_new_tokens=10, temperature=1.5, seed=4)
+        list(decode(backbone, prefill.state, prefill.logits, prefill.positions, streams, config))
+        prompts = [
+            reader.head_ids + backbone.tokenize(reading_parts([text])[0] + question_part(question)) + reader.tail_ids
+            for question, text in zip(questions, found, strict=True)
+        ]
+    for row, prompt in enumerate(prompts):
+        drawn = streams[row]._ids
+        assert len(set(drawn)) > 3
+        with torch.inference_mode():
+            stock = backbone.model(torch.tensor([prompt + drawn])).logits[0, len(prompt) - 1 : -1]
+        torch.testing.assert_close(torch.stack([logits[row] for logits in seen]), stock, atol=2e-3, rtol=1e-3)
