@@ -314,3 +314,9 @@ def test_writers_in_threads_take_turns(stored, backbone, adapter):
     with opened(stored, backbone, adapter) as memory:
         assert memory.stats().documents == 8 + 4 * 4
         assert memory.verify().ok
+
+
+def test_a_window_longer_than_the_backbone_reads_is_refused_before_a_bank_exists(tmp_path, backbone, adapter) -> None:
+    with pytest.raises(ConfigError, match="4096"):
+        opened(tmp_path, backbone, adapter, window=5000)
+    assert not (tmp_path / "bank").exists()

@@ -72,7 +72,9 @@ def test_a_second_round_finds_the_second_document(memory: LatentMemory) -> None:
     wide = {"per_round": 3, "cut": 0.6}
     found = []
     for rounds in (1, 2):
-        gathered = engine.gather([q.question for q in questions], selection, InterleaveConfig(max_rounds=rounds, **wide))
+        gathered = engine.gather(
+            [q.question for q in questions], selection, InterleaveConfig(max_rounds=rounds, **wide)
+        )
         read = [{d.id for d in one.stored.values()} for one in gathered]
         found.append(sum(set(q.positive_ids) <= ids for q, ids in zip(questions, read, strict=True)))
     assert found[1] > found[0]

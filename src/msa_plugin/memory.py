@@ -22,7 +22,7 @@ from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.intake import check_namespace
 from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
 from msa_plugin.engine.adapters import find_adapter
-from msa_plugin.engine.engine import Engine, fingerprint
+from msa_plugin.engine.engine import Engine, check_window, fingerprint
 from msa_plugin.engine.ingestion import Ingestion, OnInvalid
 from msa_plugin.errors import ConfigError, EmptyMemoryError, InvalidQueryError, UnknownDocumentError
 from msa_plugin.progress import terminal_progress
@@ -104,6 +104,7 @@ class LatentMemory(AsyncTwins):
             model if isinstance(model, Backbone) else Backbone.load(model, device=config.device, dtype=config.dtype)
         )
         chosen = find_adapter(backbone, adapter)
+        check_window(backbone, config)
         bank = MemoryBank.open(
             Path(path),
             fingerprint(backbone, chosen, config),
@@ -136,7 +137,8 @@ class LatentMemory(AsyncTwins):
 
         A document is a string, a mapping {"id", "text", "title"?, "metadata"?} or a `Document`. A sequence is
         validated as a whole first; a generator is consumed as it comes, in bounded memory, and what was committed
-        before an error stays. Without `on_progress` a bar is shown on a terminal.
+        before an error stays. Without `on_progress` a bar is shown on a terminal. Other writers wait until it is
+        done, for as long as their `lock_timeout`.
 
         Raises InvalidDocumentError, DuplicateDocumentError when one call gives an id to two documents that differ,
         BankLockedError, BankReadOnlyError and BankWriteError.

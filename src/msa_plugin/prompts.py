@@ -1,4 +1,4 @@
-"""Every string the model is shown, in one place: the chat frame, the reading prompt and the reference's wire format.
+"""Every string the model is shown, in one place: the chat frame, its examples and the reading prompt.
 
 Documents and questions are data: only the frame around them is ever tokenised with special tokens enabled.
 """

@@ -211,7 +211,10 @@ class Round:
 
 @dataclass(frozen=True)
 class Trace:
-    """How an answer came about. `seconds` sums each stage: encode, route, gather, prefill, decode."""
+    """How an answer came about. `seconds` by stage: encode, route, other (between rounds), gather, prefill, decode.
+
+    `prompt_tokens` were prefilled for this question, `context_tokens` are those of the documents read.
+    """
 
     mode: str
     abilities: tuple[str, ...]

@@ -70,7 +70,7 @@ def test_default_layers_are_low() -> None:
 
 def test_calibration_is_reproducible_and_says_what_it_is() -> None:
     backbone = tiny_backbone()
-    config = CalibrationConfig(layers=(0, 1), dims=32, pooling=16)
+    config = CalibrationConfig(layers=(0, 1), dims=32, pooling=16, window=1024)
     first = Calibration(backbone, config).run(PASSAGES, calibration_questions())
     again = Calibration(backbone, config).run(PASSAGES, calibration_questions())
     assert first.hash() == again.hash()
@@ -78,6 +78,15 @@ def test_calibration_is_reproducible_and_says_what_it_is() -> None:
     assert first.config.routing.key_groups == {"shared": 32}
     assert first.config.provenance["passages"] == len(PASSAGES)
     assert first.config.prefix == "<|im_start|>"
+
+
+def test_a_long_text_gives_several_passages() -> None:
+    backbone = tiny_backbone()
+    config = CalibrationConfig(layers=(0,), dims=8, window=64)
+    adapter = Calibration(backbone, config).run(["".join(PASSAGES)[:6000]], ["why?"])
+    # 63 bytes and the first token fill a window; some characters take more than one byte.
+    assert 95 <= adapter.config.provenance["passages"] <= 97
+    assert adapter.config.provenance["questions"] == 1
 
 
 @pytest.mark.parametrize(

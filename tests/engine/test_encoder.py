@@ -104,6 +104,15 @@ def test_a_stream_is_read_ahead_only_so_far(backbone: Backbone, adapter: Adapter
     assert taken <= 16 * 64 // 40 + 1
 
 
+def test_less_is_read_ahead_where_latents_are_large(backbone: Backbone, adapter: Adapter) -> None:
+    everything = ContentConfig(layers=(0, 1, 2, 3), pooling=1)
+    small = Encoder(backbone, adapter.router, None, batch_tokens=100_000)
+    large = Encoder(backbone, adapter.router, everything, batch_tokens=100_000)
+    assert small.lookahead == 1_600_000
+    # 4 layers x K and V x 2 heads x 16 numbers x 4 bytes are 1 KiB a token, and 128 MiB may wait.
+    assert 120_000 < large.lookahead < 131_072
+
+
 def test_stored_tensors_do_not_hold_on_to_their_batch(backbone: Backbone, adapter: Adapter) -> None:
     encoder = Encoder(backbone, adapter.router, EVERYTHING, keys_dtype=torch.float16)
     [latents] = encoder.encode_windows([[5, 6, 7]])

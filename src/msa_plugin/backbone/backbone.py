@@ -100,7 +100,9 @@ class Backbone:
 
     def tokenize_frame(self, text: str) -> list[int]:
         """Token ids of our own template text, in which special tokens are control tokens. Never for user text."""
-        ids: list[int] = self._need_tokenizer()(text, add_special_tokens=False)["input_ids"]
+        tokenizer = self._need_tokenizer()
+        with self._lock:
+            ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
         return ids
 
     def _special_ids(self, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -10,7 +10,7 @@ import typer
 
 from msa_plugin.cli.options import Bank, Json, Namespace, open_bank
 from msa_plugin.cli.output import Output, size
-from msa_plugin.errors import ConfigError
+from msa_plugin.errors import BankNotFoundError, ConfigError
 
 app = typer.Typer(help="Look after a memory bank on disk.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -45,6 +45,8 @@ def verify(bank: Bank = Path("bank"), as_json: Json = False) -> None:
     from msa_plugin.bank.verify import verify_bank
 
     out = Output(as_json)
+    if not bank.is_dir():
+        raise BankNotFoundError(f"there is no bank in {bank}; --bank names its folder")
     out.note(f"reading every file of {bank} ...")
     report = verify_bank(bank, deep=True)
     out.say(f"{report.files} files, {size(report.bytes)}: " + ("all is well" if report.ok else "DAMAGED"))

@@ -18,6 +18,7 @@ from torch import Tensor
 from msa_plugin.backbone.attention import Pass, Sink
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.tiers import KeyTier
 from msa_plugin.bank.view import Selection
 from msa_plugin.config import RoutingConfig
 from msa_plugin.routing.scorer import RoutedDocuments, route
@@ -66,12 +67,18 @@ def encode_head(backbone: Backbone, ids: Sequence[int]) -> TemplateHead:
 
 
 def bank_route(
-    bank: MemoryBank, selection: Selection, config: RoutingConfig, mask: Tensor, k: int, tiles: tuple[int, int]
+    bank: MemoryBank,
+    selection: Selection,
+    config: RoutingConfig,
+    mask: Tensor,
+    k: int,
+    tiles: tuple[int, int],
+    tier: KeyTier,
 ) -> Route:
     """A per-layer route over the bank: `mask` bool [B, T] marks the tokens that vote; `tiles` is (chunks, tokens)."""
 
     def run(layer: int, queries: Tensor) -> RoutedDocuments:
-        blocks = bank.key_blocks(str(layer), selection)
+        blocks = tier.blocks(bank.key_blocks(str(layer), selection))
         return route(queries, mask, blocks, k, config, tile_chunks=tiles[0], tile_tokens=tiles[1])
 
     return run

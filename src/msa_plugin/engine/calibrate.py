@@ -164,12 +164,14 @@ class Calibration:
         return Router(config, layers, weights).to(self.backbone.device)
 
     def _tokens(self, texts: Iterable[str], limit: int) -> list[list[int]]:
+        """Token rows of up to a window each; a longer text gives several."""
         rows: list[list[int]] = []
         room = self.config.window - len(self._prefix_ids)
         stream = iter(texts)
         while len(rows) < limit and (portion := list(islice(stream, min(_PORTION, limit - len(rows))))):
-            rows += [self._prefix_ids + ids[:room] for ids in self.backbone.tokenize_batch(portion) if ids]
-        return rows
+            tokens = self.backbone.tokenize_batch(portion)
+            rows += [self._prefix_ids + ids[at : at + room] for ids in tokens for at in range(0, len(ids), room)]
+        return rows[:limit]
 
     def _states(self, rows: list[list[int]], pooler: Router, on_progress: OnProgress | None) -> tuple[Tensor, Tensor]:
         """Pooled states [N, L*h] of every row, in order, and the row that each comes from [N]."""

@@ -22,8 +22,10 @@ from msa_plugin.config import ContentConfig
 from msa_plugin.prompts import document_text
 from msa_plugin.types import Document, EncodedDocument
 
-# Windows read ahead, in batches' worth of tokens, so that windows of like length can share a batch.
+# Windows read ahead, in batches' worth of tokens, so that windows of like length can share a batch; and how many bytes
+# of latents may wait meanwhile, which is what bounds it where every token's K and V are kept.
 _LOOKAHEAD_BATCHES = 16
+_LOOKAHEAD_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Encoder:
         self.times = EncodeTimes()
 
     def encode(self, documents: Iterable[Document]) -> Iterator[EncodedDocument]:
-        """Encode a stream of documents; reads ahead about sixteen batches of tokens and no further."""
+        """Encode a stream of documents; reads ahead about `lookahead` tokens and no further."""
         pool: list[_Pending] = []
         tokens = 0
         for document in documents:
@@ -138,11 +140,20 @@ class Encoder:
             self.times.tokenize += time.perf_counter() - began
             pool.append(_Pending(document, windows))
             tokens += sum(map(len, windows))
-            if tokens >= _LOOKAHEAD_BATCHES * self.batch_tokens:
+            if tokens >= self.lookahead:
                 yield from self._finish(pool)
                 pool, tokens = [], 0
         if pool:
             yield from self._finish(pool)
+
+    @property
+    def lookahead(self) -> int:
+        """Tokens read ahead: sixteen batches, or fewer where their latents would take more than 128 MiB."""
+        spec, content = self.backbone.spec, self.content
+        keys = sum(self.router.config.key_groups.values()) * self.keys_dtype.itemsize / self.router.config.pooling
+        width = 2 * spec.kv_heads * spec.head_dim * self.backbone.dtype.itemsize
+        kept = keys + (len(content.layers) * width / content.pooling if content else 0)
+        return min(_LOOKAHEAD_BATCHES * self.batch_tokens, max(self.batch_tokens, int(_LOOKAHEAD_BYTES / kept)))
 
     def windows(self, ids: list[int]) -> list[list[int]]:
         """Cut a document's ids into consecutive windows, each with the prefix; never returns an empty list."""

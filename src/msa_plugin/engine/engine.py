@@ -17,6 +17,7 @@ from msa_plugin.backbone.attention import Pass, Sink
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.documents import StoredDocument
+from msa_plugin.bank.tiers import KeyTier
 from msa_plugin.bank.view import Selection
 from msa_plugin.config import ContentConfig, GenerationConfig, InterleaveConfig, MemoryConfig, ReadingMode
 from msa_plugin.engine.assembly import BankSource, bank_route
@@ -25,7 +26,7 @@ from msa_plugin.engine.generate import TextStream, decode
 from msa_plugin.engine.interleave import Gathered, Query, Ranking, interleave
 from msa_plugin.engine.ranking import Ranked, SharedQueries, blended, rank_routed, rank_shared, shared_queries
 from msa_plugin.engine.reading import Excerpt, Prefill, Reader, allowances, around
-from msa_plugin.errors import AdapterError, InvalidQueryError
+from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
 from msa_plugin.types import Answer, Document, EncodedDocument, Fingerprint, Hit, Source, Trace
 
 # Chunks of a found document that the next round routes on.
@@ -48,6 +49,13 @@ def content_config(backbone: Backbone, adapter: Adapter, config: MemoryConfig) -
         return ContentConfig(layers=tuple(range(backbone.spec.layers)), pooling=config.content_pooling or 1)
     reading = adapter.config.reading
     return ContentConfig(layers=reading.layers, pooling=config.content_pooling or reading.pooling)
+
+
+def check_window(backbone: Backbone, config: MemoryConfig) -> None:
+    """Raises ConfigError for a window longer than the backbone reads."""
+    longest = backbone.spec.max_positions
+    if config.window > longest:
+        raise ConfigError(f"window={config.window} is longer than {backbone.name} reads, {longest} tokens; choose less")
 
 
 def fingerprint(backbone: Backbone, adapter: Adapter, config: MemoryConfig) -> Fingerprint:
@@ -103,6 +111,7 @@ class Engine:
             backbone, bank, self.mode, self.content, self.encoder.layout, self.top_k, config.instruction
         )
         self._tiles = (config.tile_chunks, config.tile_tokens)
+        self._tier = KeyTier(backbone.device)
 
     def encode(self, documents: Iterable[Document]) -> Iterator[EncodedDocument]:
         """Global memory encoding of a stream of documents, in order."""
@@ -128,7 +137,7 @@ class Engine:
         if any(q != text for q, text in zip(questions, queries, strict=False)):
             asked = blended(self._vectors(questions), asked, weight, self.router)
         encoded = time.perf_counter()
-        ranked = rank_shared(self.bank, self.router, asked, k, selection, self._tiles)
+        ranked = rank_shared(self.bank, self.router, asked, k, selection, self._tiles, self._tier)
         return Ranking(ranked, {"encode": encoded - began, "route": time.perf_counter() - encoded})
 
     def _vectors(self, texts: Sequence[str]) -> SharedQueries:
@@ -154,7 +163,7 @@ class Engine:
         votes = mask.clone()
         votes[:, ids.shape[1] - len(self.reader.tail_ids) :] = False
         config = self.adapter.config.routing
-        route = bank_route(self.bank, selection, config, votes, max(k, self.top_k), self._tiles)
+        route = bank_route(self.bank, selection, config, votes, max(k, self.top_k), self._tiles, self._tier)
         source = BankSource(self.bank, self._reading_layers, self.reader.head, len(asked), route=route)
         positions = self.reader.head.length + self.top_k + (mask.cumsum(1) - 1).clamp(min=0)
         state = Pass(source=source, router=self.router, sink=_UntilRouted(config.layers[-1]))

@@ -20,6 +20,7 @@ from msa_plugin.backbone.attention import CausalRows, Sink
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.router import Router
 from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.tiers import KeyTier
 from msa_plugin.bank.view import Selection
 from msa_plugin.config import RoutingConfig
 from msa_plugin.engine.assembly import BankSource
@@ -90,10 +91,16 @@ def blended(questions: SharedQueries, follow_ups: SharedQueries, weight: float, 
 
 
 def rank_shared(
-    bank: MemoryBank, router: Router, asked: SharedQueries, k: int, selection: Selection, tiles: tuple[int, int]
+    bank: MemoryBank,
+    router: Router,
+    asked: SharedQueries,
+    k: int,
+    selection: Selection,
+    tiles: tuple[int, int],
+    tier: KeyTier,
 ) -> list[list[Ranked]]:
     """The best `k` documents of each row by the score summed over routing layers."""
-    blocks = bank.key_blocks("shared", selection)
+    blocks = tier.blocks(bank.key_blocks("shared", selection))
     routed = route(asked.queries, asked.votes, blocks, k, router.config, tile_chunks=tiles[0], tile_tokens=tiles[1])
     return [
         _explained(bank, router, asked.shares[:, row][:, asked.votes[row]], ordinals.tolist(), scores.tolist())
