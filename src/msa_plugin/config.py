@@ -133,7 +133,7 @@ class InterleaveConfig(Settings):
 
     max_rounds: int = Field(default=2, gt=0, le=16)
     per_round: int = Field(default=3, gt=0)
-    cut: float = Field(default=0.7, ge=0.0)
+    cut: float = Field(default=0.6, ge=0.0)
     follow_weight: float = Field(default=1.0, ge=0.0)
 
 

@@ -94,7 +94,7 @@ def reading_parts(documents: Sequence[str]) -> list[str]:
 
 def question_part(question: str, *, briefly: bool = False) -> str:
     """The question's part of a prompt; `briefly` asks for a short answer."""
-    return f"{BRIEFLY}\nQuestion: {question}" if briefly else f"Question: {question}"
+    return f"Question: {question}\n{BRIEFLY}" if briefly else f"Question: {question}"
 
 
 def follow_up(question: str, found: str) -> str:

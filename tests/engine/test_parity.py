@@ -83,7 +83,7 @@ def _load(path: Path, folder: Path) -> Case:
     documents = [part.tolist() for part in inputs["doc_token_ids"].split(lengths)]
     # A small batch budget mixes lengths, so that padding is exercised too.
     encoder = Encoder(
-        backbone, adapter.router, adapter.config.reading, window=4096, batch_tokens=64, keys_dtype=torch.float32
+        backbone, adapter.router, adapter.config.reading, window=1 << 20, batch_tokens=64, keys_dtype=torch.float32
     )
     latents = encoder.encode_windows(documents)
     bank = MemoryBank.open(folder / "bank", Fingerprint("b", "t", "a", "r", "c", "float32", "none", 4096))

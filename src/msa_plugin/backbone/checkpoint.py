@@ -50,7 +50,8 @@ def load_reference(folder: Path, *, cosine: bool | None = None) -> tuple[Backbon
 
 def routing_of(raw: dict[str, Any], msa: dict[str, Any], cosine: bool | None) -> RoutingConfig:
     """`RoutingConfig` of a reference config; `raw` is config.json, `msa` its `msa_config`."""
-    layers, head_dim = raw["num_hidden_layers"], raw["head_dim"]
+    layers = raw["num_hidden_layers"]
+    head_dim = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
     listed = str(msa["router_layer_idx"])
     indices = tuple(range(layers)) if listed == "all" else tuple(sorted(int(i) for i in listed.split(",")))
     if indices[-1] >= layers:
