@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from msa_plugin.backbone.attention import NAME, CausalRows, Pass
+from msa_plugin.backbone.attention import NAME, CausalRows, Pass, Sink
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.families import shift_keys
 from msa_plugin.engine.assembly import encode_head
 from msa_plugin.engine.encoder import Encoder, pad_left, pad_right
 from msa_plugin.errors import UnsupportedBackboneError
@@ -108,6 +109,26 @@ def test_unpooled_memory_equals_plain_attention_over_the_same_text(family: str) 
         Pass(source=source), row, torch.ones_like(row).bool(), torch.arange(12, 20)[None], logits="all"
     )
     assert (dense - remembered).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("by", [1, 37, -5])
+def test_shifted_keys_are_those_of_a_text_further_on(any_backbone: Backbone, by: int) -> None:
+    class Keys(Sink):
+        def __init__(self) -> None:
+            self.keys: dict[int, torch.Tensor] = {}
+
+        def on_kv(self, layer, keys, values) -> None:
+            self.keys[layer] = keys
+
+    def keys_from(start: int) -> dict[int, torch.Tensor]:
+        sink, ids = Keys(), torch.arange(10, 22)[None]
+        positions = torch.arange(start, start + 12)[None]
+        any_backbone.run(CausalRows(sink=sink), ids, torch.ones_like(ids).bool(), positions, logits="none")
+        return sink.keys
+
+    here, there = keys_from(8), keys_from(8 + by)
+    for layer, keys in here.items():
+        assert (shift_keys(any_backbone.model, layer, keys, by) - there[layer]).abs().max() < TOLERANCE
 
 
 def test_encoding_stops_at_the_deepest_layer_needed(any_backbone: Backbone) -> None:

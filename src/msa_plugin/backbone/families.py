@@ -6,7 +6,11 @@ Nothing below or above this file asks for the family again.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from msa_plugin.errors import UnsupportedBackboneError
 
@@ -75,6 +79,26 @@ def _sliding_windows(config: PretrainedConfig, layers: int) -> tuple[int | None,
         return (None,) * layers
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def shift_keys(model: PreTrainedModel, layer: int, keys: Tensor, by: int) -> Tensor:
+    """Keys [..., D] after RoPE, as they would be `by` positions further on.
+
+    A rotation is linear, so the mean of keys (a pooled chunk) shifts exactly like a single key.
+    """
+    rotary, position = model.model.rotary_emb, torch.tensor([[by]], device=keys.device)
+    probe = torch.zeros(1, dtype=torch.float32, device=keys.device)
+    kinds = getattr(model.config, "layer_types", None)
+    # Families whose layers differ in RoPE take the kind of layer as a third argument.
+    per_kind = "layer_type" in signature(rotary.forward).parameters
+    cos, sin = rotary(probe, position, kinds[layer]) if per_kind and kinds else rotary(probe, position)
+    cos, sin = cos[0, 0], sin[0, 0]
+    # Some RoPE variants scale cos and sin; that has been applied to these keys once already.
+    norm = (cos**2 + sin**2).sqrt()
+    plain = keys.float()
+    first, second = plain.chunk(2, dim=-1)
+    shifted: Tensor = plain * (cos / norm) + torch.cat([-second, first], dim=-1) * (sin / norm)
+    return shifted.to(keys.dtype)
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:

@@ -25,14 +25,16 @@ from msa_plugin.routing.scorer import RoutedDocuments, route
 from msa_plugin.types import LayerContext
 
 Route = Callable[[int, Tensor], RoutedDocuments]
+Shift = Callable[[int, Tensor, int], Tensor]
 
 
 class Span(NamedTuple):
-    """Part of a document's content: chunks `start` to `stop` (None: to the end)."""
+    """Part of a document's content: chunks `start` to `stop` (None: to the end), read `shift` positions further on."""
 
     ordinal: int
     start: int = 0
     stop: int | None = None
+    shift: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,14 @@ class BankSource:
         *,
         route: Route | None = None,
         selected: Sequence[Sequence[Span]] | None = None,
+        shift: Shift | None = None,
     ) -> None:
-        """Either `route` selects at each router layer, or `selected` gives each row's documents for all layers."""
+        """Either `route` selects at each router layer, or `selected` gives each row's documents for all layers.
+
+        `shift(layer, keys, by)` moves K along where a span asks for it.
+        """
         self._bank, self._reading, self._head, self._rows = bank, frozenset(reading), head, rows
-        self._route, self._selected = route, selected
+        self._route, self._selected, self._shift = route, selected, shift
         self.routed: dict[int, RoutedDocuments] = {}
         self.queries: dict[int, Tensor] = {}
         self.seconds = {"route": 0.0, "gather": 0.0}
@@ -128,7 +134,14 @@ class BankSource:
         # A document that several rows chose is read once.
         wanted = sorted({span.ordinal for row in rows for span in row})
         found = dict(zip(wanted, self._bank.content(wanted, layer), strict=True))
-        return [torch.cat([found[s.ordinal][s.start : s.stop] for s in row]) if row else None for row in rows]
+        return [torch.cat([self._part(layer, s, found[s.ordinal]) for s in row]) if row else None for row in rows]
+
+    def _part(self, layer: int, span: Span, content: Tensor) -> Tensor:
+        part = content[span.start : span.stop]
+        if not span.shift or self._shift is None:
+            return part
+        part = part.to(self._head.keys[layer].device)
+        return torch.stack([self._shift(layer, part[:, 0], span.shift), part[:, 1]], dim=1)
 
     def _spans(self, layer: int) -> list[list[Span]]:
         if self._selected is not None:

@@ -6,9 +6,9 @@ Shapes: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from msa_plugin import prompts
 from msa_plugin.backbone.attention import Pass
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.families import shift_keys
 from msa_plugin.backbone.positions import WindowLayout
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.config import ContentConfig, ReadingMode
@@ -119,23 +120,47 @@ class Reader:
 
     def _stored(self, asked: Sequence[list[int]], excerpts: Sequence[Sequence[Excerpt]]) -> Prefill:
         assert self.content is not None
-        pooling = self.content.pooling
-        spans = [[self._span(e, pooling) for e in chosen] for chosen in excerpts]
-        source = BankSource(self.bank, self.content.layers, self.head, len(asked), selected=spans)
+        placed = [self._placed(chosen, self.content.pooling) for chosen in excerpts]
+        source = BankSource(
+            self.bank,
+            self.content.layers,
+            self.head,
+            len(asked),
+            selected=[spans for spans, _ in placed],
+            shift=partial(shift_keys, self.backbone.model),
+        )
         rows = [question + self.tail_ids for question in asked]
-        starts = [self._start(chosen) for chosen in excerpts]
         context = [sum(e.stop - e.start for e in chosen) for chosen in excerpts]
-        return self._run(rows, starts, context, source)
+        return self._run(rows, [start for _, start in placed], context, source)
 
-    def _span(self, excerpt: Excerpt, pooling: int) -> Span:
+    def _placed(self, chosen: Sequence[Excerpt], pooling: int) -> tuple[list[Span], int]:
+        """What to read of each document, and the position of the question's first token.
+
+        Latents stay at the positions they were encoded at, and the question starts where it did in training: after
+        the template head and `top_k` (golden spec section 2). Stored K, V for an untrained backbone are laid out one
+        after another behind the head, since that is the only kind of context it knows.
+        """
+        if self.mode == "latent":
+            return [self._whole(e, pooling) for e in chosen], self.head.length + self.top_k
+        spans, at = [], self.head.length
+        for span in (self._whole(e, pooling) for e in chosen):
+            for start, stop in self._by_window(span, pooling):
+                position = start % self.layout.chunks_per_window(pooling) * pooling
+                spans.append(Span(span.ordinal, start, stop, at - position))
+                at += (stop - start) * pooling
+        return spans, at
+
+    def _whole(self, excerpt: Excerpt, pooling: int) -> Span:
         first = self.layout.chunk_of_token(excerpt.start, pooling) if excerpt.start else 0
         return Span(excerpt.ordinal, first, self.layout.chunk_of_token(max(excerpt.stop - 1, 0), pooling) + 1)
 
-    def _start(self, chosen: Sequence[Excerpt]) -> int:
-        """Position of a question's first token: after everything it can see where tokens are stored one by one."""
-        if self.mode == "latent":
-            return self.head.length + self.top_k
-        return max([self.head.length, *(min(e.stop + self.layout.prefix, self.layout.window) for e in chosen)])
+    def _by_window(self, span: Span, pooling: int) -> Iterator[tuple[int, int]]:
+        """First and last chunk (exclusive) of the span's part in each window: positions start again with a window."""
+        size, start = self.layout.chunks_per_window(pooling), span.start
+        while span.stop is not None and start < span.stop:
+            stop = min(span.stop, (start // size + 1) * size)
+            yield start, stop
+            start = stop
 
     def _run(self, rows: list[list[int]], starts: list[int], context: list[int], source: BankSource) -> Prefill:
         began = time.perf_counter()
