@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from facade import opened
 from hypothesis import given
 from hypothesis import strategies as st
 
+from facade import opened
 from msa_plugin.engine.reading import Excerpt, Reader, allowances, around
 
 
