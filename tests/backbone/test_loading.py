@@ -51,6 +51,18 @@ def test_an_unsupported_family_is_refused_before_its_weights_are_read(folder) ->
         Backbone.load(str(folder))
 
 
+def test_pickled_weights_are_refused(folder) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save(tiny_model().state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(BackboneNotFoundError, match="safetensors"):
+        Backbone.load(str(folder))
+
+
+def test_loading_is_silent_where_there_is_no_terminal(folder, capfd) -> None:
+    Backbone.load(str(folder))
+    assert capfd.readouterr().err == ""
+
+
 def test_the_order_of_the_default(monkeypatch) -> None:
     monkeypatch.setattr(loading, "packaged_gguf", lambda: None)
     assert loading.resolve(None) == loading.DEFAULT_HUB_ID

