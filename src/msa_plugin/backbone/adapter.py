@@ -28,8 +28,8 @@ class AdapterConfig(Settings):
 
     `backbone` and `tokenizer` are hashes it was made for. `prefix` is a special token put before every document and
     question (None: nothing). `reading` says which layers attend to memory and how it is pooled. `top_k` documents are
-    selected; `query_start` is how a question's first position follows from them: after the template head plus `top_k`
-    (golden spec section 2). `provenance` and `measured` are for people.
+    selected, and a question over latents starts at the template head's length plus `top_k` (golden spec section 2).
+    `provenance` and `measured` are for people.
     """
 
     name: str

@@ -6,7 +6,6 @@ as the deepest layer of which something is kept. Shapes: T tokens, C chunks, W r
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -34,15 +33,6 @@ class Latents:
 
     keys: dict[str, Tensor]
     content: dict[int, Tensor]
-
-
-@dataclass
-class EncodeTimes:
-    """Seconds spent in the backbone and in everything around it, and real tokens encoded."""
-
-    forward: float = 0.0
-    tokenize: float = 0.0
-    tokens: int = 0
 
 
 class WindowSink(Sink):
@@ -128,16 +118,13 @@ class Encoder:
         self.prefix = list(prefix)
         self.layout = WindowLayout(window, len(self.prefix))
         self.batch_tokens, self.keys_dtype = batch_tokens, keys_dtype
-        self.times = EncodeTimes()
 
     def encode(self, documents: Iterable[Document]) -> Iterator[EncodedDocument]:
         """Encode a stream of documents; reads ahead about `lookahead` tokens and no further."""
         pool: list[_Pending] = []
         tokens = 0
         for document in documents:
-            began = time.perf_counter()
             windows = self.windows(self.backbone.tokenize(document_text(document.title, document.text)))
-            self.times.tokenize += time.perf_counter() - began
             pool.append(_Pending(document, windows))
             tokens += sum(map(len, windows))
             if tokens >= self.lookahead:
@@ -178,15 +165,11 @@ class Encoder:
             yield EncodedDocument(pending.document, tokens, *_joined(parts))
 
     def _forward(self, windows: list[list[int]]) -> list[Latents]:
-        began = time.perf_counter()
         ids, mask = pad_right(windows, self.backbone.device)
         sink = WindowSink(self.router, self.content, ids, mask)
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         self.backbone.run(CausalRows(sink=sink), ids, mask, positions, logits="none")
-        latents = sink.latents(self.keys_dtype)
-        self.times.forward += time.perf_counter() - began
-        self.times.tokens += sum(map(len, windows))
-        return latents
+        return sink.latents(self.keys_dtype)
 
 
 def _joined(parts: list[Latents]) -> tuple[dict[str, Tensor], dict[int, Tensor]]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from msa_plugin import prompts
 from msa_plugin.backbone.adapter import Adapter
@@ -23,11 +25,11 @@ from msa_plugin.config import ContentConfig, GenerationConfig, InterleaveConfig,
 from msa_plugin.engine.assembly import BankSource, bank_route
 from msa_plugin.engine.encoder import Encoder, pad_left
 from msa_plugin.engine.generate import TextStream, decode
-from msa_plugin.engine.interleave import Gathered, Query, Ranking, interleave
+from msa_plugin.engine.interleave import Found, Gathered, Query, Ranking, interleave
 from msa_plugin.engine.ranking import Ranked, SharedQueries, blended, rank_routed, rank_shared, shared_queries
 from msa_plugin.engine.reading import Excerpt, Prefill, Reader, allowances, around
 from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
-from msa_plugin.types import Answer, Document, EncodedDocument, Fingerprint, Hit, Source, Trace
+from msa_plugin.types import Answer, Document, EncodedDocument, Fingerprint, Hit, Round, Source, Trace
 
 # Chunks of a found document that the next round routes on.
 _PIECES = 8
@@ -80,6 +82,17 @@ class Asked:
     gathered: Gathered
     excerpts: list[Excerpt]
     stored: dict[int, StoredDocument]
+
+
+class RoutedPass(NamedTuple):
+    """A prefill that routed inside: `votes` [B, T], `logits` [B, 1, V] or None, next `positions` [B], total seconds."""
+
+    state: Pass
+    source: BankSource
+    votes: Tensor
+    logits: Tensor | None
+    positions: Tensor
+    seconds: float
 
 
 class Engine:
@@ -156,21 +169,31 @@ class Engine:
         return row
 
     def _rank_per_layer(self, queries: Sequence[str], k: int, selection: Selection) -> Ranking:
+        run = self._routed_pass(queries, max(k, self.top_k), selection, answering=False)
+        ranked = rank_routed(self.bank, self.adapter.config.routing, run.source, run.votes, k)
+        route = run.source.seconds["route"]
+        return Ranking(ranked, {"encode": run.seconds - route, "route": route})
+
+    def _routed_pass(self, queries: Sequence[str], k: int, selection: Selection, *, answering: bool) -> RoutedPass:
+        """A prefill in which every router layer selects `k` documents for itself, and reads them where they are kept.
+
+        It goes to the end and keeps its cache when `answering`, else it ends with the last router layer.
+        """
         began = time.perf_counter()
-        asked = self.backbone.tokenize_batch([prompts.question_part(q) for q in queries])
+        briefly = answering and self.config.instruction is None
+        asked = self.backbone.tokenize_batch([prompts.question_part(q, briefly=briefly) for q in queries])
         asked = [ids[: self.encoder.layout.text] for ids in asked]  # a follow-up may hold a long document
         ids, mask = pad_left([row + self.reader.tail_ids for row in asked], self.backbone.device)
         votes = mask.clone()
         votes[:, ids.shape[1] - len(self.reader.tail_ids) :] = False
         config = self.adapter.config.routing
-        route = bank_route(self.bank, selection, config, votes, max(k, self.top_k), self._tiles, self._tier)
+        route = bank_route(self.bank, selection, config, votes, k, self._tiles, self._tier)
         source = BankSource(self.bank, self._reading_layers, self.reader.head, len(asked), route=route)
         positions = self.reader.head.length + self.top_k + (mask.cumsum(1) - 1).clamp(min=0)
-        state = Pass(source=source, router=self.router, sink=_UntilRouted(config.layers[-1]))
-        self.backbone.run(state, ids, mask, positions, logits="none")
-        ranked = rank_routed(self.bank, config, source, votes, k)
-        total = time.perf_counter() - began
-        return Ranking(ranked, {"encode": total - source.seconds["route"], "route": source.seconds["route"]})
+        sink = None if answering else _UntilRouted(config.layers[-1])
+        state = Pass(source=source, router=self.router, sink=sink, keep_cache=answering)
+        logits = self.backbone.run(state, ids, mask, positions, logits="last" if answering else "none")
+        return RoutedPass(state, source, votes, logits, positions[:, -1] + 1, time.perf_counter() - began)
 
     def check_question(self, text: object) -> None:
         """Raises InvalidQueryError for a question that is not text, is blank, or is longer than a window."""
@@ -203,8 +226,11 @@ class Engine:
         self, questions: Sequence[str], selection: Selection, generation: GenerationConfig, rounds: InterleaveConfig
     ) -> Generator[tuple[int, str | Answer], None, None]:
         """Answer a batch: yields (row, text piece) while decoding and (row, Answer) at the end."""
-        asked = self.gather(questions, selection, rounds)
-        prefill = self.reader.prefill(questions, [a.excerpts for a in asked])
+        if self.mode == "latent" and self.adapter.config.routing.selection == "per_layer":
+            asked, prefill = self._read_while_routing(questions, selection)
+        else:
+            asked = self.gather(questions, selection, rounds)
+            prefill = self.reader.prefill(questions, [a.excerpts for a in asked])
         streams = [TextStream(self.backbone, generation.stop) for _ in questions]
         decoding = decode(self.backbone, prefill.state, prefill.logits, prefill.positions, streams, generation)
         seconds, began = 0.0, time.perf_counter()
@@ -215,6 +241,29 @@ class Engine:
         seconds += time.perf_counter() - began
         for row, stream in enumerate(streams):
             yield row, self._answer(asked[row], prefill, row, stream, generation, seconds)
+
+    def _read_while_routing(self, questions: Sequence[str], selection: Selection) -> tuple[list[Asked], Prefill]:
+        """The reference's way: one forward routes and reads, each layer what it selected itself (paper section 3.3).
+
+        The sources are the documents that any layer read. There is one round: further ones are the model's to ask for.
+        """
+        run = self._routed_pass(questions, self.top_k, selection, answering=True)
+        assert run.logits is not None
+        config, spent = self.adapter.config.routing, run.source.seconds
+        ranked = rank_routed(self.bank, config, run.source, run.votes, self.top_k * len(config.layers))
+        asked = [self._as_asked(q, row, {"route": spent["route"]}) for q, row in zip(questions, ranked, strict=True)]
+        context = tuple(sum(e.stop for e in one.excerpts) for one in asked)
+        seconds = {"gather": spent["gather"], "prefill": run.seconds - spent["gather"] - spent["route"]}
+        lengths = tuple((run.votes.sum(1) + len(self.reader.tail_ids)).tolist())
+        return asked, Prefill(run.state, run.logits[:, -1], run.positions, lengths, context, seconds)
+
+    def _as_asked(self, question: str, ranked: list[Ranked], seconds: dict[str, float]) -> Asked:
+        """One round that found all of `ranked`, whole documents."""
+        stored = self.bank.documents([r.ordinal for r in ranked])
+        names, scores = tuple(d.id for d in stored), tuple(r.score for r in ranked)
+        gathered = Gathered(question, [Found(r, 1) for r in ranked], [Round(question, names, scores, seconds)])
+        excerpts = [Excerpt(d.ordinal, prompts.document_text(d.title, d.text), 0, d.tokens) for d in stored]
+        return Asked(gathered, excerpts, {d.ordinal: d for d in stored})
 
     def gather(self, questions: Sequence[str], selection: Selection, rounds: InterleaveConfig) -> list[Asked]:
         """Run the rounds of routing and fit what was found to the context budget."""
