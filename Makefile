@@ -23,8 +23,8 @@ test: install lint
 	$(BIN)/python -m pytest
 
 lint: install
-	$(BIN)/ruff check src kernels tests
-	$(BIN)/ruff format --check src kernels tests
+	$(BIN)/ruff check src kernels integrations tests
+	$(BIN)/ruff format --check src kernels integrations tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -1,0 +1,1 @@
+"""LlamaIndex index, retriever and synthesizer over a `LatentMemory`."""

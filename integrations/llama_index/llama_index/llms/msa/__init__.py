@@ -1,0 +1,1 @@
+"""LlamaIndex LLM over a `LatentMemory`."""
