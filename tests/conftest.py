@@ -13,12 +13,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.cpu import avoid_faulty_amx
+from msa_plugin.backbone.loading import cache_dir
 from msa_plugin.memory import LatentMemory
 from tiny import tiny_adapter, tiny_backbone
 
 # Timings are noisy on shared machines: no example fails for being slow.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+avoid_faulty_amx(cache_dir())  # before any product: a CPU that faults would take the whole run with it
 
 
 @pytest.fixture(scope="session")

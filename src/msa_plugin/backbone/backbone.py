@@ -14,6 +14,7 @@ from torch import Tensor
 
 from msa_plugin.backbone import loading
 from msa_plugin.backbone.attention import KEYWORD, DepthReached, Pass, installed
+from msa_plugin.backbone.cpu import avoid_faulty_amx
 from msa_plugin.backbone.families import BackboneSpec, describe
 from msa_plugin.errors import ConfigError
 
@@ -43,6 +44,8 @@ class Backbone:
         """Load by path, hub id, or None for the default; `auto` is CUDA if present, and bfloat16."""
         place = pick_device(device)
         kind = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
+        if place.type == "cpu":
+            avoid_faulty_amx(loading.cache_dir())
         return cls(*loading.load(name, place, kind))
 
     @property

@@ -1,0 +1,76 @@
+"""A CPU that lists AMX and faults on it must not take the process down."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from msa_plugin.backbone import cpu
+
+AMX = "model name\t: Some Xeon\nflags\t\t: fpu avx512_bf16 amx_bf16 amx_tile\n"
+
+
+@pytest.fixture
+def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.setenv(name, "")  # so that what the code sets is undone afterwards
+        monkeypatch.delenv(name)
+
+
+def info(folder: Path, text: str) -> Path:
+    path = folder / "cpuinfo"
+    path.write_text(text)
+    return path
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, code: int) -> list[int]:
+    probes: list[int] = []
+
+    def run(*args: object, **kwargs: object) -> subprocess.CompletedProcess[bytes]:
+        probes.append(code)
+        return subprocess.CompletedProcess([], code)
+
+    monkeypatch.setattr(cpu.subprocess, "run", run)
+    return probes
+
+
+@pytest.mark.parametrize(("code", "faulty"), [(0, False), (1, False), (-signal.SIGILL, True)])
+def test_only_an_illegal_instruction_limits_onednn(tmp_path, monkeypatch, unlimited, code, faulty):
+    probes = answering(monkeypatch, code)
+    cpuinfo = info(tmp_path, AMX)
+    assert cpu.avoid_faulty_amx(tmp_path / "cache", cpuinfo) is faulty
+    assert os.environ.get("ONEDNN_MAX_CPU_ISA") == ("AVX512_CORE_FP16" if faulty else None)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    assert cpu.avoid_faulty_amx(tmp_path / "cache", cpuinfo) is faulty
+    assert len(probes) == 1, "the outcome was not remembered"
+
+
+def test_other_machines_and_users_who_decided_are_left_alone(tmp_path, monkeypatch, unlimited):
+    probes = answering(monkeypatch, -signal.SIGILL)
+    assert not cpu.avoid_faulty_amx(tmp_path, info(tmp_path, "flags\t: fpu avx2\n"))
+    assert not cpu.avoid_faulty_amx(tmp_path, tmp_path / "absent")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert not cpu.avoid_faulty_amx(tmp_path, info(tmp_path, AMX))
+    assert os.environ["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+    assert not probes
+
+
+def test_a_cache_that_cannot_be_read_or_written_is_no_obstacle(tmp_path, monkeypatch, unlimited):
+    probes = answering(monkeypatch, -signal.SIGILL)
+    blocked = tmp_path / "cache"
+    blocked.write_text("a file where the folder should be")
+    assert cpu.avoid_faulty_amx(blocked, info(tmp_path, AMX))
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    assert cpu.avoid_faulty_amx(blocked, info(tmp_path, AMX))
+    assert len(probes) == 2
+
+
+def test_products_in_bfloat16_run_here():
+    import torch
+
+    a = torch.ones(64, 64, dtype=torch.bfloat16)
+    assert float((a @ a)[0, 0]) == 64.0
