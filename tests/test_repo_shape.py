@@ -17,7 +17,8 @@ SOURCES = sorted([*ROOT.glob("src/**/*.py"), *ROOT.glob("kernels/**/*.py")])
 FACADE = {
     "add", "aadd", "update", "aupdate", "delete", "adelete", "get", "ids", "retrieve", "aretrieve", "ask", "aask",
     "stream", "astream", "compact", "acompact", "snapshot", "asnapshot", "drop_snapshot", "verify", "averify", "stats",
-    "refresh", "close", "open", "engine", "config",
+    "refresh", "close", "open", "engine", "config", "chat", "achat", "stream_chat", "astream_chat", "routing_keys",
+    "score_bounds", "count_tokens",
 }  # fmt: skip
 
 

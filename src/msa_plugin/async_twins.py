@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from msa_plugin.streams import AsyncAnswerStream
 from msa_plugin.types import AddReport, Answer, DeleteReport, DocumentLike, DocumentsLike, Filter, Hit, VerifyReport
-
-_END = object()
 
 
 class AsyncTwins:
@@ -36,14 +35,17 @@ class AsyncTwins:
         """`ask`, awaited."""
         return cast("Answer | list[Answer]", await self._thread("ask", question, **options))
 
-    async def astream(self, question: str, **options: Any) -> AsyncGenerator[str, None]:
-        """`stream`, one piece per iteration; closing the iterator ends the decoding."""
-        pieces = await self._thread("stream", question, **options)
-        try:
-            while (piece := await asyncio.to_thread(next, pieces, _END)) is not _END:
-                yield cast(str, piece)
-        finally:
-            await asyncio.to_thread(pieces.close)
+    def astream(self, question: str, **options: Any) -> AsyncAnswerStream:
+        """`stream`, to iterate with `async for`; `await .aclose()` ends the decoding."""
+        return AsyncAnswerStream(lambda: self._sync("stream")(question, **options))
+
+    async def achat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Answer:
+        """`chat`, awaited."""
+        return cast(Answer, await self._thread("chat", messages, **options))
+
+    def astream_chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> AsyncAnswerStream:
+        """`stream_chat`, to iterate with `async for`."""
+        return AsyncAnswerStream(lambda: self._sync("stream_chat")(messages, **options))
 
     async def acompact(self) -> None:
         """`compact`, awaited."""
@@ -58,4 +60,7 @@ class AsyncTwins:
         return cast(VerifyReport, await self._thread("verify"))
 
     async def _thread(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return await asyncio.to_thread(getattr(self, method), *args, **kwargs)
+        return await asyncio.to_thread(self._sync(method), *args, **kwargs)
+
+    def _sync(self, method: str) -> Any:
+        return getattr(self, method)

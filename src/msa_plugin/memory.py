@@ -8,24 +8,26 @@ memory.ask("question").text
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from operator import index
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from threading import Lock
 from types import TracebackType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
+from msa_plugin.arguments import answer_settings, check_messages, count, generation_settings, id_list
 from msa_plugin.async_twins import AsyncTwins
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.intake import check_namespace
-from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
+from msa_plugin.bank.view import Selection
+from msa_plugin.config import MemoryConfig
 from msa_plugin.engine.adapters import find_adapter
+from msa_plugin.engine.answering import Events
 from msa_plugin.engine.engine import Engine, check_window, fingerprint
 from msa_plugin.engine.ingestion import Ingestion, OnInvalid
 from msa_plugin.errors import ConfigError, EmptyMemoryError, InvalidQueryError, UnknownDocumentError
 from msa_plugin.progress import terminal_progress
+from msa_plugin.streams import AnswerStream
 from msa_plugin.types import (
     AddReport,
     Answer,
@@ -40,30 +42,9 @@ from msa_plugin.types import (
     VerifyReport,
 )
 
-
-class AnswerStream(Iterator[str]):
-    """The pieces of an answer as they are decoded; `answer` holds the whole one once the stream is exhausted."""
-
-    def __init__(self, events: Generator[tuple[int, str | Answer], None, None]) -> None:
-        """`events` come from `Engine.ask` for one question."""
-        self._events = events
-        self._turn = Lock()  # closing from one thread waits for the piece that another one is decoding
-        self.answer: Answer | None = None
-
-    def __next__(self) -> str:
-        """The next piece of text."""
-        with self._turn:
-            for _, event in self._events:
-                if isinstance(event, Answer):
-                    self.answer = event
-                else:
-                    return event
-        raise StopIteration
-
-    def close(self) -> None:
-        """Stop decoding; no piece follows, and `answer` stays None unless the stream was exhausted."""
-        with self._turn:
-            self._events.close()
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class LatentMemory(AsyncTwins):
@@ -158,12 +139,12 @@ class LatentMemory(AsyncTwins):
 
     def delete(self, ids: str | Sequence[str]) -> DeleteReport:
         """Forget documents: gone for the next question. Unknown ids are reported, not an error."""
-        deleted, missing = self._bank_().delete(_ids(ids), self.namespace)
+        deleted, missing = self._bank_().delete(id_list(ids), self.namespace)
         return DeleteReport(tuple(deleted), tuple(missing))
 
     def get(self, ids: str | Sequence[str]) -> list[Document]:
         """Stored documents by id, in the order asked for; unknown ids are left out."""
-        wanted = _ids(ids)
+        wanted = id_list(ids)
         found = self._bank_().get(wanted, self.namespace)
         return [found[i].document for i in wanted if i in found]
 
@@ -189,7 +170,7 @@ class LatentMemory(AsyncTwins):
         Raises InvalidQueryError for a blank question, a bad filter or k < 1.
         """
         questions = self._questions(question)
-        k = self._engine.top_k if k is None else _count(k)
+        k = self._engine.top_k if k is None else count(k)
         selection = self._bank.select(self.namespace, filter)
         if not questions:
             return []
@@ -198,42 +179,101 @@ class LatentMemory(AsyncTwins):
         return rows[0] if isinstance(question, str) else rows
 
     @overload
-    def ask(self, question: str, *, filter: Filter | None = None, **options: Any) -> Answer: ...
+    def ask(
+        self, question: str, *, filter: Filter | None = None, documents: Sequence[str] | None = None, **options: Any
+    ) -> Answer: ...
     @overload
-    def ask(self, question: Sequence[str], *, filter: Filter | None = None, **options: Any) -> list[Answer]: ...
+    def ask(
+        self,
+        question: Sequence[str],
+        *,
+        filter: Filter | None = None,
+        documents: Sequence[Sequence[str]] | None = None,
+        **options: Any,
+    ) -> list[Answer]: ...
 
     def ask(
-        self, question: str | Sequence[str], *, filter: Filter | None = None, **options: Any
+        self,
+        question: str | Sequence[str],
+        *,
+        filter: Filter | None = None,
+        documents: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        **options: Any,
     ) -> Answer | list[Answer]:
         """Answer a question (or a batch of them) from memory, with sources and a trace.
 
-        `options` override single fields of the generation and interleave settings: max_new_tokens, temperature,
-        top_p, seed, stop, max_rounds, per_round, cut. Raises EmptyMemoryError when nothing may be read, and
-        InvalidQueryError or ConfigError for bad input.
+        With `documents` (ids, best first; for a batch a list of ids for each question) exactly these are read instead
+        of what routing would find; none of them means closed book. `options` override single fields of the generation
+        and interleave settings: max_new_tokens, temperature, top_p, seed, stop, max_rounds, per_round, cut.
+
+        Raises EmptyMemoryError when nothing may be read, UnknownDocumentError for `documents` that this memory does
+        not hold or `filter` does not admit, and InvalidQueryError or ConfigError for bad input.
         """
         questions = self._questions(question)
         if not questions:
             return []
-        events = self._ask(questions, filter, options)
+        chosen = [documents] if isinstance(question, str) and documents is not None else documents
+        events = self._ask(questions, filter, chosen, options)  # type: ignore[arg-type]
         answers = {row: event for row, event in events if isinstance(event, Answer)}
         ordered = [answers[row] for row in sorted(answers)]
         return ordered[0] if isinstance(question, str) else ordered
 
-    def stream(self, question: str, *, filter: Filter | None = None, **options: Any) -> AnswerStream:
-        """Answer a question piece by piece; takes the same options as `ask`, and may be closed at any moment."""
+    def stream(
+        self, question: str, *, filter: Filter | None = None, documents: Sequence[str] | None = None, **options: Any
+    ) -> AnswerStream:
+        """Answer a question piece by piece; takes what `ask` takes, and may be closed at any moment."""
         if not isinstance(question, str):
             raise InvalidQueryError("stream() takes one question; use ask() for a batch")
-        return AnswerStream(self._ask(self._questions(question), filter, options))
+        chosen = None if documents is None else [documents]
+        return AnswerStream(self._ask(self._questions(question), filter, chosen, options))
+
+    def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Answer:
+        """Continue a conversation without memory, as the plain chat model that the backbone is.
+
+        `messages` are mappings {"role": "system" | "user" | "assistant", "content": text}; `options` are the
+        generation settings. Raises InvalidQueryError for messages that are malformed or do not fit the backbone.
+        """
+        return next(event for _, event in self._chat(messages, options) if isinstance(event, Answer))
+
+    def stream_chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> AnswerStream:
+        """`chat`, piece by piece."""
+        return AnswerStream(self._chat(messages, options))
+
+    def _chat(self, messages: Sequence[Mapping[str, str]], options: dict[str, Any]) -> Events:
+        self._check_open()
+        return self._engine.chat(check_messages(messages), generation_settings(self.config, options))
 
     def _ask(
-        self, questions: list[str], filter: Filter | None, options: dict[str, Any]
-    ) -> Generator[tuple[int, str | Answer], None, None]:
-        generation, rounds = _split_options(self.config, options)
+        self,
+        questions: list[str],
+        filter: Filter | None,
+        documents: Sequence[Sequence[str]] | None,
+        options: dict[str, Any],
+    ) -> Events:
+        generation, rounds = answer_settings(self.config, options)
         selection = self._bank.select(self.namespace, filter)
+        if documents is not None:
+            return self._engine.ask_from(
+                questions, self._chosen(questions, documents, selection), selection, generation
+            )
         if selection.documents == 0:
             where = "this filter matches no document" if filter is not None else "the memory is empty; add() documents"
             raise EmptyMemoryError(f"nothing to answer from: {where} (namespace {self.namespace!r})")
         return self._engine.ask(questions, selection, generation, rounds)
+
+    def _chosen(
+        self, questions: list[str], documents: Sequence[Sequence[str]], selection: Selection
+    ) -> list[list[int]]:
+        """Ordinals of the ids chosen for each question, without repetitions. Raises UnknownDocumentError."""
+        if isinstance(documents, str) or len(documents) != len(questions):
+            raise InvalidQueryError(f"documents= takes one list of ids for each of the {len(questions)} questions")
+        rows = [list(dict.fromkeys(id_list(ids))) for ids in documents]
+        known = {i: at.ordinal for i, at in self._bank.lookup({i for row in rows for i in row}, self.namespace).items()}
+        admitted = selection.admits(known.values())
+        refused = sorted({i for row in rows for i in row if known.get(i) not in admitted})
+        if refused:
+            raise UnknownDocumentError(f"cannot read {refused[:5]}: not in this memory, or not admitted by the filter")
+        return [[known[i] for i in row] for row in rows]
 
     def _questions(self, question: str | Sequence[str]) -> list[str]:
         self._check_open()
@@ -243,6 +283,23 @@ class LatentMemory(AsyncTwins):
         for text in questions:
             self._engine.check_question(text)
         return questions
+
+    def routing_keys(self, ids: str | Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """A unit vector [W] for each known id: the mean of its chunks' routing keys, to compare documents by."""
+        known = self._bank_().lookup(id_list(ids), self.namespace)
+        if not known:
+            return {}
+        vectors = self._engine.routing_keys([at.ordinal for at in known.values()]).numpy()
+        return dict(zip(known, vectors, strict=True))
+
+    @property
+    def score_bounds(self) -> tuple[float, float]:
+        """The lowest and the highest routing score that this memory's adapter can give; infinite if unbounded."""
+        return self._engine.score_bounds
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens that the backbone reads `text` as."""
+        return len(self._engine.backbone.tokenize(text))
 
     def compact(self) -> None:
         """Rewrite live documents and free the space of deleted ones. Snapshots keep what they need."""
@@ -291,35 +348,3 @@ class LatentMemory(AsyncTwins):
     def _check_open(self) -> None:
         if self._closed:
             raise ConfigError("this memory was closed; open it again with LatentMemory.open(...)")
-
-
-def _ids(ids: str | Sequence[str]) -> list[str]:
-    if not isinstance(ids, Iterable):
-        raise InvalidQueryError(f"ids are strings, not {ids!r}")
-    wanted = [ids] if isinstance(ids, str) else list(ids)
-    wrong = [i for i in wanted if not isinstance(i, str)]
-    if wrong:
-        raise InvalidQueryError(f"ids are strings, not {wrong[0]!r}")
-    return wanted
-
-
-def _count(k: int) -> int:
-    """`k` as an int, of whatever integer type. Raises InvalidQueryError."""
-    try:
-        return int(index(k))
-    except TypeError as error:
-        raise InvalidQueryError(f"k must be a whole number, not {k!r}") from error
-
-
-def _split_options(config: MemoryConfig, options: dict[str, Any]) -> tuple[GenerationConfig, InterleaveConfig]:
-    """Apply per-call options to the settings they belong to. Raises ConfigError for unknown names."""
-    generation = {k: v for k, v in options.items() if k in GenerationConfig.model_fields}
-    rounds = {k: v for k, v in options.items() if k in InterleaveConfig.model_fields}
-    unknown = sorted(set(options) - set(generation) - set(rounds))
-    if unknown:
-        known = sorted([*GenerationConfig.model_fields, *InterleaveConfig.model_fields])
-        raise ConfigError(f"unknown options {unknown}; known: {', '.join(known)}")
-    return (
-        GenerationConfig(**{**config.generation.model_dump(), **generation}),
-        InterleaveConfig(**{**config.interleave.model_dump(), **rounds}),
-    )

@@ -5,7 +5,7 @@ Documents and questions are data: only the frame around them is ever tokenised w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,51 @@ def chat_frame(tokenizer: Any, instruction: str | None = None) -> Frame:
         text = _render(tokenizer, messages)
     head, _, tail = text.partition(_SLOT)
     return Frame(head, tail)
+
+
+def conversation(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[tuple[str, bool]]:
+    """A conversation as pieces of text, in order, each with whether it is frame (may hold special tokens) or content.
+
+    It ends where the assistant starts to speak. A template that refuses or drops system messages gets their text at
+    the start of the next message. Raises ValueError with the template's own words when it refuses the rest.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        turns = [p for m in messages for p in ((f"{m['role']}: ", True), (m["content"], False), ("\n", True))]
+        return [*turns, ("assistant:", True)]
+    try:
+        return _slotted(tokenizer, messages)
+    except Exception as error:  # a template raises whatever its author chose
+        merged = _without_system(messages)
+        if merged == list(messages):
+            raise ValueError(f"the chat template refuses these messages: {error}") from error
+        try:
+            return _slotted(tokenizer, merged)
+        except Exception as second:
+            raise ValueError(f"the chat template refuses these messages: {second}") from second
+
+
+def _slotted(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[tuple[str, bool]]:
+    slots = [f"{_SLOT}-{index}-" for index in range(len(messages))]
+    rest = _render(tokenizer, [_says(m["role"], slot) for m, slot in zip(messages, slots, strict=True)])
+    pieces = []
+    for message, slot in zip(messages, slots, strict=True):
+        frame, found, rest = rest.partition(slot)
+        if not found:
+            raise ValueError("the template dropped a message")
+        pieces += [(frame, True), (message["content"], False)]
+    return [*pieces, (rest, True)]
+
+
+def _without_system(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    merged: list[Mapping[str, str]] = []
+    waiting: list[str] = []
+    for message in messages:
+        if message["role"] == "system":
+            waiting.append(message["content"])
+        else:
+            merged.append(_says(message["role"], "\n\n".join([*waiting, message["content"]])))
+            waiting = []
+    return [*merged, *(_says("user", text) for text in waiting)]
 
 
 def _says(role: str, content: str) -> dict[str, str]:

@@ -213,7 +213,8 @@ class Round:
 class Trace:
     """How an answer came about. `seconds` by stage: encode, route, other (between rounds), gather, prefill, decode.
 
-    `prompt_tokens` were prefilled for this question, `context_tokens` are those of the documents read.
+    `prompt_tokens` were prefilled for this question, `context_tokens` are those of the documents read, `head_tokens`
+    those of the frame in front, computed once for all questions.
     """
 
     mode: str
@@ -224,6 +225,18 @@ class Trace:
     context_tokens: int
     new_tokens: int
     finish: str
+    head_tokens: int = 0
+
+    @property
+    def input_tokens(self) -> int:
+        """Tokens that the model had in front of it, read as text or as latents."""
+        inside = self.mode in ("text", "chat")  # there the documents are part of the prompt
+        return self.head_tokens + self.prompt_tokens + (0 if inside else self.context_tokens)
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens that the model wrote."""
+        return self.new_tokens
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,20 @@ class Selection:
                 raise InvalidQueryError(f"no key group {group!r} in this bank; there are {sorted(segment.keys)}")
             yield KeyBlock(segment.keys[group], segment.key_offsets, segment.ordinals, allowed)
 
+    def admits(self, ordinals: Iterable[int]) -> set[int]:
+        """Those of `ordinals` that are allowed."""
+        parts = self.only(ordinals).parts
+        return {int(o) for s, mask in parts for o in (s.ordinals if mask is None else s.ordinals[mask])}
+
+    def only(self, ordinals: Iterable[int]) -> Selection:
+        """Those of the allowed documents that have one of `ordinals`."""
+        wanted = torch.tensor(sorted(set(ordinals)), dtype=torch.int64)
+        parts = []
+        for segment, allowed in self.parts:
+            mask = torch.isin(segment.ordinals, wanted)
+            parts.append((segment, mask if allowed is None else mask & allowed))
+        return _selection(parts)
+
 
 class View:
     """A moment of the bank. Masks and sums are worked out on first use and kept: a moment never changes."""

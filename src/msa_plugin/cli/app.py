@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -109,7 +109,7 @@ def ask(
     Example: msa ask "Who built the lighthouse?" --bank bank
     """
     out, wanted = Output(as_json), parse_filter(where)
-    options = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     if rounds is not None:
         options["max_rounds"] = rounds
     with open_memory(out, bank, model, adapter, namespace, must_exist=True, reading=reading) as memory:

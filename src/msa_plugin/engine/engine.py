@@ -5,9 +5,10 @@ A question reads as a straight line: interleave -> rank (backbone, router, score
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -18,18 +19,17 @@ from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.attention import Pass, Sink
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
-from msa_plugin.bank.documents import StoredDocument
 from msa_plugin.bank.tiers import KeyTier
 from msa_plugin.bank.view import Selection
 from msa_plugin.config import ContentConfig, GenerationConfig, InterleaveConfig, MemoryConfig, ReadingMode
+from msa_plugin.engine.answering import Asked, Events, answering
 from msa_plugin.engine.assembly import BankSource, bank_route
 from msa_plugin.engine.encoder import Encoder, pad_left
-from msa_plugin.engine.generate import TextStream, decode
 from msa_plugin.engine.interleave import Found, Gathered, Query, Ranking, interleave
 from msa_plugin.engine.ranking import Ranked, SharedQueries, blended, rank_routed, rank_shared, shared_queries
 from msa_plugin.engine.reading import Excerpt, Prefill, Reader, allowances, around
 from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
-from msa_plugin.types import Answer, Document, EncodedDocument, Fingerprint, Hit, Round, Source, Trace
+from msa_plugin.types import Document, EncodedDocument, Fingerprint, Hit, Round
 
 # Chunks of a found document that the next round routes on.
 _PIECES = 8
@@ -73,15 +73,6 @@ def fingerprint(backbone: Backbone, adapter: Adapter, config: MemoryConfig) -> F
         template=f"prefix {adapter.config.prefix}",
         window=config.window,
     )
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question on its way: what was gathered for it and the excerpts that will be read."""
-
-    gathered: Gathered
-    excerpts: list[Excerpt]
-    stored: dict[int, StoredDocument]
 
 
 class RoutedPass(NamedTuple):
@@ -210,6 +201,21 @@ class Engine:
                 f"the question is longer than a window of {limit} tokens; shorten it, or add it as a document"
             )
 
+    def routing_keys(self, ordinals: Sequence[int]) -> Tensor:
+        """One unit vector [n, W] a document, float32: the mean of its chunks' routing keys, key groups side by side."""
+        groups = [self.bank.key_rows(ordinals, group) for group in self.adapter.config.routing.key_groups]
+        means = [torch.stack([rows.float().mean(0) for rows in group]) for group in groups]
+        return torch.nn.functional.normalize(torch.cat(means, dim=1), dim=1)
+
+    @property
+    def score_bounds(self) -> tuple[float, float]:
+        """The lowest and the highest score that a document can have."""
+        routing = self.adapter.config.routing
+        if not routing.normalize:
+            return -math.inf, math.inf
+        summed = len(routing.layers) if routing.selection == "shared" and not routing.joint else 1
+        return -summed * routing.scale, summed * routing.scale
+
     def hits(self, ranked: Sequence[Ranked]) -> list[Hit]:
         """Ranked documents with their text and metadata."""
         stored = self.bank.documents([r.ordinal for r in ranked])
@@ -224,23 +230,50 @@ class Engine:
 
     def ask(
         self, questions: Sequence[str], selection: Selection, generation: GenerationConfig, rounds: InterleaveConfig
-    ) -> Generator[tuple[int, str | Answer], None, None]:
+    ) -> Events:
         """Answer a batch: yields (row, text piece) while decoding and (row, Answer) at the end."""
         if self.mode == "latent" and self.adapter.config.routing.selection == "per_layer":
             asked, prefill = self._read_while_routing(questions, selection)
         else:
             asked = self.gather(questions, selection, rounds)
             prefill = self.reader.prefill(questions, [a.excerpts for a in asked])
-        streams = [TextStream(self.backbone, generation.stop) for _ in questions]
-        decoding = decode(self.backbone, prefill.state, prefill.logits, prefill.positions, streams, generation)
-        seconds, began = 0.0, time.perf_counter()
-        for piece in decoding:
-            seconds += time.perf_counter() - began
-            yield piece
-            began = time.perf_counter()  # what the caller did with the piece is not decoding
-        seconds += time.perf_counter() - began
-        for row, stream in enumerate(streams):
-            yield row, self._answer(asked[row], prefill, row, stream, generation, seconds)
+        yield from answering(self.backbone, asked, prefill, generation, self.mode, self._abilities)
+
+    def ask_from(
+        self,
+        questions: Sequence[str],
+        ordinals: Sequence[Sequence[int]],
+        selection: Selection,
+        generation: GenerationConfig,
+    ) -> Events:
+        """Answer a batch from documents that the caller chose, best first, which `selection` allows; see `ask`."""
+        asked = self._given(questions, ordinals, selection)
+        prefill = self.reader.prefill(questions, [a.excerpts for a in asked])
+        yield from answering(self.backbone, asked, prefill, generation, self.mode, self._abilities)
+
+    def chat(self, messages: Sequence[Mapping[str, str]], generation: GenerationConfig) -> Events:
+        """Continue a conversation without memory; yields as `ask` does, for row 0."""
+        prefill = self.reader.converse(messages, generation.max_new_tokens)
+        asked = [Asked(Gathered(""), [], {})]
+        yield from answering(self.backbone, asked, prefill, generation, "chat", self._abilities)
+
+    @property
+    def _abilities(self) -> tuple[str, ...]:
+        return tuple(name for name, has in self.adapter.config.abilities.model_dump().items() if has)
+
+    def _given(self, questions: Sequence[str], ordinals: Sequence[Sequence[int]], selection: Selection) -> list[Asked]:
+        """The documents chosen for each question, in that order; routing says where long ones are cut."""
+        wanted = sorted({o for row in ordinals for o in row})
+        if not wanted:
+            return [Asked(Gathered(question), [], {}) for question in questions]
+        ranking = self.rank(questions, len(wanted), selection.only(wanted))
+        share = {stage: seconds / len(questions) for stage, seconds in ranking.seconds.items()}
+        asked = []
+        for question, row, ranked in zip(questions, ordinals, ranking.rows, strict=True):
+            scored = {r.ordinal: r for r in ranked}
+            gathered = Gathered(question, [Found(scored[o], 1) for o in row])
+            asked.append(replace(self._excerpts(gathered), seconds=share))
+        return asked
 
     def _read_while_routing(self, questions: Sequence[str], selection: Selection) -> tuple[list[Asked], Prefill]:
         """The reference's way: one forward routes and reads, each layer what it selected itself (paper section 3.3).
@@ -255,7 +288,8 @@ class Engine:
         context = tuple(sum(e.stop for e in one.excerpts) for one in asked)
         seconds = {"gather": spent["gather"], "prefill": run.seconds - spent["gather"] - spent["route"]}
         lengths = tuple((run.votes.sum(1) + len(self.reader.tail_ids)).tolist())
-        return asked, Prefill(run.state, run.logits[:, -1], run.positions, lengths, context, seconds)
+        logits, head = run.logits[:, -1], self.reader.head.length
+        return asked, Prefill(run.state, logits, run.positions, lengths, context, seconds, head)
 
     def _as_asked(self, question: str, ranked: list[Ranked], seconds: dict[str, float]) -> Asked:
         """One round that found all of `ranked`, whole documents."""
@@ -319,32 +353,6 @@ class Engine:
         start, stop = around(token, size, len(ids))
         return Excerpt(ranked.ordinal, self._text(ids[start:stop]), start, stop)
 
-    def _answer(
-        self, asked: Asked, prefill: Prefill, row: int, stream: TextStream, generation: GenerationConfig, seconds: float
-    ) -> Answer:
-        found = {f.ranked.ordinal: f for f in asked.gathered.found}
-        sources = [
-            _source(asked.stored[e.ordinal], found[e.ordinal].ranked.score, found[e.ordinal].round, e.text)
-            for e in sorted(asked.excerpts, key=lambda e: (found[e.ordinal].round, -found[e.ordinal].ranked.score))
-        ]
-        stages: dict[str, float] = {"encode": 0.0, "route": 0.0}
-        for stage, value in (item for r in asked.gathered.rounds for item in r.seconds.items()):
-            stages[stage] = stages.get(stage, 0.0) + value
-        stages |= {**prefill.seconds, "decode": seconds}
-        finish = "stop" if stream.stopped or stream.tokens < generation.max_new_tokens else "length"
-        abilities = [name for name, has in self.adapter.config.abilities.model_dump().items() if has]
-        trace = Trace(
-            mode=self.mode,
-            abilities=tuple(abilities),
-            rounds=tuple(asked.gathered.rounds),
-            seconds=stages,
-            prompt_tokens=prefill.prompt_tokens[row],
-            context_tokens=prefill.context_tokens[row],
-            new_tokens=stream.tokens,
-            finish=finish,
-        )
-        return Answer(stream.text, tuple(sources), trace)
-
 
 class _UntilRouted(Sink):
     """Ends a forward at the last router layer, after it has routed."""
@@ -354,7 +362,3 @@ class _UntilRouted(Sink):
 
     def done_at(self, layer: int) -> bool:
         return layer == self._layer
-
-
-def _source(document: StoredDocument, score: float, round_: int, text: str) -> Source:
-    return Source(document.id, score, round_, text, document.title, document.metadata)

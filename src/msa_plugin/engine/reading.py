@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -22,6 +22,7 @@ from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.config import ContentConfig, ReadingMode
 from msa_plugin.engine.assembly import BankSource, Span, TemplateHead, encode_head
 from msa_plugin.engine.encoder import pad_left
+from msa_plugin.errors import InvalidQueryError
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Prefill:
     prompt_tokens: tuple[int, ...]
     context_tokens: tuple[int, ...]
     seconds: dict[str, float]
+    head_tokens: int = 0
 
 
 def allowances(lengths: Sequence[int], budget: int) -> list[int]:
@@ -108,6 +110,25 @@ class Reader:
             return self._text(asked, excerpts)
         return self._stored(asked, excerpts)
 
+    def converse(self, messages: Sequence[Mapping[str, str]], room: int) -> Prefill:
+        """Prefill a conversation, without memory; `room` tokens are to follow. Raises InvalidQueryError."""
+        try:
+            pieces = prompts.conversation(self.backbone.tokenizer, messages)
+        except ValueError as error:
+            raise InvalidQueryError(str(error)) from error
+        row = [
+            token
+            for text, is_frame in pieces
+            for token in (self.backbone.tokenize_frame(text) if is_frame else self.backbone.tokenize(text))
+        ]
+        longest = self.backbone.spec.max_positions
+        if len(row) + room > longest:
+            raise InvalidQueryError(
+                f"the messages have {len(row)} tokens, and with {room} for the answer that is more than the "
+                f"{longest} that {self.backbone.name} reads; shorten them, or add() long texts to the memory"
+            )
+        return self._run([row], [0], [0], None)
+
     def _text(self, asked: Sequence[list[int]], excerpts: Sequence[Sequence[Excerpt]]) -> Prefill:
         rows, context = [], []
         for question, chosen in zip(asked, excerpts, strict=True):
@@ -162,7 +183,7 @@ class Reader:
             yield start, stop
             start = stop
 
-    def _run(self, rows: list[list[int]], starts: list[int], context: list[int], source: BankSource) -> Prefill:
+    def _run(self, rows: list[list[int]], starts: list[int], context: list[int], source: BankSource | None) -> Prefill:
         began = time.perf_counter()
         ids, mask = pad_left(rows, self.backbone.device)
         first = torch.tensor(starts, device=ids.device)[:, None]
@@ -170,7 +191,8 @@ class Reader:
         state = Pass(source=source, keep_cache=True)
         logits = self.backbone.run(state, ids, mask, positions)
         assert logits is not None
-        gather = source.seconds["gather"]
+        gather = 0.0 if source is None else source.seconds["gather"]
         seconds = {"gather": gather, "prefill": time.perf_counter() - began - gather}
         lengths = tuple(map(len, rows))
-        return Prefill(state, logits[:, -1], positions[:, -1] + 1, lengths, tuple(context), seconds)
+        head = 0 if source is None else self.head.length
+        return Prefill(state, logits[:, -1], positions[:, -1] + 1, lengths, tuple(context), seconds, head)

@@ -1,0 +1,68 @@
+"""What callers pass to the facade, checked and normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from operator import index
+from typing import Any
+
+from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
+from msa_plugin.errors import ConfigError, InvalidQueryError
+
+_ROLES = ("system", "user", "assistant")
+
+
+def id_list(ids: str | Sequence[str]) -> list[str]:
+    """One id or several, as a list. Raises InvalidQueryError for anything that is not text."""
+    if not isinstance(ids, Iterable):
+        raise InvalidQueryError(f"ids are strings, not {ids!r}")
+    wanted = [ids] if isinstance(ids, str) else list(ids)
+    wrong = [i for i in wanted if not isinstance(i, str)]
+    if wrong:
+        raise InvalidQueryError(f"ids are strings, not {wrong[0]!r}")
+    return wanted
+
+
+def count(k: int) -> int:
+    """`k` as an int, of whatever integer type. Raises InvalidQueryError."""
+    try:
+        return int(index(k))
+    except TypeError as error:
+        raise InvalidQueryError(f"k must be a whole number, not {k!r}") from error
+
+
+def check_messages(messages: object) -> list[Mapping[str, str]]:
+    """The messages of a conversation. Raises InvalidQueryError for any that is not {"role", "content"} with text."""
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
+        raise InvalidQueryError('messages are a list of {"role": ..., "content": ...}')
+    checked = list(messages)
+    if not checked:
+        raise InvalidQueryError("a conversation needs at least one message")
+    for message in checked:
+        if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
+            raise InvalidQueryError(f"a message is a mapping with a role of {', '.join(_ROLES)}, not {message!r}")
+        content = message.get("content")
+        if not isinstance(content, str):
+            raise InvalidQueryError(f"a message's content is text, not {type(content).__name__}")
+        try:
+            content.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InvalidQueryError(f"a message holds invalid Unicode at character {error.start}") from error
+    return checked
+
+
+def answer_settings(config: MemoryConfig, options: dict[str, Any]) -> tuple[GenerationConfig, InterleaveConfig]:
+    """Apply per-call options to the settings they belong to. Raises ConfigError for unknown names."""
+    rounds = {k: v for k, v in options.items() if k in InterleaveConfig.model_fields}
+    rest = {k: v for k, v in options.items() if k not in rounds}
+    generation = generation_settings(config, rest, also=tuple(InterleaveConfig.model_fields))
+    return generation, InterleaveConfig(**{**config.interleave.model_dump(), **rounds})
+
+
+def generation_settings(config: MemoryConfig, options: dict[str, Any], also: Sequence[str] = ()) -> GenerationConfig:
+    """Apply per-call options to the generation settings. Raises ConfigError; `also` are other names worth a mention."""
+    unknown = sorted(set(options) - set(GenerationConfig.model_fields))
+    if unknown:
+        known = sorted([*GenerationConfig.model_fields, *also])
+        raise ConfigError(f"unknown options {unknown}; known: {', '.join(known)}")
+    return GenerationConfig(**{**config.generation.model_dump(), **options})

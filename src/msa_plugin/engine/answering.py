@@ -1,0 +1,81 @@
+"""From a prefill to answers: decode every row, and say what each was read from and what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.bank.documents import StoredDocument
+from msa_plugin.config import GenerationConfig
+from msa_plugin.engine.generate import TextStream, decode
+from msa_plugin.engine.interleave import Gathered
+from msa_plugin.engine.reading import Excerpt, Prefill
+from msa_plugin.types import Answer, Source, Trace
+
+Events: TypeAlias = Generator[tuple[int, str | Answer], None, None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question on its way: what was gathered for it, the excerpts that will be read, seconds outside any round."""
+
+    gathered: Gathered
+    excerpts: list[Excerpt]
+    stored: dict[int, StoredDocument]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def answering(
+    backbone: Backbone,
+    asked: Sequence[Asked],
+    prefill: Prefill,
+    generation: GenerationConfig,
+    mode: str,
+    abilities: tuple[str, ...],
+) -> Events:
+    """Decode after `prefill`: yields (row, text piece) as text becomes certain and (row, Answer) at the end."""
+    streams = [TextStream(backbone, generation.stop) for _ in asked]
+    decoding = decode(backbone, prefill.state, prefill.logits, prefill.positions, streams, generation)
+    seconds, began = 0.0, time.perf_counter()
+    for piece in decoding:
+        seconds += time.perf_counter() - began
+        yield piece
+        began = time.perf_counter()  # what the caller did with the piece is not decoding
+    seconds += time.perf_counter() - began
+    for row, (one, stream) in enumerate(zip(asked, streams, strict=True)):
+        trace = Trace(
+            mode=mode,
+            abilities=abilities,
+            rounds=tuple(one.gathered.rounds),
+            seconds=_stages(one) | {**prefill.seconds, "decode": seconds},
+            prompt_tokens=prefill.prompt_tokens[row],
+            context_tokens=prefill.context_tokens[row],
+            new_tokens=stream.tokens,
+            finish="stop" if stream.stopped or stream.tokens < generation.max_new_tokens else "length",
+            head_tokens=prefill.head_tokens,
+        )
+        yield row, Answer(stream.text, _sources(one), trace)
+
+
+def _stages(asked: Asked) -> dict[str, float]:
+    """Seconds by stage, over all rounds and what was done outside them."""
+    stages: dict[str, float] = {"encode": 0.0, "route": 0.0}
+    for seconds in (*(r.seconds for r in asked.gathered.rounds), asked.seconds):
+        for stage, value in seconds.items():
+            stages[stage] = stages.get(stage, 0.0) + value
+    return stages
+
+
+def _sources(asked: Asked) -> tuple[Source, ...]:
+    """What was read, in the order it was found: by round and, within one, best first."""
+    read = {e.ordinal: e for e in asked.excerpts}
+    sources = []
+    for found in asked.gathered.found:
+        excerpt = read.get(found.ranked.ordinal)
+        if excerpt is not None:
+            d = asked.stored[excerpt.ordinal]
+            sources.append(Source(d.id, found.ranked.score, found.round, excerpt.text, d.title, d.metadata))
+    return tuple(sources)

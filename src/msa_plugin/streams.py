@@ -1,0 +1,70 @@
+"""Answers as they are decoded: an iterator of text pieces, and its twin for an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from threading import Lock
+
+from msa_plugin.engine.answering import Events
+from msa_plugin.types import Answer
+
+
+class AnswerStream(Iterator[str]):
+    """The pieces of an answer as they are decoded; `answer` holds the whole one once the stream is exhausted."""
+
+    def __init__(self, events: Events) -> None:
+        """`events` come from `Engine.ask` for one question."""
+        self._events = events
+        self._turn = Lock()  # closing from one thread waits for the piece that another one is decoding
+        self.answer: Answer | None = None
+
+    def __next__(self) -> str:
+        """The next piece of text."""
+        with self._turn:
+            for _, event in self._events:
+                if isinstance(event, Answer):
+                    self.answer = event
+                else:
+                    return event
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stop decoding; no piece follows, and `answer` stays None unless the stream was exhausted."""
+        with self._turn:
+            self._events.close()
+
+
+class AsyncAnswerStream(AsyncIterator[str]):
+    """`AnswerStream` for an event loop: every piece is decoded on a worker thread."""
+
+    def __init__(self, start: Callable[[], AnswerStream]) -> None:
+        """`start` opens the stream; it is called on a worker thread, with the first piece."""
+        self._start = start
+        self._stream: AnswerStream | None = None
+        self._closed = False
+
+    @property
+    def answer(self) -> Answer | None:
+        """The whole answer, once the stream is exhausted."""
+        return None if self._stream is None else self._stream.answer
+
+    async def __anext__(self) -> str:
+        """The next piece of text."""
+        piece = await asyncio.to_thread(self._next)
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    def _next(self) -> str | None:
+        if self._closed:
+            return None
+        if self._stream is None:
+            self._stream = self._start()
+        return next(self._stream, None)
+
+    async def aclose(self) -> None:
+        """Stop decoding; no piece follows."""
+        self._closed = True
+        if self._stream is not None:
+            await asyncio.to_thread(self._stream.close)
