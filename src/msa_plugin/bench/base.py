@@ -1,0 +1,166 @@
+"""What the head-to-head benchmark is made of: data sets, systems that find and answer, and rows of results.
+
+A data set goes through every system by the same road: `prepare` indexes the corpus, `find` ranks passages for
+questions, and `answer` reads some of them with the one backbone, prompt and token budget that all systems share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from msa_plugin.memory import LatentMemory
+from msa_plugin.types import Document
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, the answers that count as right, and graded relevant passages (id -> grade > 0)."""
+
+    id: str
+    text: str
+    answers: tuple[str, ...] = ()
+    positives: Mapping[str, int] = field(default_factory=dict)
+    hops: int = 1
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A corpus and the questions about it. `notes` say what was left out while loading, and why."""
+
+    name: str
+    documents: tuple[Document, ...]
+    questions: tuple[Question, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Scored(NamedTuple):
+    """A passage and the score that a system gave it; higher is better."""
+
+    id: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a system found for one question: passages best first, seconds by stage, and the queries of each round."""
+
+    ranking: tuple[Scored, ...]
+    seconds: Mapping[str, float]
+    queries: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer: its text, the ids read for it (best first), seconds by stage, and what the model read and wrote."""
+
+    text: str
+    read: tuple[str, ...]
+    seconds: Mapping[str, float]
+    input_tokens: int
+    output_tokens: int
+    rounds: int = 1
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What indexing a corpus took: seconds, tokens seen, bytes kept on disk and needed in memory to search."""
+
+    seconds: float
+    tokens: int
+    disk_bytes: int
+    memory_bytes: int
+
+
+@runtime_checkable
+class System(Protocol):
+    """One way to find passages. `name` is what the command line called it."""
+
+    name: str
+
+    def prepare(self) -> Cost:
+        """Index the workspace's corpus, from its cache where it can; called once, before `find`."""
+
+    def find(self, questions: Sequence[str], k: int) -> list[Found]:
+        """The best `k` passages of each question; fewer when there are fewer."""
+
+    def close(self) -> None:
+        """Release what `prepare` took."""
+
+
+@runtime_checkable
+class Answers(Protocol):
+    """A system that chooses for itself what to read (MSA's adaptive choice, closed book, full context)."""
+
+    name: str
+
+    def answer(self, questions: Sequence[str]) -> list[Reply]:
+        """Answer each question; systems that only find are answered for by `Workspace.read`."""
+
+
+OnStep = Callable[[str, int, int], None]  # what is being done, done so far, of how many
+
+
+@dataclass
+class Workspace:
+    """What the systems of one run share: the data set, the memory that holds its corpus, and a folder for caches.
+
+    `memory` holds every document of `dataset`; all systems that answer read through it, so that backbone, prompt,
+    token budget and decoding are the same. `generation` are options of `LatentMemory.ask` for every answer.
+    """
+
+    dataset: Dataset
+    memory: LatentMemory
+    cache: Path
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    on_step: OnStep = lambda what, done, total: None
+
+    def read(self, questions: Sequence[str], passages: Sequence[Sequence[str]]) -> list[Reply]:
+        """Answer each question from the passages found for it, best first; none of them means closed book."""
+        rows = [list(ids) for ids in passages]
+        answers = self.memory.ask(list(questions), documents=rows, **self.generation)
+        return [
+            Reply(
+                text=a.text,
+                read=tuple(s.id for s in a.sources),
+                seconds=dict(a.trace.seconds),
+                input_tokens=a.trace.input_tokens,
+                output_tokens=a.trace.output_tokens,
+            )
+            for a in answers
+        ]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement, a line of results.jsonl.
+
+    `part` is the kind of run (retrieval, qa, scale, needle, latency); `settings` what distinguishes rows of one metric
+    (k, tokens in memory, depth, hop, stage ...). `low` and `high` bound a 95 % interval (bootstrap over questions; for
+    timings the 5th and 95th percentile), None where there is none. The rest says where the number comes from.
+    """
+
+    part: str
+    dataset: str
+    system: str
+    metric: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    documents: int = 0
+    tokens: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    versions: Mapping[str, str] = field(default_factory=dict)
+    hardware: str = ""
+    commit: str = ""
+    command: str = ""
+    date: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready copy."""
+        return asdict(self)
