@@ -69,6 +69,16 @@ def test_a_cache_that_cannot_be_read_or_written_is_no_obstacle(tmp_path, monkeyp
     assert len(probes) == 2
 
 
+def test_bfloat16_is_fast_only_with_amx_that_works(tmp_path, monkeypatch, unlimited):
+    cpuinfo = info(tmp_path, AMX)
+    answering(monkeypatch, 0)
+    assert not cpu.avoid_faulty_amx(tmp_path / "sound", cpuinfo) and cpu.fast_bfloat16(cpuinfo)
+    answering(monkeypatch, -signal.SIGILL)
+    assert cpu.avoid_faulty_amx(tmp_path / "faulty", cpuinfo) and not cpu.fast_bfloat16(cpuinfo)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    assert not cpu.fast_bfloat16(info(tmp_path, "flags\t: fpu avx2\n"))
+
+
 def test_products_in_bfloat16_run_here():
     import torch
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from msa_plugin.backbone import loading
 from msa_plugin.backbone.attention import KEYWORD, DepthReached, Pass, installed
-from msa_plugin.backbone.cpu import avoid_faulty_amx
+from msa_plugin.backbone.cpu import avoid_faulty_amx, fast_bfloat16
 from msa_plugin.backbone.families import BackboneSpec, describe
 from msa_plugin.errors import ConfigError
 
@@ -41,11 +41,15 @@ class Backbone:
 
     @classmethod
     def load(cls, name: str | None = None, *, device: str = "auto", dtype: str = "auto") -> Backbone:
-        """Load by path, hub id, or None for the default; `auto` is CUDA if present, and bfloat16."""
+        """Load by path, hub id, or None for the default.
+
+        `auto` is CUDA if present, and bfloat16 there; on a CPU it is bfloat16 with AMX and float32 without.
+        """
         place = pick_device(device)
-        kind = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
         if place.type == "cpu":
             avoid_faulty_amx(loading.cache_dir())
+        slow = dtype == "auto" and place.type == "cpu" and not fast_bfloat16()
+        kind = torch.float32 if slow else torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
         return cls(*loading.load(name, place, kind))
 
     @property
