@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from msa_plugin.backbone import loading
-from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.backbone.cpu import fast_bfloat16, pick_device
+from msa_plugin.backbone.backbone import Backbone, pick_device
+from msa_plugin.backbone.cpu import fast_bfloat16
 from msa_plugin.errors import BackboneNotFoundError, ConfigError, UnsupportedBackboneError
 from tiny import tiny_backbone, tiny_model, tiny_tokenizer
 
