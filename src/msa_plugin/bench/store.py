@@ -1,0 +1,321 @@
+"""The folder of a run: rows, rankings and replies, written so that a run can die at any moment and go on later.
+
+    OUT/config.json                                what was run, by part, and the data sets it ran on
+    OUT/results.jsonl                              one measurement a line
+    OUT/runs/<dataset>.<system>.trec               rankings as TREC tools read them
+    OUT/questions/<part>.<dataset>.<system>.jsonl  what happened to each question
+
+Names are percent-encoded in file names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+from urllib.parse import quote, unquote
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from msa_plugin.bench import jsonl
+from msa_plugin.bench.base import Row, Scored
+from msa_plugin.bench.provenance import Provenance, now
+from msa_plugin.errors import ConfigError
+
+Key: TypeAlias = tuple[str, str, str, Mapping[str, Any]]  # part, dataset, system, settings
+SKIPPED = "skipped"  # a metric: the system did not run; settings["reason"] says why
+NOTE = "note"  # a metric: settings["reason"] is something that a reader of the results must know
+_FIELDS = {f.name for f in fields(Row)}
+
+
+class Results:
+    """Results of one run folder. Reading needs no lock; the first write takes one until `close`."""
+
+    def __init__(self, out: Path, *, seed: int = 0, command: str | None = None) -> None:
+        """`seed` and `command` (this process's command line if None) go into every row that is added."""
+        self.out, self.seed, self._command = Path(out), seed, command
+        self._provenance: Provenance | None = None
+        self._lock = FileLock(str(self.out / ".lock"))
+        self._loaded: list[Row] | None = None
+        self._cut: int | None = None  # where results.jsonl is to be cut before the first write
+
+    @property
+    def path(self) -> Path:
+        """The file of rows."""
+        return self.out / "results.jsonl"
+
+    # Rows
+
+    def rows(self) -> list[Row]:
+        """The rows that hold: of several for one measurement the last, and no skips of systems that ran after all."""
+        latest: dict[tuple[str, ...], Row] = {}
+        ran: dict[tuple[str, str, str], int] = {}
+        for number, row in enumerate(self._load()):
+            name: tuple[str, ...] = (_name(row.part, row.dataset, row.system, row.settings), row.metric)
+            if row.metric == SKIPPED:  # one skip per system, whatever its reason was each time
+                name = (*_where(row), row.metric)
+            latest.pop(name, None)  # the order is that of the last writing
+            latest[name] = row
+            if row.metric not in (SKIPPED, NOTE):
+                ran[_where(row)] = number
+        order = {id(row): number for number, row in enumerate(self._load())}
+        return [r for r in latest.values() if r.metric != SKIPPED or order[id(r)] > ran.get(_where(r), -1)]
+
+    def has(self, key: Key) -> bool:
+        """Whether a measurement was stored for (part, dataset, system, settings), whatever its metric."""
+        wanted = _name(*key)
+        rows = (r for r in self._load() if r.metric not in (SKIPPED, NOTE))
+        return any(_name(r.part, r.dataset, r.system, r.settings) == wanted for r in rows)
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Store rows, stamped with this run's provenance and the date; on the disk when it returns."""
+        stamped = [self._stamped(row) for row in rows]
+        if not stamped:
+            return
+        self._hold()
+        known = self._load()
+        jsonl.append(self.path, (row.to_dict() for row in stamped), after=self._cut)
+        self._cut = None
+        known.extend(stamped)
+
+    def put(self, rows: Iterable[Row]) -> None:
+        """`add` those rows that are new or say something else than the stored ones."""
+        self._hold()
+        known = {_measured(row) for row in self.rows()}
+        self.add([row for row in rows if _measured(row) not in known])
+
+    def skip(self, part: str, dataset: str, system: str, reason: str) -> None:
+        """Record that a system (or, with system "", a whole data set) did not run, and why."""
+        self.add([Row(part, dataset, system, SKIPPED, 0.0, settings={"reason": reason})])
+
+    def note(self, part: str, dataset: str, reason: str) -> None:
+        """Record something that a reader of the results must know; once, however often it is said."""
+        self.put([Row(part, dataset, "", NOTE, 0.0, settings={"reason": reason})])
+
+    def rewrite(self, rows: Iterable[Row]) -> None:
+        """Replace all rows by these, as they are: stamps stay."""
+        self._hold()
+        kept = list(rows)
+        lines = (json.dumps(row.to_dict(), ensure_ascii=False, allow_nan=False) + "\n" for row in kept)
+        jsonl.write_atomic(self.path, "".join(lines))
+        self._loaded, self._cut = kept, None
+
+    def _stamped(self, row: Row) -> Row:
+        if self._provenance is None:
+            self._provenance = Provenance.here(self._command)
+        p = self._provenance
+        return replace(
+            row,
+            seed=self.seed,
+            date=now(),
+            versions=p.versions,
+            hardware=p.hardware,
+            commit=p.commit,
+            command=p.command,
+        )
+
+    def _load(self) -> list[Row]:
+        if self._loaded is None:
+            found = jsonl.read(self.path)
+            lines = found.lines
+            if found.torn and lines:  # what was written together with the torn line is measured again, with it
+                last = _key_of(lines[-1].record)
+                while lines and _key_of(lines[-1].record) == last:
+                    self._cut = lines.pop().offset
+            self._loaded = [_row(line.record, self.path) for line in lines]
+        return self._loaded
+
+    # What was run
+
+    def config(self) -> dict[str, Any]:
+        """The content of config.json; empty when there is none."""
+        path = self.out / "config.json"
+        if not path.exists():
+            return {}
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"config.json of {self.out.name} cannot be read ({error}); use another --out") from error
+        if not isinstance(found, dict):
+            raise ConfigError(f"config.json of {self.out.name} is not an object; use another --out")
+        return found
+
+    def configure(self, part: str, settings: Mapping[str, Any], *, fresh: bool = False) -> None:
+        """Save what `part` is run with; a later run in this folder has to be the same, or `fresh`.
+
+        Raises ConfigError naming what differs. `fresh` removes what the folder holds of this part; caches stay.
+        """
+        wanted = json.loads(json.dumps(settings, default=str))
+        saved = self.config()
+        before = saved.get("parts", {}).get(part)
+        if fresh:
+            self.remove(part)
+        elif before is not None and before != wanted:
+            names = sorted(n for n in {*before, *wanted} if before.get(n) != wanted.get(n))
+            changes = "; ".join(f"{n}: {before.get(n)!r} then, {wanted.get(n)!r} now" for n in names)
+            raise ConfigError(
+                f"{self.out.name} holds results of another configuration ({changes}); "
+                "give another --out, or --fresh to start over"
+            )
+        self._save({**saved, "parts": {**saved.get("parts", {}), part: wanted}})
+
+    def describe(self, dataset: str, facts: Mapping[str, Any]) -> None:
+        """Save facts about a data set; its "hash" must not change. Raises ConfigError when it did."""
+        saved = self.config()
+        known = saved.get("datasets", {})
+        before = known.get(dataset, {})
+        if before.get("hash", facts.get("hash")) != facts.get("hash"):
+            raise ConfigError(
+                f"the data set {dataset!r} is not the one that {self.out.name} holds results of; give another --out"
+            )
+        self._save({**saved, "datasets": {**known, dataset: {**before, **facts}}})
+
+    def dataset_facts(self, dataset: str) -> dict[str, Any]:
+        """What `describe` saved."""
+        facts: dict[str, Any] = self.config().get("datasets", {}).get(dataset, {})
+        return facts
+
+    def remove(self, part: str) -> None:
+        """Forget the rows and question files of a part; of retrieval also the rankings."""
+        self._hold()
+        self.rewrite([row for row in self._load() if row.part != part])
+        for path in (self.out / "questions").glob(f"{_safe(part)}.*.jsonl"):
+            path.unlink()
+        if part == "retrieval":
+            for path in (self.out / "runs").glob("*.trec"):
+                path.unlink()
+
+    def _save(self, config: Mapping[str, Any]) -> None:
+        self._hold()
+        jsonl.write_atomic(self.out / "config.json", json.dumps(config, ensure_ascii=False, indent=1) + "\n")
+
+    # Questions and rankings
+
+    def question_file(self, part: str, dataset: str, system: str) -> Path:
+        """Where `add_questions` writes."""
+        return self.out / "questions" / f"{_safe(part)}.{_safe(dataset)}.{_safe(system)}.jsonl"
+
+    def add_questions(self, part: str, dataset: str, system: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Append what happened to questions; on the disk when it returns."""
+        self._hold()
+        jsonl.append(self.question_file(part, dataset, system), records)
+
+    def questions(self, part: str, dataset: str, system: str) -> list[dict[str, Any]]:
+        """All whole records, in the order written; none when there is no file."""
+        return jsonl.read(self.question_file(part, dataset, system)).records
+
+    def question_sets(self, part: str) -> list[tuple[str, str]]:
+        """(dataset, system) of every question file of a part."""
+        found = []
+        for path in sorted((self.out / "questions").glob(f"{_safe(part)}.*.jsonl")):
+            dataset, system = path.name.split(".")[1:3]
+            found.append((unquote(dataset), unquote(system)))
+        return found
+
+    def run_file(self, dataset: str, system: str) -> Path:
+        """Where `write_run` writes."""
+        return self.out / "runs" / f"{_safe(dataset)}.{_safe(system)}.trec"
+
+    def write_run(self, dataset: str, system: str, rankings: Mapping[str, Sequence[Scored]]) -> None:
+        """Write rankings (question id -> best first) for TREC tools, all or nothing.
+
+        These tools sort by score in single precision and ignore ranks, so scores that tie there, or that do not fall,
+        are lowered by the least amount that keeps the system's own order.
+        """
+        self._hold()
+        tag = _token(system)
+        lines = []
+        for question, ranking in rankings.items():
+            scores = falling([s.score for s in ranking])
+            for rank, (hit, score) in enumerate(zip(ranking, scores, strict=True), start=1):
+                lines.append(f"{_token(question)} Q0 {_token(hit.id)} {rank} {score:.9g} {tag}\n")
+        jsonl.write_atomic(self.run_file(dataset, system), "".join(lines))
+
+    def read_run(self, dataset: str, system: str) -> dict[str, list[Scored]]:
+        """Rankings as `write_run` wrote them, best first; empty when there is no file."""
+        path = self.run_file(dataset, system)
+        rankings: dict[str, list[Scored]] = {}
+        if not path.exists():
+            return rankings
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            words = line.split()
+            if len(words) != 6:
+                raise ConfigError(f"{path.name}, line {number}: six columns were expected")
+            rankings.setdefault(unquote(words[0]), []).append(Scored(unquote(words[2]), float(words[4])))
+        return rankings
+
+    # One writer
+
+    def _hold(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        if self._lock.is_locked:
+            return
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ConfigError(
+                f"another process is writing to {self.out.name}; wait for it or use another --out"
+            ) from error
+        self._loaded = None  # somebody else may have written since it was read
+
+    def close(self) -> None:
+        """Let others write."""
+        self._lock.release()
+
+    def __enter__(self) -> Results:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+def falling(scores: Sequence[float]) -> list[float]:
+    """The scores in single precision, lowered where needed so that each is below the one before."""
+    given = np.asarray(scores, dtype=np.float32)
+    for i in range(1, len(given)):
+        if not given[i] < given[i - 1]:
+            given[i] = np.nextafter(given[i - 1], np.float32(-np.inf))
+    return [float(score) for score in given]
+
+
+def _name(part: str, dataset: str, system: str, settings: Mapping[str, Any]) -> str:
+    return json.dumps([part, dataset, system, dict(settings)], sort_keys=True, default=str)
+
+
+def _key_of(record: Mapping[str, Any]) -> str:
+    return _name(record["part"], record["dataset"], record["system"], record.get("settings", {}))
+
+
+def _where(row: Row) -> tuple[str, str, str]:
+    return row.part, row.dataset, row.system
+
+
+def _measured(row: Row) -> str:
+    numbers = [row.metric, row.value, row.low, row.high, row.n, row.documents, row.tokens]
+    return json.dumps([_name(row.part, row.dataset, row.system, row.settings), *numbers])
+
+
+def _row(record: Mapping[str, Any], path: Path) -> Row:
+    try:
+        return Row(**{name: value for name, value in record.items() if name in _FIELDS})
+    except TypeError as error:
+        raise ConfigError(f"{path.name} holds a line that is not a result ({error})") from error
+
+
+def _safe(name: str) -> str:
+    """A name that may be part of a file name, between dots."""
+    return quote(name, safe="+").replace(".", "%2E")
+
+
+def _token(name: str) -> str:
+    """A name without blanks, as TREC's columns need it."""
+    return re.sub(r"[\s%]", lambda m: quote(m.group()), name)
