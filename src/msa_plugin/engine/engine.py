@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ from msa_plugin.engine.interleave import Found, Gathered, Query, Ranking, interl
 from msa_plugin.engine.ranking import Ranked, SharedQueries, blended, rank_routed, rank_shared, shared_queries
 from msa_plugin.engine.reading import Excerpt, Prefill, Reader, allowances, around
 from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
+from msa_plugin.routing.prefilter import Prefilter, PrefilterSpec
 from msa_plugin.types import Document, EncodedDocument, Fingerprint, Hit, Round
 
 # Chunks of a found document that the next round routes on.
@@ -116,6 +118,7 @@ class Engine:
         )
         self._tiles = (config.tile_chunks, config.tile_tokens)
         self._tier = KeyTier(backbone.device)
+        self.prefilter: Prefilter | None = None
 
     def encode(self, documents: Iterable[Document]) -> Iterator[EncodedDocument]:
         """Global memory encoding of a stream of documents, in order."""
@@ -126,6 +129,14 @@ class Engine:
         if self.adapter.config.routing.selection == "shared":
             return self._rank_shared(queries, k, selection)
         return self._rank_per_layer(queries, k, selection)
+
+    def use_prefilter(self, spec: PrefilterSpec | str | None, folder: Path, selection: Selection) -> None:
+        """Route among the candidates of a FAISS index over `selection`, saved in `folder`; None: exactly again.
+
+        Raises ConfigError and MissingExtraError as `Prefilter.build`.
+        """
+        routing, made_with = self.adapter.config.routing, self.bank.fingerprint
+        self.prefilter = None if spec is None else Prefilter.open(folder, made_with, selection, routing, spec)
 
     def _rank_shared(
         self,
@@ -141,7 +152,7 @@ class Engine:
         if any(q != text for q, text in zip(questions, queries, strict=False)):
             asked = blended(self._vectors(questions), asked, weight, self.router)
         encoded = time.perf_counter()
-        ranked = rank_shared(self.bank, self.router, asked, k, selection, self._tiles, self._tier)
+        ranked = rank_shared(self.bank, self.router, asked, k, selection, self._tiles, self._tier, self.prefilter)
         return Ranking(ranked, {"encode": encoded - began, "route": time.perf_counter() - encoded})
 
     def _vectors(self, texts: Sequence[str]) -> SharedQueries:

@@ -25,6 +25,7 @@ from msa_plugin.bank.view import Selection
 from msa_plugin.config import RoutingConfig
 from msa_plugin.engine.assembly import BankSource
 from msa_plugin.engine.encoder import pad_right
+from msa_plugin.routing.prefilter import Prefilter
 from msa_plugin.routing.scorer import route
 
 
@@ -98,13 +99,23 @@ def rank_shared(
     selection: Selection,
     tiles: tuple[int, int],
     tier: KeyTier,
+    prefilter: Prefilter | None = None,
 ) -> list[list[Ranked]]:
-    """The best `k` documents of each row by the score summed over routing layers."""
-    blocks = tier.blocks(bank.key_blocks("shared", selection))
-    routed = route(asked.queries, asked.votes, blocks, k, router.config, tile_chunks=tiles[0], tile_tokens=tiles[1])
+    """The best `k` documents of each row by the score summed over routing layers.
+
+    With a `prefilter` these are the best of the candidates that it names, which may miss documents.
+    """
+    queries, votes = asked.queries, asked.votes
+    if prefilter is None:
+        blocks = tier.blocks(bank.key_blocks("shared", selection))
+        routed = route(queries, votes, blocks, k, router.config, tile_chunks=tiles[0], tile_tokens=tiles[1])
+        rows = [*zip(*routed, strict=True)]
+    else:
+        found = prefilter.search(queries, votes, selection, k, tile_chunks=tiles[0], tile_tokens=tiles[1])
+        rows = [(one.ordinals[0], one.scores[0]) for one in found]
     return [
-        _explained(bank, router, asked.shares[:, row][:, asked.votes[row]], ordinals.tolist(), scores.tolist())
-        for row, (ordinals, scores) in enumerate(zip(*routed, strict=True))
+        _explained(bank, router, asked.shares[:, row][:, votes[row]], ordinals.tolist(), scores.tolist())
+        for row, (ordinals, scores) in enumerate(rows)
     ]
 
 

@@ -1,0 +1,382 @@
+"""An optional FAISS index in front of the exact router: it names candidates, exact scores rank them.
+
+The index holds the collapsed routing keys of a shared selection and answers with the largest inner products, so with an
+exhaustive index the ranking is the exact one; any other index may miss documents, and how many it misses is measured
+against the exact search (`Prefilter.recall_against_exact`), never assumed.
+Shape legend: B rows, T question tokens, H heads, D head dim, W routing-key width, C chunks, N documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from msa_kernels import collapse_heads
+from msa_plugin.bank.segment import Segment
+from msa_plugin.bank.view import Selection
+from msa_plugin.config import RoutingConfig
+from msa_plugin.errors import ConfigError, MissingExtraError
+from msa_plugin.routing.queries import key_width, voters
+from msa_plugin.routing.scorer import TILE_CHUNKS, TILE_TOKENS, RoutedDocuments, route
+from msa_plugin.types import Fingerprint, KeyBlock
+
+GROUP = "shared"
+TRAIN_CHUNKS = 1 << 17
+ADD_CHUNKS = 1 << 14
+_DEFAULTS = {"nprobe": 16.0, "efSearch": 128.0}
+_SYNTAX = "faiss:FACTORY[@name=number,...], such as faiss:HNSW32 or faiss:IVF256,Flat@nprobe=32,candidates=200"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PrefilterSpec:
+    """Which index: a `faiss.index_factory` string, documents handed to exact scoring, and FAISS search parameters."""
+
+    factory: str
+    candidates: int = 128
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> PrefilterSpec:
+        """Read `faiss:FACTORY[@name=number,...]`; `candidates` is ours, every other name FAISS's own.
+
+        Raises ConfigError for anything else.
+        """
+        kind, _, rest = text.partition(":")
+        factory, _, options = rest.partition("@")
+        if kind != "faiss" or not factory.strip():
+            raise ConfigError(f"a prefilter is {_SYNTAX}; not {text!r}")
+        given: dict[str, float] = {}
+        for option in filter(None, options.split(",")):
+            name, _, value = option.partition("=")
+            try:
+                given[name.strip()] = float(value)
+            except ValueError:
+                raise ConfigError(f"{option!r} in the prefilter {text!r} is not name=number; it is {_SYNTAX}") from None
+        candidates = given.pop("candidates", cls.candidates)
+        if candidates < 1 or candidates != int(candidates):
+            raise ConfigError(f"a prefilter's candidates are a whole number of at least 1, not {candidates:g}")
+        return cls(factory.strip(), int(candidates), given)
+
+    def __str__(self) -> str:
+        """The text that `parse` reads."""
+        options = {"candidates": float(self.candidates), **self.parameters}
+        return f"faiss:{self.factory}@" + ",".join(f"{name}={value:g}" for name, value in options.items())
+
+
+class Prefilter:
+    """An index over the documents of one selection. Documents that it does not cover are always scored exactly."""
+
+    def __init__(self, index: Any, selection: Selection, config: RoutingConfig, spec: PrefilterSpec) -> None:
+        """Use `build` or `open`."""
+        self.index, self.config, self.spec = index, config, spec
+        self._owners = np.concatenate([_owners(*part) for part in selection.parts])
+        self.documents = selection.documents
+        self._covered = {segment.record.uuid: allowed for segment, allowed in selection.parts}
+        self._set_parameters()
+
+    @classmethod
+    def build(cls, selection: Selection, config: RoutingConfig, spec: PrefilterSpec | str) -> Prefilter:
+        """Index every chunk that `selection` allows.
+
+        Memory beyond the index itself: `TRAIN_CHUNKS` sampled keys while it is trained, `ADD_CHUNKS` while it is
+        filled, both as float32, and 8 bytes a chunk. Raises ConfigError for an adapter that selects per layer, an
+        empty selection, and what FAISS refuses; MissingExtraError without FAISS.
+        """
+        spec = PrefilterSpec.parse(spec) if isinstance(spec, str) else spec
+        _check(selection, config)
+        faiss = _faiss()
+        try:
+            index = faiss.index_factory(key_width(config), spec.factory, faiss.METRIC_INNER_PRODUCT)
+            if not index.is_trained:
+                index.train(_sample(selection))
+            for keys in _key_panels(selection):
+                index.add(keys)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"FAISS cannot build {spec.factory!r} over these keys: {_reason(error)}") from error
+        return cls(index, selection, config, spec)
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        made_with: Fingerprint,
+        selection: Selection,
+        config: RoutingConfig,
+        spec: PrefilterSpec | str,
+    ) -> Prefilter:
+        """The index saved in `folder` for this very selection, or a new one, which is saved there.
+
+        A bank that changed has another selection fingerprint, so an outdated index is never read. Raises as `build`.
+        """
+        spec = PrefilterSpec.parse(spec) if isinstance(spec, str) else spec
+        _check(selection, config)
+        path = folder / f"prefilter-{_key(made_with, selection, spec.factory)}.faiss"
+        index = _read(path, selection, key_width(config))
+        if index is not None:
+            return cls(index, selection, config, spec)
+        built = cls.build(selection, config, spec)
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        _faiss().write_index(built.index, str(temporary))
+        temporary.replace(path)
+        return built
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the index and of the table that leads from its chunks to documents."""
+        return int(_faiss().serialize_index(self.index).nbytes) + self._owners.nbytes
+
+    def candidates(self, queries: Tensor, n: int, *, votes: Tensor | None = None) -> list[list[int]]:
+        """Ordinals of about the `n` best indexed documents of each question, best first by the index's own scores.
+
+        `queries` are collapsed, [B, T, W] or one vector a question [B, W]; `votes` bool [B, T] says which tokens count.
+        Fewer come back when the index finds fewer. With an exhaustive index they are the n best by maximum.
+        """
+        collapsed = queries[:, None] if queries.ndim == 2 else queries
+        votes = torch.ones(collapsed.shape[:2], dtype=torch.bool) if votes is None else votes.cpu()
+        rows = [collapsed[row].float().cpu()[votes[row]].numpy() for row in range(collapsed.shape[0])]
+        return [self._candidates(np.ascontiguousarray(row), n, None) for row in rows]
+
+    def search(
+        self,
+        queries: Tensor,
+        mask: Tensor,
+        selection: Selection,
+        k: int,
+        *,
+        tile_chunks: int = TILE_CHUNKS,
+        tile_tokens: int = TILE_TOKENS,
+    ) -> list[RoutedDocuments]:
+        """The `k` best of each question's candidates by exact score, a result of one row [1, k'] for each question.
+
+        Arguments as for `scorer.route`, with the bank's `selection` in place of blocks: documents that it does not
+        allow are never returned, and those of segments that the index does not cover are scored exactly.
+        """
+        folded = voters(queries, mask, self.config, tile_tokens)
+        collapsed = _collapsed(folded.queries, self.config)
+        votes = torch.ones(collapsed.shape[:2], dtype=torch.bool) if folded.votes is None else folded.votes.cpu()
+        wanted = max(k, self.spec.candidates)
+        admitted = self._admitted(selection)
+        found = []
+        for row in range(queries.shape[0]):
+            vectors = np.ascontiguousarray(collapsed[row].float().cpu()[votes[row]].numpy())
+            ordinals = self._candidates(vectors, wanted, admitted)
+            one = slice(row, row + 1)
+            blocks = self._blocks(selection, ordinals)
+            tiles = {"tile_chunks": tile_chunks, "tile_tokens": tile_tokens}
+            found.append(route(queries[one], mask[one], blocks, k, self.config, **tiles))
+        return found
+
+    def recall_against_exact(self, queries: Tensor, mask: Tensor, selection: Selection, k: int) -> float:
+        """Share of the exact top `k` documents that `search` finds, mean over questions; arguments as for it."""
+        exact = route(queries, mask, selection.key_blocks(GROUP), k, self.config)
+        found = self.search(queries, mask, selection, k)
+        return recall_against_exact(exact.ordinals.tolist(), [f.ordinals[0].tolist() for f in found])
+
+    def _candidates(self, vectors: NDArray[np.float32], n: int, admitted: NDArray[np.int64] | None) -> list[int]:
+        """Search deeper until every vector has named `n` documents: then none of the n best can be missing."""
+        total = len(self._owners)
+        n = min(n, self.documents if admitted is None else len(admitted))
+        depth = min(total, 2 * n)
+        if depth == 0:
+            return []
+        with _threads():
+            while True:
+                scores, chunks = self.index.search(vectors, depth)
+                named = [self._named(s, c, admitted) for s, c in zip(scores, chunks, strict=True)]
+                exhausted = depth == total or bool((chunks < 0).any())
+                if exhausted or all(len(set(owners.tolist())) >= n for _, owners in named):
+                    break
+                depth = min(total, 2 * depth)
+        best: dict[int, float] = {}
+        for values, owners in named:
+            for value, owner in zip(values.tolist(), owners.tolist(), strict=True):
+                best[owner] = max(value, best.get(owner, value))
+        return sorted(best, key=lambda owner: (-best[owner], owner))[:n]
+
+    def _named(
+        self, scores: NDArray[np.float32], chunks: NDArray[np.int64], admitted: NDArray[np.int64] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Scores of one vector's hits and the documents they belong to, without those that may not be returned."""
+        kept = chunks >= 0
+        owners = self._owners[chunks[kept]]
+        if admitted is None:
+            return scores[kept], owners
+        allowed = np.isin(owners, admitted)
+        return scores[kept][allowed], owners[allowed]
+
+    def _admitted(self, selection: Selection) -> NDArray[np.int64] | None:
+        """Ordinals that a narrower selection allows; None when it allows everything that the index holds."""
+        allowed = {segment.record.uuid: mask for segment, mask in selection.parts}
+        if all(uuid in allowed and _same(allowed[uuid], mask) for uuid, mask in self._covered.items()):
+            return None
+        parts = [s.ordinals if mask is None else s.ordinals[mask] for s, mask in selection.parts]
+        return torch.cat(parts).numpy() if parts else np.empty(0, dtype=np.int64)
+
+    def _blocks(self, selection: Selection, ordinals: Sequence[int]) -> Iterator[KeyBlock]:
+        """The candidates' keys gathered, and whole segments where the index does not know all allowed documents.
+
+        Masking the candidates in the segments would have the scorer read almost every tile: it skips only tiles
+        without an allowed document.
+        """
+        wanted = torch.tensor(sorted(ordinals), dtype=torch.int64)
+        for segment, allowed in selection.parts:
+            segment.check()
+            if segment.record.uuid not in self._covered or not _within(allowed, self._covered[segment.record.uuid]):
+                yield KeyBlock(segment.keys[GROUP], segment.key_offsets, segment.ordinals, allowed)
+                continue
+            mask = torch.isin(segment.ordinals, wanted)
+            positions = (mask if allowed is None else mask & allowed).nonzero()[:, 0].tolist()
+            if positions:
+                yield _gathered(segment, positions)
+
+    def _set_parameters(self) -> None:
+        given = self.spec.parameters
+        for name, value in {**_DEFAULTS, **given}.items():
+            refused = _refused(self.index, name, value)
+            if refused and name in given:  # a default may be another kind of index's
+                raise ConfigError(f"{self.spec.factory} has no search parameter {name}={value:g}: {refused}")
+
+
+def recall_against_exact(exact: Sequence[Sequence[int]], found: Sequence[Sequence[int]]) -> float:
+    """Share of the documents in `exact` that are also in `found`, mean over questions with any; 1.0 without one."""
+    shares = [len(set(e) & set(f)) / len(set(e)) for e, f in zip(exact, found, strict=True) if e]
+    return sum(shares) / len(shares) if shares else 1.0
+
+
+def _check(selection: Selection, config: RoutingConfig) -> None:
+    if config.selection != "shared":
+        raise ConfigError(
+            "a prefilter needs an adapter with one shared selection; this one selects per layer, inside the forward: "
+            "leave the prefilter out"
+        )
+    if selection.documents == 0:
+        raise ConfigError("there is no document to build a prefilter over; add documents first")
+
+
+def _faiss() -> Any:
+    """The FAISS module; the only place of the router that imports it."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingExtraError('a prefilter needs FAISS: pip install "msa-plugin[faiss]"') from error
+    return faiss
+
+
+@contextmanager
+def _threads() -> Iterator[None]:
+    """FAISS uses as many threads as torch while inside."""
+    faiss = _faiss()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _refused(index: Any, name: str, value: float) -> str:
+    """Set a search parameter; why FAISS refused, or nothing."""
+    try:
+        _faiss().ParameterSpace().set_index_parameter(index, name, value)
+    except RuntimeError as error:
+        return _reason(error)
+    return ""
+
+
+def _reason(error: BaseException) -> str:
+    """FAISS's own words without the C++ frame in front of them."""
+    return (str(error) or type(error).__name__).splitlines()[-1].removeprefix("Error: ")
+
+
+def _chunk_mask(segment: Segment, allowed: Tensor) -> Tensor:
+    return torch.repeat_interleave(allowed, segment.key_offsets.diff())
+
+
+def _owners(segment: Segment, allowed: Tensor | None) -> NDArray[np.int64]:
+    """The document of each indexed chunk, in the order of `_key_panels`."""
+    owners = torch.repeat_interleave(segment.ordinals, segment.key_offsets.diff())
+    return (owners if allowed is None else owners[_chunk_mask(segment, allowed)]).numpy()
+
+
+def _key_panels(selection: Selection) -> Iterator[NDArray[np.float32]]:
+    """Every allowed key [c, W] as float32, a bounded number at a time."""
+    for block, (segment, allowed) in zip(selection.key_blocks(GROUP), selection.parts, strict=True):
+        kept = None if allowed is None else _chunk_mask(segment, allowed)
+        for start in range(0, block.keys.shape[0], ADD_CHUNKS):
+            keys = block.keys[start : start + ADD_CHUNKS]
+            part = keys if kept is None else keys[kept[start : start + ADD_CHUNKS]]
+            if part.shape[0]:
+                yield part.float().numpy()
+
+
+def _sample(selection: Selection, seed: int = 0) -> NDArray[np.float32]:
+    """At most `TRAIN_CHUNKS` of the allowed keys, drawn evenly from all segments."""
+    total = sum(len(_owners(*part)) for part in selection.parts)
+    chosen = np.sort(np.random.default_rng(seed).permutation(total)[:TRAIN_CHUNKS])
+    taken, start = [], 0
+    for keys in _key_panels(selection):
+        first, last = np.searchsorted(chosen, [start, start + len(keys)])
+        taken.append(keys[chosen[first:last] - start])
+        start += len(keys)
+    return np.concatenate(taken)
+
+
+def _gathered(segment: Segment, positions: Sequence[int]) -> KeyBlock:
+    """The documents at `positions`, copied side by side into one small block."""
+    rows = [segment.key_rows(position, GROUP) for position in positions]
+    offsets = torch.tensor([0, *(len(r) for r in rows)]).cumsum(0)
+    return KeyBlock(torch.cat(rows), offsets, segment.ordinals[positions], None)
+
+
+def _collapsed(queries: Tensor, config: RoutingConfig) -> Tensor:
+    """[B, H, T, D] -> [B, T, W], as the scorer collapses them: averaged over heads, summed over layers."""
+    if queries.ndim == 3:
+        return queries
+    groups = queries.shape[1] // config.heads
+    return collapse_heads(queries, config.kv_heads * groups) * groups
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
+
+
+def _within(allowed: Tensor | None, covered: Tensor | None) -> bool:
+    """Whether everything allowed is covered."""
+    if covered is None:
+        return True
+    return allowed is not None and not bool((allowed & ~covered).any())
+
+
+def _key(made_with: Fingerprint, selection: Selection, factory: str) -> str:
+    """What an index depends on, in 16 hexadecimal digits."""
+    digest = hashlib.sha256(json.dumps([asdict(made_with), factory], sort_keys=True).encode())
+    for segment, allowed in selection.parts:
+        digest.update(segment.record.uuid.encode())
+        digest.update(b"" if allowed is None else np.packbits(allowed.numpy()).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read(path: Path, selection: Selection, width: int) -> Any:
+    """A saved index that fits, or None."""
+    if not path.exists():
+        return None
+    try:
+        index = _faiss().read_index(str(path))
+    except RuntimeError as error:
+        logger.warning("%s cannot be read (%s); building it again", path, _reason(error))
+        return None
+    chunks = sum(len(_owners(*part)) for part in selection.parts)
+    return index if (index.d, index.ntotal) == (width, chunks) else None
