@@ -1,0 +1,325 @@
+"""Data sets from folders: the layout of BEIR (corpus, queries, qrels) or one where questions name their positives.
+
+    corpus.jsonl[.gz]    {"_id" or "id", "title", "text", "metadata"?}
+    queries.jsonl[.gz]   {"_id" or "id", "text" or "question", "answers"?, "positive_ids"?, "hops"?, "type"?}
+    qrels/<split>.tsv    query-id, corpus-id, score (BEIR; test is taken before dev before train)
+
+What is left out is said in `Dataset.notes`; what cannot be read is an error naming file and line.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from msa_plugin.bench.base import Dataset, Question
+from msa_plugin.data import sample_documents, sample_questions
+from msa_plugin.errors import DuplicateDocumentError, IngestError, InvalidDocumentError
+from msa_plugin.types import Document
+
+SPLITS = ("test", "dev", "train")
+SHOWN = 3  # ids named in a note
+
+
+class _Record(NamedTuple):
+    where: str  # file and line, for messages
+    data: dict[str, Any]
+
+
+def find_datasets(folder: str | Path) -> list[Path]:
+    """`folder` itself when it is a data set, else those of its folders that are, by name.
+
+    Raises IngestError when there is none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise IngestError(f"{folder} is not a folder; give one data set or a folder of data sets")
+    if _file(folder, "corpus") is not None:
+        return [folder]
+    found = sorted(path for path in folder.iterdir() if path.is_dir() and _file(path, "corpus") is not None)
+    if not found:
+        raise IngestError(f"{folder} holds no data set: neither it nor a folder in it has a corpus.jsonl[.gz]")
+    return found
+
+
+def load_dataset(path: str | Path) -> Dataset:
+    """The data set in folder `path`, named after it.
+
+    Raises IngestError for files that are missing or malformed and when no question is left, and
+    DuplicateDocumentError for ids that occur twice.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise IngestError(f"{path} is not a folder with a data set")
+    notes: list[str] = []
+    documents = _documents(path, notes)
+    known = {document.id for document in documents}
+    records = _queries(path)
+    positives = _qrels(path, {_id(r) for r in records}, notes)
+    questions = _questions(records, positives, known, notes)
+    if not questions:
+        raise IngestError(f"{path}: no question is left" + (f" ({'; '.join(notes)})" if notes else ""))
+    return Dataset(path.resolve().name, tuple(documents), tuple(questions), tuple(notes))
+
+
+def sample_dataset() -> Dataset:
+    """The project's own sample corpus with its questions."""
+    questions = tuple(
+        Question(q.id, q.question, q.answers, dict.fromkeys(q.positive_ids, 1), q.hops) for q in sample_questions()
+    )
+    return Dataset("sample", tuple(sample_documents()), questions)
+
+
+def corpus_hash(documents: Iterable[Document]) -> str:
+    """Hex digest of ids and content, in order."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(json.dumps([document.id, document.content_hash]).encode())
+    return digest.hexdigest()[:16]
+
+
+def dataset_hash(dataset: Dataset) -> str:
+    """Hex digest of the corpus, the questions and what counts as right."""
+    digest = hashlib.sha256(corpus_hash(dataset.documents).encode())
+    for q in dataset.questions:
+        digest.update(json.dumps([q.id, q.text, q.answers, sorted(q.positives.items()), q.hops]).encode())
+    return digest.hexdigest()[:16]
+
+
+def approximate_tokens(text: str) -> int:
+    """Tokens of English text by the rule of thumb of four characters each."""
+    return max(1, len(text) // 4)
+
+
+def load_distractors(
+    folder: str | Path, tokens: int, count: Callable[[str], int] = approximate_tokens
+) -> Iterator[Document]:
+    """Passages to grow a memory with, at least `tokens` tokens of them as `count` counts, fewer when there are fewer.
+
+    The folder's *.jsonl[.gz] take turns, so that any number of tokens is a mixture, and the first passages are the
+    same whatever the number. Ids get the prefix "distractor-". Read as they are needed.
+    Raises IngestError for a folder without files and for malformed ones, DuplicateDocumentError for repeated ids.
+    """
+    folder = Path(folder)
+    files = sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")])
+    if not files:
+        raise IngestError(f"{folder} holds no *.jsonl or *.jsonl.gz with distractors")
+    seen: set[str] = set()
+    total = 0
+    for record in _in_turns([_read(file) for file in files]):
+        if total >= tokens:
+            return
+        document = _document(record)
+        if document is None:
+            continue
+        if document.id in seen:
+            raise DuplicateDocumentError(f"{record.where}: the id {document.id!r} was given before")
+        seen.add(document.id)
+        total += count(f"{document.title}\n{document.text}" if document.title else document.text)
+        yield Document(f"distractor-{document.id}", document.text, document.title, document.metadata)
+
+
+def _in_turns(sources: list[Iterator[_Record]]) -> Iterator[_Record]:
+    while sources:
+        for source in list(sources):
+            record = next(source, None)
+            if record is None:
+                sources.remove(source)
+            else:
+                yield record
+
+
+# Files
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    candidates = (folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _needed(folder: Path, name: str) -> Path:
+    path = _file(folder, name)
+    if path is None:
+        raise IngestError(f"{folder}: {name}.jsonl or {name}.jsonl.gz is missing")
+    return path
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    number = 0
+    try:
+        with path.open("rb") as file, gzip.open(file) if path.suffix == ".gz" else file as plain:
+            for number, raw in enumerate(plain, start=1):
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise IngestError(f"{path}, line {number}: not UTF-8 ({error.reason})") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise IngestError(f"{path}, after line {number}: cannot be read ({error})") from error
+
+
+def _read(path: Path) -> Iterator[_Record]:
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            data = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise IngestError(f"{where}: not JSON ({error})") from error
+        if not isinstance(data, dict):
+            raise IngestError(f"{where}: a JSON object was expected")
+        yield _Record(where, data)
+
+
+def _id(record: _Record) -> str:
+    value = record.data.get("_id", record.data.get("id"))
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value:
+        raise IngestError(f'{record.where}: "_id" or "id" must be a non-empty string')
+    return value
+
+
+def _text(record: _Record, *names: str) -> str:
+    for name in names:
+        value = record.data.get(name)
+        if isinstance(value, str):
+            return value
+        if value is not None:
+            raise IngestError(f'{record.where}: "{name}" must be a string')
+    return ""
+
+
+# The corpus
+
+
+def _documents(folder: Path, notes: list[str]) -> list[Document]:
+    documents: dict[str, Document] = {}
+    blank = []
+    for record in _read(_needed(folder, "corpus")):
+        document = _document(record)
+        if document is None:
+            blank.append(_id(record))
+        elif document.id in documents:
+            raise DuplicateDocumentError(f"{record.where}: the id {document.id!r} was given before")
+        else:
+            documents[document.id] = document
+    if not documents:
+        raise IngestError(f"{folder}: the corpus is empty")
+    _note(notes, blank, "passages have neither text nor title and were dropped")
+    return list(documents.values())
+
+
+def _document(record: _Record) -> Document | None:
+    """The passage; a title alone counts as its text; None when there is nothing to read."""
+    title, text = _text(record, "title"), _text(record, "text")
+    if not text.strip():
+        title, text = "", title
+    if not text.strip():
+        return None
+    try:
+        return Document.of({"id": _id(record), "title": title, "text": text, "metadata": record.data.get("metadata")})
+    except InvalidDocumentError as error:
+        raise IngestError(f"{record.where}: {error}") from error
+
+
+# Questions
+
+
+def _queries(folder: Path) -> list[_Record]:
+    records: dict[str, _Record] = {}
+    for record in _read(_needed(folder, "queries")):
+        if _id(record) in records:
+            raise DuplicateDocumentError(f"{record.where}: the id {_id(record)!r} was given before")
+        records[_id(record)] = record
+    return list(records.values())
+
+
+def _questions(
+    records: list[_Record], qrels: Mapping[str, Mapping[str, int]] | None, known: set[str], notes: list[str]
+) -> list[Question]:
+    questions, blank, unjudged, unknown, lost = [], [], [], [], []
+    for record in records:
+        name, text = _id(record), _text(record, "text", "question")
+        positives = _positive_ids(record) if qrels is None else qrels.get(name, {})
+        held = {i: grade for i, grade in positives.items() if i in known}
+        unknown += [f"{name}: {i}" for i in positives if i not in known]
+        if not text.strip():
+            blank.append(name)
+        elif not positives:
+            unjudged.append(name)
+        elif not held:
+            lost.append(name)
+        else:
+            kind, hops = _text(record, "type"), _hops(record)
+            questions.append(Question(name, text, _strings(record, "answers"), held, hops, kind))
+    _note(notes, blank, "questions are empty and were dropped")
+    _note(notes, unknown, "pairs of question and relevant passage name passages that the corpus lacks and were dropped")
+    _note(notes, lost, "questions have no relevant passage in the corpus and were dropped")
+    _note(notes, unjudged, "questions have no relevant passage in this split and were left out")
+    return questions
+
+
+def _positive_ids(record: _Record) -> dict[str, int]:
+    if "positive_ids" not in record.data:
+        raise IngestError(f'{record.where}: there is no qrels/*.tsv, and the question has no "positive_ids"')
+    return dict.fromkeys(_strings(record, "positive_ids"), 1)
+
+
+def _strings(record: _Record, name: str) -> tuple[str, ...]:
+    values = record.data.get(name)
+    values = [] if values is None else [values] if isinstance(values, str) else values
+    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+        raise IngestError(f'{record.where}: "{name}" must be a list of strings')
+    return tuple(values)
+
+
+def _hops(record: _Record) -> int:
+    hops = record.data.get("hops")
+    if hops is None:
+        return 1
+    if not isinstance(hops, int) or isinstance(hops, bool) or hops < 1:
+        raise IngestError(f'{record.where}: "hops" must be a positive number')
+    return hops
+
+
+def _qrels(folder: Path, questions: set[str], notes: list[str]) -> dict[str, dict[str, int]] | None:
+    """Grades above 0 of the chosen split, by question; None when the folder has no qrels."""
+    files = {path.stem: path for path in (folder / "qrels").glob("*.tsv")}
+    if not files:
+        return None
+    split = next((name for name in SPLITS if name in files), min(files))
+    if len(files) > 1:
+        notes.append(f"the split is {split!r} of {', '.join(sorted(files))}")
+    grades: dict[tuple[str, str], int] = {}
+    for number, line in _lines(files[split]):
+        where, columns = f"{files[split]}, line {number}", line.rstrip("\r\n").split("\t")
+        if not line.strip() or (number == 1 and len(columns) == 3 and columns[2].strip().isalpha()):
+            continue  # the header is optional
+        if len(columns) != 3 or not _is_grade(columns[2]):
+            raise IngestError(f"{where}: query-id, corpus-id and a whole number, separated by tabs, were expected")
+        pair, grade = (columns[0], columns[1]), int(columns[2])
+        if grades.setdefault(pair, grade) != grade:
+            raise IngestError(f"{where}: {pair[0]!r} and {pair[1]!r} were graded otherwise before")
+    strangers = sorted({question for question, _ in grades} - questions)
+    _note(notes, strangers, "judged questions are missing in the queries and were left out")
+    judged: dict[str, dict[str, int]] = {}
+    for (question, passage), grade in grades.items():
+        if grade > 0:
+            judged.setdefault(question, {})[passage] = grade
+    return judged
+
+
+def _is_grade(text: str) -> bool:
+    text = text.strip()
+    return text.removeprefix("-").isdecimal()
+
+
+def _note(notes: list[str], items: list[str], what: str) -> None:
+    if items:
+        more = ", ..." if len(items) > SHOWN else ""
+        notes.append(f"{len(items)} {what} ({', '.join(items[:SHOWN])}{more})")
