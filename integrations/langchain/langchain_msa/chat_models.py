@@ -1,0 +1,301 @@
+"""A LangChain chat model over a `LatentMemory`, in three modes that are always the caller's choice."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from langchain_core.caches import BaseCache
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LangSmithParams
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import Field
+
+from langchain_msa._convert import conversation, ids_of, opened, question_of
+from msa_plugin.config import MemoryConfig
+from msa_plugin.errors import ConfigError
+from msa_plugin.memory import LatentMemory
+from msa_plugin.types import Answer
+
+Mode = Literal["memory", "chat"]
+_OPENING = {"model", "adapter", "namespace", "read_only", "snapshot", "config", *MemoryConfig.model_fields}
+_ROUNDS = ("max_rounds", "per_round", "cut")
+_SAMPLING = ("temperature", "max_tokens", "top_p", "seed")
+_PER_CALL = {*_ROUNDS, *_SAMPLING, "mode", "documents", "filter", "timeout", "model", "stream"}
+# A shorter source may well be quoted by a question.
+_QUOTED = 80
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call, settled: what is asked, how it is read, and under which options of the memory."""
+
+    mode: Literal["memory", "documents", "chat"]
+    asked: Any
+    options: dict[str, Any]
+    timeout: float | None
+    began: float
+
+    def check_time(self) -> None:
+        if self.timeout is not None and time.monotonic() - self.began > self.timeout:
+            raise TimeoutError(f"no answer within timeout={self.timeout} s; allow more, or lower max_tokens")
+
+
+class ChatMSA(BaseChatModel):
+    """The memory's backbone as a chat model: `ChatMSA(memory=memory).invoke("Who built the mill?")`.
+
+    - `mode="memory"` (default): the last human message is a question; it is routed, and answered from what was found.
+      Other messages are not read, and a warning says so: routing wants the bare question, and the prompt around it is
+      the memory's (`LatentMemory.open(instruction=...)`). A chain with history rewrites the question first.
+    - `invoke(question, documents=[...])`: the same, but reads these documents (LangChain Documents of this memory, or
+      ids), best first, instead of what routing would find. Their text is not put into a prompt. [] is closed book.
+    - `mode="chat"`: all messages are the prompt, and memory is not touched: for chains that paste retrieved text into
+      their prompt ("stuffing"). In `mode="memory"` such a prompt would be routed as a whole; a warning tells.
+
+    Built on `memory=`, or on `path=` with settings of `LatentMemory.open` (model, adapter, namespace, ...). `invoke`,
+    `stream` and their kin also take, for one call: mode, filter, temperature, max_tokens, top_p, seed, stop, timeout,
+    max_rounds, per_round, cut. `response_metadata` holds "sources" (a list of {"id", "score", "hop"}), "rounds" (what
+    each round of routing selected), "mode", "finish_reason" and "model_name"; `usage_metadata` counts tokens read as
+    text or as latents. Answers are not kept in LangChain's cache unless `cache=` says so, since they change with the
+    memory.
+
+    Raises ConfigError for unknown options, InvalidQueryError, EmptyMemoryError, UnknownDocumentError, TimeoutError.
+    """
+
+    memory: LatentMemory = Field(exclude=True, repr=False)
+    mode: Mode = "memory"
+    filter: Mapping[str, Any] | Callable[[Mapping[str, Any]], bool] | None = None
+    """Which documents may be read in mode "memory", as `LatentMemory.retrieve` takes it."""
+    temperature: float | None = None
+    """None: the memory's own setting, as for the three below."""
+    max_tokens: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: list[str] | None = None
+    max_rounds: int | None = None
+    """Rounds of routing at most; None: the memory's own setting."""
+    timeout: float | None = None
+    """Seconds until TimeoutError; looked at between pieces of text."""
+    max_retries: int | None = None
+    """Accepted because chat models have it; there is no network that could fail."""
+    streaming: bool = False
+    cache: BaseCache | bool | None = Field(default=False, exclude=True)
+
+    def __init__(self, memory: LatentMemory | None = None, *, path: str | Path | None = None, **kwargs: Any) -> None:
+        """Take an open memory, or open the one in folder `path`; see the class. Raises what `LatentMemory.open` does.
+
+        Fields that neither ChatMSA nor `LatentMemory.open` has (api_key, base_url) are ignored with a warning.
+        """
+        opening = {name: kwargs.pop(name) for name in sorted(_OPENING & kwargs.keys())}
+        unknown = sorted(kwargs.keys() - type(self).model_fields.keys())
+        if unknown:
+            warnings.warn(f"ChatMSA ignores {', '.join(unknown)}", stacklevel=2)
+        held = opened(memory, path, opening)
+        try:
+            fields: dict[str, Any] = {**kwargs, "memory": held}
+            super().__init__(**{name: value for name, value in fields.items() if name not in unknown})
+        except BaseException:
+            if memory is None:
+                held.close()
+            raise
+
+    @property
+    def model_name(self) -> str:
+        """Name of the backbone."""
+        return self.memory.engine.backbone.name
+
+    @property
+    def _llm_type(self) -> str:
+        return "msa"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        """What an answer depends on besides the messages. With a cache, tenants must not share an entry."""
+        names = ("mode", "filter", *_SAMPLING, "stop", "max_rounds")
+        where = {"bank": str(self.memory.engine.bank.path), "namespace": self.memory.namespace}
+        return {"model_name": self.model_name, **where, **{name: getattr(self, name) for name in names}}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop or self.stop, **kwargs)
+        params["ls_provider"] = "msa"
+        params["ls_model_name"] = str(kwargs.get("model") or self.model_name)
+        return params
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Token ids of `text` as the backbone reads it."""
+        return self.memory.engine.backbone.tokenize(text)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        call = self._call(messages, stop, kwargs)
+        *_, answer = self._events(call)
+        return self._result(cast(Answer, answer), call)
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        call = self._call(messages, stop, kwargs)
+        async with aclosing(self._aevents(call)) as events:
+            answer = [event async for event in events][-1]
+        return self._result(cast(Answer, answer), call)
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        call = self._call(messages, stop, kwargs)
+        with closing(self._events(call)) as events:
+            for event in events:
+                chunk = self._chunk(event, call)
+                if run_manager:
+                    run_manager.on_llm_new_token(str(chunk.text), chunk=chunk)
+                yield chunk
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        call = self._call(messages, stop, kwargs)
+        async with aclosing(self._aevents(call)) as events:  # at once, not when the loop gets to it
+            async for event in events:
+                chunk = self._chunk(event, call)
+                if run_manager:
+                    await run_manager.on_llm_new_token(str(chunk.text), chunk=chunk)
+                yield chunk
+
+    def _events(self, call: _Call) -> Generator[str | Answer, None, None]:
+        """Pieces of text, then the whole answer."""
+        start = self.memory.stream_chat if call.mode == "chat" else self.memory.stream
+        stream = start(call.asked, **call.options)
+        try:
+            for piece in stream:
+                call.check_time()
+                yield piece
+        finally:
+            stream.close()
+        assert stream.answer is not None
+        yield stream.answer
+
+    async def _aevents(self, call: _Call) -> AsyncGenerator[str | Answer, None]:
+        start = self.memory.astream_chat if call.mode == "chat" else self.memory.astream
+        stream = start(call.asked, **call.options)
+        try:
+            async for piece in stream:
+                call.check_time()
+                yield piece
+        finally:
+            await stream.aclose()
+        assert stream.answer is not None
+        yield stream.answer
+
+    def _call(self, messages: Sequence[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> _Call:
+        """Settle one call. Raises ConfigError for options that are unknown or contradict the mode."""
+        unknown = sorted(given.keys() - _PER_CALL)
+        if unknown:
+            raise ConfigError(f"ChatMSA has no option {', '.join(unknown)}; there are {', '.join(sorted(_PER_CALL))}")
+        if given.get("model") not in (None, self.model_name):
+            raise ConfigError(f"this ChatMSA runs {self.model_name}; build another one for {given['model']!r}")
+        mode = given.get("mode") or self.mode
+        if mode not in ("memory", "chat"):
+            raise ConfigError(f"mode is 'memory' or 'chat', not {mode!r}")
+        timeout, began = given.get("timeout", self.timeout), time.monotonic()
+        options = self._options(stop, given)
+        if mode == "chat":
+            misplaced = [name for name in ("documents", "filter", *_ROUNDS) if given.get(name) is not None]
+            if misplaced:
+                raise ConfigError(f"mode='chat' does not touch memory: {', '.join(misplaced)} need mode='memory'")
+            return _Call("chat", conversation(messages), options, timeout, began)
+        question, others = question_of(messages)
+        if others:
+            _warn_unread(others)
+        options["filter"] = self.filter if given.get("filter") is None else given["filter"]
+        rounds = {"max_rounds": self.max_rounds, **{n: given[n] for n in _ROUNDS if n in given}}
+        options |= {name: value for name, value in rounds.items() if value is not None}
+        if given.get("documents") is None:
+            return _Call("memory", question, options, timeout, began)
+        return _Call("documents", question, {**options, "documents": ids_of(given["documents"])}, timeout, began)
+
+    def _options(self, stop: list[str] | None, given: dict[str, Any]) -> dict[str, Any]:
+        """The memory's generation settings for one call."""
+        options = {name: given.get(name, getattr(self, name)) for name in _SAMPLING}
+        options["max_new_tokens"] = options.pop("max_tokens")
+        wanted: list[str] | str | None = self.stop if stop is None else stop
+        options["stop"] = (wanted,) if isinstance(wanted, str) else wanted
+        return {name: value for name, value in options.items() if value is not None}
+
+    def _chunk(self, event: str | Answer, call: _Call) -> ChatGenerationChunk:
+        if isinstance(event, str):
+            return ChatGenerationChunk(message=AIMessageChunk(content=event))
+        last = AIMessageChunk(
+            content="",
+            response_metadata=self._metadata(event, call),
+            usage_metadata=_usage(event),
+            chunk_position="last",
+        )
+        return ChatGenerationChunk(message=last)
+
+    def _result(self, answer: Answer, call: _Call) -> ChatResult:
+        message = AIMessage(
+            content=answer.text, response_metadata=self._metadata(answer, call), usage_metadata=_usage(answer)
+        )
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _metadata(self, answer: Answer, call: _Call) -> dict[str, Any]:
+        if call.mode != "chat":
+            _warn_stuffed(call.asked, answer)
+        return {
+            "model_name": self.model_name,
+            "finish_reason": answer.trace.finish,
+            "mode": call.mode,
+            "sources": [{"id": s.id, "score": float(s.score), "hop": s.round} for s in answer.sources],
+            "rounds": [
+                {"selected": list(r.selected), "scores": list(map(float, r.scores))} for r in answer.trace.rounds
+            ],
+        }
+
+
+def _usage(answer: Answer) -> UsageMetadata:
+    read, written = answer.trace.input_tokens, answer.trace.output_tokens
+    return UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
+
+
+def _warn_unread(kinds: Sequence[str]) -> None:
+    warnings.warn(
+        "ChatMSA in mode 'memory' answers the last human message; other messages "
+        f"({', '.join(sorted(set(kinds)))}) are not read. Use mode='chat' for a prompt that is complete in itself, and "
+        "LatentMemory.open(instruction=...) for a system message",
+        stacklevel=2,
+    )
+
+
+def _warn_stuffed(question: str, answer: Answer) -> None:
+    read = {s.id: s.text.removeprefix(f"{s.title}\n").strip() for s in answer.sources}
+    pasted = [name for name, text in read.items() if len(text) >= _QUOTED and text in question]
+    if pasted:
+        warnings.warn(
+            f"the question already holds the text of {pasted[0]!r}, which memory then gave the model a second time: "
+            "ask ChatMSA the bare question (create_msa_chain), or answer stuffed prompts with mode='chat'",
+            stacklevel=2,
+        )

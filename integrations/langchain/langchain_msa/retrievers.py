@@ -1,0 +1,48 @@
+"""A LangChain retriever over a `LatentMemory`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import run_in_executor
+from pydantic import Field
+
+from langchain_msa._convert import scored, to_langchain
+from msa_plugin.memory import LatentMemory
+
+
+class MSARetriever(BaseRetriever):
+    """The documents that routing finds, best first, each with its routing score in `metadata["score"]`.
+
+    `MSARetriever(memory=memory, k=3).invoke("Who built the mill?")`; `k` and `filter` may also be given to `invoke`,
+    where they replace the constructor's. A filter (a mapping over metadata as `LatentMemory.retrieve` takes it, or a
+    function of a document's metadata) applies before the k best are taken. Raises what `LatentMemory.retrieve` does.
+    """
+
+    memory: LatentMemory = Field(exclude=True, repr=False)
+    k: int = Field(default=4, ge=1)
+    filter: Mapping[str, Any] | Callable[[Mapping[str, Any]], bool] | None = None
+    score_key: str | None = "score"
+    """Metadata field for the routing score, in the returned copy only; None leaves metadata as they were stored."""
+    layer_scores: bool = False
+    """Also write the score's parts by routing layer into `metadata["layer_scores"]`."""
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun | None = None,
+        k: int | None = None,
+        filter: Mapping[str, Any] | Callable[[Mapping[str, Any]], bool] | None = None,
+    ) -> list[Document]:
+        hits = self.memory.retrieve(query, self.k if k is None else k, filter=self.filter if filter is None else filter)
+        return [to_langchain(hit, scored(hit, self.score_key, layers=self.layer_scores)) for hit in hits]
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun | None = None, **kwargs: Any
+    ) -> list[Document]:
+        return await run_in_executor(None, self._get_relevant_documents, query, **kwargs)
