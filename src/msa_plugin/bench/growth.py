@@ -1,0 +1,285 @@
+"""A corpus that grows: nested lists of passages of given sizes, and a bank for each, every passage encoded once.
+
+The smallest list begins with the passages that answer the questions; the rest of the data set's corpus and then
+distractors follow. Each list is a beginning of the next, so what changes from size to size is only what is in the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from msa_plugin import prompts
+from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bench.base import Dataset, OnStep, Question
+from msa_plugin.bench.datasets import corpus_hash
+from msa_plugin.config import MemoryConfig
+from msa_plugin.engine.engine import fingerprint
+from msa_plugin.errors import ConfigError
+from msa_plugin.memory import LatentMemory
+from msa_plugin.types import Document, EncodedDocument
+
+NAMESPACE = "default"
+NOISE = 0.5
+_COUNTED = 1024
+Tokens = Callable[[Sequence[Document]], list[int]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One size: the first `documents` passages hold `tokens` tokens; `synthetic` ones, without a text, come on top."""
+
+    size: int
+    documents: int
+    tokens: int
+    synthetic: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Questions, the passages in the order in which they are added, and the sizes at which to measure."""
+
+    name: str
+    questions: tuple[Question, ...]
+    documents: tuple[Document, ...]
+    steps: tuple[Step, ...]
+    notes: tuple[str, ...]
+
+    def dataset(self, step: Step) -> Dataset:
+        """The data set of one size."""
+        return Dataset(self.name, self.documents[: step.documents], self.questions, self.notes)
+
+    @property
+    def fillers(self) -> tuple[Document, ...]:
+        """Passages that answer none of the questions: what synthetic ones are made from."""
+        gold = {i for q in self.questions for i in q.positives}
+        return tuple(d for d in self.documents if d.id not in gold)
+
+
+def spread(questions: Sequence[Question], count: int) -> list[Question]:
+    """`count` questions, evenly spaced over all of them; all where there are not more."""
+    if count >= len(questions):
+        return list(questions)
+    return [questions[i * len(questions) // count] for i in range(count)]
+
+
+def plan(
+    dataset: Dataset,
+    distractors: Iterable[Document],
+    sizes: Sequence[int],
+    tokens: Tokens,
+    *,
+    questions: int,
+    seed: int = 0,
+    synthetic: bool = False,
+) -> Plan:
+    """Order passages and find where each size is reached.
+
+    So many questions are taken that their passages fit the smallest size. Sizes beyond the last passage are filled up
+    with synthetic passages if `synthetic`, else left out; `notes` say so, and how many distractors were dropped because
+    their text is in the corpus. Raises ConfigError for sizes or questions below 1, and when nothing fits.
+    """
+    wanted = sorted(set(sizes))
+    if not wanted or wanted[0] < 1 or questions < 1:
+        raise ConfigError("give at least one size in tokens and one question, all at least 1")
+    notes = list(dataset.notes)
+    counts = dict(zip((d.id for d in dataset.documents), tokens(dataset.documents), strict=True))
+    asked = _fitting(dataset, wanted[0], counts, questions, notes)
+    gold = {i for q in asked for i in q.positives}
+    rest = [d for d in dataset.documents if d.id not in gold]
+    random.Random(seed).shuffle(rest)
+    ordered = [d for d in dataset.documents if d.id in gold] + rest
+    stream = _counted(ordered, _unseen(distractors, dataset.documents, notes), counts, tokens)
+    chosen, steps = _steps(stream, wanted)
+    total = sum(counts[d.id] for d in chosen)
+    for size in wanted[len(steps) :]:
+        if synthetic and chosen:
+            steps.append(Step(size, len(chosen), total, round((size - total) * len(chosen) / total)))
+        else:
+            notes.append(f"{size:,} tokens were not reached: corpus and distractors together hold {total:,}")
+    if not steps:
+        raise ConfigError(f"no size can be measured: {'; '.join(notes)}")
+    return Plan(dataset.name, tuple(asked), tuple(chosen), tuple(steps), tuple(notes))
+
+
+def _fitting(dataset: Dataset, size: int, counts: dict[str, int], questions: int, notes: list[str]) -> list[Question]:
+    """As many evenly spaced questions as have their passages within `size` tokens, at most `questions`."""
+    for count in range(min(questions, len(dataset.questions)), 0, -1):
+        asked = spread(dataset.questions, count)
+        if sum(counts[i] for i in {i for q in asked for i in q.positives}) <= size:
+            break
+    else:
+        raise ConfigError(f"{dataset.name}: no question's passages fit {size:,} tokens; start with a larger size")
+    if count < min(questions, len(dataset.questions)):
+        notes.append(f"{count} questions: the passages that answer more do not fit {size:,} tokens")
+    if count < len(dataset.questions):
+        notes.append(f"{count} of {len(dataset.questions)} questions, evenly spaced")
+    return asked
+
+
+def _unseen(distractors: Iterable[Document], corpus: Sequence[Document], notes: list[str]) -> Iterator[Document]:
+    """Distractors whose text (blanks and case aside) is not in the corpus and which did not occur before."""
+    seen = {_squeezed(d.text) for d in corpus}
+    ids = {d.id for d in corpus}
+    dropped = 0
+    for document in distractors:
+        text = _squeezed(document.text)
+        if text in seen:
+            dropped += 1
+            continue
+        seen.add(text)
+        if document.id in ids:
+            raise ConfigError(f"the distractor {document.id!r} has the id of a passage of the corpus")
+        ids.add(document.id)
+        yield document
+    if dropped:
+        notes.append(f"{dropped} distractors were left out: their text was there before")
+
+
+def _squeezed(text: str) -> str:
+    return hashlib.sha256(" ".join(text.casefold().split()).encode()).hexdigest()
+
+
+def _counted(
+    first: Iterable[Document], then: Iterator[Document], counts: dict[str, int], tokens: Tokens
+) -> Iterator[tuple[Document, int]]:
+    for document in first:
+        yield document, counts[document.id]
+    while portion := list(islice(then, _COUNTED)):
+        for document, count in zip(portion, tokens(portion), strict=True):
+            counts[document.id] = count
+            yield document, count
+
+
+def _steps(stream: Iterator[tuple[Document, int]], sizes: Sequence[int]) -> tuple[list[Document], list[Step]]:
+    """Passages up to the largest size, and for each size the first beginning that reaches it."""
+    chosen: list[Document] = []
+    steps: list[Step] = []
+    total = 0
+    for document, count in stream:
+        chosen.append(document)
+        total += count
+        while len(steps) < len(sizes) and total >= sizes[len(steps)]:
+            steps.append(Step(sizes[len(steps)], len(chosen), total))
+        if len(steps) == len(sizes):
+            break
+    return chosen, steps
+
+
+class Banks:
+    """Banks of any list of passages, copied from one that holds every passage encoded so far, by content.
+
+    The layout is that of a memory to which the passages were added in one go, so speed is that of a bank of that size.
+    """
+
+    def __init__(self, folder: Path, backbone: Backbone, adapter: Adapter, config: MemoryConfig) -> None:
+        """Everything is kept in `folder`, by the fingerprint of the latents."""
+        self.backbone, self.adapter, self.config = backbone, adapter, config
+        self.made_with = fingerprint(backbone, adapter, config)
+        digest = hashlib.sha256(json.dumps(asdict(self.made_with), sort_keys=True).encode()).hexdigest()
+        self.folder = folder / digest[:12]
+
+    def tokens(self, documents: Sequence[Document]) -> list[int]:
+        """Tokens of each document as the encoder reads it."""
+        if not documents:
+            return []
+        texts = [prompts.document_text(d.title, d.text) for d in documents]
+        return [len(ids) for ids in self.backbone.tokenize_batch(texts)]
+
+    def encode(self, documents: Sequence[Document], on_step: OnStep = lambda what, done, total: None) -> None:
+        """Encode those of `documents` that were not encoded before; what is done stays when this is interrupted."""
+        unnamed = {d.content_hash: Document(d.content_hash, d.text, d.title) for d in documents}
+        with self._open(self.folder / "encoded") as memory:
+            memory.add(
+                list(unnamed.values()),
+                on_progress=lambda p: on_step("encoding", p.documents, len(unnamed)),
+            )
+
+    def open(
+        self, documents: Sequence[Document], synthetic: int = 0, like: Sequence[Document] = (), seed: int = 0
+    ) -> LatentMemory:
+        """A memory of exactly these documents, built on first use; all must have been encoded.
+
+        `synthetic` more get the routing keys of randomly chosen ones of `like` with noise of `NOISE` times a key's
+        length added.
+        """
+        name = f"bank-{corpus_hash(documents)}" + (f"-{synthetic}-{seed}" if synthetic else "")
+        path = self.folder / name
+        with (
+            MemoryBank.open(self.folder / "encoded", self.made_with, create=False, read_only=True) as source,
+            MemoryBank.open(path, self.made_with) as bank,
+            bank.writing(),
+        ):
+            done = bank.count(NAMESPACE)
+            for portion in self._portions(self._copies(source, documents[done:])):
+                bank.commit(portion, NAMESPACE)
+            made = max(0, done - len(documents))
+            if made < synthetic:
+                self._add_synthetic(bank, source, like or documents, synthetic, made, seed)
+        return self._open(path)
+
+    def _open(self, path: Path) -> LatentMemory:
+        return LatentMemory.open(path, model=self.backbone, adapter=self.adapter, config=self.config)
+
+    def _copies(self, source: MemoryBank, documents: Sequence[Document]) -> Iterator[EncodedDocument]:
+        for start in range(0, len(documents), _COUNTED):
+            portion = documents[start : start + _COUNTED]
+            known = source.lookup({d.content_hash for d in portion}, NAMESPACE)
+            for document in portion:
+                yield replace(source.latents(known[document.content_hash].ordinal), document=document)
+
+    def _portions(self, encoded: Iterator[EncodedDocument]) -> Iterator[list[EncodedDocument]]:
+        """Portions as `LatentMemory.add` commits them."""
+        held: list[EncodedDocument] = []
+        size = 0
+        for item in encoded:
+            held.append(item)
+            size += sum(t.numel() * t.element_size() for t in (*item.keys.values(), *item.content.values()))
+            if size >= self.config.segment_bytes or len(held) >= self.config.segment_documents:
+                yield held
+                held, size = [], 0
+        if held:
+            yield held
+
+    def _add_synthetic(
+        self,
+        bank: MemoryBank,
+        source: MemoryBank,
+        like: Sequence[Document],
+        count: int,
+        made: int,
+        seed: int,
+    ) -> None:
+        """Continue the random sequence where an interrupted run stopped: each passage has its own generator."""
+
+        def passages() -> Iterator[EncodedDocument]:
+            for number in range(made, count):
+                generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+                pick = like[int(torch.randint(len(like), (1,), generator=generator))]
+                [known] = source.lookup([pick.content_hash], NAMESPACE).values()
+                latents = source.latents(known.ordinal)
+                keys = {group: noisy(rows, generator) for group, rows in latents.keys.items()}
+                document = Document(f"synthetic-{number}", f"synthetic passage {number}")
+                yield EncodedDocument(document, latents.tokens, keys, latents.content)
+
+        for portion in self._portions(passages()):
+            bank.commit(portion, NAMESPACE)
+
+
+def noisy(keys: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Keys [C, W] with random vectors of `NOISE` times their length added, at their old length."""
+    exact = keys.float()
+    length = exact.norm(dim=1, keepdim=True)
+    noise = torch.nn.functional.normalize(torch.randn(exact.shape, generator=generator), dim=1)
+    mixed = torch.nn.functional.normalize(exact + NOISE * length * noise, dim=1)
+    result: torch.Tensor = (mixed * length).to(keys.dtype)
+    return result
