@@ -142,6 +142,45 @@ def question_part(question: str, *, briefly: bool = False) -> str:
     return f"Question: {question}\n{BRIEFLY}" if briefly else f"Question: {question}"
 
 
+# The reference's text level (golden spec 3.1, 4.1, 6.1); a model trained on it knows no other words.
+TURN_START, TURN_END, LIST_END = "<|im_start|>", "<|im_end|>", "<|object_ref_end|>"
+RETRIEVED = "<End-of-Retrieve>"
+TEMPLATE_HEAD, TEMPLATE_TAIL = f"{TURN_START}user\n", f"{TURN_END}\n"
+ASKING = "\nPlease answer the question based on the above historical document information\n\n"
+REQUEST = "Please return all documents related to the question"
+ANSWERING = "The answer to the question is:"
+
+
+def numbered_head(number: int) -> str:
+    """What a document's text follows."""
+    return f"[{number}]."
+
+
+def numbered_tail(number: int) -> str:
+    """What follows a document's text."""
+    return f"[{number}]"
+
+
+def numbered(number: int, text: str) -> str:
+    """A document with its number, as it is encoded between the turn's markers."""
+    return f"{numbered_head(number)} {text}{numbered_tail(number)}"
+
+
+def memory_question(question: str) -> str:
+    """The question as the first round's user message, without the template around it."""
+    return f"{ASKING}{question}\n{REQUEST}\n"
+
+
+def inserted(numbers: Sequence[int], texts: Sequence[str]) -> str:
+    """Documents fetched by number, as they are put into the transcript."""
+    return "".join(f"{numbered_head(number)} {text}\n" for number, text in zip(numbers, texts, strict=True))
+
+
+def question_again(question: str) -> str:
+    """The question, repeated once retrieval is over, up to the marker that ends it."""
+    return f"The user's question is: {question}\n"
+
+
 def follow_up(question: str, found: str) -> str:
     """The next round's routing text: the question with a piece of what was found (paper section 3.5)."""
     return f"{question}\n{found}"

@@ -29,6 +29,8 @@ class AdapterConfig(Settings):
     `backbone` and `tokenizer` are hashes it was made for. `prefix` is a special token put before every document and
     question (None: nothing). `reading` says which layers attend to memory and how it is pooled. `top_k` documents are
     selected, and a question over latents starts at the template head's length plus `top_k` (golden spec section 2).
+    `numbered` adapters encode a document between markers and its number, as the reference does (golden spec 3.1), and
+    `id_width` is how many digits the numbers had that it was trained on (None: any number will do).
     `provenance` and `measured` are for people.
     """
 
@@ -41,6 +43,8 @@ class AdapterConfig(Settings):
     abilities: Abilities = Abilities()
     top_k: int = Field(default=16, gt=0)
     prefix: str | None = None
+    numbered: bool = False
+    id_width: int | None = Field(default=None, gt=0, le=18)
     format_version: int = ADAPTER_FORMAT
     provenance: Mapping[str, Any] = Field(default_factory=dict)
     measured: Mapping[str, Any] = Field(default_factory=dict)
@@ -49,6 +53,10 @@ class AdapterConfig(Settings):
     def _readable(self) -> AdapterConfig:
         if self.routing.selection == "per_layer" and not set(self.reading.layers) <= set(self.routing.layers):
             raise ValueError("with selection='per_layer' every reading layer must be a routing layer")
+        if self.numbered and self.prefix is not None:
+            raise ValueError("a numbered document starts with a marker already; prefix must be null")
+        if self.abilities.emit_ids and self.id_width and not self.numbered:
+            raise ValueError("id_width is the width of the numbers documents are encoded with; it needs numbered")
         return self
 
 
@@ -95,10 +103,12 @@ class Adapter:
         return tensors
 
     def hash(self) -> str:
-        """SHA-256 of everything latents depend on: routing, reading, prefix and weights; not of name or provenance."""
+        """SHA-256 of all that latents depend on: routing, reading, prefix, numbering, weights; not of name or provenance."""
         digest = hashlib.sha256()
         c = self.config
-        digest.update(json.dumps([c.routing.model_dump(), c.reading.model_dump(), c.prefix], sort_keys=True).encode())
+        latents = [c.routing.model_dump(), c.reading.model_dump(), c.prefix]
+        latents += ["numbered", c.id_width] if c.numbered else []  # as before for all others, whose banks stay valid
+        digest.update(json.dumps(latents, sort_keys=True).encode())
         for name, tensor in sorted(self._tensors().items()):
             digest.update(name.encode())
             digest.update(tensor.float().cpu().contiguous().numpy().tobytes())

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """Documents are cut into windows of `window` tokens, `prefix` of which are put there by us.
+    """Documents are cut into windows of `window` tokens, the first `prefix` and last `suffix` of which are ours.
 
     Every window is encoded alone at positions from 0, so a document's later windows repeat the positions of its first.
     """
 
     window: int
     prefix: int
+    suffix: int = 0
 
     @property
     def text(self) -> int:
         """Tokens of text in a full window."""
-        return self.window - self.prefix
+        return self.window - self.prefix - self.suffix
 
     def position(self, token: int) -> int:
         """Position of text token `token` (0-based) inside its window."""

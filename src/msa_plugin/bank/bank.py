@@ -114,6 +114,11 @@ class MemoryBank:
         """The version that this handle sees."""
         return self._view.at.version
 
+    @property
+    def next_ordinal(self) -> int:
+        """The number that the next document committed will get; within `writing` nobody else takes it."""
+        return self._view.at.last_ordinal + 1
+
     def refresh(self) -> None:
         """Move to the newest version (a handle on a named snapshot stays there). Raises BankCorruptError."""
         with self._reading() as view:

@@ -18,6 +18,7 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.positions import WindowLayout
 from msa_plugin.backbone.router import Router
 from msa_plugin.config import ContentConfig
+from msa_plugin.engine.numbering import Numbering
 from msa_plugin.prompts import document_text
 from msa_plugin.types import Document, EncodedDocument
 
@@ -96,6 +97,7 @@ class WindowSink(Sink):
 class _Pending:
     document: Document
     windows: list[list[int]]
+    tokens: int
     latents: list[Latents | None] = field(default_factory=list)
 
 
@@ -112,20 +114,27 @@ class Encoder:
         window: int = 2048,
         batch_tokens: int = 4096,
         keys_dtype: torch.dtype = torch.float16,
+        numbering: Numbering | None = None,
     ) -> None:
-        """`prefix` ids start every window; `window` and `batch_tokens` are in tokens, prefix included."""
+        """`prefix` ids start every window; `window` and `batch_tokens` are in tokens, prefix included.
+
+        With a `numbering`, documents carry their numbers; see `encode`.
+        """
         self.backbone, self.router, self.content = backbone, router, content
         self.prefix = list(prefix)
         self.layout = WindowLayout(window, len(self.prefix))
-        self.batch_tokens, self.keys_dtype = batch_tokens, keys_dtype
+        self.batch_tokens, self.keys_dtype, self.numbering = batch_tokens, keys_dtype, numbering
 
-    def encode(self, documents: Iterable[Document]) -> Iterator[EncodedDocument]:
-        """Encode a stream of documents; reads ahead about `lookahead` tokens and no further."""
+    def encode(self, documents: Iterable[Document], first: int = 0) -> Iterator[EncodedDocument]:
+        """Encode a stream of documents; reads ahead about `lookahead` tokens and no further.
+
+        `first` is the ordinal that the first of them will get, and the others the next ones.
+        """
         pool: list[_Pending] = []
         tokens = 0
-        for document in documents:
-            windows = self.windows(self.backbone.tokenize(document_text(document.title, document.text)))
-            pool.append(_Pending(document, windows))
+        for ordinal, document in enumerate(documents, first):
+            windows, own = self._cut(document_text(document.title, document.text), ordinal)
+            pool.append(_Pending(document, windows, own))
             tokens += sum(map(len, windows))
             if tokens >= self.lookahead:
                 yield from self._finish(pool)
@@ -141,6 +150,17 @@ class Encoder:
         width = 2 * spec.kv_heads * spec.head_dim * self.backbone.dtype.itemsize
         kept = keys + (len(content.layers) * width / content.pooling if content else 0)
         return min(_LOOKAHEAD_BATCHES * self.batch_tokens, max(self.batch_tokens, int(_LOOKAHEAD_BYTES / kept)))
+
+    def layout_of(self, ordinal: int) -> WindowLayout:
+        """Where the tokens of document `ordinal` ended up."""
+        return self.layout if self.numbering is None else self.numbering.layout(self.layout.window, ordinal)
+
+    def _cut(self, text: str, ordinal: int) -> tuple[list[list[int]], int]:
+        """A document's windows, and how many of their tokens are its own."""
+        if self.numbering is not None:
+            return self.numbering.windows(text, ordinal, self.layout.window)
+        windows = self.windows(self.backbone.tokenize(text))
+        return windows, sum(len(w) - len(self.prefix) for w in windows)
 
     def windows(self, ids: list[int]) -> list[list[int]]:
         """Cut a document's ids into consecutive windows, each with the prefix; never returns an empty list."""
@@ -161,8 +181,7 @@ class Encoder:
         latents = iter(self.encode_windows(flat))
         for pending in pool:
             parts = [next(latents) for _ in pending.windows]
-            tokens = sum(len(w) - len(self.prefix) for w in pending.windows)
-            yield EncodedDocument(pending.document, tokens, *_joined(parts))
+            yield EncodedDocument(pending.document, pending.tokens, *_joined(parts))
 
     def _forward(self, windows: list[list[int]]) -> list[Latents]:
         ids, mask = pad_right(windows, self.backbone.device)

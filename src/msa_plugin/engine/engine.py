@@ -10,23 +10,22 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from msa_plugin import prompts
 from msa_plugin.backbone.adapter import Adapter
-from msa_plugin.backbone.attention import Pass, Sink
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.tiers import KeyTier
 from msa_plugin.bank.view import Selection
 from msa_plugin.config import ContentConfig, GenerationConfig, InterleaveConfig, MemoryConfig, ReadingMode
 from msa_plugin.engine.answering import Asked, Events, answering
-from msa_plugin.engine.assembly import BankSource, bank_route
-from msa_plugin.engine.encoder import Encoder, pad_left
+from msa_plugin.engine.encoder import Encoder
 from msa_plugin.engine.interleave import Found, Gathered, Query, Ranking, interleave
+from msa_plugin.engine.numbering import Numbering
+from msa_plugin.engine.per_layer import LayerRouting, RoutedPass, Row
 from msa_plugin.engine.ranking import Ranked, SharedQueries, blended, rank_routed, rank_shared, shared_queries
 from msa_plugin.engine.reading import Excerpt, Prefill, Reader, allowances, around
 from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
@@ -72,20 +71,9 @@ def fingerprint(backbone: Backbone, adapter: Adapter, config: MemoryConfig) -> F
         routing=f"layers {list(routing.layers)}, pooling {routing.pooling}, {routing.selection}",
         content="none" if content is None else f"layers {list(content.layers)}, pooling {content.pooling}",
         dtype=f"keys {config.keys_dtype}, content {str(backbone.dtype).removeprefix('torch.') if content else 'none'}",
-        template=f"prefix {adapter.config.prefix}",
+        template="numbered" if adapter.config.numbered else f"prefix {adapter.config.prefix}",
         window=config.window,
     )
-
-
-class RoutedPass(NamedTuple):
-    """A prefill that routed inside: `votes` [B, T], `logits` [B, 1, V] or None, next `positions` [B], total seconds."""
-
-    state: Pass
-    source: BankSource
-    votes: Tensor
-    logits: Tensor | None
-    positions: Tensor
-    seconds: float
 
 
 class Engine:
@@ -112,6 +100,7 @@ class Engine:
             window=config.window,
             batch_tokens=config.batch_tokens,
             keys_dtype=getattr(torch, config.keys_dtype),
+            numbering=Numbering.of(backbone, adapter.config),
         )
         self.reader = Reader(
             backbone, bank, self.mode, self.content, self.encoder.layout, self.top_k, config.instruction
@@ -119,10 +108,13 @@ class Engine:
         self._tiles = (config.tile_chunks, config.tile_tokens)
         self._tier = KeyTier(backbone.device)
         self.prefilter: Prefilter | None = None
+        self._layers = LayerRouting(
+            backbone, self.router, bank, self._reading_layers, self.top_k, self._tiles, self._tier
+        )
 
     def encode(self, documents: Iterable[Document]) -> Iterator[EncodedDocument]:
         """Global memory encoding of a stream of documents, in order."""
-        return self.encoder.encode(documents)
+        return self.encoder.encode(documents, self.bank.next_ordinal)
 
     def rank(self, queries: Sequence[str], k: int, selection: Selection) -> Ranking:
         """The best `k` documents of each query among those that `selection` allows."""
@@ -177,25 +169,12 @@ class Engine:
         return Ranking(ranked, {"encode": run.seconds - route, "route": route})
 
     def _routed_pass(self, queries: Sequence[str], k: int, selection: Selection, *, answering: bool) -> RoutedPass:
-        """A prefill in which every router layer selects `k` documents for itself, and reads them where they are kept.
-
-        It goes to the end and keeps its cache when `answering`, else it ends with the last router layer.
-        """
-        began = time.perf_counter()
         briefly = answering and self.config.instruction is None
         asked = self.backbone.tokenize_batch([prompts.question_part(q, briefly=briefly) for q in queries])
         asked = [ids[: self.encoder.layout.text] for ids in asked]  # a follow-up may hold a long document
-        ids, mask = pad_left([row + self.reader.tail_ids for row in asked], self.backbone.device)
-        votes = mask.clone()
-        votes[:, ids.shape[1] - len(self.reader.tail_ids) :] = False
-        config = self.adapter.config.routing
-        route = bank_route(self.bank, selection, config, votes, k, self._tiles, self._tier)
-        source = BankSource(self.bank, self._reading_layers, self.reader.head, len(asked), route=route)
-        positions = self.reader.head.length + self.top_k + (mask.cumsum(1) - 1).clamp(min=0)
-        sink = None if answering else _UntilRouted(config.layers[-1])
-        state = Pass(source=source, router=self.router, sink=sink, keep_cache=answering)
-        logits = self.backbone.run(state, ids, mask, positions, logits="last" if answering else "none")
-        return RoutedPass(state, source, votes, logits, positions[:, -1] + 1, time.perf_counter() - began)
+        tail = self.reader.tail_ids
+        rows = [Row(ids + tail, [True] * len(ids) + [False] * len(tail)) for ids in asked]
+        return self._layers.run(rows, self.reader.head, k, selection, answering=answering)
 
     def check_question(self, text: object) -> None:
         """Raises InvalidQueryError for a question that is not text, is blank, or is longer than a window."""
@@ -335,7 +314,7 @@ class Engine:
 
     def _pieces(self, ranked: Ranked, ids: list[int]) -> list[str]:
         size = self.adapter.config.routing.pooling
-        token = self.encoder.layout.token_of_chunk(ranked.best_chunk, size)
+        token = self.encoder.layout_of(ranked.ordinal).token_of_chunk(ranked.best_chunk, size)
         start, stop = around(token, min(_PIECES * size, len(ids)), len(ids))
         return [self._text(ids[at : min(at + size, stop)]) for at in range(start, stop, size)]
 
@@ -360,16 +339,8 @@ class Engine:
     def _excerpt(self, ranked: Ranked, text: str, ids: list[int], size: int) -> Excerpt:
         if size >= len(ids):
             return Excerpt(ranked.ordinal, text, 0, len(ids))
-        token = self.encoder.layout.token_of_chunk(ranked.best_chunk, self.adapter.config.routing.pooling)
+        token = self.encoder.layout_of(ranked.ordinal).token_of_chunk(
+            ranked.best_chunk, self.adapter.config.routing.pooling
+        )
         start, stop = around(token, size, len(ids))
         return Excerpt(ranked.ordinal, self._text(ids[start:stop]), start, stop)
-
-
-class _UntilRouted(Sink):
-    """Ends a forward at the last router layer, after it has routed."""
-
-    def __init__(self, layer: int) -> None:
-        self._layer = layer
-
-    def done_at(self, layer: int) -> bool:
-        return layer == self._layer

@@ -126,6 +126,9 @@ class Ingestion:
                     yield document
                 elif _as_json(live.metadata) != _as_json(document.metadata):
                     self._existing.add(document.id)
+                    if self.engine.encoder.numbering is not None:
+                        yield document  # it gets another ordinal, and its latents hold the number
+                        continue
                     stored = self.bank.latents(live.ordinal)
                     self._take(replace(stored, document=document), encoded=False)
                 else:

@@ -1,0 +1,85 @@
+"""A prefill in which every router layer selects documents for itself, as the reference does (golden spec 4.4).
+
+Shapes: B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from msa_plugin.backbone.attention import Pass, Sink
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.router import Router
+from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.tiers import KeyTier
+from msa_plugin.bank.view import Selection
+from msa_plugin.engine.assembly import BankSource, TemplateHead, bank_route
+from msa_plugin.engine.encoder import pad_left
+
+
+class Row(NamedTuple):
+    """A question's tokens, and which of them vote in routing."""
+
+    ids: list[int]
+    votes: list[bool]
+
+
+class RoutedPass(NamedTuple):
+    """A prefill that routed inside: `votes` [B, T], `logits` [B, 1, V] or None, next `positions` [B], total seconds."""
+
+    state: Pass
+    source: BankSource
+    votes: Tensor
+    logits: Tensor | None
+    positions: Tensor
+    seconds: float
+
+
+class LayerRouting:
+    """Runs such prefills over one bank; a row starts `top_k` positions behind the template head (golden spec 2)."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        router: Router,
+        bank: MemoryBank,
+        reading: Sequence[int],
+        top_k: int,
+        tiles: tuple[int, int],
+        tier: KeyTier,
+    ) -> None:
+        """`reading` layers attend to what they selected; `tiles` is (chunks, tokens) of the search."""
+        self.backbone, self.router, self.bank, self.reading = backbone, router, bank, tuple(reading)
+        self.top_k, self._tiles, self._tier = top_k, tiles, tier
+
+    def run(
+        self, rows: Sequence[Row], head: TemplateHead, k: int, selection: Selection, *, answering: bool
+    ) -> RoutedPass:
+        """Prefill `rows` behind `head`; `k` documents a layer.
+
+        It goes to the end and keeps its cache when `answering`, else it ends with the last router layer.
+        """
+        began = time.perf_counter()
+        ids, mask = pad_left([row.ids for row in rows], self.backbone.device)
+        votes, _ = pad_left([row.votes for row in rows], self.backbone.device)
+        route = bank_route(self.bank, selection, self.router.config, votes.bool(), k, self._tiles, self._tier)
+        source = BankSource(self.bank, self.reading, head, len(rows), route=route)
+        positions = head.length + self.top_k + (mask.cumsum(1) - 1).clamp(min=0)
+        sink = None if answering else _UntilRouted(self.router.config.layers[-1])
+        state = Pass(source=source, router=self.router, sink=sink, keep_cache=answering)
+        logits = self.backbone.run(state, ids, mask, positions, logits="last" if answering else "none")
+        return RoutedPass(state, source, votes.bool(), logits, positions[:, -1] + 1, time.perf_counter() - began)
+
+
+class _UntilRouted(Sink):
+    """Ends a forward at the last router layer, after it has routed."""
+
+    def __init__(self, layer: int) -> None:
+        self._layer = layer
+
+    def done_at(self, layer: int) -> bool:
+        return layer == self._layer
