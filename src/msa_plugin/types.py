@@ -313,6 +313,26 @@ class VerifyReport:
         return not self.problems
 
 
+@dataclass(frozen=True)
+class RepairReport:
+    """What `repair` found and did; afterwards the bank verifies.
+
+    `salvaged` are documents whose latents were lost but whose text is in `files`, ready to be added (and encoded)
+    again; `lost` are ids whose text is gone too, or cannot be trusted, and `unreadable` counts rows without even an id.
+    """
+
+    problems: tuple[str, ...] = ()
+    salvaged: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    unreadable: int = 0
+    files: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """True when every document is still there, in the bank or in `files`."""
+        return not self.lost and not self.unreadable
+
+
 class Progress(NamedTuple):
     """Passed to `on_progress`: documents and tokens done so far, and the total number of documents if known."""
 

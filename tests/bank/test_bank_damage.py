@@ -149,12 +149,12 @@ def test_verify_during_a_compaction_raises_no_false_alarm(folder, monkeypatch):
     with open_bank(folder) as bank:
         bank.commit([encoded("a")], NS)
         bank.commit([encoded("b")], NS)
-        original = verify._Check._catalog
+        original = verify.Check._catalog
 
         def compacting(check, catalog):
             original(check, catalog)
             bank.compact()
 
-        monkeypatch.setattr(verify._Check, "_catalog", compacting)
+        monkeypatch.setattr(verify.Check, "_catalog", compacting)
         assert verify_bank(folder).ok
         assert bank.stats(NS).segments == 1

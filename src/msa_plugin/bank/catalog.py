@@ -127,19 +127,26 @@ def create_bank(folder: Path, fingerprint: Fingerprint, lock_timeout: float) -> 
 
 def _create_catalog(path: Path, fingerprint: Fingerprint) -> None:
     """Write an empty catalog under a temporary name and rename it, so that a half-made catalog is never seen."""
-    temporary = path.with_name("catalog.new")
-    for leftover in path.parent.glob("catalog.new*"):
+    temporary = new_catalog(path.parent, fingerprint)
+    os.replace(temporary, path)  # noqa: PTH105 - tests replace it to cut the power here
+    fsync_folder(path.parent)
+
+
+def new_catalog(folder: Path, fingerprint: Fingerprint | None = None) -> Path:
+    """An empty catalog under a temporary name in `folder`; without a `fingerprint` it is still to be filled."""
+    temporary = folder / "catalog.new"
+    for leftover in folder.glob("catalog.new*"):
         leftover.unlink()
     connection = _connect(f"{temporary.absolute().as_uri()}?mode=rwc")
     try:
         connection.executescript(_SCHEMA)
-        values = {"format_version": FORMAT_VERSION, "fingerprint": json.dumps(asdict(fingerprint)), "version": 0}
+        made_with = "" if fingerprint is None else json.dumps(asdict(fingerprint))
+        values = {"format_version": FORMAT_VERSION, "fingerprint": made_with, "version": 0}
         connection.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
         connection.execute("PRAGMA journal_mode = WAL")
     finally:
         connection.close()
-    os.replace(temporary, path)  # noqa: PTH105 - tests replace it to cut the power here
-    fsync_folder(path.parent)
+    return temporary
 
 
 class Catalog:

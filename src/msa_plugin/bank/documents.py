@@ -223,6 +223,14 @@ class DocumentRows:
         sql = "UPDATE documents SET segment = ?, position = ? WHERE ordinal = ?"
         self._db.executemany(sql, ((segment, position, ordinal) for position, ordinal in enumerate(ordinals)))
 
+    def forget_segment(self, segment: int) -> None:
+        """Remove every row of `segment`, needed or not: its latents are damaged."""
+        self._db.execute("DELETE FROM documents WHERE segment = ?", (segment,))
+
+    def forget(self, ordinals: Iterable[int]) -> None:
+        """Remove these rows, needed or not: they are damaged."""
+        self._db.executemany("DELETE FROM documents WHERE ordinal = ?", ((ordinal,) for ordinal in ordinals))
+
     # -- verifying --------------------------------------------------------------------------------------------------
 
     def in_segment(self, segment: int) -> list[tuple[int, int, int, str]]:

@@ -21,7 +21,7 @@ def verify_bank(path: str | Path, *, deep: bool = True) -> VerifyReport:
     of all files, SQLite's full integrity check, and each row's text and metadata against their own checksums.
     """
     folder = Path(path)
-    check = _Check(folder, deep)
+    check = Check(folder, deep)
     try:
         check.run()
     except (BankError, sqlite3.Error, OSError, ValueError, TypeError) as error:
@@ -29,8 +29,18 @@ def verify_bank(path: str | Path, *, deep: bool = True) -> VerifyReport:
     return VerifyReport(check.files, check.bytes, tuple(check.problems), tuple(dict.fromkeys(check.documents)))
 
 
-class _Check:
+class Check:
+    """One verification. Beside the report's parts it knows what `repair` acts on.
+
+    `damaged` are numbers of segments whose latents cannot be trusted, `incomplete` of those that merely lack rows, and
+    `altered` the ordinals of rows that do not match their checksums.
+    """
+
     def __init__(self, folder: Path, deep: bool) -> None:
+        """Of the bank in `folder`; `deep` reads every byte."""
+        self.damaged: list[int] = []
+        self.incomplete: list[int] = []
+        self.altered: list[int] = []
         self.folder, self.deep = folder, deep
         self.root = folder / "segments"
         self.files = self.bytes = 0
@@ -38,9 +48,11 @@ class _Check:
         self.documents: list[str] = []
 
     def problem(self, text: str) -> None:
+        """Take note of one."""
         self.problems.append(text)
 
     def run(self) -> None:
+        """Check everything. Raises what a damaged catalog raises."""
         catalog = Catalog(self.folder, writable=False)
         try:
             catalog.hold_snapshot()
@@ -60,17 +72,23 @@ class _Check:
         for ordinal, name in catalog.documents.altered():
             self.problem(f"{catalog.path}: document {name!r} (ordinal {ordinal}) does not match its checksum")
             self.documents.append(name)
+            self.altered.append(ordinal)
 
     def _segment(self, rows: DocumentRows, record: SegmentRecord) -> None:
         found = [
             text for path, known in record.files(self.root) if (text := self._file(path, known.bytes, known.sha256))
         ]
         held = rows.in_segment(record.number)
+        acted_on = self.damaged
         if not found:
             found = self._contents(record, held)
+            if not found and len(held) < record.documents:
+                found = [f"{self.root / record.uuid}: the catalog has lost {record.documents - len(held)} of its rows"]
+                acted_on = self.incomplete
         if found and not self._compacted_away(record):
             self.problems.extend(found)
             self.documents.extend(name for *_, name in held)
+            acted_on.append(record.number)
 
     def _file(self, path: Path, size: int, sha256: str) -> str | None:
         self.files += 1
@@ -96,13 +114,13 @@ class _Check:
         known = (record.first_ordinal, record.last_ordinal, record.documents, record.chunks)
         if (ordinals[0], ordinals[-1], len(ordinals), chunks) != known:
             return [f"{name}: its ordinals or number of chunks are not those of the catalog"]
-        if [position for position, *_ in held] != list(range(record.documents)):
-            return [
-                f"{name}: holds {record.documents} documents, the catalog has rows for {len(held)} of its positions"
-            ]
-        if ordinals != [ordinal for _, ordinal, *_ in held]:
+        positions = [position for position, *_ in held]
+        if positions and not 0 <= min(positions) <= max(positions) < record.documents:
+            return [f"{name}: holds {record.documents} documents, the catalog has rows at other positions"]
+        if [ordinals[position] for position in positions] != [ordinal for _, ordinal, *_ in held]:
             return [f"{name}: its ordinals are not those of the catalog's rows"]
-        if torch.diff(segment.key_offsets).tolist() != [chunks for _, _, chunks, _ in held]:
+        sizes = torch.diff(segment.key_offsets).tolist()
+        if [sizes[position] for position in positions] != [chunks for _, _, chunks, _ in held]:
             return [f"{name}: its chunk counts are not those of the catalog's rows"]
         return []
 

@@ -60,6 +60,31 @@ def verify(bank: Bank = Path("bank"), as_json: Json = False) -> None:
 
 
 @app.command()
+def repair(bank: Bank = Path("bank"), as_json: Json = False) -> None:
+    """Keep what is sound of a damaged bank, save the texts of the rest, and list what is lost.
+
+    Exits with 1 when something is. Example: msa bank repair --bank bank
+    """
+    from msa_plugin.bank.repair import repair_bank
+
+    out = Output(as_json)
+    if not bank.is_dir():
+        raise BankNotFoundError(f"there is no bank in {bank}; --bank names its folder")
+    out.note(f"reading every file of {bank} ...")
+    report = repair_bank(bank)
+    out.say("all is well, nothing to repair" if not report.problems else "repaired; the bank verifies again")
+    for problem in report.problems:
+        out.say(f"  was: {problem}")
+    for file in report.files:
+        out.say(f"  texts to encode again: msa add {file} --bank {bank}")
+    if not report.complete:
+        out.say(f"  lost: {', '.join(report.lost[:20]) or 'no document by name'}; {report.unreadable} unreadable rows")
+    out.result(asdict(report))
+    if not report.complete:
+        raise typer.Exit(1)
+
+
+@app.command()
 def compact(bank: Bank = Path("bank"), as_json: Json = False) -> None:
     """Free the space of deleted documents and merge small segments.
 

@@ -1,0 +1,193 @@
+"""Repair: keep what is sound, save the texts of what is not, and say what was lost.
+
+Latents can be computed again from texts, so damaged latents cost time and nothing else: their documents are written to
+JSON lines, which `add` takes back. A text that fails its checksum is lost. A catalog that SQLite finds damaged is copied
+row by row as far as its rows can be read, and the old file is kept beside the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from msa_plugin.bank import compaction
+from msa_plugin.bank.catalog import CATALOG_FILE, Catalog, connect, new_catalog
+from msa_plugin.bank.disk import disk_errors, fsync_folder
+from msa_plugin.bank.lock import WriterLock
+from msa_plugin.bank.segment import Segment
+from msa_plugin.bank.verify import Check, verify_bank
+from msa_plugin.errors import BankCorruptError
+from msa_plugin.types import RepairReport
+
+SALVAGE = "salvage"
+_ROWS_AT_ONCE = 256
+
+
+class _Row(NamedTuple):
+    ordinal: int
+    namespace: str
+    id: str
+    document: dict[str, Any]
+
+
+def repair_bank(path: str | Path, lock_timeout: float = 10.0) -> RepairReport:
+    """Repair the bank in folder `path`; a sound one is left as it is.
+
+    Raises BankNotFoundError, BankLockedError, BankWriteError, and BankCorruptError when the catalog cannot be read at
+    all: it alone holds the texts, so only a backup helps then.
+    """
+    folder = Path(path)
+    before = verify_bank(folder)
+    if before.ok:
+        return RepairReport()
+    with disk_errors(folder), WriterLock(folder, lock_timeout).hold():
+        unreadable = _sound_catalog(folder)
+        check = Check(folder, deep=True)
+        check.run()
+        with closing(Catalog(folder, writable=True)) as catalog:
+            salvaged, lost = _texts_of(folder, check)
+            files = _write(folder / SALVAGE, salvaged)
+            _drop(catalog, check)
+            _close_gaps(catalog, folder / "segments", check)
+    after = verify_bank(folder)
+    if not after.ok:
+        raise BankCorruptError(f"{folder}: still damaged after repair: {after.problems[0]}; restore it from a backup")
+    return RepairReport(
+        before.problems,
+        tuple(row.id for row in salvaged),
+        tuple(dict.fromkeys(lost)),
+        unreadable,
+        tuple(map(str, files)),
+    )
+
+
+def _texts_of(folder: Path, check: Check) -> tuple[list[_Row], list[str]]:
+    """Live documents of damaged segments with their texts, and the ids of those whose text cannot be trusted."""
+    doomed, altered = set(check.damaged), set(check.altered)
+    salvaged, lost = [], []
+    with closing(connect(folder / CATALOG_FILE, writable=False)) as db:
+        sql = (
+            "SELECT ordinal, namespace, id, segment, title, metadata, text FROM documents LEFT JOIN texts "
+            "USING (ordinal) WHERE deleted IS NULL ORDER BY ordinal"
+        )
+        for ordinal, namespace, name, segment, title, metadata, text in db.execute(sql):
+            if ordinal in altered:
+                lost.append(name)
+            elif segment in doomed:
+                record = {"id": name, "title": title, "text": text, "metadata": json.loads(metadata)}
+                salvaged.append(_Row(ordinal, namespace, name, record))
+    return salvaged, lost
+
+
+def _write(folder: Path, rows: Sequence[_Row]) -> list[Path]:
+    """One file of JSON lines for each namespace, on the disk before anything is dropped; never over an older one."""
+    files = []
+    for namespace in sorted({row.namespace for row in rows}):
+        folder.mkdir(exist_ok=True)
+        stem = re.sub(r"[^A-Za-z0-9._-]", "_", namespace)[:64].lstrip(".") or "namespace"
+        taken = sum(1 for _ in folder.glob("*.jsonl"))
+        path = folder / f"{taken:03d}-{stem}.jsonl"
+        with path.open("x", encoding="utf-8") as stream:
+            for row in rows:
+                if row.namespace == namespace:
+                    stream.write(json.dumps(row.document, ensure_ascii=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        files.append(path)
+    if files:
+        fsync_folder(folder)
+    return files
+
+
+def _drop(catalog: Catalog, check: Check) -> None:
+    """Forget the rows of damaged segments and the altered rows, and with them segments that no row points at."""
+    with catalog.transaction():
+        for number in check.damaged:
+            catalog.documents.forget_segment(number)
+        catalog.documents.forget(check.altered)
+        catalog.drop_empty_segments()
+
+
+def _close_gaps(catalog: Catalog, root: Path, check: Check) -> None:
+    """Rewrite the sound segments that have lost rows, so that rows and positions agree again."""
+    gone = set(check.damaged)
+    holed = {
+        record.number: Segment(record, root)
+        for record in catalog.segments()
+        if record.number not in gone and len(catalog.documents.in_segment(record.number)) < record.documents
+    }
+    if holed:
+        compaction.compact(catalog, root, holed, compaction.SEGMENT_BYTES)
+
+
+def _sound_catalog(folder: Path) -> int:
+    """Replace a catalog that SQLite finds damaged by a copy of its readable rows; returns how many were not."""
+    with closing(Catalog(folder, writable=False)) as catalog:
+        try:
+            problems = catalog.integrity(deep=True)
+        except sqlite3.DatabaseError as error:
+            problems = [str(error)]
+    if not [p for p in problems if not p.startswith("dangling row")]:
+        return 0
+    path = folder / CATALOG_FILE
+    new = new_catalog(folder)
+    with closing(connect(path, writable=False)) as old, closing(sqlite3.connect(new, isolation_level=None)) as copy:
+        unreadable = _copy(old, copy)
+    spare = folder / f"{CATALOG_FILE}.damaged"
+    for suffix in ("", "-wal", "-shm"):
+        if path.with_name(path.name + suffix).exists():
+            os.replace(path.with_name(path.name + suffix), spare.with_name(spare.name + suffix))  # noqa: PTH105
+    os.replace(new, path)  # noqa: PTH105 - like every commit of a file here
+    fsync_folder(folder)
+    return unreadable
+
+
+def _copy(old: sqlite3.Connection, new: sqlite3.Connection) -> int:
+    """Copy every row that can be read. Raises BankCorruptError when the small tables cannot be."""
+    new.execute("BEGIN")
+    new.execute("DELETE FROM meta")
+    try:
+        for table in ("meta", "segments", "snapshots"):
+            _insert(new, table, old.execute(f"SELECT * FROM {table}").fetchall())
+        last = old.execute("SELECT max(last_ordinal) FROM segments").fetchone()[0] or 0
+    except sqlite3.DatabaseError as error:
+        raise BankCorruptError(f"the catalog's lists of segments cannot be read ({error}); restore a backup") from error
+    found: dict[str, set[int]] = {"documents": set(), "texts": set()}
+    for table, ordinals in found.items():
+        for rows in _readable(old, table, 1, last):
+            _insert(new, table, rows)
+            ordinals.update(int(row[0]) for row in rows)
+    new.execute("DELETE FROM texts WHERE ordinal NOT IN (SELECT ordinal FROM documents)")
+    new.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'documents'", (last,))
+    new.execute("COMMIT")
+    return len(found["texts"] - found["documents"])
+
+
+def _insert(db: sqlite3.Connection, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    if rows:
+        db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+
+
+def _readable(db: sqlite3.Connection, table: str, first: int, last: int) -> Iterator[list[tuple[Any, ...]]]:
+    """Rows by ordinal from `first` to `last`, halving a range that cannot be read until only bad rows are left out."""
+    for start in range(first, last + 1, _ROWS_AT_ONCE):
+        yield from _range(db, table, start, min(start + _ROWS_AT_ONCE - 1, last))
+
+
+def _range(db: sqlite3.Connection, table: str, first: int, last: int) -> Iterator[list[tuple[Any, ...]]]:
+    sql = f"SELECT * FROM {table} NOT INDEXED WHERE ordinal BETWEEN ? AND ?"
+    try:
+        rows = db.execute(sql, (first, last)).fetchall()
+    except (sqlite3.DatabaseError, UnicodeDecodeError):
+        if first < last:
+            middle = (first + last) // 2
+            yield from _range(db, table, first, middle)
+            yield from _range(db, table, middle + 1, last)
+    else:
+        yield rows
