@@ -1,8 +1,8 @@
 """Repair: keep what is sound, save the texts of what is not, and say what was lost.
 
 Latents can be computed again from texts, so damaged latents cost time and nothing else: their documents are written to
-JSON lines, which `add` takes back. A text that fails its checksum is lost. A catalog that SQLite finds damaged is copied
-row by row as far as its rows can be read, and the old file is kept beside the new one.
+JSON lines, which `add` takes back. A text that fails its checksum is lost. A catalog that SQLite finds damaged is
+copied row by row as far as its rows can be read, and the old file is kept beside the new one.
 """
 
 from __future__ import annotations
