@@ -1,0 +1,148 @@
+"""Answers from nodes by id, over what the memory keeps of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Generator, Sequence
+from typing import Any
+
+from llama_index.core.base.response.schema import RESPONSE_TYPE
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.prompts.mixin import PromptDictType
+from llama_index.core.response_synthesizers import BaseSynthesizer, get_response_synthesizer
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, QueryType
+from llama_index.core.types import RESPONSE_TEXT_TYPE
+
+from llama_index.llms.msa import MSALLM
+from msa_plugin.errors import ConfigError
+from msa_plugin.memory import LatentMemory
+from msa_plugin.streams import AnswerStream, AsyncAnswerStream
+from msa_plugin.types import Answer
+
+_log = logging.getLogger(__name__)
+
+
+class MSASynthesizer(BaseSynthesizer):
+    """Reads the retrieved nodes by id, in the memory's reading mode, instead of putting their text in a prompt.
+
+    The nodes must be the memory's. When a postprocessor has changed a node's text, or a node comes from elsewhere,
+    there is nothing in memory that says the same: all nodes of that query are then put into the prompt as text, and
+    a log record says so. No nodes give `empty_response`. `options` are those of `LatentMemory.ask`: max_new_tokens,
+    temperature, top_p, seed, stop.
+    """
+
+    def __init__(
+        self,
+        memory: LatentMemory,
+        *,
+        streaming: bool = False,
+        callback_manager: CallbackManager | None = None,
+        empty_response: str | None = None,
+        **options: Any,
+    ) -> None:
+        """`memory` stays the caller's to close."""
+        self._memory, self._options = memory, options
+        self._plain = MSALLM(memory)
+        super().__init__(
+            llm=self._plain, callback_manager=callback_manager, streaming=streaming, empty_response=empty_response
+        )
+
+    def synthesize(
+        self,
+        query: QueryType,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,
+    ) -> RESPONSE_TYPE:
+        """Answer `query` from `nodes`; a streaming synthesizer returns a StreamingResponse."""
+        documents = self._held(nodes)
+        return super().synthesize(
+            _bundle(query), nodes, additional_source_nodes, documents=documents, **response_kwargs
+        )
+
+    async def asynthesize(
+        self,
+        query: QueryType,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,
+    ) -> RESPONSE_TYPE:
+        """`synthesize`, awaited; a streaming synthesizer returns an AsyncStreamingResponse."""
+        documents = await asyncio.to_thread(self._held, nodes)
+        return await super().asynthesize(
+            _bundle(query), nodes, additional_source_nodes, documents=documents, **response_kwargs
+        )
+
+    def get_response(
+        self, query_str: str, text_chunks: Sequence[str], documents: list[str] | None = None, **response_kwargs: Any
+    ) -> RESPONSE_TEXT_TYPE:
+        """The answer's text, from `documents` by id, or from `text_chunks` when there are none."""
+        if documents is None:
+            return self._from_text().get_response(query_str, text_chunks, **response_kwargs)
+        options = {**self._options, **response_kwargs}
+        if self._streaming:
+            return _pieces(self._memory.stream(query_str, documents=documents, **options))
+        return self._memory.ask(query_str, documents=documents, **options).text
+
+    async def aget_response(
+        self, query_str: str, text_chunks: Sequence[str], documents: list[str] | None = None, **response_kwargs: Any
+    ) -> RESPONSE_TEXT_TYPE:
+        """`get_response`, awaited."""
+        if documents is None:
+            return await self._from_text().aget_response(query_str, text_chunks, **response_kwargs)
+        options = {**self._options, **response_kwargs}
+        if self._streaming:
+            return _apieces(self._memory.astream(query_str, documents=documents, **options))
+        answer = await self._memory.aask(query_str, documents=documents, **options)
+        assert isinstance(answer, Answer)  # one question, one answer
+        return answer.text
+
+    def _held(self, nodes: Sequence[NodeWithScore]) -> list[str] | None:
+        """Ids of the nodes if the memory holds every one as it is, else None."""
+        ids = [node.node_id for node in nodes]
+        stored = {document.id: document.text for document in self._memory.get(ids)}
+        foreign = [n.node_id for n in nodes if stored.get(n.node_id) != n.get_content(metadata_mode=MetadataMode.NONE)]
+        if not foreign:
+            return ids
+        _log.warning("%d of %d nodes are not in memory as given; their text is read instead", len(foreign), len(nodes))
+        return None
+
+    def _from_text(self) -> BaseSynthesizer:
+        llm = MSALLM(self._memory, callback_manager=self._callback_manager, **_llm_settings(self._options))
+        return get_response_synthesizer(llm=llm, streaming=self._streaming, callback_manager=self._callback_manager)
+
+    def _get_prompts(self) -> PromptDictType:
+        return {}
+
+    def _update_prompts(self, prompts: PromptDictType) -> None:
+        if prompts:
+            raise ConfigError(
+                f"there are no prompts {sorted(prompts)} to change here; set the memory's instruction=, "
+                "or give the query engine llm= to read text with prompts of your own"
+            )
+
+
+def _bundle(query: QueryType) -> QueryBundle:
+    return QueryBundle(query) if isinstance(query, str) else query
+
+
+def _llm_settings(options: dict[str, Any]) -> dict[str, Any]:
+    names = {"max_new_tokens": "max_tokens", "temperature": "temperature", "top_p": "top_p", "seed": "seed"}
+    settings = {names[key]: value for key, value in options.items() if key in names}
+    return settings | ({"stop": list(options["stop"])} if "stop" in options else {})
+
+
+def _pieces(stream: AnswerStream) -> Generator[str, None, None]:
+    try:
+        yield from stream
+    finally:
+        stream.close()
+
+
+async def _apieces(stream: AsyncAnswerStream) -> AsyncGenerator[str, None]:
+    try:
+        async for piece in stream:
+            yield piece
+    finally:
+        await stream.aclose()
