@@ -56,7 +56,7 @@ def to_memory(
     result = []
     for document, name in zip(given, names, strict=True):
         try:
-            one = _checked(document, name if name is not None else document.id)
+            one = _checked(document, name)
         except InvalidDocumentError as error:
             if on_invalid == "raise":
                 raise
@@ -71,6 +71,7 @@ def to_memory(
 def _checked(document: Document, name: str | None) -> MemoryDocument:
     if not isinstance(document, Document):
         raise InvalidDocumentError(f"expected a LangChain Document, not {type(document).__name__}")
+    name = name if name is not None else document.id
     metadata = dict(document.metadata)
     for key, value in metadata.items():
         if problem := _not_json(value):

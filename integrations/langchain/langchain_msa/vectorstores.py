@@ -86,8 +86,9 @@ class MSAVectorStore(VectorStore):
         **kwargs: Any,
     ) -> Store:
         """Open a memory and add `texts`; see `from_documents`."""
+        _ignore_embedding(embedding)
         documents = list(_documents(texts, metadatas))
-        return cls.from_documents(documents, embedding, ids=ids, memory=memory, path=path, **kwargs)
+        return cls.from_documents(documents, ids=ids, memory=memory, path=path, **kwargs)
 
     @classmethod
     async def afrom_texts(
