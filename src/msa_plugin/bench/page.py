@@ -31,14 +31,14 @@ pre { background: var(--faint); padding: .8rem 1rem; border-radius: 6px; overflo
 .wide { overflow-x: auto; margin: .4rem 0; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .34rem .8rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule); }
-td { max-width: 26rem; overflow-wrap: anywhere; }
+td { max-width: 26rem; overflow-wrap: break-word; }
 td.n { white-space: nowrap; }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; border-bottom: 1.5px solid var(--soft); }
 thead tr.groups th { border-bottom: 1px solid var(--rule); text-align: center; padding-bottom: .1rem; }
 thead tr.groups th:empty { border: 0; }
 th.n, td.n { text-align: right; }
-tbody th { font-weight: 500; position: sticky; left: 0; background: var(--paper); max-width: 14rem;
-  overflow-wrap: anywhere; }
+tbody th { font-weight: 500; position: sticky; left: 0; background: var(--paper); min-width: 6.5rem; max-width: 16rem;
+  overflow-wrap: break-word; }
 tbody tr:last-child > * { border-bottom: 0; }
 tbody tr.sum > * { background: var(--faint); }
 tbody tr:hover > * { background: var(--faint); }
@@ -55,7 +55,7 @@ figcaption { font-size: .84rem; color: var(--soft); margin-top: .5rem; max-width
   main { padding: 1.4rem .9rem 3rem; }
   table { font-size: .8rem; }
   th, td { padding: .3rem .5rem; }
-  tbody th { max-width: 8.5rem; }
+  tbody th { min-width: 5.5rem; max-width: 9rem; }
 }
 @media print { nav { display: none; } .wide { overflow: visible; } }
 """

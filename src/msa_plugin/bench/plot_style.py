@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from msa_plugin.bench.report_rows import BASE
 from msa_plugin.bench.report_tables import clean
@@ -102,34 +102,62 @@ def quiet(axes: Any, grid: str) -> None:
         axes.spines["bottom"].set_visible(False)
 
 
-def beside(axes: Any, ends: Sequence[tuple[str, float, str]], x: float) -> None:
-    """Names in their colours to the right of lines that end at (x, y), moved apart where they would overlap."""
-    if not ends:
-        return
-    gap = 11.5  # points between two names
+class End(NamedTuple):
+    """Where a line ends, and what is written there."""
+
+    name: str
+    x: float
+    y: float
+    colour: str
+
+
+def beside(axes: Any, ends: Sequence[End], x: float) -> None:
+    """Names of lines in their colours to the right of `x`, moved apart where they would overlap."""
+    from matplotlib.transforms import offset_copy
+
     height = axes.get_window_extent().height * 72 / axes.figure.dpi
-    places = [axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[1] * height for _, y, _ in ends]
-    order = sorted(range(len(ends)), key=lambda i: places[i])
-    moved = list(places)
-    for lower, upper in pairwise(order):
-        moved[upper] = max(moved[upper], moved[lower] + gap)
-    over = moved[order[-1]] - height  # a stack that grew out of the top is pushed down as a whole
-    if over > 0:
-        ceiling = height
-        for i in reversed(order):
-            moved[i] = min(moved[i], ceiling)
-            ceiling = moved[i] - gap
-    for i, (name, y, colour) in enumerate(ends):
+    aside = offset_copy(axes.get_xaxis_transform(), fig=axes.figure, x=9, units="points")
+    to_axes = axes.transData + axes.transAxes.inverted()
+    places = [float(to_axes.transform((e.x, e.y))[1]) * height for e in ends]
+    for end, place, moved in zip(ends, places, apart(places, 11.5, height), strict=True):
+        far = end.x != x
+        led = far or abs(moved - place) > 2
+        line = {
+            "arrowstyle": "-",
+            "color": end.colour,
+            "lw": 0.6,
+            "ls": ":" if far else "-",
+            "shrinkA": 0,
+            "shrinkB": 3,
+        }
         axes.annotate(
-            short(name),
-            (x, y),
-            xytext=(10, moved[i] - places[i]),
-            textcoords="offset points",
-            color=colour,
+            end.name,
+            (end.x, end.y),
+            xytext=(x, moved / height),
+            textcoords=aside,
+            color=end.colour,
             fontsize=8,
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.6, "shrinkA": 0, "shrinkB": 3}
-            if abs(moved[i] - places[i]) > 2
-            else None,
+            arrowprops=line if led else None,
         )
+
+
+def apart(places: Sequence[float], gap: float, ceiling: float) -> list[float]:
+    """Places at least `gap` from each other, each as little moved as need be, below `ceiling` where they fit."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    moved = list(places)
+    for lower, upper in pairwise(order):
+        moved[upper] = max(moved[upper], moved[lower] + gap)
+    for i in reversed(order):
+        moved[i] = min(moved[i], ceiling)
+        ceiling = moved[i] - gap
+    return moved
+
+
+def key(figure: Any, colours_of: Mapping[str, str]) -> None:
+    """One line above the plot that says what colours mean, for parts too small to be named in place."""
+    from matplotlib.patches import Patch
+
+    patches = [Patch(color=colour, label=short(name, 16)) for name, colour in colours_of.items()]
+    figure.legend(handles=patches, loc="outside upper left", ncols=6, frameon=False, handlelength=0.9, fontsize=8.5)

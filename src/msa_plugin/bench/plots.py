@@ -8,7 +8,21 @@ from typing import Any
 from msa_plugin.bench import report_growth as growth
 from msa_plugin.bench import report_quality as quality
 from msa_plugin.bench.base import Row
-from msa_plugin.bench.plot_style import BLUE, COLOURS, INK, MUTED, beside, canvas, colours, png, quiet, short, style
+from msa_plugin.bench.plot_style import (
+    BLUE,
+    COLOURS,
+    INK,
+    MUTED,
+    End,
+    beside,
+    canvas,
+    colours,
+    key,
+    png,
+    quiet,
+    short,
+    style,
+)
 from msa_plugin.bench.report_rows import BASE, Saved, distinct, plain, systems, timed, whole
 from msa_plugin.bench.report_tables import Figure, clean, joined, tokens
 
@@ -68,33 +82,46 @@ def _dot(name: str, row: Row | None) -> Dot:
 
 
 def _dots(name: str, panels: Sequence[tuple[str, list[Dot]]], unit: str, caption: str) -> Figure:
-    """Panels of labelled dots on a common scale; the base stands out."""
-    across = min(3, len(panels))
+    """Panels of labelled dots, on a common scale where they share a unit; the base stands out."""
+    across = 2 if len(panels) in (2, 4) else min(3, len(panels))
     down = -(-len(panels) // across)
     lines = max(len(dots) for _, dots in panels)
     same = len({tuple(d[0] for d in dots) for _, dots in panels}) == 1
-    figure, axes = canvas(9.2, down * (0.62 + 0.21 * lines), down, across, sharex=bool(unit), sharey=same)
+    figure, axes = canvas(9.2 if across > 1 else 6.0, down * (0.62 + 0.21 * lines), down, across, sharey=same)
+    figure.get_layout_engine().set(wspace=0.05, hspace=0.06)
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
+    furthest = [_furthest(dots) for _, dots in panels]
     for i, (ax, (title, dots)) in enumerate(zip(axes, panels, strict=False)):
         ax.set_title(short(title, 36))
         quiet(ax, "x")
-        first = dots[0]
-        if first[0].startswith(BASE):
-            ax.axvline(first[1], color=BLUE, lw=0.8, alpha=0.45)
-        for y, (label, value, low, high) in enumerate(dots):
-            colour = BLUE if label.split(" ")[0].startswith(BASE) else "#555555"
-            if low is not None and high is not None:
-                ax.plot([low, high], [y, y], color=colour, lw=1.6, alpha=0.45, solid_capstyle="round")
-            ax.plot([value], [y], "o", color=colour, ms=5)
-        ax.set_yticks(range(len(dots)), [short(d[0]) for d in dots], color=INK)
-        ax.set_ylim(len(dots) - 0.4, -0.6)
-        ax.set_xlim(left=0)
+        _draw_dots(ax, dots)
+        ax.set_xlim(0, 1.06 * (max(furthest) if unit else furthest[i]))
+        ax.locator_params(axis="x", nbins=5)
         if unit and i + across >= len(panels):
             ax.set_xlabel(unit)
-            ax.tick_params(labelbottom=True)
+        elif unit:
+            ax.tick_params(labelbottom=False)
     said = "; ".join(f"{clean(t, 40)}: {_spoken(dots)}" for t, dots in panels[:4])
     return Figure(name, png(figure), f"Dot plot. {said}.", caption)
+
+
+def _draw_dots(ax: Any, dots: Sequence[Dot]) -> None:
+    if dots[0][0].startswith(BASE):
+        ax.axvline(dots[0][1], color=BLUE, lw=0.8, alpha=0.45)
+    for y, (label, value, low, high) in enumerate(dots):
+        colour = BLUE if label.startswith(BASE) else "#555555"
+        if low is not None and high is not None:
+            ax.plot([low, high], [y, y], color=colour, lw=1.6, alpha=0.45, solid_capstyle="round")
+        ax.plot([value], [y], "o", color=colour, ms=5)
+    ax.set_yticks(range(len(dots)), [short(d[0]) for d in dots], color=INK)
+    ax.set_ylim(len(dots) - 0.4, -0.6)
+
+
+def _furthest(dots: Sequence[Dot]) -> float:
+    """The largest number to be drawn; 1 where there is none above 0."""
+    ends = [v for _, value, _, high in dots for v in (value, high) if v is not None and v == v]
+    return max([v for v in ends if v > 0], default=1.0)
 
 
 def _spoken(dots: Sequence[Dot]) -> str:
@@ -135,51 +162,53 @@ def _lines(name: str, panels: Sequence[tuple[str, list[Row]]], caption: str, eve
         ax.set_visible(False)
     ends = [_panel(ax, title, rows, paint) for ax, (title, rows) in zip(axes, panels, strict=False)]
     figure.draw_without_rendering()  # settles the scales that the names are placed by
-    for ax, (labelled, x) in zip(axes, ends, strict=False):
-        beside(ax, labelled, x)
+    for ax, (_, rows), labelled in zip(axes, panels, ends, strict=False):
+        beside(ax, labelled, max(map(growth.memory_tokens, rows)))
     said = "; ".join(f"{clean(t, 40)} of {joined(clean(n, 40) for n in growth.labels(rows)[:6])}" for t, rows in panels)
     return Figure(name, png(figure), f"Line plots against tokens in memory: {said}.", caption)
 
 
-def _panel(
-    ax: Any, title: str, rows: list[Row], paint: dict[str, tuple[str, str]]
-) -> tuple[list[tuple[str, float, str]], float]:
-    """Draw the lines of a metric; the names to write beside them, and where they end."""
+def _panel(ax: Any, title: str, rows: list[Row], paint: dict[str, tuple[str, str]]) -> list[End]:
+    """Draw the lines of a metric; the names to write beside them."""
     sizes = distinct(rows, growth.memory_tokens)
     ends = []
-    for label in growth.labels(rows):
-        own = sorted((r for r in rows if growth.label(r) == label), key=lambda r: growth.memory_tokens(r))
+    names, span = growth.labels(rows), sizes[-1] / sizes[0]
+    for i, name in enumerate(names):
+        own = sorted((r for r in rows if growth.label(r) == name), key=growth.memory_tokens)
         colour, marker = paint[own[0].system]
         main = own[0].system == BASE
         xs, ys = [growth.memory_tokens(r) for r in own], [r.value for r in own]
         ax.plot(xs, ys, color=colour, marker=marker, ms=4, lw=2.2 if main else 1.4, zorder=3 if main else 2)
+        aside = max(span, 2) ** (0.008 * (i - (len(names) - 1) / 2))  # whiskers beside each other
         for x, row in zip(xs, own, strict=True):
             if row.low is not None and row.high is not None:
-                ax.plot([x, x], [row.low, row.high], color=colour, lw=1, alpha=0.5)
-        if xs[-1] == sizes[-1]:
-            ends.append((label, ys[-1], colour))
-        else:  # a system that stopped early is named where it stopped
-            ax.annotate(short(label), (xs[-1], ys[-1]), xytext=(4, 5), textcoords="offset points", color=colour, size=8)
+                ax.plot([x * aside] * 2, [row.low, row.high], color=colour, lw=0.9, alpha=0.4)
+        stopped = "" if xs[-1] == sizes[-1] else f" (to {tokens(xs[-1])})"
+        ends.append(End(short(name) + stopped, xs[-1], ys[-1], colour))
+    _scales(ax, title, sizes, [r.value for r in rows])
+    room = max(len(e.name) for e in ends)
+    ax.set_xlim(sizes[0] / max(span, 1.5) ** 0.04, sizes[-1] * max(span, 1.5) ** (0.05 + 0.029 * room))
+    return ends
+
+
+def _scales(ax: Any, title: str, sizes: Sequence[float], values: Sequence[float]) -> None:
+    """Sizes on a logarithmic axis; so are times that differ much, all else starts at 0."""
     quiet(ax, "y")
     ax.set_xscale("log")
     ax.set_xticks(sizes, [tokens(s) for s in sizes])
     ax.set_xticks([], minor=True)
     ax.set_xlabel("tokens in memory")
-    ax.set_title(short(_with_unit(title), 44))
-    if timed(title) and min(r.value for r in rows) > 0:
+    unit = "seconds" if "seconds" in title else ""
+    if timed(title) and 0 < 10 * min(values) < max(values):
         ax.set_yscale("log")
+        ax.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
         ax.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
         ax.yaxis.set_minor_formatter(lambda v, _: "")
+        unit += ", logarithmic"
     else:
         ax.set_ylim(bottom=0)
-    room = max(len(short(e[0])) for e in ends) if ends else 0
-    span = sizes[-1] / sizes[0]
-    ax.set_xlim(sizes[0] / span**0.04, sizes[-1] * max(span, 1.5) ** (0.05 + 0.026 * room))
-    return ends, sizes[-1]
-
-
-def _with_unit(title: str) -> str:
-    return "seconds a question (log scale)" if title == "seconds" else title
+    ax.set_ylabel(unit)
+    ax.set_title(short(title, 44))
 
 
 # Heat maps
@@ -262,8 +291,8 @@ def _stages(name: str, panels: Sequence[tuple[Any, list[Row]]], dataset: str) ->
         ax.set_title(f"{tokens(size)} tokens in memory" if size is not None else clean(dataset, 40))
         quiet(ax, "x")
     axes[-1].set_xlabel("seconds: medians of the stages, hop after hop (their sum is not the median of the whole)")
-    for i, (stage, colour) in enumerate(stages.items()):
-        figure.text(0.02 + 0.13 * i, 1.0, f"■ {short(stage, 14)}", color=colour, size=9, va="bottom", weight="bold")
+    axes[-1].set_xlim(right=1.08 * axes[-1].get_xlim()[1])
+    key(figure, stages)
     alt = f"Bars of seconds by stage and hop: {joined(clean(n, 40) for n in growth.labels(panels[-1][1])[:8])}."
     caption = f"{dataset}: where the time goes, at the smallest and the largest memory. White gaps part the hops."
     return Figure(name, png(figure), alt, caption)
