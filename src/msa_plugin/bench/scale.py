@@ -1,0 +1,350 @@
+"""The same questions against memories that grow: what quality is lost, and what a question costs, at each size.
+
+Every size is a bank of its own (see `growth`), and every system indexes exactly its passages, so nothing is measured
+through a mask over something larger. Rows are those of part "scale"; what happened to each question is kept too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from msa_plugin.bench.base import Dataset, OnStep, Question, Row, Workspace
+from msa_plugin.bench.growth import NAMESPACE, NOISE, Banks, Plan, Step, plan
+from msa_plugin.bench.metrics import bootstrap, question_scores, retrieval_scores
+from msa_plugin.bench.store import Results
+from msa_plugin.bench.timing import percentiles
+from msa_plugin.errors import ConfigError, MSAError
+from msa_plugin.memory import LatentMemory
+from msa_plugin.routing.prefilter import PrefilterSpec, recall_against_exact
+from msa_plugin.types import Document
+
+PART = "scale"
+SIZES = (16_384, 65_536, 262_144, 1_048_576, 4_194_304, 10_485_760)
+METRICS = ("R@5", "R@10", "nDCG@10")
+ANSWERS = ("EM", "F1")
+DEPTH = 10
+_LEAST = 5  # questions that are measured whatever the budget
+_SYNTHETIC = ("msa",)  # systems that need routing keys only, and no text
+Create = Callable[[str, Workspace], Any]
+
+
+def _nothing(what: str, done: int, total: int) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured: `sizes` in tokens, `questions` at most, `answers` of them also answered from `passages`.
+
+    `synthetic` fills sizes that the texts do not reach with passages made of noise. `prefilter` adds each MSA system a
+    second time behind that index. `budget` (seconds) cuts the questions of each size and system short, evenly.
+    """
+
+    systems: tuple[str, ...] = ("msa", "bm25")
+    sizes: tuple[int, ...] = SIZES
+    questions: int = 100
+    answers: int = 0
+    passages: int = 5
+    seed: int = 0
+    synthetic: bool = False
+    prefilter: str | None = None
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for what cannot be measured."""
+        if not self.systems or self.answers < 0 or self.passages < 1 or (self.budget is not None and self.budget <= 0):
+            raise ConfigError("give at least one system and passage, no negative answers, and a budget above 0")
+        if self.prefilter is not None:
+            PrefilterSpec.parse(self.prefilter)
+
+    @property
+    def variants(self) -> tuple[tuple[str, str, str | None], ...]:
+        """Name in the results, name in the registry, and prefilter."""
+        found: list[tuple[str, str, str | None]] = [(name, name, None) for name in self.systems]
+        if self.prefilter is not None:
+            spec = str(PrefilterSpec.parse(self.prefilter))
+            found += [(f"{name}+{spec}", name, spec) for name in self.systems if name.startswith("msa")]
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One system at one size."""
+
+    name: str
+    system: str
+    prefilter: str | None
+    step: Step
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        more = {"synthetic": True, "noise": NOISE} if self.step.synthetic else {}
+        return {"memory_tokens": self.step.size, **more}
+
+
+class Scale:
+    """One run over one data set; what a former run has stored is not measured again."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        results: Results,
+        banks: Banks,
+        cache: Path,
+        *,
+        create: Create | None = None,
+        generation: Mapping[str, Any] | None = None,
+        on_step: OnStep = _nothing,
+    ) -> None:
+        """`create` makes a system for a workspace (None: from the registry); `cache` is for the systems' indexes."""
+        self.settings, self.results, self.banks, self.cache = settings, results, banks, cache
+        self.create = create or _registry()
+        self.generation, self.on_step = dict(generation or {}), on_step
+
+    def run(self, dataset: Dataset, distractors: Iterable[Document]) -> Plan:
+        """Measure every system at every size; returns what was planned."""
+        chosen = self.settings
+        planned = plan(
+            dataset,
+            distractors,
+            chosen.sizes,
+            self.banks.tokens,
+            questions=chosen.questions,
+            seed=chosen.seed,
+            synthetic=chosen.synthetic,
+        )
+        for note in planned.notes:
+            self.results.note(PART, dataset.name, note)
+        cells = list(self._cells(planned))
+        open_cells = [c for c in cells if not self.results.has((PART, planned.name, c.name, c.settings))]
+        failures: dict[str, list[str]] = {}
+        began = time.monotonic()
+        for number, cell in enumerate(open_cells):
+            allowed = None
+            if chosen.budget is not None:
+                allowed = (chosen.budget - (time.monotonic() - began)) / (len(open_cells) - number)
+            self.on_step(f"{cell.name} at {cell.step.size:,} tokens", number, len(open_cells))
+            try:
+                self._measure(planned, cell, allowed)
+            except MSAError as error:
+                failures.setdefault(cell.name, []).append(f"at {cell.step.size:,} tokens: {error}")
+        self._say(planned.name, failures)
+        self._losses(planned)
+        return planned
+
+    def _cells(self, planned: Plan) -> Iterator[_Cell]:
+        for step in planned.steps:
+            for name, system, prefilter in self.settings.variants:
+                if step.synthetic and system not in _SYNTHETIC:
+                    self.results.note(PART, planned.name, f"{name} needs texts: not run on synthetic passages")
+                    continue
+                yield _Cell(name, system, prefilter, step)
+
+    def _say(self, dataset: str, failures: Mapping[str, Sequence[str]]) -> None:
+        """A system that ran at no size is skipped; one that failed at some size keeps the others, with a note."""
+        for name, reasons in failures.items():
+            if self.results.questions(PART, dataset, name):
+                for reason in reasons:
+                    self.results.note(PART, dataset, f"{name} {reason}")
+            else:
+                self.results.skip(PART, dataset, name, reasons[0])
+
+    def _measure(self, planned: Plan, cell: _Cell, allowed: float | None) -> None:
+        with self._memory(planned, cell.step) as memory:
+            workspace = Workspace(planned.dataset(cell.step), memory, self.cache, self.generation, self.on_step)
+            system = self.create(cell.system, workspace)
+            try:
+                if hasattr(system, "prepare"):
+                    system.prepare()
+                with _prefiltered(memory, cell.prefilter, self.cache):
+                    records = self._ask(system, workspace, allowed)
+                if cell.prefilter is not None:
+                    _add_exact(system, planned.questions, records)
+            finally:
+                if hasattr(system, "close"):
+                    system.close()
+            stats = memory.stats()
+        if len(records) < len(planned.questions):
+            self.results.note(
+                PART,
+                planned.name,
+                f"the budget allowed {len(records)} of {len(planned.questions)} questions, evenly spaced, for "
+                f"{cell.name} at {cell.step.size:,} tokens",
+            )
+        kept = [{"memory_tokens": cell.step.size, **record} for record in records]
+        self.results.add_questions(PART, planned.name, cell.name, kept)
+        self.results.add(
+            replace(
+                row,
+                dataset=planned.name,
+                system=cell.name,
+                documents=stats.documents,
+                tokens=stats.tokens,
+                settings={**cell.settings, **row.settings},
+            )
+            for row in (*_answers(records), *_timings(records), *_retrieved(records))
+        )
+
+    def _ask(self, system: Any, workspace: Workspace, allowed: float | None) -> list[dict[str, Any]]:
+        """Ask one question at a time until all are asked, or the time is up."""
+        chosen, began = self.settings, time.monotonic()
+        questions = evenly(workspace.dataset.questions)
+        finds = hasattr(system, "find")
+        if finds:
+            system.find([questions[0].text], DEPTH)  # caches and lazy imports are not the first question's fault
+        records: list[dict[str, Any]] = []
+        for number, question in enumerate(questions):
+            if allowed is not None and number >= _LEAST and time.monotonic() - began > allowed:
+                break
+            record: dict[str, Any] = {"id": question.id}
+            ranking: list[str] = []
+            if finds:
+                start = time.perf_counter()
+                [found] = system.find([question.text], DEPTH)
+                record["seconds"] = {**found.seconds, "total": time.perf_counter() - start}
+                ranking = [hit.id for hit in found.ranking]
+                record |= {"ranking": ranking, **_retrieval(question, ranking)}
+            if number < chosen.answers or not finds:
+                record |= self._answer(system, workspace, question, ranking)
+            records.append(record)
+        return records
+
+    def _answer(self, system: Any, workspace: Workspace, question: Question, ranking: Sequence[str]) -> dict[str, Any]:
+        """A system that chooses what to read does so; for others the best passages that they found are read."""
+        start = time.perf_counter()
+        if hasattr(system, "answer"):
+            [reply] = system.answer([question.text])
+            passages: int | str = "adaptive"
+        else:
+            passages = self.settings.passages
+            [reply] = workspace.read([question.text], [ranking[:passages]])
+        spent = time.perf_counter() - start
+        scores = question_scores(reply.text, reply.read, question)
+        return {"reply": reply.text, "read": list(reply.read), "passages": passages, "answer_seconds": spent} | {
+            name: scores[name] for name in ANSWERS
+        }
+
+    @contextmanager
+    def _memory(self, planned: Plan, step: Step) -> Iterator[LatentMemory]:
+        documents = planned.dataset(step).documents
+        self.banks.encode(documents, self.on_step)
+        with self.banks.open(documents, step.synthetic, planned.fillers, self.settings.seed) as memory:
+            yield memory
+
+    def _losses(self, planned: Plan) -> None:
+        """Relative loss from the smallest to the largest size, over the questions that both have."""
+        for name, _, _ in self.settings.variants:
+            by_size: dict[int, dict[str, Any]] = {}
+            for record in self.results.questions(PART, planned.name, name):
+                by_size.setdefault(record["memory_tokens"], {})[record["id"]] = record
+            sizes = [s.size for s in planned.steps if s.size in by_size]
+            if len(sizes) > 1:
+                rows = losses(by_size[sizes[0]], by_size[sizes[-1]], self.settings.seed)
+                ends = {"from": sizes[0], "to": sizes[-1]}
+                self.results.put(
+                    replace(row, dataset=planned.name, system=name, settings={**row.settings, **ends}) for row in rows
+                )
+
+
+def evenly(questions: Sequence[Question]) -> list[Question]:
+    """All questions in an order every beginning of which is spread evenly over them (van der Corput's sequence)."""
+    bits = max(1, (len(questions) - 1).bit_length())
+    order = (int(f"{i:0{bits}b}"[::-1], 2) for i in range(1 << bits))
+    return [questions[i] for i in order if i < len(questions)]
+
+
+def losses(first: Mapping[str, Any], last: Mapping[str, Any], seed: int = 0) -> list[Row]:
+    """(first - last) / first of each metric's mean, with the 95 % interval over questions; records by question id."""
+    rows = []
+    for metric in (*METRICS, *ANSWERS):
+        shared = [i for i in first if metric in first[i] and metric in last.get(i, {})]
+        before, after = (np.array([side[i][metric] for i in shared]) for side in (first, last))
+        if not shared or before.mean() == 0:
+            continue
+        draws = np.random.default_rng(seed).integers(0, len(shared), (1000, len(shared)))
+        means = before[draws].mean(1)
+        drawn = (means - after[draws].mean(1))[means > 0] / means[means > 0]
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        value = 1 - float(after.mean() / before.mean())
+        rows.append(
+            Row(PART, "", "", "relative_loss", value, float(low), float(high), len(shared), settings={"of": metric})
+        )
+    return rows
+
+
+def _registry() -> Create:
+    from msa_plugin.bench.systems import create
+
+    made: Create = create
+    return made
+
+
+@contextmanager
+def _prefiltered(memory: LatentMemory, spec: str | None, cache: Path) -> Iterator[None]:
+    """The memory routes behind an index while inside."""
+    engine = memory.engine
+    engine.use_prefilter(spec, cache / "prefilter", engine.bank.select(NAMESPACE))
+    try:
+        yield
+    finally:
+        engine.prefilter = None
+
+
+def _add_exact(system: Any, questions: Sequence[Question], records: list[dict[str, Any]]) -> None:
+    """Add what the same system finds without an index, to say what the index missed."""
+    texts = {q.id: q.text for q in questions}
+    for record in records:
+        [found] = system.find([texts[record["id"]]], DEPTH)
+        record["exact"] = [hit.id for hit in found.ranking]
+
+
+def _retrieval(question: Question, ranking: Sequence[str]) -> dict[str, float]:
+    scores = retrieval_scores({question.id: question.positives}, {question.id: ranking}, METRICS)
+    return {metric: scores[metric][question.id] for metric in METRICS}
+
+
+def _answers(records: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    """Means over the questions that were answered.
+
+    They are stored before the rest of a size, whose settings say that it is done.
+    """
+    replies = [r for r in records if "passages" in r]
+    for metric in ANSWERS if replies else ():
+        yield _mean(metric, [r[metric] for r in replies], {"passages": replies[0]["passages"]})
+
+
+def _retrieved(records: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    """Means over questions, and what share of the exact ranking a prefilter let through."""
+    exact = [r for r in records if "exact" in r]
+    if exact:
+        shares = [recall_against_exact([r["exact"]], [r["ranking"]]) for r in exact]
+        yield _mean(f"prefilter_recall@{DEPTH}", shares, {})
+    found = [r for r in records if "ranking" in r]
+    for metric in METRICS if found else ():
+        yield _mean(metric, [r[metric] for r in found], {})
+
+
+def _mean(metric: str, values: Sequence[float], settings: Mapping[str, Any]) -> Row:
+    low, high = bootstrap(values)
+    return Row(PART, "", "", metric, sum(values) / len(values), low, high, len(values), settings=settings)
+
+
+def _timings(records: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    """p50 and p95 of the search as a whole and of its stages, and of answering."""
+    spent: dict[str, list[float]] = {}
+    for record in records:
+        for stage, seconds in record.get("seconds", {}).items():
+            spent.setdefault("" if stage == "total" else f"{stage}_", []).append(seconds)
+        if "answer_seconds" in record:
+            spent.setdefault("answer_", []).append(record["answer_seconds"])
+    for prefix, values in spent.items():
+        p5, p50, p95 = percentiles(values)
+        for name, value in (("p50", p50), ("p95", p95)):
+            yield Row(PART, "", "", f"{prefix}seconds_{name}", value, p5, p95, len(values))

@@ -1,0 +1,73 @@
+"""Stand-ins for the systems of the registry: one on the workspace's memory, one that counts words, one that refuses."""
+
+from __future__ import annotations
+
+import time
+
+from msa_plugin.bench.base import Cost, Found, Reply, Scored
+from msa_plugin.errors import ConfigError, MissingExtraError
+
+
+class Routed:
+    """The workspace's own memory."""
+
+    name = "msa"
+
+    def __init__(self, workspace):
+        self.workspace = workspace
+
+    def prepare(self):
+        stats = self.workspace.memory.stats()
+        return Cost(0.5, stats.tokens, stats.bytes_total, stats.bytes_keys)
+
+    def find(self, questions, k):
+        hits = self.workspace.memory.retrieve(list(questions), k=k)
+        seconds = {"encode": 0.001, "route": 0.002}
+        rankings = [tuple(Scored(h.id, h.score) for h in row) for row in hits]
+        return [Found(ranking, seconds, (q,)) for q, ranking in zip(questions, rankings, strict=True)]
+
+    def answer(self, questions):
+        answers = self.workspace.memory.ask(list(questions), max_new_tokens=2)
+        return [
+            Reply(a.text, tuple(s.id for s in a.sources), dict(a.trace.seconds), a.trace.input_tokens, 2)
+            for a in answers
+        ]
+
+    def close(self):
+        pass
+
+
+class Words:
+    """Passages that share most words with the question."""
+
+    def __init__(self, workspace, name="words", hops=1):
+        self.workspace, self.name, self.hops = workspace, name, hops
+
+    def prepare(self):
+        self.bags = {d.id: set(d.text.lower().split()) for d in self.workspace.dataset.documents}
+        return Cost(0.1, 100 * len(self.bags), 1000, 2000)
+
+    def find(self, questions, k):
+        return [self._found(q, k) for q in questions]
+
+    def _found(self, question, k):
+        start = time.perf_counter()
+        words = set(question.lower().split())
+        ranked = sorted(self.bags, key=lambda i: (-len(words & self.bags[i]), i))[:k]
+        ranking = tuple(Scored(i, float(len(words & self.bags[i]))) for i in ranked)
+        queries = tuple(" ".join([question, *ranked[:n]]) for n in range(self.hops))
+        return Found(ranking, {"route": time.perf_counter() - start}, queries)
+
+    def close(self):
+        self.bags = {}
+
+
+def create(name, workspace):
+    """Like the registry's."""
+    if name.startswith("msa"):
+        return Routed(workspace)
+    if name in ("words", "iterative:words"):
+        return Words(workspace, name, 2 if name.startswith("iterative") else 1)
+    if name == "absent":
+        raise MissingExtraError('needs a package: pip install "msa-plugin[bench]"')
+    raise ConfigError(f"unknown system {name!r}")
