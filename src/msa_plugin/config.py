@@ -145,7 +145,10 @@ class MemoryConfig(Settings):
     documents in the prompt. `instruction` replaces the default system message, which asks for short answers.
     `reading` is how answers read memory: `text`, `latent` (pooled K, V) or `kv` (unpooled K, V of all layers); `auto`
     is `latent` where the adapter can read latents, else `text`; `content_pooling` overrides how K, V are pooled.
-    `top_k` None takes the adapter's. `lock_timeout` (seconds) is how long a write waits for another writer.
+    `top_k` None takes the adapter's. `device` is `auto`, a device, or `balanced` (layers spread over all GPUs).
+    `cosine` says whether a checkpoint in the reference's format routes by cosines; None does what the reference does.
+    `compat` answers exactly as the reference, mistakes included (docs/compatibility.md). `lock_timeout` (seconds) is
+    how long a write waits for another writer.
     """
 
     reading: ReadingMode | Literal["auto"] = "auto"
@@ -158,6 +161,8 @@ class MemoryConfig(Settings):
     segment_bytes: int = Field(default=64 << 20, gt=0)
     segment_documents: int = Field(default=4096, gt=0)
     top_k: int | None = Field(default=None, gt=0)
+    cosine: bool | None = None
+    compat: bool = False
     context_tokens: int = Field(default=1536, gt=0)
     instruction: str | None = None
     tile_chunks: int = Field(default=16384, gt=0)

@@ -82,7 +82,9 @@ class LatentMemory(AsyncTwins):
             raise ConfigError("give either config= or single settings, not both")
         config = config or MemoryConfig(**settings)
         backbone = (
-            model if isinstance(model, Backbone) else Backbone.load(model, device=config.device, dtype=config.dtype)
+            model
+            if isinstance(model, Backbone)
+            else Backbone.load(model, device=config.device, dtype=config.dtype, cosine=config.cosine)
         )
         chosen = find_adapter(backbone, adapter)
         check_window(backbone, config)

@@ -1,7 +1,7 @@
 """Numbers recorded from the reference (golden spec), reproduced through our own encoder, bank, router and attention.
 
 Runs every case folder under MSA_GOLDEN (default: the `shared/golden` folder beside the repository), whatever its
-shapes; folders that end in `_train`, and `D_text`, record things that are tested elsewhere.
+shapes; folders that end in `_train`, and `D_text` (test_compat.py), record things that are tested elsewhere.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.tiers import KeyTier
 from msa_plugin.engine.assembly import BankSource, TemplateHead, bank_route, encode_head
 from msa_plugin.engine.encoder import Encoder, Latents
+from msa_plugin.engine.generative.compat import ReferencePass
 from msa_plugin.routing.scorer import all_scores
 from msa_plugin.types import Document, EncodedDocument, Fingerprint
 
@@ -177,7 +178,7 @@ class Stage2:
     hidden: list[Tensor]
 
 
-def _stage2(case: Case, query: str) -> Stage2:
+def _stage2(case: Case, query: str, kind: type[Pass] = Pass) -> Stage2:
     rows = "q0" if query == "pos19" else query
     ids, mask, roles = (
         torch.atleast_2d(case.inputs[f"{rows}.{n}"]) for n in ("input_ids", "attention_mask", "doc_ids")
@@ -189,7 +190,7 @@ def _stage2(case: Case, query: str) -> Stage2:
     selection = case.bank.select("default", None)
     route = bank_route(case.bank, selection, config.routing, votes, case.top_k, (5, 7), KeyTier(case.backbone.device))
     source = BankSource(case.bank, config.reading.layers, case.head, ids.shape[0], route=route)
-    state = Pass(source=source, router=case.adapter.router, keep_cache=True)
+    state = kind(source=source, router=case.adapter.router, keep_cache=True)
     logits, hidden = _run(case, state, ids, mask, positions)
     return Stage2(state, source, ids, mask, votes, logits, hidden)
 
@@ -262,10 +263,14 @@ def test_greedy_decode(load, path: Path, query: str) -> None:
 @pytest.mark.parametrize(
     "path", [p for p in CASES if (p / "expected_block_decode.safetensors").is_file()], ids=lambda p: p.name
 )
-def test_tokens_fed_together_are_causal(load, path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "recorded"), [(Pass, "causal_one_by_one"), (ReferencePass, "bidirectional_reference")]
+)
+def test_tokens_fed_together(load, path: Path, kind: type[Pass], recorded: str) -> None:
+    """Causal by default; as the reference has it, both ways, under compat."""
     case = load(path)
     block = load_file(str(path / "expected_block_decode.safetensors"))
-    run = _stage2(case, "q0")
+    run = _stage2(case, "q0", kind)
     ids, positions = block["block.input_ids"][None], block["block.position_ids"][None]
     logits = case.backbone.run(run.state, ids, torch.ones_like(ids).bool(), positions, logits="all")
-    _close(logits[0], block["block.logits_causal_one_by_one"], LOGITS, "inserted block")
+    _close(logits[0], block[f"block.logits_{recorded}"], LOGITS, "inserted block")

@@ -103,10 +103,10 @@ class Adapter:
         return tensors
 
     def hash(self) -> str:
-        """SHA-256 of all that latents depend on: routing, reading, prefix, numbering, weights; not of name or provenance."""
+        """SHA-256 of all that latents depend on: routing, reading, prefix, numbering, weights; not of the name."""
         digest = hashlib.sha256()
         c = self.config
-        latents = [c.routing.model_dump(), c.reading.model_dump(), c.prefix]
+        latents: list[Any] = [c.routing.model_dump(), c.reading.model_dump(), c.prefix]
         latents += ["numbered", c.id_width] if c.numbered else []  # as before for all others, whose banks stay valid
         digest.update(json.dumps(latents, sort_keys=True).encode())
         for name, tensor in sorted(self._tensors().items()):

@@ -16,11 +16,15 @@ from msa_plugin.backbone import loading
 from msa_plugin.backbone.attention import KEYWORD, DepthReached, Pass, installed
 from msa_plugin.backbone.cpu import avoid_faulty_amx, fast_bfloat16
 from msa_plugin.backbone.families import BackboneSpec, describe
+from msa_plugin.backbone.placement import BALANCED, pick_device
 from msa_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from msa_plugin.backbone.adapter import Adapter
+
+__all__ = ["Backbone", "pick_device"]
 _SAMPLES = 4096
 
 
@@ -36,21 +40,32 @@ class Backbone:
         """Wrap a loaded model. Raises UnsupportedBackboneError for a family outside the table."""
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.spec: BackboneSpec = describe(model.config)
+        self.own_adapter: Adapter | None = None
         self._lock = threading.RLock()
         self._reserved: frozenset[int] | None = None
 
     @classmethod
-    def load(cls, name: str | None = None, *, device: str = "auto", dtype: str = "auto") -> Backbone:
+    def load(
+        cls, name: str | None = None, *, device: str = "auto", dtype: str = "auto", cosine: bool | None = None
+    ) -> Backbone:
         """Load by path, hub id, or None for the default.
 
-        `auto` is CUDA if present, and bfloat16 there; on a CPU it is bfloat16 with AMX and float32 without.
+        `auto` is CUDA if present, and bfloat16 there; on a CPU it is bfloat16 with AMX and float32 without. A device
+        "balanced" spreads the layers over all GPUs. A checkpoint in the reference's format brings its adapter along,
+        as `own_adapter`; for those `cosine` sets whether routing scores are cosines (None: as the reference does).
+        Raises the errors of `loading.load`, and CheckpointError.
         """
-        place = pick_device(device)
+        place = pick_device("auto" if device == BALANCED else device)
         if place.type == "cpu":
             avoid_faulty_amx(loading.cache_dir())
         slow = dtype == "auto" and place.type == "cpu" and not fast_bfloat16()
         kind = torch.float32 if slow else torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
-        return cls(*loading.load(name, place, kind))
+        folder = loading.reference_folder(name)
+        if folder is not None:
+            from msa_plugin.backbone.checkpoint import load_reference  # it needs this class
+
+            return load_reference(folder, cosine=cosine, device=device, dtype=kind, tokenizer=True)[0]
+        return cls(*loading.load(name, place, kind, spread=device == BALANCED))
 
     @property
     def device(self) -> torch.device:
@@ -166,16 +181,3 @@ class Backbone:
         fast = getattr(self.tokenizer, "backend_tokenizer", None)
         text = fast.to_str() if fast is not None else repr(sorted(self.tokenizer.get_vocab().items()))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def pick_device(device: str) -> torch.device:
-    """`auto` is CUDA when there is one, else the CPU. Raises ConfigError for an unknown device."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"unknown device {device!r}; use 'auto', 'cpu', 'cuda' or 'cuda:N'") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r} was asked for, but this PyTorch sees no CUDA device")
-    return chosen

@@ -1,104 +1,140 @@
-"""Checkpoints in the reference's format (golden spec section 1): Qwen3 weights, router projections, `msa_config`."""
+"""Loading checkpoints in the reference's format: one copy of the weights in memory, a tensor at a time, any dtype."""
 
 from __future__ import annotations
 
-import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from msa_plugin.backbone.adapter import Adapter, AdapterConfig
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.checkpoint_format import (
+    SCALARS,
+    Reference,
+    check_markers,
+    check_tensors,
+    describe_reference,
+    read_extra,
+    router_names,
+)
+from msa_plugin.backbone.placement import Placement, dispatch
 from msa_plugin.backbone.router import Router, RouterLayer
-from msa_plugin.config import Abilities, ContentConfig, RoutingConfig
+from msa_plugin.config import Abilities, ContentConfig
 from msa_plugin.errors import CheckpointError
 
-_EXACT_COSINE = "INFONCE"
+logger = logging.getLogger(__name__)
 
 
-def load_reference(folder: Path, *, cosine: bool | None = None) -> tuple[Backbone, Adapter]:
-    """Load a reference checkpoint from one folder with `config.json` and `model.safetensors`, in float32.
+def load_reference(
+    folder: Path,
+    *,
+    cosine: bool | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tokenizer: bool = False,
+) -> tuple[Backbone, Adapter]:
+    """Load a reference checkpoint from one folder, sharded or not; `tokenizer` loads and checks its tokenizer too.
 
-    `cosine` decides whether routing scores are cosines; None follows the reference's inference code, which normalises
-    only when `aux_loss_method` is exactly INFONCE (golden spec 3.4). Raises CheckpointError naming the field.
+    `cosine` is as in `describe_reference`; `device` may be "balanced", which spreads layers over all GPUs.
+    Everything is checked before the first weight is read. Raises CheckpointError naming the field that is wrong.
     """
+    reference = describe_reference(folder, cosine)
+    with init_empty_weights(include_buffers=False):
+        model = Qwen3ForCausalLM(reference.model)
+    files = check_tensors(reference, {n: tuple(t.shape) for n, t in model.state_dict().items()})
+    words = _tokenizer(reference) if tokenizer else None
+    placement = Placement.of(model, device, dtype)
+    others = _fill(model, reference, files, placement, dtype)
+    model.tie_weights()
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    backbone = Backbone(dispatch(model.eval(), placement), words, folder.name)
+    backbone.own_adapter = _adapter(reference, backbone, others)
+    return backbone, backbone.own_adapter
+
+
+def _tokenizer(reference: Reference) -> PreTrainedTokenizerBase:
     try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tensors = load_file(str(folder / "model.safetensors"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read a checkpoint from {folder}: {error}") from error
-    if not isinstance(raw.get("msa_config"), dict):
-        raise CheckpointError(f"{folder / 'config.json'}: field 'msa_config' is missing")
-    routing = routing_of(raw, raw["msa_config"], cosine)
-    backbone = Backbone(_model(raw, tensors), None, folder.name)
+        tokenizer = AutoTokenizer.from_pretrained(reference.folder, config=reference.model)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{reference.folder}: cannot read its tokenizer: {error}") from error
+    check_markers(tokenizer, reference.folder)
+    if len(tokenizer) > reference.model.vocab_size:
+        raise CheckpointError(
+            f"{reference.folder}: the tokenizer has {len(tokenizer)} tokens, config.json's vocab_size is "
+            f"{reference.model.vocab_size}"
+        )
+    return tokenizer
+
+
+def _fill(
+    model: nn.Module, reference: Reference, files: dict[str, list[str]], placement: Placement, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Put every weight where it belongs, one at a time; returns the tensors that are not the backbone's."""
+    others: dict[str, Tensor] = {}
+    own = dict(model.named_parameters())
+    for file, names in files.items():
+        with safe_open(str(reference.folder / file), "pt") as opened:
+            for name in sorted(names):
+                tensor = opened.get_tensor(name)
+                if name in own:
+                    _assign(model, name, tensor.to(device=placement.device(name), dtype=dtype))
+                elif name != "lm_head.weight":  # of a tied model, saved nevertheless
+                    others[name] = tensor.clone()
+    return others
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Make `tensor` the parameter itself: a copy into one would hold both."""
+    path, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(path), attribute, nn.Parameter(tensor, requires_grad=False))
+
+
+def _adapter(reference: Reference, backbone: Backbone, others: dict[str, Tensor]) -> Adapter:
+    routing = reference.routing
+    layers = {}
+    if routing.source == "projection":
+        # Kept in the dtype they came in, unless the model's is wider: routing decides what is read at all.
+        layers = {
+            i: RouterLayer(*(_at_least(others[n], backbone.dtype) for n in router_names(i))) for i in routing.layers
+        }
+    fields: dict[str, Any] = {
+        "name": reference.folder.name,
+        "abilities": Abilities(route=True, read_latent=True, emit_ids=True),
+        "provenance": {"format": "reference", "msa_config": dict(reference.msa), **_scalars(others)},
+        **read_extra(reference.folder),
+    }
     config = AdapterConfig(
-        name=folder.name,
         backbone=backbone.weights_hash(),
-        tokenizer="none",
-        hidden=raw["hidden_size"],
+        tokenizer=backbone.tokenizer_hash(),
+        hidden=reference.model.hidden_size,
         routing=routing,
         reading=ContentConfig(layers=routing.layers, pooling=routing.pooling),
-        abilities=Abilities(route=True, read_latent=True, emit_ids=True),
-        top_k=raw["msa_config"].get("doc_top_k", raw["msa_config"].get("top_k_docs", 16)),
+        top_k=reference.top_k,
+        numbered=True,
+        **fields,
     )
-    return backbone, Adapter(config, Router(routing, _router_layers(tensors, routing)))
+    return Adapter(config, Router(routing, layers))
 
 
-def routing_of(raw: dict[str, Any], msa: dict[str, Any], cosine: bool | None) -> RoutingConfig:
-    """`RoutingConfig` of a reference config; `raw` is config.json, `msa` its `msa_config`."""
-    layers = raw["num_hidden_layers"]
-    head_dim = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
-    listed = str(msa["router_layer_idx"])
-    indices = tuple(range(layers)) if listed == "all" else tuple(sorted(int(i) for i in listed.split(",")))
-    if indices[-1] >= layers:
-        raise CheckpointError(f"router_layer_idx names layer {indices[-1]}, but the model has {layers} layers")
-    decoupled = bool(msa.get("decouple_router", True))
-    normalize = msa.get("aux_loss_method") == _EXACT_COSINE if cosine is None else cosine
-    return RoutingConfig(
-        layers=indices,
-        heads=raw["num_attention_heads"],
-        kv_heads=raw["num_key_value_heads"],
-        head_dim=head_dim,
-        pooling=msa["pooling_kernel_size"],
-        source="projection" if decoupled else "attention",
-        head_reduce=msa.get("head_reduce_method", "mean"),
-        query_reduce=msa.get("query_reduce_method", "max"),
-        chunk_reduce=msa.get("chunk_reduce_method", "max"),
-        normalize=normalize,
-        scale=1.0 if decoupled and normalize else head_dim**-0.5,
-    )
+def _at_least(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, dtype)) if dtype == torch.float32 else tensor
 
 
-def _model(raw: dict[str, Any], tensors: dict[str, Tensor]) -> Qwen3ForCausalLM:
-    ours = {"msa_config", "model_type", "architectures", "transformers_version", "torch_dtype"}
-    fields = {k: v for k, v in raw.items() if k not in ours}
-    # transformers 4 wrote "no sliding window" as false; 5 accepts only a number or nothing.
-    fields["sliding_window"] = fields.get("sliding_window") or None
-    config = Qwen3Config(**fields)
-    model = Qwen3ForCausalLM(config)
-    weights = {k: v for k, v in tensors.items() if "router_" not in k and k not in ("temperature", "b")}
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    missing = [k for k in missing if not (k == "lm_head.weight" and config.tie_word_embeddings)]
-    if missing or unexpected:
-        raise CheckpointError(f"model.safetensors: missing {missing[:4]}, unexpected {list(unexpected)[:4]}")
-    model.tie_weights()
-    return model.to(torch.float32).eval()
-
-
-def _router_layers(tensors: dict[str, Tensor], routing: RoutingConfig) -> dict[int, RouterLayer]:
-    if routing.source == "attention":
-        return {}
-    try:
-        return {
-            i: RouterLayer(
-                tensors[f"model.layers.{i}.self_attn.router_q_proj.0.weight"],
-                tensors[f"model.layers.{i}.self_attn.router_k_proj.0.weight"],
-            )
-            for i in routing.layers
+def _scalars(others: dict[str, Tensor]) -> dict[str, Any]:
+    """The loss's own scalars, which inference does not use, so that a conversion back can write them again."""
+    return {
+        name: {
+            "value": others[name].flatten().tolist(),
+            "shape": list(others[name].shape),
+            "dtype": str(others[name].dtype),
         }
-    except KeyError as error:
-        raise CheckpointError(f"model.safetensors lacks {error.args[0]}") from error
+        for name in SCALARS
+        if name in others
+    }

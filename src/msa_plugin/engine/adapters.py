@@ -23,9 +23,14 @@ def shipped_adapters() -> list[Path]:
 
 
 def find_adapter(backbone: Backbone, given: str | Path | Adapter | None) -> Adapter:
-    """The adapter for `backbone`. Raises AdapterError when there is none, or when it is another backbone's."""
+    """The adapter for `backbone`: the one given, brought along, made here or shipped.
+
+    Raises AdapterError when there is none, or when it is another backbone's.
+    """
     if given is not None:
         return _checked(given if isinstance(given, Adapter) else Adapter.load(Path(given)), backbone)
+    if backbone.own_adapter is not None:
+        return backbone.own_adapter
     weights = backbone.weights_hash()
     for path in (calibrated_path(backbone), *shipped_adapters()):
         if (path / "adapter.json").is_file():

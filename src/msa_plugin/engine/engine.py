@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from msa_plugin.bank.view import Selection
 from msa_plugin.config import ContentConfig, GenerationConfig, InterleaveConfig, MemoryConfig, ReadingMode
 from msa_plugin.engine.answering import Asked, Events, answering
 from msa_plugin.engine.encoder import Encoder
+from msa_plugin.engine.generative.reference_loop import ReferenceLoop
 from msa_plugin.engine.interleave import Found, Gathered, Query, Ranking, interleave
 from msa_plugin.engine.numbering import Numbering
 from msa_plugin.engine.per_layer import LayerRouting, RoutedPass, Row
@@ -222,12 +224,22 @@ class Engine:
         self, questions: Sequence[str], selection: Selection, generation: GenerationConfig, rounds: InterleaveConfig
     ) -> Events:
         """Answer a batch: yields (row, text piece) while decoding and (row, Answer) at the end."""
+        if self.config.compat:
+            yield from self.compat_loop.ask(questions, selection, generation, self.mode, self._abilities)
+            return
         if self.mode == "latent" and self.adapter.config.routing.selection == "per_layer":
             asked, prefill = self._read_while_routing(questions, selection)
         else:
             asked = self.gather(questions, selection, rounds)
             prefill = self.reader.prefill(questions, [a.excerpts for a in asked])
         yield from answering(self.backbone, asked, prefill, generation, self.mode, self._abilities)
+
+    @cached_property
+    def compat_loop(self) -> ReferenceLoop:
+        """The reference's own loop. Raises ConfigError for an adapter that was not made for it."""
+        if not (self.adapter.config.numbered and self.adapter.config.abilities.emit_ids and self.mode == "latent"):
+            raise ConfigError("compat=True needs a checkpoint in the reference's format, read as latents")
+        return ReferenceLoop(self._layers, self.bank, self.top_k)
 
     def ask_from(
         self,

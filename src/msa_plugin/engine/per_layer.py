@@ -63,16 +63,32 @@ class LayerRouting:
 
         It goes to the end and keeps its cache when `answering`, else it ends with the last router layer.
         """
-        began = time.perf_counter()
         ids, mask = pad_left([row.ids for row in rows], self.backbone.device)
         votes, _ = pad_left([row.votes for row in rows], self.backbone.device)
-        route = bank_route(self.bank, selection, self.router.config, votes.bool(), k, self._tiles, self._tier)
-        source = BankSource(self.bank, self.reading, head, len(rows), route=route)
         positions = head.length + self.top_k + (mask.cumsum(1) - 1).clamp(min=0)
+        return self.prefill(ids, mask, votes.bool(), positions, head, k, selection, answering=answering)
+
+    def prefill(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        votes: Tensor,
+        positions: Tensor,
+        head: TemplateHead,
+        k: int,
+        selection: Selection,
+        *,
+        answering: bool = True,
+        kind: type[Pass] = Pass,
+    ) -> RoutedPass:
+        """`run` for rows [B, T] padded by the caller, in a pass of `kind`."""
+        began = time.perf_counter()
+        route = bank_route(self.bank, selection, self.router.config, votes, k, self._tiles, self._tier)
+        source = BankSource(self.bank, self.reading, head, ids.shape[0], route=route)
         sink = None if answering else _UntilRouted(self.router.config.layers[-1])
-        state = Pass(source=source, router=self.router, sink=sink, keep_cache=answering)
+        state = kind(source=source, router=self.router, sink=sink, keep_cache=answering)
         logits = self.backbone.run(state, ids, mask, positions, logits="last" if answering else "none")
-        return RoutedPass(state, source, votes.bool(), logits, positions[:, -1] + 1, time.perf_counter() - began)
+        return RoutedPass(state, source, votes, logits, positions[:, -1] + 1, time.perf_counter() - began)
 
 
 class _UntilRouted(Sink):
