@@ -102,7 +102,8 @@ def _table(table: Table) -> str:
         kind = ' class="sum"' if table.summary is not None and number >= table.summary else ""
         cells = [_cell(c, column, first=i == 0) for i, (c, column) in enumerate(zip(row, table.columns, strict=True))]
         rows.append(f"<tr{kind}>{''.join(cells)}</tr>")
-    notes = f'<p class="notes">{" ".join(_text(n) for n in table.notes)}</p>' if table.notes else ""
+    said = " ".join(_text(n) for n in (*table.notes, table.small) if n)
+    notes = f'<p class="notes">{said}</p>' if said else ""
     return f'<div class="wide"><table>{_head(table.columns)}<tbody>{"".join(rows)}</tbody></table></div>{notes}'
 
 

@@ -138,7 +138,7 @@ def _scale(saved: Saved) -> list[Figure]:
         some = [r for r in rows if r.dataset == dataset]
         metrics = sorted(dict.fromkeys(r.metric for r in some), key=timed)[:6]
         panels = [(m, [r for r in some if r.metric == m]) for m in metrics]
-        caption = f"{dataset}: quality and latency as the memory grows, with 95 % intervals."
+        caption = f"{dataset}: quality and latency as the memory grows. Whiskers: 95 % intervals, of times the 5th to 95th percentile."
         found.append(_lines(f"degradation-{number}.png", panels, caption, systems(saved.rows)))
     return found
 
@@ -148,7 +148,7 @@ def _totals(saved: Saved) -> list[Figure]:
     medians = [r for r in rows if r.metric == growth.P50 and growth.memory_tokens(r) is not None]
     panels = [(f"median seconds, {d}", [r for r in medians if r.dataset == d]) for d in quality.datasets_of(medians)]
     panels = [(title, some) for title, some in panels if len(distinct(some, growth.memory_tokens)) > 1]
-    caption = "Median latency of a whole question as the memory grows; whiskers where an interval was measured."
+    caption = "Median latency of a whole question as the memory grows; whiskers: 5th to 95th percentile."
     return [_lines("latency-total.png", panels, caption, systems(saved.rows))] if panels else []
 
 

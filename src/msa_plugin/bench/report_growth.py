@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from msa_plugin.bench.base import Row
-from msa_plugin.bench.report_quality import interval
+from msa_plugin.bench.report_quality import interval, intervals
 from msa_plugin.bench.report_rows import BASE, Saved, comparable, distinct, ratio, setting, systems, timed
 from msa_plugin.bench.report_tables import DASH, Cell, Column, Table, bold_best, number, times, tokens
 
@@ -64,14 +64,14 @@ def _scale(rows: list[Row]) -> Table:
         change = _change(at.get((name, sizes[0])), at.get((name, sizes[-1])))
         body.append((Cell(name), *(columns[s][i] for s in sizes), Cell(change)))
     invented = {memory_tokens(r) for r in rows if r.settings.get("synthetic")}
-    notes = ["Columns are tokens in memory. The best of each column is in bold. In small print: 95 % intervals"]
-    notes[0] += f" and the ratio to {base}." if base and timed(metric) else "."
+    notes = ["Columns are tokens in memory. The best of each column is in bold."]
+    small = intervals(metric) + (f" Then the ratio to {base}." if base and timed(metric) else "")
     notes += ["* A synthetic bank: what was added beyond the passages at hand is made up."] if invented else []
     notes += [] if comparable(rows) else [_NO_RATIOS]
     last = f"{tokens(sizes[-1])} ÷ {tokens(sizes[0])}" if timed(metric) else "lost, first to last"
     heads = (Column(tokens(s) + ("*" if s in invented else "")) for s in sizes)
     head = (Column("system", number=False), *heads, Column(last))
-    return Table(f"Degradation, {metric}, {dataset}", head, tuple(body), tuple(notes))
+    return Table(f"Degradation, {metric}, {dataset}", head, tuple(body), tuple(notes), small=small)
 
 
 def _grown(row: Row | None, base: Row | None) -> Cell:
@@ -196,11 +196,11 @@ def _latency(
         cells = [_timing(r, at.get((key, n, P95)), own) for r, n in zip(found, names, strict=True)]
         least = bold_best(cells, [r.value if r else None for r in found], least=True)
         body.append((Cell(shown(key)), *least))
-    over = f" and the ratio of medians to {base}" if base else ""
-    notes = [f"Medians; in small print the 95th percentile{over}. The least of each row is in bold."]
+    notes = ["Medians. The least of each row is in bold."]
+    small = "Small print: the 95th percentile" + (f" and the ratio of medians to {base}." if base else ".")
     notes += [] if comparable(rows) else [_NO_RATIOS]
     head = (Column(what, number=what != "hop, stage"), *(Column(n) for n in names))
-    return Table(title, head, tuple(body), tuple(notes), folded)
+    return Table(title, head, tuple(body), tuple(notes), folded, small=small)
 
 
 def _timing(row: Row | None, p95: Row | None, base: Row | None) -> Cell:
@@ -231,12 +231,13 @@ def _cost(rows: list[Row]) -> Table:
         cells = [_priced(r, at.get((base, metric)) if base else None) for r in found]
         columns.append(bold_best(cells, [r.value if r else None for r in found], least=True))
     body = [(Cell(n), *(column[i] for column in columns)) for i, n in enumerate(names)]
-    notes = ["The least of each column is in bold." + (f" In small print: the ratio to {base}." if base else "")]
+    notes = ["The least of each column is in bold."]
+    small = f"Small print: the ratio to {base}." if base else ""
     notes += [] if comparable(rows) else [_NO_RATIOS]
     if "peak_rss_bytes" in metrics:
         notes.append("Peak resident memory is that of the whole process, model and libraries included.")
     head = (Column("system", number=False), *(Column(COSTS[m]) for m in metrics))
-    return Table(f"Cost, {rows[0].dataset}", head, tuple(body), tuple(notes))
+    return Table(f"Cost, {rows[0].dataset}", head, tuple(body), tuple(notes), small=small)
 
 
 def _priced(row: Row | None, base: Row | None) -> Cell:

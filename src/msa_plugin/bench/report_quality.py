@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from msa_plugin.bench.base import Row
@@ -13,7 +13,7 @@ RETRIEVAL = ("nDCG@10", "R@5", "R@10")
 QA = ("EM", "F1", "contains", "judge")
 MARKS = ((0.01, "‡"), (0.05, "†"))
 _P = "p:"
-_INTERVAL = "95 % intervals over questions are in small print."
+
 _BEST = "The best of each row is in bold."
 Series = tuple[str, Any]  # system, passages read (None where there is no such setting)
 
@@ -55,7 +55,7 @@ def qa(saved: Saved) -> list[Table]:
 def _overview(rows: list[Row], metric: str, tests: dict[Any, float]) -> Table:
     """Systems against passages read, averaged over the data sets where there are several."""
     datasets, names = datasets_of(rows), systems(rows)
-    reads = order(distinct(rows, setting("passages"))) or [None]
+    reads = order({setting("passages")(r) for r in rows})
     at = {(r.dataset, series_of(r)): r for r in rows}
     grid = {(name, read): average(at, datasets, (name, read)) for name in names for read in reads}
     cells = []
@@ -67,12 +67,17 @@ def _overview(rows: list[Row], metric: str, tests: dict[Any, float]) -> Table:
     over = _over_base(grid, names, reads, least=timed(metric)) if fair else {}
     body = [(Cell(n), *(best[n, r] for r in reads), Cell(times(over.get(n)))) for n in names]
     notes = ["The best of the table is in bold.", *_marks_note(cells), *_read_note(reads)]
-    notes.append(_INTERVAL if len(datasets) == 1 else f"{DASH} in place of an average: the system lacks a data set.")
+    notes += [f"{DASH} in place of an average: the system lacks a data set."] if len(datasets) > 1 else []
     notes += [] if fair else ["No ratios: the rows come from different runs."]
+    small = intervals(metric) if any(c.small for c in cells) else ""
     where = datasets[0] if len(datasets) == 1 else f"average of {len(datasets)} data sets"
     ratio = Column(f"{'least' if timed(metric) else 'best'} ÷ {names[0]}")
-    head = (Column("system", number=False), *(Column(read_label(r) or "value") for r in reads), ratio)
-    return Table(f"Answers, {metric} ({where})", head, tuple(body), tuple(notes), folded=metric not in QA)
+    head = (
+        Column("system", number=False),
+        *(Column(read_label(r) or ("own" if len(reads) > 1 else "value")) for r in reads),
+        ratio,
+    )
+    return Table(f"Answers, {metric} ({where})", head, tuple(body), tuple(notes), metric not in QA, small=small)
 
 
 def _over_base(
@@ -98,7 +103,7 @@ def by_dataset(
         found = [at.get((name, c)) for c in columns]
         cells = bold_best([_cell(r, tests) for r in found], [r.value if r else None for r in found], least=least)
         body.append((Cell(name), Cell(f"{max((r.n for r in found if r), default=0):,}"), *cells))
-    summary, notes = len(body), [_BEST, _INTERVAL, *_marks_note([c for line in body for c in line])]
+    summary, notes = len(body), [_BEST, *_marks_note([c for line in body for c in line])]
     several = [d for d in datasets if d in saved.multi_hop()]
     for what, chosen in (("average", datasets), ("multi-hop average", several)):
         if len(chosen) > 1:
@@ -112,8 +117,9 @@ def by_dataset(
     line, note = _ratios(at, datasets, columns)
     body += [line] if line else []
     notes += [note] if note else []
+    small = intervals(metric) if any(c.small for line in body for c in line) else ""
     head = (Column("data set", number=False), Column("questions"), *(_column(c) for c in columns))
-    return Table(title, head, tuple(body), tuple(notes), folded, summary)
+    return Table(title, head, tuple(body), tuple(notes), folded, summary, small)
 
 
 def _ratios(
@@ -158,7 +164,13 @@ def interval(row: Row) -> str:
     if row.low is None or row.high is None:
         return ""
     low, high = number(row.low, row.metric), number(row.high, row.metric)
-    return f"{low}{DASH}{high}"
+    (first, _, unit), (_, _, other) = low.partition(" "), high.partition(" ")
+    return f"{first if unit == other else low}{DASH}{high}"
+
+
+def intervals(metric: str) -> str:
+    """What the bounds of a metric's rows are."""
+    return "Small print: " + ("5th to 95th percentile." if timed(metric) else "95 % intervals over questions.")
 
 
 def _tests(rows: Iterable[Row]) -> dict[Any, float]:
@@ -194,9 +206,8 @@ def series_of(row: Row) -> Series:
 
 
 def order(reads: Iterable[Any]) -> list[Any]:
-    """Numbers of passages ascending, then what is not a number ("adaptive")."""
-    key: Callable[[Any], Any] = lambda r: (isinstance(r, str), r if not isinstance(r, str) else 0, str(r))  # noqa: E731
-    return sorted(reads, key=key)
+    """Numbers of passages ascending, then what was not told (None), then words ("adaptive")."""
+    return sorted(reads, key=lambda r: (isinstance(r, str), r is None, r if isinstance(r, (int, float)) else 0, str(r)))
 
 
 def read_label(passages: Any) -> str:

@@ -11,7 +11,8 @@ _TIMES = "\u00d7"
 _WIDE = 120
 # Controls, lone surrogates, line separators, and marks that turn the direction of the text after them.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+~|$!-])")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]#~|$])")
+_LIST = re.compile(r"^(\s*)(?=[-+=])|^(\s*\d+)(?=[.)]\s)")
 _LINK = re.compile(r"(?i)(https?|ftp)(:)(?=//)|(www)(\.)")
 
 
@@ -41,7 +42,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; `folded` ones are details that a page may hide at first, rows from `summary` on are aggregates."""
+    """A table; rows from `summary` on are aggregates, `small` explains small print, `folded` ones are details."""
 
     title: str
     columns: tuple[Column, ...]
@@ -49,6 +50,7 @@ class Table:
     notes: tuple[str, ...] = ()
     folded: bool = False
     summary: int | None = None
+    small: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,10 @@ def bold_best(cells: Sequence[Cell], values: Sequence[float | None], *, least: b
 def text(table: Table) -> str:
     """For a terminal: aligned columns, `*` after the best; small print only where it fits."""
     wide = _aligned(table, small=True)
-    lines = wide if max(map(len, wide)) <= _WIDE else _aligned(table, small=False)
-    return "\n".join([clean(table.title), *lines, *(f"  {clean(note)}" for note in table.notes)])
+    fits = max(map(len, wide)) <= _WIDE
+    notes = [n for n in (*table.notes, table.small if fits else "") if n]
+    lines = wide if fits else _aligned(table, small=False)
+    return "\n".join([clean(table.title), *lines, *(f"  {clean(note)}" for note in notes)])
 
 
 def _aligned(table: Table, *, small: bool) -> list[str]:
@@ -112,7 +116,8 @@ def markdown(table: Table) -> str:
     head = "| " + " | ".join(escaped(c.label) or " " for c in table.columns) + " |"
     rule = "|" + "|".join("---:" if c.number else "---" for c in table.columns) + "|"
     body = ["| " + " | ".join(_in_markdown(c) for c in row) + " |" for row in table.rows]
-    notes = ["", *(f"{escaped(note)}  " for note in table.notes)] if table.notes else []
+    said = [n for n in (*table.notes, table.small) if n]
+    notes = ["", *(f"{escaped(note)}  " for note in said)] if said else []
     return "\n".join([f"**{escaped(table.title)}**", "", head, rule, *body, *notes])
 
 
@@ -125,7 +130,7 @@ def _in_markdown(cell: Cell) -> str:
 def escaped(content: object) -> str:
     """Text as Markdown shows it literally: no markup, HTML, table borders or links come of it."""
     shown = clean(content).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    shown = _MARKDOWN.sub(r"\\\1", shown)
+    shown = _LIST.sub(r"\1\2\\", _MARKDOWN.sub(r"\\\1", shown))
     return _LINK.sub(lambda m: f"{m[1] or m[3]}\\{m[2] or m[4]}", shown)
 
 
