@@ -125,8 +125,10 @@ def bootstrap(values: Sequence[float], *, seed: int = 0, samples: int = 1000) ->
         raise ConfigError("an interval needs at least one value")
     data = np.asarray(values, dtype=np.float64)
     generator = np.random.default_rng(seed)
-    means = [data[generator.integers(0, len(data), len(data))].mean() for _ in range(samples)]
-    low, high = np.percentile(means, [2.5, 97.5])
+    portion = max(1, 10**6 // len(data))  # draws at a time, so that memory stays bounded
+    sizes = [min(portion, samples - start) for start in range(0, samples, portion)]
+    means = [data[generator.integers(0, len(data), (size, len(data)))].mean(axis=1) for size in sizes]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -1,0 +1,169 @@
+"""Rows from what happened to each question: the same code right after a run and years later.
+
+A record of part "retrieval" holds the question, its positives and the ranking; of part "qa" also what was read and
+replied, for one number of passages; of part "judge" a score. Rankings are read from the TREC runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from msa_plugin.bench import metrics
+from msa_plugin.bench.base import Question, Row
+from msa_plugin.bench.store import NOTE, SKIPPED, Results
+from msa_plugin.errors import ConfigError
+
+BASE = "msa"  # what other systems are tested against
+ADAPTIVE = "adaptive"
+PARTS = ("retrieval", "qa")
+TESTED = (*metrics.RETRIEVAL, "EM", "F1", "contains", "judge")
+Record: TypeAlias = dict[str, Any]
+Values: TypeAlias = dict[str, dict[str, float]]  # metric -> question id -> value
+Series: TypeAlias = tuple[str, Any]  # system, and for qa the passages that were read (else None)
+
+
+def rows_of(results: Results, part: str, dataset: str) -> list[Row]:
+    """All rows of one part and data set that its records give; systems that did not finish give none."""
+    measured = _retrieval(results, dataset) if part == "retrieval" else _qa(results, dataset)
+    facts = results.dataset_facts(dataset)
+    documents, tokens = int(facts.get("documents", 0)), int(facts.get("tokens", 0))
+    seed = int(results.config().get("parts", {}).get(part, {}).get("seed", 0))
+    rows = []
+    for (system, passages), values in measured.items():
+        base = measured.get((BASE, None if passages is None else ADAPTIVE))
+        settings = {} if passages is None else {"passages": passages}
+        found = [replace(_mean(m, list(v.values()), seed), settings=settings) for m, v in values.items()]
+        found += _tests(values, base, settings) if base is not None and system != BASE else []
+        where: dict[str, Any] = {"part": part, "dataset": dataset, "system": system}
+        rows += [replace(row, **where, documents=documents, tokens=tokens) for row in found]
+    return rows
+
+
+def recompute(out: Path) -> int:
+    """Rebuild the rows of retrieval and qa from runs and question files alone; returns how many there are.
+
+    All other rows stay, and rows that were there before keep what is said about where they come from.
+    Raises ConfigError when the folder holds no question files.
+    """
+    with Results(out) as results:
+        sets = [(part, dataset) for part in PARTS for dataset in _datasets(results, part)]
+        if not sets:
+            raise ConfigError(f"{out.name} holds no question files to recompute from")
+        before = results.rows()
+        old = {_name(row): row for row in before}
+        stamped = [row for row in before if row.part not in PARTS or row.metric in (SKIPPED, NOTE)]
+        fresh = []
+        for part, dataset in sets:
+            for row in rows_of(results, part, dataset):
+                origin = old.get(_name(row))
+                if origin is None:
+                    fresh.append(row)
+                else:
+                    said = {
+                        f: getattr(origin, f) for f in ("seed", "versions", "hardware", "commit", "command", "date")
+                    }
+                    stamped.append(replace(row, **said))
+        results.rewrite(stamped)
+        results.add(fresh)
+        return len(fresh) + sum(row.part in PARTS and row.metric not in (SKIPPED, NOTE) for row in stamped)
+
+
+def finished(results: Results, part: str, dataset: str, system: str, passages: Sequence[Any]) -> set[str]:
+    """Ids of the questions whose records are all there, for every one of `passages`."""
+    done: dict[str, set[str]] = {}
+    for record in results.questions(part, dataset, system):
+        done.setdefault(record["id"], set()).add(str(record.get("passages")))
+    return {name for name, there in done.items() if {str(p) for p in passages} <= there}
+
+
+def _retrieval(results: Results, dataset: str) -> dict[Series, Values]:
+    found: dict[Series, Values] = {}
+    k = int(results.config().get("parts", {}).get("retrieval", {}).get("k", 100))
+    for system in _systems(results, "retrieval", dataset):
+        records = {r["id"]: r for r in results.questions("retrieval", dataset, system)}
+        if not _whole(results, "retrieval", dataset, records):
+            continue
+        run = {q: [s.id for s in ranking] for q, ranking in results.read_run(dataset, system).items()}
+        rankings = run or {q: [hit[0] for hit in r["ranking"]] for q, r in records.items()}
+        positives = {q: r["positives"] for q, r in records.items()}
+        values = metrics.retrieval_scores(positives, rankings, metrics.within(metrics.RETRIEVAL, k))
+        found[system, None] = {**values, "seconds": {q: r["wall"] for q, r in records.items()}}
+    return found
+
+
+def _qa(results: Results, dataset: str) -> dict[Series, Values]:
+    found: dict[Series, Values] = {}
+    for system in _systems(results, "qa", dataset):
+        series: dict[Any, dict[str, Record]] = {}
+        for record in results.questions("qa", dataset, system):
+            series.setdefault(record["passages"], {})[record["id"]] = record
+        scores = _judged(results, dataset, system)
+        for passages, records in series.items():
+            if _whole(results, "qa", dataset, records):
+                found[system, passages] = _answers(records, scores.get(passages, {}))
+    return found
+
+
+def _answers(records: Mapping[str, Record], judged: Mapping[str, float]) -> Values:
+    values: Values = {}
+    for name, r in records.items():
+        question = Question(name, r["text"], tuple(r["answers"]), r["positives"])
+        for metric, value in metrics.question_scores(r["reply"], r["read"], question).items():
+            values.setdefault(metric, {})[name] = value
+        for metric, key in (("seconds", "wall"), ("input_tokens",) * 2, ("output_tokens",) * 2, ("rounds",) * 2):
+            values.setdefault(metric, {})[name] = float(r[key])
+    if not any(r["read"] for r in records.values()):  # closed book: there are no sources to be right or wrong
+        del values["sources_precision"], values["sources_recall"]
+    scored = {name: judged[name] for name in records if name in judged}
+    return {**values, "judge": scored} if scored else values
+
+
+def _judged(results: Results, dataset: str, system: str) -> dict[Any, dict[str, float]]:
+    scores: dict[Any, dict[str, float]] = {}
+    for record in results.questions("judge", dataset, system):
+        if record["score"] is not None:
+            scores.setdefault(record["passages"], {})[record["id"]] = record["score"]
+    return scores
+
+
+def _mean(metric: str, values: list[float], seed: int) -> Row:
+    mean = float(np.mean(values))
+    if metric == "seconds":
+        low, high = (float(p) for p in np.percentile(values, [5, 95]))
+    else:
+        low, high = metrics.bootstrap(values, seed=seed)
+    return Row("", "", "", metric, mean, low, high, n=len(values))
+
+
+def _tests(values: Values, base: Values, settings: Mapping[str, Any]) -> list[Row]:
+    rows = []
+    for metric in TESTED:
+        ours, theirs = base.get(metric, {}), values.get(metric, {})
+        if ours and ours.keys() == theirs.keys():
+            p = metrics.p_value([ours[q] for q in ours], [theirs[q] for q in ours])
+            versus = {**settings, "versus": BASE}
+            rows.append(Row("", "", "", f"p:{metric}", p, n=len(ours), settings=versus))
+    return rows
+
+
+def _whole(results: Results, part: str, dataset: str, records: Mapping[str, Record]) -> bool:
+    """Whether every question that this run asks has its record."""
+    asked = results.dataset_facts(dataset).get("asked", {}).get(part)
+    return bool(records) and len(records) == asked
+
+
+def _datasets(results: Results, part: str) -> list[str]:
+    return list(dict.fromkeys(dataset for dataset, _ in results.question_sets(part)))
+
+
+def _systems(results: Results, part: str, dataset: str) -> list[str]:
+    return [system for name, system in results.question_sets(part) if name == dataset]
+
+
+def _name(row: Row) -> str:
+    return repr((row.part, row.dataset, row.system, row.metric, sorted(row.settings.items(), key=str)))

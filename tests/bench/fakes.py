@@ -1,0 +1,138 @@
+"""Data sets and systems for tests of the head-to-head run: small, quick, and breakable on purpose."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from facade import TOPICS, topics
+from msa_plugin.bench.base import Answers, Cost, Found, Reply, Scored, System, Workspace
+from msa_plugin.bench.runner import CompareConfig, compare
+from msa_plugin.config import GenerationConfig, MemoryConfig
+from tiny import tiny_adapter
+
+
+def toy(folder: Path, hops: Sequence[int] = (1, 1, 2, 2, 1, 1, 2, 1), answers: bool = True) -> Path:
+    """A data set with a passage and a question on each topic."""
+    folder.mkdir(parents=True)
+    questions = [
+        {
+            "id": f"q{n}",
+            "question": f"What is a {topic}?",
+            "answers": [f"answer {topic}"] if answers else [],
+            "positive_ids": [topic, TOPICS[n - 1]][: hops[n]],
+            "hops": hops[n],
+        }
+        for n, topic in enumerate(TOPICS)
+    ]
+    passages = [{k: d[k] for k in ("id", "title", "text")} for d in topics()]
+    for name, records in (("corpus", passages), ("queries", questions)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    return folder
+
+
+class Words:
+    """Finds by shared words; `fails` makes its calls of `find` raise, counted from 1."""
+
+    def __init__(self, name: str, workspace: Workspace, log: list[str], fails: dict[int, BaseException]) -> None:
+        self.name, self.workspace, self.log, self.fails, self.calls = name, workspace, log, fails, 0
+
+    def prepare(self) -> Cost:
+        self.log.append(f"{self.name} prepares")
+        return Cost(seconds=2.0, tokens=1000, disk_bytes=4000, memory_bytes=8000)
+
+    def find(self, questions: Sequence[str], k: int) -> list[Found]:
+        self.calls += 1
+        if self.calls in self.fails:
+            raise self.fails[self.calls]
+        self.log.append(f"{self.name} finds {len(questions)}")
+        return [Found(tuple(self._ranked(q)[:k]), {"route": 0.01}, (q,)) for q in questions]
+
+    def _ranked(self, question: str) -> list[Scored]:
+        words = set(re.findall(r"\w+", question.lower()))
+        hits = [Scored(d.id, self._score(words, d.text)) for d in self.workspace.dataset.documents]
+        return sorted(hits, key=lambda s: (-s.score, s.id))
+
+    def _score(self, words: set[str], text: str) -> float:
+        return float(len(words & set(re.findall(r"\w+", text.lower()))))
+
+    def close(self) -> None:
+        self.log.append(f"{self.name} closes")
+
+
+class Wrong(Words):
+    """Ranks the other way round."""
+
+    def _score(self, words: set[str], text: str) -> float:
+        return -super()._score(words, text)
+
+
+class Knows:
+    """Only answers; reads nothing, and is right."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def answer(self, questions: Sequence[str]) -> list[Reply]:
+        topic = [re.sub(r".*a (\w+)\?", r"\1", q) for q in questions]
+        return [Reply(f"It is the answer {t}", (), {"decode": 0.1}, 7, 3) for t in topic]
+
+
+class Both(Words):
+    """Finds, and chooses for itself what to read: the best two."""
+
+    def answer(self, questions: Sequence[str]) -> list[Reply]:
+        found = self.find(questions, 2)
+        return [Reply(f"answer {f.ranking[0].id}", tuple(s.id for s in f.ranking), {}, 9, 2) for f in found]
+
+
+class Fakes:
+    """A registry; `log` is what its systems did, `fails` what they are to raise: system -> call of find -> error."""
+
+    def __init__(self, **fails: dict[int, BaseException]) -> None:
+        self.log: list[str] = []
+        self.fails = fails
+
+    def __call__(self, name: str, workspace: Workspace) -> System | Answers:
+        kinds: dict[str, Callable[..., Any]] = {"words": Words, "wrong": Wrong, "msa": Both}
+        if name == "knows":
+            return Knows(name)
+        if name not in kinds:
+            raise self.fails[name][0]
+        return kinds[name](name, workspace, self.log, self.fails.get(name, {}))
+
+
+def config(out: Path, data: Path | None, part: str = "retrieval", **changes: Any) -> CompareConfig:
+    """A run that is over in a second on the tiny backbone."""
+    given = {
+        "systems": ("msa", "words", "wrong"),
+        "passages": (1, 2),
+        "batch": 3,
+        "memory": MemoryConfig(instruction="Be brief."),
+        "generation": GenerationConfig(max_new_tokens=2),
+        **changes,
+    }
+    return CompareConfig(part=part, out=out, data=data, **given)
+
+
+def run(backbone: Any, fakes: Fakes, given: CompareConfig, **more: Any) -> list[Any]:
+    """`compare` on the tiny backbone."""
+    return compare(given, make=fakes, backbone=backbone, adapter=tiny_adapter(backbone), **more)
+
+
+def numbers(rows: Sequence[Any]) -> dict[Any, Any]:
+    """What rows say, without times and peaks, which no two runs share."""
+    timed = ("seconds", "peak_rss_bytes")
+    return {
+        (r.part, r.dataset, r.system, r.metric, json.dumps(r.settings, sort_keys=True)): (r.value, r.low, r.high, r.n)
+        for r in rows
+        if r.metric not in timed
+    }
+
+
+def reasons(rows: Sequence[Any], metric: str) -> Iterator[tuple[str, str, str]]:
+    """(data set, system, reason) of skips or notes."""
+    return ((r.dataset, r.system, r.settings["reason"]) for r in rows if r.metric == metric)

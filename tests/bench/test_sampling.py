@@ -1,0 +1,46 @@
+"""Which questions are asked when there is no time for all."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from msa_plugin.bench.base import Question
+from msa_plugin.bench.sampling import Pace, affordable, in_order
+
+QUESTIONS = [Question(str(i), "?", hops=1 + (i % 10 >= 6) + (i % 10 == 9)) for i in range(100)]  # 60, 30, 10
+
+
+def test_every_beginning_has_the_proportions_of_the_whole():
+    order = in_order(QUESTIONS, seed=5)
+    assert sorted(order, key=lambda q: int(q.id)) == QUESTIONS
+    for n in (10, 25, 50, 80):
+        counts = Counter(q.hops for q in order[:n])
+        for hops, share in ((1, 0.6), (2, 0.3), (3, 0.1)):
+            assert abs(counts[hops] - share * n) <= 1.5
+
+
+def test_the_seed_decides():
+    assert in_order(QUESTIONS, 1) == in_order(QUESTIONS, 1) != in_order(QUESTIONS, 2)
+    assert in_order([], 1) == []
+
+
+@pytest.mark.parametrize(
+    ("budget", "wanted"),
+    [
+        (0, {"a": 4, "b": 4}),
+        (60, {"a": 20, "b": 20}),
+        (61.5, {"a": 20, "b": 20}),
+        (90, {"a": 30, "b": 30}),
+        (120, {"a": 60, "b": 30}),
+        (10**6, {"a": 100, "b": 30}),
+    ],
+)
+def test_as_many_of_each_as_the_budget_allows(budget, wanted):
+    assert affordable({"a": Pace(1.0, 100), "b": Pace(2.0, 30)}, budget, least=4) == wanted
+
+
+def test_a_small_set_is_asked_whole():
+    assert affordable({"a": Pace(1.0, 2), "b": Pace(1.0, 9)}, 11, least=4) == {"a": 2, "b": 9}
+    assert affordable({}, 10, least=4) == {}
