@@ -29,6 +29,8 @@ from msa_plugin.bench.report_tables import Figure, clean, joined, tokens
 Dot = tuple[str, float, float | None, float | None]  # label, value, interval
 _STAGE_COLOURS = dict(zip(growth.STAGES[:-1], ("#E69F00", BLUE, "#009E73", "#CC79A7", "#56B4E9"), strict=True))
 _CELLS_WITH_NUMBERS = 80
+_GROWING = ("R@10", "nDCG@10", "EM", "F1", *growth.SHOWN)  # the panels of degradation, if there are more than six
+_WHISKERS = "Whiskers: 95 % intervals, of times the 5th to 95th percentile."
 
 
 def figures(saved: Saved) -> dict[str, list[Figure]]:
@@ -132,13 +134,15 @@ def _spoken(dots: Sequence[Dot]) -> str:
 
 
 def _scale(saved: Saved) -> list[Figure]:
-    rows = [r for r in saved.part("scale") if growth.memory_tokens(r) is not None and not r.metric.startswith("p:")]
-    found = []
+    rows, found = growth.sized(saved), []
     for number, dataset in enumerate(quality.datasets_of(rows), start=1):
         some = [r for r in rows if r.dataset == dataset]
-        metrics = sorted(dict.fromkeys(r.metric for r in some), key=timed)[:6]
+        metrics = [
+            m for m in dict.fromkeys([*_GROWING, *(r.metric for r in some)]) if not timed(m) or m in growth.SHOWN
+        ]
         panels = [(m, [r for r in some if r.metric == m]) for m in metrics]
-        caption = f"{dataset}: quality and latency as the memory grows. Whiskers: 95 % intervals, of times the 5th to 95th percentile."
+        panels = sorted([p for p in panels if p[1]][:6], key=lambda p: timed(p[0]))
+        caption = f"{dataset}: quality and latency as the memory grows. {_WHISKERS}"
         found.append(_lines(f"degradation-{number}.png", panels, caption, systems(saved.rows)))
     return found
 

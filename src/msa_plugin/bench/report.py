@@ -12,7 +12,7 @@ from msa_plugin.bench import report_quality as quality
 from msa_plugin.bench.base import Row
 from msa_plugin.bench.jsonl import write_atomic
 from msa_plugin.bench.page import page
-from msa_plugin.bench.report_rows import Saved, distinct, setting, whole
+from msa_plugin.bench.report_rows import Saved, distinct, whole
 from msa_plugin.bench.report_tables import (
     Cell,
     Column,
@@ -204,7 +204,7 @@ def _has_a_place(row: Row, *, whole: bool) -> bool:
     if row.part in allowed:
         return whole and set(row.settings) <= allowed[row.part]
     return {
-        "scale": setting("memory_tokens")(row) is not None and not row.metric.startswith("p:"),
+        "scale": growth.memory_tokens(row) is not None or row.metric == growth.LOSS,
         "needle": growth.length(row) is not None and growth.depth(row) is not None,
         "latency": row.metric in (growth.P50, growth.P95) and growth.stage(row) is not None,
     }.get(row.part, False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from msa_plugin.bench.base import Row
@@ -18,6 +19,8 @@ COSTS = {
     "peak_rss_bytes": "peak resident memory",
 }
 NEEDLE = ("recall", "answered")
+LOSS = "relative_loss"
+SHOWN = ("seconds", "seconds_p50", "answer_seconds_p50")  # of times by stage only these are not folded
 P50, P95 = "seconds_p50", "seconds_p95"
 memory_tokens, passages = setting("memory_tokens"), setting("passages")
 length, depth, task = setting("length"), setting("depth"), setting("task")
@@ -44,12 +47,18 @@ def labels(rows: Iterable[Row]) -> list[str]:
 
 def scale(saved: Saved) -> list[Table]:
     """For each data set and metric, series against memory sizes and what was lost from the first to the last."""
-    rows = [r for r in saved.part("scale") if memory_tokens(r) is not None and not r.metric.startswith("p:")]
+    rows = sized(saved)
+    losses = {(r.dataset, r.system, r.settings.get("of")): r for r in saved.part("scale") if r.metric == LOSS}
     groups = dict.fromkeys((r.dataset, r.metric) for r in sorted(rows, key=lambda r: timed(r.metric)))
-    return [_scale([r for r in rows if (r.dataset, r.metric) == group]) for group in groups]
+    return [_scale([r for r in rows if (r.dataset, r.metric) == group], losses) for group in groups]
 
 
-def _scale(rows: list[Row]) -> Table:
+def sized(saved: Saved) -> list[Row]:
+    """Rows of the part "scale" at some memory size."""
+    return [r for r in saved.part("scale") if memory_tokens(r) is not None and not r.metric.startswith("p:")]
+
+
+def _scale(rows: list[Row], losses: Mapping[tuple[str, str, Any], Row]) -> Table:
     dataset, metric = rows[0].dataset, rows[0].metric
     sizes, names = distinct(rows, memory_tokens), labels(rows)
     at = {(label(r), memory_tokens(r)): r for r in rows}
@@ -61,8 +70,10 @@ def _scale(rows: list[Row]) -> Table:
         columns[size] = bold_best(cells, [r.value if r else None for r in found], least=timed(metric))
     body = []
     for i, name in enumerate(names):
-        change = _change(at.get((name, sizes[0])), at.get((name, sizes[-1])))
-        body.append((Cell(name), *(columns[s][i] for s in sizes), Cell(change)))
+        own = next(r for r in rows if label(r) == name)
+        loss = losses.get((dataset, own.system, metric))
+        change = _lost(loss) if loss else Cell(_change(at.get((name, sizes[0])), at.get((name, sizes[-1]))))
+        body.append((Cell(name), *(columns[s][i] for s in sizes), change))
     invented = {memory_tokens(r) for r in rows if r.settings.get("synthetic")}
     notes = ["Columns are tokens in memory. The best of each column is in bold."]
     small = intervals(metric) + (f" Then the ratio to {base}." if base and timed(metric) else "")
@@ -71,7 +82,14 @@ def _scale(rows: list[Row]) -> Table:
     last = f"{tokens(sizes[-1])} ÷ {tokens(sizes[0])}" if timed(metric) else "lost, first to last"
     heads = (Column(tokens(s) + ("*" if s in invented else "")) for s in sizes)
     head = (Column("system", number=False), *heads, Column(last))
-    return Table(f"Degradation, {metric}, {dataset}", head, tuple(body), tuple(notes), small=small)
+    return Table(
+        f"Degradation, {metric}, {dataset}",
+        head,
+        tuple(body),
+        tuple(notes),
+        timed(metric) and metric not in SHOWN,
+        small=small,
+    )
 
 
 def _grown(row: Row | None, base: Row | None) -> Cell:
@@ -80,6 +98,15 @@ def _grown(row: Row | None, base: Row | None) -> Cell:
     over = ratio(row, base) if timed(row.metric) and base is not row else None
     small = [interval(row), times(over) if over is not None else ""]
     return Cell(number(row.value, row.metric), ", ".join(s for s in small if s))
+
+
+def _lost(loss: Row) -> Cell:
+    """A loss that the run itself measured, over the questions that both sizes share."""
+    bounds = "" if loss.low is None or loss.high is None else f"{100 * loss.low:.1f}{DASH}{100 * loss.high:.1f} %, "
+    ends = [loss.settings.get(end) for end in ("from", "to")]
+    return Cell(
+        f"{100 * loss.value:.1f} %", bounds + " to ".join(tokens(e) for e in ends if isinstance(e, (int, float)))
+    )
 
 
 def _change(first: Row | None, last: Row | None) -> str:
@@ -215,12 +242,22 @@ def _timing(row: Row | None, p95: Row | None, base: Row | None) -> Cell:
 
 
 def cost(saved: Saved) -> list[Table]:
-    """Systems against what indexing and keeping a corpus costs, one table a data set."""
+    """Systems against what indexing and keeping a corpus costs; of several memory sizes all but the largest folded."""
     rows = [r for r in saved.rows if r.metric in COSTS]
-    return [_cost([r for r in rows if r.dataset == name]) for name in dict.fromkeys(r.dataset for r in rows)]
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in sorted(rows, key=lambda r: -(memory_tokens(r) or 0)):
+        groups.setdefault((row.dataset, json.dumps(row.settings, sort_keys=True, default=str)), []).append(row)
+    tables, seen = [], set()
+    for dataset in dict.fromkeys(r.dataset for r in rows):
+        for (name, _), some in groups.items():
+            if name == dataset:
+                whole_set = memory_tokens(some[0]) is None
+                tables.append(_cost(some, folded=not whole_set and dataset in seen))
+                seen |= set() if whole_set else {dataset}
+    return tables
 
 
-def _cost(rows: list[Row]) -> Table:
+def _cost(rows: list[Row], *, folded: bool) -> Table:
     names = systems(rows)
     base = names[0] if names[0].startswith(BASE) else None
     at = {(r.system, r.metric): r for r in rows}
@@ -237,7 +274,9 @@ def _cost(rows: list[Row]) -> Table:
     if "peak_rss_bytes" in metrics:
         notes.append("Peak resident memory is that of the whole process, model and libraries included.")
     head = (Column("system", number=False), *(Column(COSTS[m]) for m in metrics))
-    return Table(f"Cost, {rows[0].dataset}", head, tuple(body), tuple(notes), small=small)
+    said = {name: tokens(v) if name == "memory_tokens" else v for name, v in rows[0].settings.items()}
+    where = "".join(f", {name.replace('_', ' ')} {value}" for name, value in said.items())
+    return Table(f"Cost, {rows[0].dataset}{where}", head, tuple(body), tuple(notes), folded, small=small)
 
 
 def _priced(row: Row | None, base: Row | None) -> Cell:
