@@ -133,7 +133,8 @@ class MSALLM(CustomLLM):
     def _answer(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> Answer:
         if self.mode == "chat":
             return self._memory.chat(plain(messages), **self.generation_options(kwargs))
-        return self._memory.ask(question(messages), **self._asking(kwargs))
+        answer: Answer = self._memory.ask(question(messages), **self._asking(kwargs))
+        return answer
 
     def _open(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> AnswerStream:
         if self.mode == "chat":
@@ -176,7 +177,9 @@ class MSALLM(CustomLLM):
         }
 
     def _as_messages(self, prompt: str, formatted: bool) -> list[ChatMessage]:
-        return [ChatMessage(role=MessageRole.USER, content=prompt if formatted else self.completion_to_prompt(prompt))]
+        if not formatted and self.completion_to_prompt is not None:
+            prompt = self.completion_to_prompt(prompt)
+        return [ChatMessage(role=MessageRole.USER, content=prompt)]
 
     # -- to LlamaIndex ---------------------------------------------------------------------------------------------
 

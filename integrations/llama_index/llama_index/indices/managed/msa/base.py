@@ -20,8 +20,8 @@ from llama_index.core.ingestion import arun_transformations, run_transformations
 from llama_index.core.llms.utils import LLMType
 from llama_index.core.schema import BaseNode, Document, IndexNode, TransformComponent
 from llama_index.core.storage.docstore import SimpleDocumentStore
-from llama_index.core.storage.docstore.types import RefDocInfo
-from llama_index.core.storage.storage_context import DOCSTORE_FNAME, StorageContext
+from llama_index.core.storage.docstore.types import DEFAULT_PERSIST_FNAME, RefDocInfo
+from llama_index.core.storage.storage_context import StorageContext
 from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQueryMode
 
 from llama_index.indices.managed.msa import storage
@@ -331,7 +331,7 @@ class MSAIndex(BaseIndex[IndexDict]):
         """
         storage.write(Path(persist_dir), self._origin, self.index_id)
         if self.docstore is not self._own_docstore:
-            self.docstore.persist(str(Path(persist_dir) / DOCSTORE_FNAME))
+            self.docstore.persist(str(Path(persist_dir) / DEFAULT_PERSIST_FNAME))
 
     @classmethod
     def from_persist_dir(
@@ -348,7 +348,7 @@ class MSAIndex(BaseIndex[IndexDict]):
         if memory is None:
             kept = {} if "config" in kwargs else origin.settings
             kwargs = {"path": origin.bank, **replace(origin, settings=kept).open_settings(), **kwargs}
-        if "storage_context" not in kwargs and (folder / DOCSTORE_FNAME).is_file():
+        if "storage_context" not in kwargs and (folder / DEFAULT_PERSIST_FNAME).is_file():
             docstore = SimpleDocumentStore.from_persist_dir(str(folder))
             kwargs["storage_context"] = StorageContext.from_defaults(docstore=docstore)
         return cls(index_struct=storage.MSAIndexStruct(index_id=index_id), memory=memory, **kwargs)

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NoReturn
 
-import fsspec
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.storage.docstore.keyval_docstore import KVDocumentStore
 from llama_index.core.storage.docstore.types import DEFAULT_PERSIST_PATH
@@ -180,7 +179,7 @@ class MSADocumentStore(KVDocumentStore):
         self.ledger = Ledger(memory)
         super().__init__(_BankStore(memory, self.ledger))
 
-    def persist(self, persist_path: str = DEFAULT_PERSIST_PATH, fs: fsspec.AbstractFileSystem | None = None) -> None:
+    def persist(self, persist_path: str = DEFAULT_PERSIST_PATH, fs: Any = None) -> None:
         """Write an empty store, for `StorageContext.from_defaults(persist_dir=...)` to find; the bank has the nodes."""
         SimpleDocumentStore().persist(persist_path, fs=fs)
 

@@ -169,10 +169,9 @@ def _same_kind(value: object, other: object) -> bool:
     """Whether both are numbers or both are text; a boolean is only like another boolean."""
     if isinstance(value, bool) or isinstance(other, bool):
         return isinstance(value, bool) and isinstance(other, bool)
-    numbers = (int, float)
-    return (isinstance(value, str) and isinstance(other, str)) or (
-        isinstance(value, numbers) and isinstance(other, numbers)
-    )
+    if isinstance(value, str) or isinstance(other, str):
+        return isinstance(value, str) and isinstance(other, str)
+    return isinstance(value, (int, float)) and isinstance(other, (int, float))
 
 
 def _among(value: object, values: Sequence[object]) -> bool:

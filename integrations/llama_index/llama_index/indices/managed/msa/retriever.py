@@ -41,11 +41,9 @@ class MSARetriever(BaseRetriever):
         self._memory = index.memory
         self.similarity_top_k = similarity_top_k
         self._filter = memory_filter(filters, doc_ids)
-        super().__init__(
-            callback_manager=callback_manager or index.callback_manager,
-            object_map={**index.object_map, **(object_map or {})},
-            verbose=verbose,
-        )
+        super().__init__(callback_manager=callback_manager or index.callback_manager, verbose=verbose)
+        # The index's own map, not a copy, so that objects inserted later are found.
+        self.object_map = index.object_map if object_map is None else {**index.object_map, **object_map}
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         questions = query_bundle.custom_embedding_strs or [query_bundle.query_str]

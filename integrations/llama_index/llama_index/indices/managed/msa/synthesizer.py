@@ -83,7 +83,8 @@ class MSASynthesizer(BaseSynthesizer):
         options = {**self._options, **response_kwargs}
         if self._streaming:
             return _pieces(self._memory.stream(query_str, documents=documents, **options))
-        return self._memory.ask(query_str, documents=documents, **options).text
+        answer: Answer = self._memory.ask(query_str, documents=documents, **options)
+        return answer.text
 
     async def aget_response(
         self, query_str: str, text_chunks: Sequence[str], documents: list[str] | None = None, **response_kwargs: Any
