@@ -43,6 +43,7 @@ class CompareConfig(Settings):
     `passages`. `questions` bounds the questions of each data set, `budget_minutes` the time to find and answer (not to
     index) in all. `batch` questions are asked at once; times per question are those of their batch divided by it.
     `memory` and `generation` hold for all systems. `fresh` forgets earlier results of this part in `out`.
+    `cache` is for encoded passages and indexes, `out`/cache if None.
     """
 
     part: Literal["retrieval", "qa"]
@@ -60,6 +61,7 @@ class CompareConfig(Settings):
     memory: MemoryConfig = MemoryConfig()
     generation: GenerationConfig = GenerationConfig(max_new_tokens=32)
     fresh: bool = False
+    cache: Path | None = None
 
     @model_validator(mode="after")
     def _distinct(self) -> CompareConfig:
@@ -254,7 +256,7 @@ def _ask(session: _Session, dataset: Dataset, questions: Sequence[Question], *, 
     c, results = session.config, session.results
     generation = {**c.generation.model_dump(exclude_defaults=True), "max_new_tokens": c.generation.max_new_tokens}
     memory = (session.backbone, session.adapter, c.memory, generation, session.watch.step)
-    with open_workspace(dataset, c.out / "cache", *memory) as workspace:
+    with open_workspace(dataset, c.cache or c.out / "cache", *memory) as workspace:
         facts = results.dataset_facts(dataset.name)
         results.describe(dataset.name, {**facts, "tokens": workspace.memory.stats().tokens})
         turn = Turn(c.part, results, workspace, session.watch, c.k, c.passages, c.batch)

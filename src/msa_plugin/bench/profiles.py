@@ -1,0 +1,23 @@
+"""Ready-made runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from msa_plugin.bench.runner import CompareConfig
+
+# Systems that need neither a download nor a second model, and what a first look wants to know.
+QUICK: dict[str, tuple[str, ...]] = {
+    "retrieval": ("msa", "bm25", "dense-same-backbone"),
+    "qa": ("msa", "bm25", "closed-book"),
+}
+USUAL: dict[str, tuple[str, ...]] = {
+    "retrieval": ("msa", "bm25", "dense", "dense-same-backbone", "hybrid"),
+    "qa": ("msa", "bm25", "dense", "hybrid", "closed-book"),
+}
+
+
+def quick(part: Literal["retrieval", "qa"], out: Path, **changes: Any) -> CompareConfig:
+    """The sample corpus and few systems: minutes on a laptop. `changes` replace settings of `CompareConfig`."""
+    return CompareConfig(**{"part": part, "out": out, "systems": QUICK[part], "k": 20, **changes})

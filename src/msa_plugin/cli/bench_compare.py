@@ -1,0 +1,217 @@
+"""`msa bench retrieval|qa|report`: systems head to head, and what is shown of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from msa_plugin.cli.options import AdapterPath, Json, Model, Reading
+from msa_plugin.cli.output import Output
+from msa_plugin.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from msa_plugin.bench.base import Row
+    from msa_plugin.bench.judge import Judge
+    from msa_plugin.bench.runner import CompareConfig
+
+Part = Literal["retrieval", "qa"]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", "-d", help="A data set, or a folder of them: corpus, queries, qrels as BEIR lays them out."),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for results, caches and the report.")]
+Systems = Annotated[
+    str | None, typer.Option("--systems", "-s", help="Names separated by commas, such as msa,bm25,dense+rerank.")
+]
+Cache = Annotated[
+    Path | None, typer.Option(help="Folder for encoded passages and indexes, to share among runs [OUT/cache].")
+]
+Budget = Annotated[
+    float | None, typer.Option(help="Minutes to find and answer in all, without indexing; questions are sampled.")
+]
+Questions = Annotated[int | None, typer.Option(help="At most this many questions of each data set.", min=1)]
+Seed = Annotated[int, typer.Option(help="Decides which questions are sampled.")]
+Batch = Annotated[int, typer.Option(help="Questions asked at once.", min=1)]
+Quick = Annotated[bool, typer.Option("--quick", help="The sample corpus and few systems, in minutes.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Forget this folder's earlier results of this kind.")]
+MAIN = {"retrieval": ("nDCG@10", "R@5", "R@10", "RR@10"), "qa": ("EM", "F1", "contains", "judge")}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `msa bench`."""
+    app.command()(retrieval)
+    app.command()(qa)
+    app.command()(report)
+
+
+def retrieval(
+    out: Out = Path("bench-results"),
+    data: Data = None,
+    systems: Systems = None,
+    k: Annotated[int | None, typer.Option("-k", help="Passages ranked for each question (100).", min=1)] = None,
+    budget: Budget = None,
+    questions: Questions = None,
+    seed: Seed = 0,
+    batch: Batch = 8,
+    model: Model = None,
+    adapter: AdapterPath = None,
+    quick: Quick = False,
+    cache: Cache = None,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Rank passages with every system and compare: nDCG, recall, reciprocal rank, average precision, time.
+
+    Interrupted runs go on when the same command is given again. Example: msa bench retrieval --quick --out results
+    """
+    settings = {"k": k, "budget_minutes": budget, "questions": questions, "seed": seed, "batch": batch, "fresh": fresh}
+    config = _config("retrieval", out, data, systems, quick, {**settings, **_where(model, adapter, cache)})
+    _run(Output(as_json), config, None)
+
+
+def qa(
+    out: Out = Path("bench-results"),
+    data: Data = None,
+    systems: Systems = None,
+    passages: Annotated[str, typer.Option(help="How many of the passages found are read.")] = "1,5,10",
+    budget: Budget = None,
+    questions: Questions = None,
+    seed: Seed = 0,
+    batch: Batch = 8,
+    judge: Annotated[
+        str | None, typer.Option(help="An OpenAI-compatible endpoint that grades, http(s)://.../v1")
+    ] = None,
+    judge_model: Annotated[str, typer.Option(help="The model's name there.")] = "default",
+    judge_key_env: Annotated[str, typer.Option(help="The environment variable that holds its key.")] = "OPENAI_API_KEY",
+    max_new_tokens: Annotated[int, typer.Option(help="At most this many tokens of answer.", min=1)] = 32,
+    context_tokens: Annotated[int | None, typer.Option(help="Tokens of passages that fit into the prompt.")] = None,
+    reading: Reading = "auto",
+    model: Model = None,
+    adapter: AdapterPath = None,
+    quick: Quick = False,
+    cache: Cache = None,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Answer with every system, all by the same backbone: exact match, F1, sources, time; a judge where one is given.
+
+    Interrupted runs go on when the same command is given again. Example: msa bench qa --quick --out results
+    """
+    memory: dict[str, Any] = {"reading": reading}
+    if context_tokens is not None:
+        memory["context_tokens"] = context_tokens
+    settings = {"budget_minutes": budget, "questions": questions, "seed": seed, "batch": batch, "fresh": fresh}
+    more = {"passages": _numbers(passages), "generation": {"max_new_tokens": max_new_tokens}, "memory": memory}
+    config = _config("qa", out, data, systems, quick, {**settings, **more, **_where(model, adapter, cache)})
+    _run(Output(as_json), config, _judge(judge, judge_model, judge_key_env))
+
+
+def report(
+    out: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="First rebuild the rows from the runs and question files.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write report.md, report.html and the plots of a run from its results alone.
+
+    Example: msa bench report results --recompute
+    """
+    from msa_plugin.bench.scoring import recompute as rebuild
+
+    said = Output(as_json)
+    if not (out / "results.jsonl").is_file() and not (out / "questions").is_dir():
+        raise ConfigError(f"{out} holds no results; run `msa bench retrieval|qa ... --out {out}` first")
+    rebuilt = rebuild(out) if recompute else None
+    if rebuilt is not None:
+        said.note(f"{rebuilt} rows rebuilt from what happened to each question")
+    path = _report(out)
+    said.say(f"report: {path}")
+    said.result({"report": str(path), "recomputed": rebuilt})
+
+
+def _report(out: Path) -> Path:
+    from msa_plugin.bench.report import write_report
+
+    return write_report(out)
+
+
+def _config(
+    part: Part, out: Path, data: Path | None, systems: str | None, quick: bool, given: dict[str, Any]
+) -> CompareConfig:
+    from msa_plugin.bench import profiles
+    from msa_plugin.bench.runner import CompareConfig
+
+    if (data is None) != quick:
+        raise ConfigError("give --data DIR, or --quick for the sample corpus; not both, and not neither")
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if systems is not None:
+        chosen["systems"] = _names(systems)
+    if quick:
+        return profiles.quick(part, out, **chosen)
+    return CompareConfig(**{"part": part, "out": out, "data": data, "systems": profiles.USUAL[part], **chosen})
+
+
+def _where(model: str | None, adapter: Path | None, cache: Path | None) -> dict[str, Any]:
+    return {"model": model, "adapter": adapter, "cache": cache}
+
+
+def _names(systems: str) -> tuple[str, ...]:
+    from msa_plugin.bench.systems import parse
+
+    return tuple(parse([name.strip() for name in systems.split(",") if name.strip()]))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"--passages must be positive numbers separated by commas, not {text!r}")
+    return tuple(map(int, parts))
+
+
+def _judge(url: str | None, model: str, key_env: str) -> Judge | None:
+    from msa_plugin.bench.judge import Judge
+
+    return None if url is None else Judge(url, model, key_env)
+
+
+def _run(out: Output, config: CompareConfig, judge: Judge | None) -> None:
+    from msa_plugin.bench.runner import compare
+    from msa_plugin.bench.watch import Watch
+
+    out.note(f"{', '.join(config.systems)}; results go to {config.out}; the same command goes on where one stopped ...")
+    rows = compare(config, judge=judge, watch=Watch(sys.stderr))
+    for line in _table(rows, config.part):
+        out.say(line)
+    for row in rows:
+        if row.metric in ("skipped", "note"):
+            of = " on ".join(name for name in (row.system, row.dataset) if name)
+            out.say(f"{row.metric}: {of}: {row.settings['reason']}")
+    try:
+        out.say(f"report: {_report(config.out)}")
+    except MissingExtraError as error:
+        out.note(f"no report: {error}")
+    out.result([row.to_dict() for row in rows])
+
+
+def _table(rows: Iterable[Row], part: Part) -> list[str]:
+    """A line per data set, system and number of passages."""
+    wanted = (*MAIN[part], "seconds")
+    lines: dict[tuple[str, str, Any], dict[str, float]] = {}
+    for row in rows:
+        if row.part == part and row.metric in wanted:
+            lines.setdefault((row.dataset, row.system, row.settings.get("passages", "")), {})[row.metric] = row.value
+    shown = [m for m in wanted if any(m in values for values in lines.values())]
+    names = ("data set", "system", "passages") if part == "qa" else ("data set", "system")
+    grid: list[Sequence[str]] = [(*names, *shown)]
+    for name, values in lines.items():
+        grid.append((*map(str, name[: len(names)]), *(f"{values[m]:.3f}" if m in values else "-" for m in shown)))
+    widths = [max(len(line[column]) for line in grid) for column in range(len(grid[0]))]
+    return [
+        "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        for line in grid
+    ]

@@ -1,0 +1,151 @@
+"""`msa bench retrieval|qa|report` from the shell's side, and the quick profile on both backbones."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+
+import pytest
+import typer
+from fakes import Fakes, toy
+from test_judge import Endpoint
+from typer.testing import CliRunner
+
+from msa_plugin.bench.profiles import QUICK, quick
+from msa_plugin.bench.runner import compare
+from msa_plugin.bench.store import NOTE, SKIPPED, Results
+from msa_plugin.cli import bench_compare
+from msa_plugin.config import GenerationConfig, MemoryConfig
+from msa_plugin.errors import ConfigError, IngestError
+from tiny import tiny_adapter
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, backbone):
+    """The tiny model and its adapter as folders."""
+    folder = tmp_path_factory.mktemp("saved")
+    backbone.model.save_pretrained(folder / "model")
+    backbone.tokenizer.save_pretrained(folder / "model")
+    tiny_adapter(backbone).save(folder / "adapter")
+    return folder
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    """Systems of the tests in place of the registry."""
+    made = Fakes()
+
+    def parse(names):
+        if unknown := [n for n in names if n not in ("msa", "words", "wrong", "knows")]:
+            raise ConfigError(f"unknown systems {unknown}")
+        return list(names)
+
+    registry = types.ModuleType("msa_plugin.bench.systems")
+    registry.create, registry.parse = made, parse
+    monkeypatch.setitem(sys.modules, registry.__name__, registry)
+    return made
+
+
+@pytest.fixture
+def bench(tmp_path, saved, monkeypatch):
+    """Run a command; returns its exit code and stdout, or raises our errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MSA_MODEL", str(saved / "model"))
+    monkeypatch.setenv("MSA_ADAPTER", str(saved / "adapter"))
+    app = typer.Typer()
+    bench_compare.register(app)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["msa", "bench", *map(str, words)])
+        done = CliRunner().invoke(app, [*map(str, words)])
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done.exit_code, done.stdout
+
+    return run
+
+
+def test_retrieval_and_its_report(bench, fakes, tmp_path):
+    toy(tmp_path / "toy")
+    code, said = bench("retrieval", "--data", "toy", "--systems", "words, wrong", "--out", "out", "-k", "10")
+    assert code == 0
+    lines = said.splitlines()
+    assert lines[0].split() == ["data", "set", "system", "nDCG@10", "R@5", "R@10", "RR@10", "seconds"]
+    assert lines[1].split()[:2] == ["toy", "words"]
+    assert "report:" in lines[-1]
+    assert (tmp_path / "out" / "report.md").is_file()
+    assert {r.command for r in Results(tmp_path / "out").rows()} == {
+        "msa bench retrieval --data toy --systems 'words, wrong' --out out -k 10"
+    }
+    text = "".join(p.read_text() for p in (tmp_path / "out").glob("*.json*"))
+    assert str(tmp_path) not in text
+    before = (tmp_path / "out" / "results.jsonl").read_bytes()
+    code, said = bench("report", "out", "--recompute", "--json")
+    assert json.loads(said)["recomputed"] == sum(b'"part": "retrieval"' in line for line in before.splitlines())
+
+
+def test_answers_graded_by_a_judge(bench, fakes, tmp_path):
+    toy(tmp_path / "toy")
+    with Endpoint('{"score": 5}') as server:
+        words = ["qa", "--data", "toy", "--systems", "msa,knows", "--passages", "1", "--out", "out"]
+        code, said = bench(*words, "--questions", 2, "--max-new-tokens", 2, "--judge", server.url, "--json")
+    rows = json.loads(said)
+    assert code == 0
+    judged = [(r["system"], r["settings"]["passages"], r["value"]) for r in rows if r["metric"] == "judge"]
+    assert judged == [("knows", "adaptive", 5.0), ("msa", 1, 5.0), ("msa", "adaptive", 5.0)]
+    assert [r["settings"]["reason"][:6] for r in rows if r["metric"] == NOTE] == ["2 of 8"]
+    assert server.url not in (tmp_path / "out" / "results.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        (("qa",), ConfigError, "--data DIR, or --quick"),
+        (("qa", "--quick", "--data", "toy"), ConfigError, "not both"),
+        (("qa", "--data", "toy", "--passages", "1,0"), ConfigError, "--passages"),
+        (("qa", "--data", "toy", "--judge", "ftp://x"), ConfigError, "http"),
+        (("retrieval", "--data", "none"), IngestError, "not a folder"),
+        (("retrieval", "--data", "toy", "--systems", "words,nonsense"), ConfigError, "nonsense"),
+        (("retrieval", "--data", "toy", "--budget", "0"), ConfigError, "budget_minutes"),
+        (("report", "none"), ConfigError, "holds no results"),
+    ],
+)
+def test_wrong_use(bench, fakes, tmp_path, words, error, message):
+    toy(tmp_path / "toy")
+    with pytest.raises(error, match=message):
+        bench(*words)
+
+
+def test_what_was_skipped_is_said(bench, fakes, tmp_path):
+    toy(tmp_path / "toy")
+    _, said = bench("retrieval", "--data", "toy", "--systems", "words,knows", "--out", "out")
+    assert "skipped: knows on toy: it does not rank passages" in said
+
+
+@pytest.mark.parametrize("part", ["retrieval", "qa"])
+def test_the_quick_profile_on_the_tiny_backbone(tmp_path, backbone, part):
+    pytest.importorskip("msa_plugin.bench.systems")
+    memory = MemoryConfig(instruction="Be brief.")
+    given = quick(part, tmp_path / "out", questions=3, memory=memory, generation=GenerationConfig(max_new_tokens=2))
+    rows = compare(given, backbone=backbone, adapter=tiny_adapter(backbone))
+    assert {r.system for r in rows if r.part == part} - {""} == set(QUICK[part])
+    assert [r.settings["reason"] for r in rows if r.metric == SKIPPED] == []
+
+
+@pytest.mark.slow
+def test_the_quick_profile_on_the_default_backbone(tmp_path, real_backbone):
+    pytest.importorskip("msa_plugin.bench.systems")
+    given = quick("retrieval", tmp_path / "out")
+    rows = compare(given, backbone=real_backbone)
+    recall = {r.system: r.value for r in rows if r.metric == "R@5"}
+    assert set(recall) == set(QUICK["retrieval"])
+    assert recall["msa"] > 0.8
+    assert recall["bm25"] > 0.8
+    rows = compare(quick("qa", tmp_path / "out", questions=4, passages=(1, 5)), backbone=real_backbone)
+    contains = {(r.system, r.settings["passages"]): r.value for r in rows if r.metric == "contains"}
+    assert set(contains) == {(s, p) for s in ("msa", "bm25") for p in (1, 5)} | {
+        ("msa", "adaptive"),
+        ("closed-book", "adaptive"),
+    }
+    assert max(contains.values()) > contains["closed-book", "adaptive"]
