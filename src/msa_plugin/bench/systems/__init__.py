@@ -1,0 +1,47 @@
+"""The systems that are compared, by name: MSA, lexical and dense search, their fusions, iterative RAG, and controls.
+
+Names are described in `NAMES` and read as `names` says. Every call of `create` makes systems of its own. What a system
+indexes is cached in the workspace, by content, and libraries that are not installed are missed when it is created.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from msa_plugin.bench.base import Answers, System, Workspace
+from msa_plugin.bench.systems.common import FoundInRounds, Options
+from msa_plugin.bench.systems.lexical import Bm25
+from msa_plugin.bench.systems.memory import Interleaved, Msa
+from msa_plugin.bench.systems.names import NAMES, SUFFIXES, Parsed, parse, parse_one
+from msa_plugin.bench.systems.plain import ClosedBook, FullContext
+
+__all__ = ["NAMES", "SUFFIXES", "FoundInRounds", "Options", "create", "describe", "parse"]
+
+_SIMPLE: dict[str, Callable[[str, Workspace, Options], System | Answers]] = {
+    "msa": Msa,
+    "msa-interleave": Interleaved,
+    "bm25": Bm25,
+    "full-context": FullContext,
+    "closed-book": ClosedBook,
+}
+
+
+def create(name: str, workspace: Workspace, options: Options | None = None) -> System | Answers:
+    """A new system; `prepare` it before it finds anything.
+
+    Raises ConfigError for a name that cannot be read and MissingExtraError when a package is not installed.
+    """
+    return _build(name, parse_one(name), workspace, options or Options())
+
+
+def describe() -> str:
+    """All names with what they are, one a line, for help texts."""
+    width = max(map(len, (*NAMES, *SUFFIXES)))
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in (*NAMES.items(), *SUFFIXES.items()))
+
+
+def _build(name: str, parsed: Parsed, workspace: Workspace, options: Options) -> System | Answers:
+    if parsed.prefilter is not None:
+        options = replace(options, prefilter=parsed.prefilter)
+    return _SIMPLE[parsed.kind](name, workspace, options)

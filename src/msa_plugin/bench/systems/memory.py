@@ -1,0 +1,151 @@
+"""MSA itself: one round of routing, or rounds of Memory Interleave, and answers from what it chooses to read.
+
+Nothing is ranked here that the engine does not rank for a user: `msa` is `engine.rank`, `msa-interleave` is
+`engine.gather` followed by what the first round ranks below.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from msa_plugin.bench import jsonl
+from msa_plugin.bench.base import Cost, Found, Reply, Scored, Workspace
+from msa_plugin.bench.systems.common import FoundInRounds, Options, merged, shared, summed
+from msa_plugin.bench.workspaces import ENCODING
+from msa_plugin.engine.answering import Asked
+from msa_plugin.engine.interleave import Ranking
+from msa_plugin.engine.ranking import Ranked
+from msa_plugin.routing.prefilter import Prefilter
+
+
+class Msa:
+    """One round: the question's own ranking; the answer is read from what clears the adaptive cut."""
+
+    def __init__(self, name: str, workspace: Workspace, options: Options) -> None:
+        """`name` is what the command line called it."""
+        self.name, self.workspace, self.options = name, workspace, options
+        self.memory = workspace.memory
+        self._prefilter: Prefilter | None = None
+
+    @property
+    def rounds(self) -> int:
+        """How often it routes for one question, at most."""
+        return 1
+
+    def prepare(self) -> Cost:
+        """Add what the memory lacks of the corpus. Raises as `LatentMemory.add` and `Engine.use_prefilter`.
+
+        `seconds` is what encoding took in all, as recorded in the workspace's cache; 0 for a bank that came from
+        elsewhere. `disk_bytes` include the passages' texts, `memory_bytes` are routing keys and a prefilter's index.
+        """
+        documents, account = self.workspace.dataset.documents, self.workspace.cache / ENCODING
+        spent = json.loads(account.read_text(encoding="utf-8"))["seconds"] if account.exists() else 0.0
+        if self.memory.stats().documents < len(documents):
+            report = self.memory.add(
+                list(documents), on_progress=lambda p: self.workspace.on_step("encoding", p.documents, len(documents))
+            )
+            spent += report.seconds
+            jsonl.write_atomic(account, json.dumps({"seconds": spent, "tokens": self.memory.stats().tokens}))
+        stats = self.memory.stats()
+        return Cost(spent, stats.tokens, stats.bytes_total, stats.bytes_keys + self._build_prefilter())
+
+    def find(self, questions: Sequence[str], k: int) -> list[Found]:
+        """The best `k` passages of each question. Raises InvalidQueryError as `LatentMemory.retrieve`."""
+        if not questions:
+            return []
+        ranking = self._rank(questions, k)
+        seconds = shared(ranking.seconds, len(questions))
+        return [
+            Found(tuple(row), seconds, (question,))
+            for question, row in zip(questions, self._scored(ranking.rows), strict=True)
+        ]
+
+    def answer(self, questions: Sequence[str]) -> list[Reply]:
+        """Answers from what MSA chooses to read, with as many rounds as this system has."""
+        options = {**self.workspace.generation, "max_rounds": self.rounds}
+        with self._filtered():
+            answers = self.memory.ask(list(questions), **options)
+        return [
+            Reply(
+                text=a.text,
+                read=tuple(s.id for s in a.sources),
+                seconds=dict(a.trace.seconds),
+                input_tokens=a.trace.input_tokens,
+                output_tokens=a.trace.output_tokens,
+                rounds=len(a.trace.rounds),
+            )
+            for a in answers
+        ]
+
+    def close(self) -> None:
+        """Drop the prefilter; the memory is the workspace's."""
+        self._prefilter = None
+
+    def _rank(self, questions: Sequence[str], k: int) -> Ranking:
+        engine = self.memory.engine
+        for question in questions:
+            engine.check_question(question)
+        with self._filtered():
+            return engine.rank(questions, k, engine.bank.select(self.memory.namespace))
+
+    def _scored(self, rows: Sequence[Sequence[Ranked]]) -> list[list[Scored]]:
+        """Ids for ordinals, all rows at once."""
+        ordinals = sorted({r.ordinal for row in rows for r in row})
+        names = {d.ordinal: d.id for d in self.memory.engine.bank.documents(ordinals)}
+        return [[Scored(names[r.ordinal], r.score) for r in row] for row in rows]
+
+    def _build_prefilter(self) -> int:
+        """The only place that knows how a prefilter is made; returns its bytes."""
+        if self.options.prefilter is None:
+            return 0
+        engine, before = self.memory.engine, self.memory.engine.prefilter
+        selection = engine.bank.select(self.memory.namespace)
+        engine.use_prefilter(self.options.prefilter, self.workspace.cache / "prefilter", selection)
+        self._prefilter, engine.prefilter = engine.prefilter, before
+        return self._prefilter.bytes if self._prefilter is not None else 0
+
+    @contextmanager
+    def _filtered(self) -> Iterator[None]:
+        """This system's prefilter is the engine's while inside; without one the engine stays as it is."""
+        engine, before = self.memory.engine, self.memory.engine.prefilter
+        engine.prefilter = self._prefilter or before
+        try:
+            yield
+        finally:
+            engine.prefilter = before
+
+
+class Interleaved(Msa):
+    """Rounds: each routes on the question together with what the one before found (the memory's own settings).
+
+    The ranking is what the rounds chose to read, in the engine's order (first round, then what each further one
+    brought, best first); behind that come the passages that the first round ranked but did not keep, until there are
+    `k`. Scores that the order contradicts are lowered.
+    """
+
+    @property
+    def rounds(self) -> int:
+        """The memory's setting, and 2 where that is only one."""
+        return max(2, self.memory.config.interleave.max_rounds)
+
+    def find(self, questions: Sequence[str], k: int) -> list[Found]:
+        """The best `k` passages of each question; stage `fill` is the ranking below what the rounds kept."""
+        if not questions:
+            return []
+        first = self._rank(questions, k)
+        engine = self.memory.engine
+        config = self.memory.config.interleave.model_copy(update={"max_rounds": self.rounds})
+        with self._filtered():
+            asked = engine.gather(questions, engine.bank.select(self.memory.namespace), config)
+        fill = {"fill": sum(first.seconds.values()) / len(questions)}
+        rows = zip(asked, self._scored(first.rows), strict=True)
+        return [self._found(one, below, fill, k) for one, below in rows]
+
+    def _found(self, asked: Asked, below: list[Scored], fill: dict[str, float], k: int) -> FoundInRounds:
+        gathered = asked.gathered
+        kept = [[Scored(*hit) for hit in zip(r.selected, r.scores, strict=True)] for r in gathered.rounds]
+        rounds = tuple(dict(r.seconds) for r in gathered.rounds)
+        queries = tuple(r.query for r in gathered.rounds)
+        return FoundInRounds(merged(kept, below, k), summed([*rounds, fill]), queries, rounds)

@@ -1,0 +1,163 @@
+"""Names of systems as the command line gives them, read into a tree and checked before anything is loaded.
+
+    name     = kind [":" argument] {suffix}
+    suffix   = "+rerank" ["@" depth] [":" cross-encoder]   |   "+faiss:" index
+
+What belongs together goes in parentheses: `iterative:(dense+rerank)` reranks in every round, `iterative:dense+rerank`
+only at the end. A fusion's members are separated by "~" or, where the name stands alone, by commas.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from msa_plugin.errors import ConfigError
+from msa_plugin.routing.prefilter import PrefilterSpec
+
+NAMES = {
+    "msa": "MSA, one round of routing; answers from its adaptive choice of what to read (+faiss:INDEX prefilters)",
+    "msa-interleave": "MSA with rounds of Memory Interleave (+faiss:INDEX prefilters)",
+    "bm25": "BM25 (bm25s) with English stemming and stop words",
+    "dense": "a sentence-transformers model, by default all-MiniLM-L6-v2, and exact FAISS search: dense[:MODEL]",
+    "dense-same-backbone": "the backbone's own last hidden states, mean pooled, and exact FAISS search",
+    "hybrid": "reciprocal rank fusion of bm25 and dense",
+    "fusion": "reciprocal rank fusion of any systems: fusion:msa~bm25",
+    "iterative": "Iter-RetGen: what was found is appended to the query of the next round: iterative[:BASE]",
+    "decompose": "Auto-RAG: the model writes the next round's query from what was found: decompose[:BASE]",
+    "full-context": "every passage in the prompt, where the backbone's window holds them all",
+    "closed-book": "the backbone alone, without documents",
+}
+SUFFIXES = {
+    "+rerank": "what NAME finds, ranked again by the likelihood of the question given the passage, or by a "
+    "cross-encoder: NAME+rerank[@DEPTH][:MODEL]",
+}
+_ROUNDS = ("iterative", "decompose")
+_ANSWER_ONLY = ("full-context", "closed-book")
+_SUFFIX = re.compile(r"\+(?=(?:rerank|faiss)(?:[:@+]|$))")
+_RERANK = re.compile(r"rerank(?:@(?P<depth>\d+))?(?::(?P<model>.+))?")
+
+
+@dataclass(frozen=True)
+class Rerank:
+    """Rank the best `depth` (None: as the options say) again, with a cross-encoder or (None) the backbone."""
+
+    depth: int | None
+    model: str | None
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A system's name, taken apart. `bases` are the systems that it is made of."""
+
+    kind: str
+    argument: str | None = None
+    bases: tuple[Parsed, ...] = ()
+    reranks: tuple[Rerank, ...] = ()
+    prefilter: str | None = None
+
+    @property
+    def finds(self) -> bool:
+        """Whether it ranks passages."""
+        return self.kind not in _ANSWER_ONLY
+
+
+def parse(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Distinct names, checked; a string holds several, separated by blanks or by commas outside parentheses.
+
+    Raises ConfigError for names that are unknown, malformed or repeated, and when there is none.
+    """
+    given = _split(names, ", \n\t") if isinstance(names, str) else names
+    found = tuple(name for name in given if name)
+    if not found:
+        raise ConfigError(f"name at least one system: {', '.join(NAMES)}")
+    for name in found:
+        parse_one(name)
+    if repeated := sorted({name for name in found if found.count(name) > 1}):
+        raise ConfigError(f"{', '.join(repeated)} is named twice")
+    return found
+
+
+def parse_one(name: str) -> Parsed:
+    """Take one name apart. Raises ConfigError."""
+    plain, *suffixes = _suffixed(_without_parentheses(name.strip()))
+    kind, colon, argument = plain.partition(":")
+    if kind not in NAMES:
+        raise ConfigError(f"there is no system {kind!r} (in {name!r}); there are {', '.join(NAMES)}")
+    if bool(colon) != bool(argument) or (argument and kind not in ("dense", "fusion", *_ROUNDS)):
+        raise ConfigError(f"{kind} takes no argument, but {name!r} gives it {argument!r}")
+    parsed = Parsed(kind, (argument or None) if kind == "dense" else None, tuple(_bases(kind, argument, name)))
+    for suffix in suffixes:
+        parsed = _with_suffix(parsed, suffix, name)
+    return parsed
+
+
+def _bases(kind: str, argument: str, name: str) -> Iterator[Parsed]:
+    members: list[str] = []
+    if kind == "hybrid":
+        members = ["bm25", "dense"]
+    elif kind in _ROUNDS:
+        members = [argument or "dense"]
+    elif kind == "fusion":
+        members = _split(_without_parentheses(argument), "~,")
+        if len(members) < 2:
+            raise ConfigError(f"a fusion has at least two members, such as fusion:msa~bm25; not {name!r}")
+    for member in members:
+        base = parse_one(member)
+        if not base.finds:
+            raise ConfigError(f"{member} does not rank passages, so that {name!r} cannot be built on it")
+        yield base
+
+
+def _with_suffix(parsed: Parsed, suffix: str, name: str) -> Parsed:
+    if suffix.startswith("faiss"):
+        if parsed.kind not in ("msa", "msa-interleave") or parsed.reranks or parsed.prefilter:
+            raise ConfigError(f"one prefilter directly behind msa or msa-interleave, not as in {name!r}")
+        return Parsed(parsed.kind, prefilter=str(PrefilterSpec.parse(suffix)))
+    match = _RERANK.fullmatch(suffix)
+    if match is None or match["depth"] == "0":
+        raise ConfigError(f"{suffix!r} in {name!r} is not rerank[@DEPTH][:MODEL]")
+    if not parsed.finds:
+        raise ConfigError(f"{parsed.kind} does not rank passages: there is nothing to rerank in {name!r}")
+    rerank = Rerank(int(match["depth"]) if match["depth"] else None, match["model"])
+    return Parsed(parsed.kind, parsed.argument, parsed.bases, (*parsed.reranks, rerank), parsed.prefilter)
+
+
+def _without_parentheses(text: str) -> str:
+    """`text` without a pair of parentheses around all of it."""
+    if text.startswith("(") and text.endswith(")") and _depths(text).index(0) == len(text) - 1:
+        return text[1:-1].strip()
+    return text
+
+
+def _suffixed(text: str) -> list[str]:
+    """The system's own name and its suffixes, those inside parentheses left alone."""
+    depths = _depths(text)
+    cuts = [m.start() for m in _SUFFIX.finditer(text) if depths[m.start()] == 0]
+    starts, ends = [0, *(c + 1 for c in cuts)], [*cuts, len(text)]
+    return [text[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def _split(text: str, separators: str) -> list[str]:
+    """Parts of `text` between separators that are outside parentheses, without empty ones."""
+    parts, depths = [""], _depths(text)
+    for character, depth in zip(text, depths, strict=True):
+        if character in separators and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _depths(text: str) -> list[int]:
+    """How many parentheses are open after each character. Raises ConfigError where they do not match."""
+    depths, depth = [], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        depths.append(depth)
+        if depth < 0:
+            break
+    if depth != 0:
+        raise ConfigError(f"parentheses do not match in {text!r}")
+    return depths

@@ -1,0 +1,81 @@
+"""Answers without finding anything: from nothing, or from everything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from msa_plugin import prompts
+from msa_plugin.bench.base import Cost, Reply, Workspace
+from msa_plugin.bench.systems.common import Options, text_bytes, texts
+from msa_plugin.engine.engine import Engine
+from msa_plugin.errors import ConfigError
+from msa_plugin.memory import LatentMemory
+
+
+class ClosedBook:
+    """The backbone alone, in the same prompt without documents."""
+
+    def __init__(self, name: str, workspace: Workspace, options: Options) -> None:
+        """`name` is what the command line called it."""
+        self.name, self.workspace = name, workspace
+
+    def answer(self, questions: Sequence[str]) -> list[Reply]:
+        """Answers from what the model knows."""
+        if not questions:
+            return []
+        return self.workspace.read(questions, [[] for _ in questions])
+
+
+class FullContext:
+    """Every passage in the prompt, in the order of the corpus, where the backbone's window holds them all."""
+
+    def __init__(self, name: str, workspace: Workspace, options: Options) -> None:
+        """`name` is what the command line called it."""
+        self.name, self.workspace = name, workspace
+        self._wide: Workspace | None = None
+
+    def prepare(self) -> Cost:
+        """Nothing is indexed. Raises ConfigError, with both numbers, for a corpus that does not fit."""
+        self._wide = self._whole()
+        stored = text_bytes(self.workspace.dataset.documents)
+        return Cost(0.0, self.workspace.memory.stats().tokens, stored, stored)
+
+    def answer(self, questions: Sequence[str]) -> list[Reply]:
+        """Answers from all passages, one question at a time: prompts this long leave no room for a batch.
+
+        The prompt ends with the first passage of the corpus, as prompts end with the best one elsewhere.
+        Raises ConfigError as `prepare`, and for a question with which the prompt is too long.
+        """
+        wide = self._wide or self._whole()
+        ids = [d.id for d in self.workspace.dataset.documents]
+        engine = wide.memory.engine
+        for question in questions:
+            asked = len(engine.backbone.tokenize(prompts.question_part(question, briefly=True)))
+            self._check(engine, engine.config.context_tokens, asked)
+        return [wide.read([question], [ids])[0] for question in questions]
+
+    def close(self) -> None:
+        """Forget the wide view; the memory is the workspace's."""
+        self._wide = None
+
+    def _whole(self) -> Workspace:
+        """The same workspace with a budget for all documents: the same bank, prompt and decoding."""
+        engine = self.workspace.memory.engine
+        parts = prompts.reading_parts(texts(self.workspace.dataset.documents))
+        tokens = sum(map(len, engine.backbone.tokenize_batch(parts))) if parts else 0
+        self._check(engine, tokens, 0)
+        config = engine.config.model_copy(update={"context_tokens": max(1, tokens)})
+        wide = Engine(engine.backbone, engine.adapter, engine.bank, config)
+        return replace(self.workspace, memory=LatentMemory(wide, engine.bank, self.workspace.memory.namespace))
+
+    def _check(self, engine: Engine, documents: int, question: int) -> None:
+        generation = self.workspace.generation
+        room = int(generation.get("max_new_tokens", engine.config.generation.max_new_tokens))
+        frame = len(engine.reader.head_ids) + len(engine.reader.tail_ids)
+        needed, longest = documents + frame + question + room, engine.backbone.spec.max_positions
+        if needed > longest:
+            raise ConfigError(
+                f"full-context: the corpus with its prompt and answer has {needed:,} tokens, "
+                f"{engine.backbone.name} reads {longest:,}"
+            )
