@@ -65,6 +65,16 @@ async def test_documents_are_read_by_id_and_nothing_is_routed(filled, store, llm
     assert source_ids(closed) == [] and closed.content == filled.ask("why?", documents=[], **OPTIONS).text
 
 
+def test_documents_are_read_from_cached_keys_and_values(tmp_path, backbone):
+    with opened(tmp_path, backbone, reading="kv") as memory:
+        MSAVectorStore.from_texts([about("meteor"), about("violin")], ids=["meteor", "violin"], memory=memory)
+        message = ChatMSA(memory, temperature=1.5, seed=3, max_tokens=12).invoke("why?", documents=["violin"])
+        answer = memory.ask("why?", documents=["violin"], **OPTIONS)
+    assert message.content == answer.text and source_ids(message) == ["violin"]
+    # The document's tokens count as input although they were not in the prompt.
+    assert message.usage_metadata["input_tokens"] == answer.trace.input_tokens > answer.trace.prompt_tokens + 50
+
+
 @pytest.mark.parametrize(
     ("documents", "error"),
     [
