@@ -6,9 +6,9 @@ import pytest
 from growth_toys import corpus, distractors
 from toy_systems import create
 
-from msa_plugin.bench.base import Question, Workspace
+from msa_plugin.bench.base import Workspace
 from msa_plugin.bench.growth import Banks
-from msa_plugin.bench.scale import Scale, Settings, evenly, losses
+from msa_plugin.bench.scale import Scale, Settings, losses
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.config import MemoryConfig
 from msa_plugin.errors import BankError, ConfigError
@@ -177,14 +177,6 @@ def test_a_budget_cuts_questions_evenly_and_says_so(measure):
     [row] = [r for r in rows if r.metric == "R@5"]
     assert row.n == 5
     assert any("5 of 8 questions" in r.settings["reason"] for r in rows if r.metric == NOTE)
-
-
-def test_every_beginning_of_the_order_is_spread_evenly():
-    questions = [Question(str(n), "?") for n in range(20)]
-    order = evenly(questions)
-    assert sorted(order, key=lambda q: int(q.id)) == questions
-    assert {int(q.id) // 5 for q in order[:8]} == {0, 1, 2, 3}
-    assert evenly(questions[:1]) == questions[:1]
 
 
 def test_bad_settings():

@@ -22,6 +22,7 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bench.base import Dataset, OnStep, Question
 from msa_plugin.bench.datasets import corpus_hash
+from msa_plugin.bench.sampling import in_order
 from msa_plugin.config import MemoryConfig
 from msa_plugin.engine.engine import fingerprint
 from msa_plugin.errors import ConfigError
@@ -65,13 +66,6 @@ class Plan:
         return tuple(d for d in self.documents if d.id not in gold)
 
 
-def spread(questions: Sequence[Question], count: int) -> list[Question]:
-    """`count` questions, evenly spaced over all of them; all where there are not more."""
-    if count >= len(questions):
-        return list(questions)
-    return [questions[i * len(questions) // count] for i in range(count)]
-
-
 def plan(
     dataset: Dataset,
     distractors: Iterable[Document],
@@ -93,13 +87,16 @@ def plan(
         raise ConfigError("give at least one size in tokens and one question, all at least 1")
     notes = list(dataset.notes)
     counts = dict(zip((d.id for d in dataset.documents), tokens(dataset.documents), strict=True))
-    asked = _fitting(dataset, wanted[0], counts, questions, notes)
+    asked = _fitting(dataset, wanted[0], counts, in_order(dataset.questions, seed)[:questions], notes)
     gold = {i for q in asked for i in q.positives}
     rest = [d for d in dataset.documents if d.id not in gold]
     random.Random(seed).shuffle(rest)
     ordered = [d for d in dataset.documents if d.id in gold] + rest
-    stream = _counted(ordered, _unseen(distractors, dataset.documents, notes), counts, tokens)
+    dropped: list[str] = []
+    stream = _counted(ordered, _unseen(distractors, dataset.documents, dropped), counts, tokens)
     chosen, steps = _steps(stream, wanted)
+    if dropped:
+        notes.append(f"{len(dropped)} distractors were left out: their text was there before")
     total = sum(counts[d.id] for d in chosen)
     for size in wanted[len(steps) :]:
         if synthetic and chosen:
@@ -111,38 +108,40 @@ def plan(
     return Plan(dataset.name, tuple(asked), tuple(chosen), tuple(steps), tuple(notes))
 
 
-def _fitting(dataset: Dataset, size: int, counts: dict[str, int], questions: int, notes: list[str]) -> list[Question]:
-    """As many evenly spaced questions as have their passages within `size` tokens, at most `questions`."""
-    for count in range(min(questions, len(dataset.questions)), 0, -1):
-        asked = spread(dataset.questions, count)
-        if sum(counts[i] for i in {i for q in asked for i in q.positives}) <= size:
+def _fitting(
+    dataset: Dataset, size: int, counts: dict[str, int], questions: Sequence[Question], notes: list[str]
+) -> list[Question]:
+    """The first questions whose passages together have at most `size` tokens."""
+    held: set[str] = set()
+    asked: list[Question] = []
+    for question in questions:
+        held |= set(question.positives)
+        if sum(counts[i] for i in held) > size:
             break
-    else:
-        raise ConfigError(f"{dataset.name}: no question's passages fit {size:,} tokens; start with a larger size")
-    if count < min(questions, len(dataset.questions)):
-        notes.append(f"{count} questions: the passages that answer more do not fit {size:,} tokens")
-    if count < len(dataset.questions):
-        notes.append(f"{count} of {len(dataset.questions)} questions, evenly spaced")
+        asked.append(question)
+    if not asked:
+        raise ConfigError(f"{dataset.name}: the passages of one question exceed {size:,} tokens; start with more")
+    if len(asked) < len(questions):
+        notes.append(f"the passages that answer more than {len(asked)} questions do not fit {size:,} tokens")
+    if len(asked) < len(dataset.questions):
+        notes.append(f"{len(asked)} of {len(dataset.questions)} questions, sampled evenly over numbers of hops")
     return asked
 
 
-def _unseen(distractors: Iterable[Document], corpus: Sequence[Document], notes: list[str]) -> Iterator[Document]:
+def _unseen(distractors: Iterable[Document], corpus: Sequence[Document], dropped: list[str]) -> Iterator[Document]:
     """Distractors whose text (blanks and case aside) is not in the corpus and which did not occur before."""
     seen = {_squeezed(d.text) for d in corpus}
     ids = {d.id for d in corpus}
-    dropped = 0
     for document in distractors:
         text = _squeezed(document.text)
         if text in seen:
-            dropped += 1
+            dropped.append(document.id)
             continue
         seen.add(text)
         if document.id in ids:
             raise ConfigError(f"the distractor {document.id!r} has the id of a passage of the corpus")
         ids.add(document.id)
         yield document
-    if dropped:
-        notes.append(f"{dropped} distractors were left out: their text was there before")
 
 
 def _squeezed(text: str) -> str:

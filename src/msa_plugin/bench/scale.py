@@ -6,8 +6,9 @@ through a mask over something larger. Rows are those of part "scale"; what happe
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from msa_plugin.bench.base import Dataset, OnStep, Question, Row, Workspace
+from msa_plugin.bench.contestant import Create, registry
 from msa_plugin.bench.growth import NAMESPACE, NOISE, Banks, Plan, Step, plan
 from msa_plugin.bench.metrics import bootstrap, question_scores, retrieval_scores
 from msa_plugin.bench.store import Results
-from msa_plugin.bench.timing import percentiles
+from msa_plugin.bench.timing import percentiles, reason
 from msa_plugin.errors import ConfigError, MSAError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.routing.prefilter import PrefilterSpec, recall_against_exact
@@ -31,8 +33,8 @@ METRICS = ("R@5", "R@10", "nDCG@10")
 ANSWERS = ("EM", "F1")
 DEPTH = 10
 _LEAST = 5  # questions that are measured whatever the budget
+_LOG = logging.getLogger(__name__)
 _SYNTHETIC = ("msa",)  # systems that need routing keys only, and no text
-Create = Callable[[str, Workspace], Any]
 
 
 def _nothing(what: str, done: int, total: int) -> None:
@@ -105,7 +107,7 @@ class Scale:
     ) -> None:
         """`create` makes a system for a workspace (None: from the registry); `cache` is for the systems' indexes."""
         self.settings, self.results, self.banks, self.cache = settings, results, banks, cache
-        self.create = create or _registry()
+        self.create = create or registry()
         self.generation, self.on_step = dict(generation or {}), on_step
 
     def run(self, dataset: Dataset, distractors: Iterable[Document]) -> Plan:
@@ -133,8 +135,9 @@ class Scale:
             self.on_step(f"{cell.name} at {cell.step.size:,} tokens", number, len(open_cells))
             try:
                 self._measure(planned, cell, allowed)
-            except MSAError as error:
-                failures.setdefault(cell.name, []).append(f"at {cell.step.size:,} tokens: {error}")
+            except Exception as error:
+                _LOG.warning("%s is left out: %s", cell.name, error, exc_info=not isinstance(error, MSAError))
+                failures.setdefault(cell.name, []).append(f"at {cell.step.size:,} tokens: {reason(error)}")
         self._say(planned.name, failures)
         self._losses(planned)
         return planned
@@ -195,7 +198,7 @@ class Scale:
     def _ask(self, system: Any, workspace: Workspace, allowed: float | None) -> list[dict[str, Any]]:
         """Ask one question at a time until all are asked, or the time is up."""
         chosen, began = self.settings, time.monotonic()
-        questions = evenly(workspace.dataset.questions)
+        questions = workspace.dataset.questions
         finds = hasattr(system, "find")
         if finds:
             system.find([questions[0].text], DEPTH)  # caches and lazy imports are not the first question's fault
@@ -253,13 +256,6 @@ class Scale:
                 )
 
 
-def evenly(questions: Sequence[Question]) -> list[Question]:
-    """All questions in an order every beginning of which is spread evenly over them (van der Corput's sequence)."""
-    bits = max(1, (len(questions) - 1).bit_length())
-    order = (int(f"{i:0{bits}b}"[::-1], 2) for i in range(1 << bits))
-    return [questions[i] for i in order if i < len(questions)]
-
-
 def losses(first: Mapping[str, Any], last: Mapping[str, Any], seed: int = 0) -> list[Row]:
     """(first - last) / first of each metric's mean, with the 95 % interval over questions; records by question id."""
     rows = []
@@ -277,13 +273,6 @@ def losses(first: Mapping[str, Any], last: Mapping[str, Any], seed: int = 0) -> 
             Row(PART, "", "", "relative_loss", value, float(low), float(high), len(shared), settings={"of": metric})
         )
     return rows
-
-
-def _registry() -> Create:
-    from msa_plugin.bench.systems import create
-
-    made: Create = create
-    return made
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -250,7 +250,7 @@ class Prefilter:
                 raise ConfigError(f"{self.spec.factory} has no search parameter {name}={value:g}: {refused}")
 
 
-def recall_against_exact(exact: Sequence[Sequence[int]], found: Sequence[Sequence[int]]) -> float:
+def recall_against_exact(exact: Sequence[Sequence[Hashable]], found: Sequence[Sequence[Hashable]]) -> float:
     """Share of the documents in `exact` that are also in `found`, mean over questions with any; 1.0 without one."""
     shares = [len(set(e) & set(f)) / len(set(e)) for e, f in zip(exact, found, strict=True) if e]
     return sum(shares) / len(shares) if shares else 1.0

@@ -1,0 +1,125 @@
+"""One system in a comparison of times: asked one question at a time, it says where the seconds went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from msa_plugin.bench.base import Cost, Workspace
+from msa_plugin.bench.growth import NAMESPACE
+from msa_plugin.routing.prefilter import Prefilter, recall_against_exact
+
+READING = ("gather", "prefill", "decode")
+Create = Callable[[str, Workspace], Any]
+
+
+def registry() -> Create:
+    """The systems that the command line knows by name."""
+    from msa_plugin.bench.systems import create
+
+    made: Create = create
+    return made
+
+
+class At(NamedTuple):
+    """Where time was spent: a stage, of a hop (1-based) or of the question as a whole (0)."""
+
+    hop: int
+    stage: str
+
+
+class Contestant:
+    """One system ready to be asked, whose `ask` says where the time went."""
+
+    def __init__(
+        self, name: str, workspace: Workspace, create: Create, *, hops: int, per_round: int, by_hop: bool = True
+    ) -> None:
+        """`hops` rounds may find `per_round` passages each. `name` may end in `+faiss:...`: MSA behind that index.
+
+        `by_hop` times each hop of an iterative system with a second copy of what it searches in.
+
+        Raises what `create` raises.
+        """
+        self.name, self.workspace, self.hops, self.per_round = name, workspace, hops, per_round
+        self.msa = name.startswith("msa")
+        plain, _, index = name.partition("+faiss:")
+        self.prefilter = f"faiss:{index}" if self.msa and index else None
+        self.system = create(plain, workspace)
+        # The registry's iterative systems say what they searched for in each hop, not how long each search took.
+        kind, _, base = plain.partition(":")
+        iterates = kind in ("iterative", "decompose")
+        self.base = create(base or "dense", workspace) if by_hop and iterates else None
+        self.cost: Cost | None = None
+        self._index: Prefilter | None = None
+
+    def prepare(self, folder: Path) -> None:
+        """Index the corpus, and remember what that cost."""
+        if self.prefilter is not None:
+            engine = self.workspace.memory.engine
+            engine.use_prefilter(self.prefilter, folder / "prefilter", engine.bank.select(NAMESPACE))
+            self._index, engine.prefilter = engine.prefilter, None
+        if hasattr(self.system, "prepare"):
+            self.cost = self.system.prepare()
+        if self.base is not None:
+            self.base.prepare()
+
+    def close(self) -> None:
+        """Release both systems."""
+        for system in (self.system, self.base):
+            if system is not None and hasattr(system, "close"):
+                system.close()
+
+    def ask(self, question: str) -> dict[At, float]:
+        """Answer one question; seconds by hop and stage, and in all."""
+        if not self.msa:
+            return self._search_and_read(question)
+        with self._behind_index():
+            return self._remember(question)
+
+    def recall(self, questions: Sequence[str], k: int = 10) -> float | None:
+        """Share of the exact `k` best passages that the prefilter lets through; None without one."""
+        if self.prefilter is None:
+            return None
+        memory = self.workspace.memory
+        exact = memory.retrieve(list(questions), k=k)
+        with self._behind_index():
+            found = memory.retrieve(list(questions), k=k)
+        return recall_against_exact([[h.id for h in row] for row in exact], [[h.id for h in row] for row in found])
+
+    @contextmanager
+    def _behind_index(self) -> Iterator[None]:
+        engine = self.workspace.memory.engine
+        engine.prefilter = self._index
+        try:
+            yield
+        finally:
+            engine.prefilter = None
+
+    def _remember(self, question: str) -> dict[At, float]:
+        """MSA's rounds; the cut is lifted, so that as many rounds take place as hops are wanted."""
+        hops = self.hops if "interleave" in self.name else 1
+        passages = self.per_round * self.hops // hops
+        options = {**self.workspace.generation, "max_rounds": hops, "per_round": passages, "cut": 0.0}
+        start = time.perf_counter()
+        answer = self.workspace.memory.ask(question, **options)
+        spent = {At(0, "total"): time.perf_counter() - start}
+        for number, one in enumerate(answer.trace.rounds, start=1):
+            spent |= {At(number, stage): seconds for stage, seconds in one.seconds.items()}
+        return spent | {At(0, s): answer.trace.seconds[s] for s in READING if s in answer.trace.seconds}
+
+    def _search_and_read(self, question: str) -> dict[At, float]:
+        """Search, then read as many passages as MSA may read; each hop's search is timed on its own afterwards."""
+        passages = self.per_round * self.hops
+        start = time.perf_counter()
+        [found] = self.system.find([question], passages)
+        [reply] = self.workspace.read([question], [[hit.id for hit in found.ranking]])
+        spent = {At(0, "total"): time.perf_counter() - start}
+        if self.base is None:
+            spent |= {At(1, stage): seconds for stage, seconds in found.seconds.items()}
+        for number, query in enumerate(found.queries if self.base is not None else (), start=1):
+            [again] = self.base.find([query], passages)  # type: ignore[union-attr]
+            spent |= {At(number, stage): seconds for stage, seconds in again.seconds.items()}
+        return spent | {At(0, s): reply.seconds[s] for s in READING if s in reply.seconds}
