@@ -120,7 +120,8 @@ class Pass:
                 values = torch.cat([context.values.to(value.dtype), value], dim=2)
             if self.keep_cache:
                 self.caches[layer] = LayerCache(keys, values)
-        return keys, values, self._mask(context, keys.shape[2], window)
+        mask = self._mask(context, keys.shape[2], window)
+        return keys, values, None if mask is None else mask.to(keys.device)
 
     def _routes_at(self, layer: int) -> bool:
         """A prefill routes once per router layer; decoding does not (golden spec section 5)."""
@@ -165,7 +166,7 @@ class Pass:
             return own[:, None]
         seen = rows.new_ones(rows.shape[0], memory)
         if context is not None and context.mask is not None:
-            seen = context.mask
+            seen = context.mask.to(rows.device)
         return torch.cat([seen[:, None, :].expand(-1, new, -1), own], dim=2)[:, None]
 
 

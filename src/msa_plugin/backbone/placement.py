@@ -40,7 +40,10 @@ class Placement:
         """From a device map as accelerate writes it. Raises ConfigError where it names a disk."""
         if "disk" in device_map.values():
             raise ConfigError("the model does not fit the devices' memory; a smaller dtype or model is needed")
-        modules = {name: torch.device(where) for name, where in device_map.items()}
+        modules = {
+            name: torch.device(f"cuda:{where}" if isinstance(where, int) else where)
+            for name, where in device_map.items()
+        }
         return cls(modules.get("model.embed_tokens", next(iter(modules.values()))), modules)
 
     def device(self, parameter: str) -> torch.device:

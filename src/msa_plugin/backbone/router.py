@@ -84,7 +84,7 @@ class Router:
     def query_part(self, layer: int, hidden: Tensor) -> Tensor:
         """One layer's projected queries [B, H, T, D] of `hidden` [B, T, hidden], not yet normalised."""
         r, c = self.layers[layer], self.config
-        flat = F.linear(hidden.to(r.q_weight.dtype), r.q_weight, r.q_bias)
+        flat = F.linear(hidden.to(r.q_weight), r.q_weight, r.q_bias)  # to its device too: layers may be spread
         return flat.view(*flat.shape[:-1], c.heads, c.head_dim).transpose(1, 2)
 
     def pooled_query_part(self, layer: int, hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class Router:
         Golden spec 3.4; pooling and projection commute, and this order is one product a chunk.
         """
         r = self.layers[layer]
-        pooled = self.pool_chunks(hidden, ids, windows)
+        pooled = self.pool_chunks(hidden.to(r.k_weight.device), ids, windows)
         return F.linear(pooled, r.k_weight.float(), None if r.k_bias is None else r.k_bias.float())
 
     def finish_keys(self, parts: Mapping[int, Tensor]) -> dict[str, Tensor]:

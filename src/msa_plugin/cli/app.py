@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from msa_plugin.cli import bank, bench
+from msa_plugin.cli import bank, bench, convert
 from msa_plugin.cli.demo import demo
 from msa_plugin.cli.options import (
     AdapterPath,
@@ -35,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(bank.app, name="bank")
 app.add_typer(bench.app, name="bench")
+app.add_typer(convert.app, name="convert")
 app.command()(demo)
 
 

@@ -59,15 +59,21 @@ class WindowSink(Sink):
     def on_input(self, layer: int, hidden: Tensor) -> None:
         """Pool and project the layer's input into routing keys."""
         if self.router.config.source == "projection" and layer in self.router.config.layers:
-            self.keys[layer] = self.router.key_part(layer, hidden[self.mask], self.ids, self.lengths)
+            self.keys[layer] = self.router.key_part(layer, hidden[self._at(hidden)], self.ids, self.lengths)
 
     def on_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Pool K and V [B, KV, T, D] where the bank keeps them, or where K itself is the routing key."""
         if self.router.config.source == "attention" and layer in self.router.config.layers:
-            self.keys[layer] = mean_pool(keys.transpose(1, 2)[self.mask].float(), self.key_offsets).flatten(1)
+            tokens = keys.transpose(1, 2)[self._at(keys)].float()
+            self.keys[layer] = mean_pool(tokens, self.key_offsets.to(keys.device)).flatten(1).to(self.mask.device)
         if self.content and layer in self.content.layers:
-            tokens = torch.stack([keys, values], dim=1).permute(0, 3, 1, 2, 4)[self.mask]
-            self.values[layer] = tokens if self.content.pooling == 1 else mean_pool(tokens, self.content_offsets)
+            tokens = torch.stack([keys, values], dim=1).permute(0, 3, 1, 2, 4)[self._at(keys)]
+            offsets = self.content_offsets.to(keys.device)
+            self.values[layer] = tokens if self.content.pooling == 1 else mean_pool(tokens, offsets)
+
+    def _at(self, states: Tensor) -> Tensor:
+        """The real tokens, where `states` are: layers may lie on several devices."""
+        return self.mask.to(states.device)
 
     def done_before(self, layer: int) -> bool:
         """Stop before the deepest layer's attention when only its input was wanted."""

@@ -155,7 +155,7 @@ def _merged(bank: MemoryBank, config: RoutingConfig, source: BankSource, votes: 
         chunks = {layer: scores[index] for layer, scores in by_layer.items()}
         reduce = torch.amax if config.chunk_reduce == "max" else torch.mean
         scores = {layer: float(reduce(values, 0)) for layer, values in chunks.items()}
-        best = int(torch.stack(list(chunks.values())).mean(0).argmax())
+        best = int(torch.stack([c.cpu() for c in chunks.values()]).mean(0).argmax())
         ranked.append(Ranked(ordinal, sum(scores.values()) / len(scores), scores, best))
     return sorted(ranked, key=lambda r: (-r.score, r.ordinal))
 
@@ -169,7 +169,7 @@ def _chunk_scores(
     each_chunk = torch.arange(keys.shape[0] + 1)
     scores = plain_scores(
         queries,
-        votes,
+        votes.to(queries.device),
         keys,
         each_chunk,
         kv_heads=config.kv_heads,
