@@ -1,0 +1,288 @@
+"""Running the needle tasks: every system at every length and depth, as rows that make heat maps.
+
+A row's `recall` is the share of a question's needles among the passages found (by systems that only answer: among
+those read), `answered` the share of the values asked for that the answer holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from pydantic import Field, model_validator
+
+from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.bench.base import Answers, Dataset, OnStep, Question, Row, System, Workspace
+from msa_plugin.bench.datasets import load_distractors
+from msa_plugin.bench.growth import Banks
+from msa_plugin.bench.metrics import bootstrap
+from msa_plugin.bench.needle_cases import TASKS, CountTokens, NeedleCase, answered, make_task
+from msa_plugin.bench.store import Results
+from msa_plugin.bench.workspaces import made_with
+from msa_plugin.config import GenerationConfig, MemoryConfig, Settings
+from msa_plugin.engine.adapters import find_adapter
+from msa_plugin.errors import ConfigError, MSAError
+from msa_plugin.types import Document
+
+PART = DATASET = "needle"
+LENGTHS = (4096, 16_384, 65_536)
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_SPARE = 1.1  # distractors read beyond the greatest length, since a haystack begins anywhere among them
+Create: TypeAlias = Callable[[str, Workspace], "System | Answers"]
+WorkspaceFactory: TypeAlias = Callable[[Dataset], AbstractContextManager[Workspace]]
+
+
+class NeedleConfig(Settings):
+    """What to run. Each cell (task, length, depth) is measured on `samples` haystacks, of seeds `seed`, `seed` + 1 ...
+
+    `lengths` are tokens, `depths` in [0, 1]; the `k` best passages count as found, and are read by systems that do not
+    choose for themselves. `distractors` is a folder of passages that replaces generated essays. Without `answers` only
+    recall is measured, and of systems that only answer nothing. `fresh` forgets earlier results in `out`.
+    """
+
+    systems: tuple[str, ...] = Field(min_length=1)
+    out: Path
+    lengths: tuple[int, ...] = Field(default=LENGTHS, min_length=1)
+    depths: tuple[float, ...] = Field(default=DEPTHS, min_length=1)
+    tasks: tuple[str, ...] = Field(default=tuple(TASKS), min_length=1)
+    samples: int = Field(default=1, gt=0)
+    seed: int = 0
+    k: int = Field(default=5, gt=0)
+    answers: bool = True
+    distractors: Path | None = None
+    model: str | None = None
+    adapter: Path | None = None
+    memory: MemoryConfig = MemoryConfig()
+    generation: GenerationConfig = GenerationConfig(max_new_tokens=96)
+    fresh: bool = False
+
+    @model_validator(mode="after")
+    def _sensible(self) -> NeedleConfig:
+        for name in ("systems", "lengths", "depths", "tasks"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} must be distinct")
+        if unknown := sorted(set(self.tasks) - set(TASKS)):
+            raise ValueError(f"unknown tasks {unknown}; there are {', '.join(TASKS)}")
+        if min(self.lengths) < 1 or min(self.depths) < 0 or max(self.depths) > 1:
+            raise ValueError("lengths are above 0, depths between 0 and 1")
+        return self
+
+    def identity(self, made: dict[str, Any]) -> dict[str, Any]:
+        """What two runs must share to stand in one folder. Systems, tasks, lengths and depths may be added."""
+        said = self.model_dump(mode="json", include={"samples", "seed", "k", "answers", "memory", "generation"})
+        return {**said, "distractors": self.distractors.name if self.distractors else None, "made_with": made}
+
+
+class Store(Protocol):
+    """What keeps rows; `msa_plugin.bench.store.Results` does."""
+
+    def has(self, key: tuple[str, str, str, Any], /) -> bool:
+        """Whether there are rows of (part, dataset, system, settings)."""
+
+    def add(self, rows: Iterable[Row], /) -> None:
+        """Keep rows."""
+
+    def skip(self, part: str, dataset: str, system: str, reason: str, /) -> None:
+        """Keep why a system did not run."""
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One square of a heat map, of one task."""
+
+    task: str
+    length: int
+    depth: float
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"task": self.task, "length": self.length, "depth": self.depth}
+
+
+def run(
+    config: NeedleConfig,
+    *,
+    create: Create | None = None,
+    backbone: Backbone | None = None,
+    adapter: Adapter | None = None,
+    on_step: OnStep = lambda what, done, total: None,
+) -> list[Row]:
+    """Run what is missing of `config` in its folder and return all rows of the part "needle".
+
+    `create` makes systems (by default the registry's), `backbone` and `adapter` replace the configured ones.
+    Raises ConfigError for another configuration in the same folder and for lengths that the needles do not fit,
+    IngestError for a bad folder of distractors.
+    """
+    backbone = backbone or Backbone.load(config.model, device=config.memory.device, dtype=config.memory.dtype)
+    adapter = find_adapter(backbone, adapter or config.adapter)
+    banks = Banks(config.out / "cache", backbone, adapter, config.memory)
+
+    def count(text: str) -> int:
+        return len(backbone.tokenize(text))
+
+    with Results(config.out, seed=config.seed) as results:
+        results.configure(PART, config.identity(made_with(backbone, adapter, config.memory)), fresh=config.fresh)
+        run_needle(
+            lambda dataset: _workspace(dataset, banks, config, on_step),
+            config.systems,
+            config.lengths,
+            config.depths,
+            config.tasks,
+            results=results,
+            count_tokens=count,
+            create=create or _registry(),
+            samples=config.samples,
+            seed=config.seed,
+            k=config.k,
+            answers=config.answers,
+            filler=_filler(config, count),
+            on_step=on_step,
+        )
+        return [row for row in results.rows() if row.part == PART]
+
+
+def run_needle(
+    workspace_factory: WorkspaceFactory,
+    systems: Sequence[str],
+    lengths: Sequence[int],
+    depths: Sequence[float],
+    tasks: Sequence[str],
+    *,
+    results: Store,
+    count_tokens: CountTokens,
+    create: Create,
+    samples: int = 1,
+    seed: int = 0,
+    k: int = 5,
+    answers: bool = True,
+    filler: Sequence[Document] = (),
+    on_step: OnStep = lambda what, done, total: None,
+) -> list[Row]:
+    """Measure the cells that `results` lacks, shortest haystacks first, and return their rows.
+
+    A system that fails is recorded as skipped, with the reason, and not tried again here; the others go on.
+    """
+    cells = [_Cell(t, n, d) for n, t, d in product(sorted(lengths), tasks, depths)]
+    found: list[Row] = []
+    failed: set[str] = set()
+    for number, cell in enumerate(cells):
+        missing = [s for s in systems if not results.has((PART, DATASET, s, cell.settings))]
+        on_step(f"{cell.task}, {cell.length:,} tokens, depth {cell.depth:g}", number, len(cells))
+        measured: dict[str, list[dict[str, float]]] = {}
+        documents = tokens = 0
+        for sample in range(samples):
+            still = [s for s in missing if s not in failed]
+            if not still:
+                break
+            case = make_task(cell.task, cell.length, cell.depth, seed + sample, count_tokens, filler)
+            documents, tokens = len(case.documents), case.tokens
+            with workspace_factory(_dataset(case)) as workspace:
+                for name in still:
+                    scores = _measure(create, name, workspace, case, k, answers)
+                    if isinstance(scores, MSAError):
+                        failed.add(name)
+                        results.skip(PART, DATASET, name, str(scores))
+                    else:
+                        measured.setdefault(name, []).append(scores)
+        for name in (n for n in measured if n not in failed):
+            rows = [replace(r, documents=documents, tokens=tokens) for r in _rows(name, cell, measured[name])]
+            results.add(rows)
+            found += rows
+    on_step("done", len(cells), len(cells))
+    return found
+
+
+def _measure(
+    create: Create, name: str, workspace: Workspace, case: NeedleCase, k: int, answers: bool
+) -> dict[str, float] | MSAError:
+    """A system's scores on one haystack, or the error that kept it from having any."""
+    try:
+        system = create(name, workspace)
+        try:
+            return _scores(system, workspace, case, k, answers)
+        finally:
+            if isinstance(system, System):
+                system.close()
+    except MSAError as error:
+        return error
+
+
+def _scores(
+    system: System | Answers, workspace: Workspace, case: NeedleCase, k: int, answers: bool
+) -> dict[str, float]:
+    """Means over the questions of a haystack."""
+    questions, scores = list(case.questions), {}
+    passages: list[list[str]] = []
+    if isinstance(system, System):
+        system.prepare()
+        passages = [[hit.id for hit in found.ranking[:k]] for found in system.find(questions, k)]
+    elif not answers:
+        raise ConfigError("it only answers, and answers were not asked for")
+    if answers:
+        replies = system.answer(questions) if isinstance(system, Answers) else workspace.read(questions, passages)
+        passages = passages or [list(reply.read) for reply in replies]
+        scores["answered"] = _mean(answered(r.text, e) for r, e in zip(replies, case.expected, strict=True))
+    if passages:
+        pairs = zip(passages, case.needles, strict=True)
+        scores["recall"] = _mean(len({*found} & {*ids}) / len({*ids}) for found, ids in pairs)
+    return scores
+
+
+def _rows(system: str, cell: _Cell, samples: Sequence[dict[str, float]]) -> Iterator[Row]:
+    for metric in ("recall", "answered"):
+        values = [scores[metric] for scores in samples if metric in scores]
+        if values:
+            low, high = bootstrap(values) if len(values) > 1 else (None, None)
+            value = _mean(values)
+            yield Row(PART, DATASET, system, metric, value, low, high, len(values), settings=cell.settings)
+
+
+def _mean(values: Iterable[float]) -> float:
+    given = list(values)
+    return sum(given) / len(given)
+
+
+def _dataset(case: NeedleCase) -> Dataset:
+    questions = (
+        Question(f"q{i}", text, expected, dict.fromkeys(ids, 1), kind=case.task)
+        for i, (text, expected, ids) in enumerate(zip(case.questions, case.expected, case.needles, strict=True))
+    )
+    return Dataset(f"{DATASET}-{case.task}", case.documents, tuple(questions))
+
+
+@contextmanager
+def _workspace(dataset: Dataset, banks: Banks, config: NeedleConfig, on_step: OnStep) -> Iterator[Workspace]:
+    """A bank of the haystack; passages that other haystacks share are encoded once."""
+    banks.encode(dataset.documents)
+    with banks.open(dataset.documents) as memory:
+        cache = config.out / "cache" / "systems"
+        cache.mkdir(parents=True, exist_ok=True)
+        generation = config.generation.model_dump(exclude_none=True)
+        yield Workspace(dataset, memory, cache, generation, on_step)
+
+
+def _filler(config: NeedleConfig, count: CountTokens) -> list[Document]:
+    """Passages for the greatest length, from the folder of distractors if one is given."""
+    if config.distractors is None:
+        return []
+    wanted = int(_SPARE * max(config.lengths))
+    found = list(load_distractors(config.distractors, wanted, count))
+    if not found:
+        raise ConfigError(f"{config.distractors.name} holds no passages; leave distractors out for generated essays")
+    return found
+
+
+def _registry() -> Create:
+    from msa_plugin.bench.systems import create
+
+    made: Create = create
+    return made
+
+
+__all__ = ["DEPTHS", "LENGTHS", "TASKS", "NeedleCase", "NeedleConfig", "answered", "make_task", "run", "run_needle"]
