@@ -70,6 +70,13 @@ class Wrong(Words):
         return -super()._score(words, text)
 
 
+class Few(Words):
+    """Finds the best three at most."""
+
+    def _ranked(self, question: str) -> list[Scored]:
+        return super()._ranked(question)[:3]
+
+
 class Knows:
     """Only answers; reads nothing, and is right."""
 
@@ -95,14 +102,14 @@ class Fakes:
     def __init__(self, **fails: dict[int, BaseException]) -> None:
         self.log: list[str] = []
         self.fails = fails
+        self.kinds: dict[str, Callable[..., Any]] = {"words": Words, "wrong": Wrong, "msa": Both}
 
     def __call__(self, name: str, workspace: Workspace) -> System | Answers:
-        kinds: dict[str, Callable[..., Any]] = {"words": Words, "wrong": Wrong, "msa": Both}
         if name == "knows":
             return Knows(name)
-        if name not in kinds:
+        if name not in self.kinds:
             raise self.fails[name][0]
-        return kinds[name](name, workspace, self.log, self.fails.get(name, {}))
+        return self.kinds[name](name, workspace, self.log, self.fails.get(name, {}))
 
 
 def config(out: Path, data: Path | None, part: str = "retrieval", **changes: Any) -> CompareConfig:

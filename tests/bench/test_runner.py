@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from fakes import Fakes, config, numbers, reasons, run, toy
+from fakes import Fakes, Few, config, numbers, reasons, run, toy
 from test_judge import Endpoint
 
 from facade import TOPICS
@@ -63,6 +63,17 @@ def test_answer_rows(tmp_path, backbone):
     (record, *_) = Results(tmp_path / "out").questions("qa", "toy", "words")
     assert record["read"] == [TOPICS[int(record["id"][1:])]]
     assert record["wall"] > 0 < record["input_tokens"]
+
+
+def test_a_prefilter_is_told_beside_what_it_loses(tmp_path, backbone):
+    name, data = "words+faiss:HNSW32", toy(tmp_path / "toy")
+    with pytest.raises(ConfigError, match="exact search: add words"):
+        config(tmp_path / "out", data, systems=(name,))
+    fakes = Fakes()
+    fakes.kinds[name] = Few
+    rows = run(backbone, fakes, config(tmp_path / "out", data, systems=("words", name)))
+    assert value(rows, name, "exact_recall@10") == 3 / 8
+    assert [r.system for r in rows if r.metric == "exact_recall@10"] == [name]
 
 
 @pytest.mark.parametrize("part", ["retrieval", "qa"])

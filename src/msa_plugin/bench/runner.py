@@ -22,7 +22,7 @@ from msa_plugin.bench.datasets import dataset_hash, find_datasets, load_dataset,
 from msa_plugin.bench.judge import Judge
 from msa_plugin.bench.judging import judge_replies, unjudged
 from msa_plugin.bench.sampling import Pace, affordable, in_order
-from msa_plugin.bench.scoring import rows_of
+from msa_plugin.bench.scoring import exact_twin, rows_of
 from msa_plugin.bench.store import NOTE, Results
 from msa_plugin.bench.turn import Turn
 from msa_plugin.bench.watch import Watch
@@ -69,6 +69,11 @@ class CompareConfig(Settings):
             raise ValueError("systems and passages must be distinct")
         if min(self.passages) < 1:
             raise ValueError("passages must be positive; the system closed-book reads none")
+        missing = {exact_twin(system) for system in self.systems} - {*self.systems, None}
+        if missing and self.part == "retrieval":
+            raise ValueError(
+                f"what a prefilter finds is compared with exact search: add {', '.join(map(str, missing))}"
+            )
         return self
 
     def identity(self, backbone: Backbone, adapter: Adapter) -> dict[str, Any]:

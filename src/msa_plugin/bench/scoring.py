@@ -6,6 +6,7 @@ replied, for one number of passages; of part "judge" a score. Rankings are read 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from msa_plugin.errors import ConfigError
 
 BASE = "msa"  # what other systems are tested against
 ADAPTIVE = "adaptive"
+_PREFILTER = re.compile(r"\+faiss:[^+~,)]*")  # in the name of a system: candidates come from an approximate index
+EXACT = "exact_recall@10"  # what that costs: how many of the exact search's ten best it still finds
 PARTS = ("retrieval", "qa")
 TESTED = (*metrics.RETRIEVAL, "EM", "F1", "contains", "judge")
 Record: TypeAlias = dict[str, Any]
@@ -83,6 +86,7 @@ def finished(results: Results, part: str, dataset: str, system: str, passages: S
 
 def _retrieval(results: Results, dataset: str) -> dict[Series, Values]:
     found: dict[Series, Values] = {}
+    ranked: dict[str, dict[str, list[str]]] = {}
     k = int(results.config().get("parts", {}).get("retrieval", {}).get("k", 100))
     for system in _systems(results, "retrieval", dataset):
         records = {r["id"]: r for r in results.questions("retrieval", dataset, system)}
@@ -93,7 +97,24 @@ def _retrieval(results: Results, dataset: str) -> dict[Series, Values]:
         positives = {q: r["positives"] for q, r in records.items()}
         values = metrics.retrieval_scores(positives, rankings, metrics.within(metrics.RETRIEVAL, k))
         found[system, None] = {**values, "seconds": {q: r["wall"] for q, r in records.items()}}
+        ranked[system] = rankings
+    for system, rankings in ranked.items():
+        exact = exact_twin(system)
+        if exact is not None and exact in ranked:
+            found[system, None][EXACT] = {q: _kept(rankings[q], ranked[exact].get(q, [])) for q in rankings}
     return found
+
+
+def exact_twin(system: str) -> str | None:
+    """The system that is the same without a prefilter; None for one that has none."""
+    name = _PREFILTER.sub("", system)
+    return None if name == system else name
+
+
+def _kept(approximate: Sequence[str], exact: Sequence[str]) -> float:
+    """The share of the exact search's ten best that the ten best of another one hold."""
+    wanted = set(exact[:10])
+    return len(wanted & set(approximate[:10])) / len(wanted) if wanted else 1.0
 
 
 def _qa(results: Results, dataset: str) -> dict[Series, Values]:

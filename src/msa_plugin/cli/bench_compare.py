@@ -25,7 +25,10 @@ Data = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for results, caches and the report.")]
 Systems = Annotated[
-    str | None, typer.Option("--systems", "-s", help="Names separated by commas, such as msa,bm25,dense+rerank.")
+    str | None,
+    typer.Option(
+        "--systems", "-s", help="Names separated by commas, such as msa,bm25,dense+rerank; a wrong one lists all."
+    ),
 ]
 Cache = Annotated[
     Path | None, typer.Option(help="Folder for encoded passages and indexes, to share among runs [OUT/cache].")
@@ -163,7 +166,7 @@ def _where(model: str | None, adapter: Path | None, cache: Path | None) -> dict[
 def _names(systems: str) -> tuple[str, ...]:
     from msa_plugin.bench.systems import parse
 
-    return tuple(parse([name.strip() for name in systems.split(",") if name.strip()]))
+    return parse(systems)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
