@@ -11,6 +11,8 @@ from dataclasses import replace
 
 from msa_plugin.bench.base import Answers, System, Workspace
 from msa_plugin.bench.systems.common import FoundInRounds, Options
+from msa_plugin.bench.systems.dense import BackboneEmbedder, Dense, SentenceModel
+from msa_plugin.bench.systems.fusion import Fusion
 from msa_plugin.bench.systems.lexical import Bm25
 from msa_plugin.bench.systems.memory import Interleaved, Msa
 from msa_plugin.bench.systems.names import NAMES, SUFFIXES, Parsed, parse, parse_one
@@ -44,4 +46,22 @@ def describe() -> str:
 def _build(name: str, parsed: Parsed, workspace: Workspace, options: Options) -> System | Answers:
     if parsed.prefilter is not None:
         options = replace(options, prefilter=parsed.prefilter)
-    return _SIMPLE[parsed.kind](name, workspace, options)
+    if parsed.kind in _SIMPLE:
+        return _SIMPLE[parsed.kind](name, workspace, options)
+    return _build_finding(name, parsed, workspace, options)
+
+
+def _build_finding(name: str, parsed: Parsed, workspace: Workspace, options: Options) -> System:
+    if parsed.kind == "dense":
+        return SentenceModel(name, workspace, parsed.argument)
+    if parsed.kind == "dense-same-backbone":
+        return Dense(name, workspace, BackboneEmbedder(workspace.memory.engine))
+    bases = [_base(base, workspace, options) for base in parsed.bases]
+    return Fusion(name, workspace, bases, options)
+
+
+def _base(parsed: Parsed, workspace: Workspace, options: Options) -> System:
+    """A system that another one is made of; `names` has made sure that it finds."""
+    built = _build(parsed.kind, parsed, workspace, options)
+    assert isinstance(built, System)
+    return built

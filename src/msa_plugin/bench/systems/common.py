@@ -114,8 +114,12 @@ def text_bytes(documents: Sequence[Document]) -> int:
     return sum(len(d.title.encode()) + len(d.text.encode()) for d in documents)
 
 
-def total_cost(costs: Sequence[Cost], tokens: int) -> Cost:
-    """Several indexes over one corpus of `tokens` tokens."""
+def total_cost(costs: Sequence[Cost], documents: Sequence[Document], tokens: int) -> Cost:
+    """Several indexes over one corpus of `tokens` tokens, whose texts are kept once."""
+    repeated = (len(costs) - 1) * text_bytes(documents)
     return Cost(
-        sum(c.seconds for c in costs), tokens, sum(c.disk_bytes for c in costs), sum(c.memory_bytes for c in costs)
+        sum(c.seconds for c in costs),
+        tokens,
+        sum(c.disk_bytes for c in costs) - repeated,
+        sum(c.memory_bytes for c in costs),
     )

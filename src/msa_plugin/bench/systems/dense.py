@@ -1,0 +1,272 @@
+"""Dense search: passages and questions as unit vectors, compared exactly (FAISS, inner product).
+
+`dense` embeds with a sentence-transformers model, with the prompts that the model itself names for queries and
+documents (all-MiniLM-L6-v2 names none) and only as many tokens as it reads (256). `dense-same-backbone` embeds with the
+backbone: the mean of its last hidden states.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from msa_plugin.backbone.attention import CausalRows
+from msa_plugin.bench.base import Cost, Found, Scored, Workspace
+from msa_plugin.bench.systems.common import Seconds, shared, text_bytes, texts, timed
+from msa_plugin.bench.systems.embeddings import EmbeddingCache, Portion
+from msa_plugin.bench.systems.models import load_embedding_model, sentence_transformers
+from msa_plugin.engine.encoder import pad_right, plan_batches
+from msa_plugin.engine.engine import Engine
+from msa_plugin.errors import ConfigError, MissingExtraError
+
+_SAMPLES = 4096
+Vectors = NDArray[np.float32]
+
+
+class Embedder(Protocol):
+    """Texts to unit vectors [n, W]."""
+
+    @property
+    def key(self) -> str:
+        """What vectors depend on besides the text, as a file name."""
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens of a text that are read; None when all are."""
+
+    def documents(self, given: list[str]) -> Vectors:
+        """Vectors of passages."""
+
+    def queries(self, given: list[str]) -> Vectors:
+        """Vectors of questions."""
+
+    def lengths(self, given: list[str]) -> list[int]:
+        """Tokens of each text, before it is cut."""
+
+
+class Dense:
+    """Exact search over the vectors of one embedder. `notes` say, after `prepare`, what was not embedded."""
+
+    def __init__(self, name: str, workspace: Workspace, embedder: Embedder | None = None) -> None:
+        """Raises MissingExtraError without FAISS. `embedder` may be given later, before `prepare`."""
+        self.name, self.workspace, self.embedder = name, workspace, embedder
+        self.notes: tuple[str, ...] = ()
+        self._faiss = _faiss()
+        self._index: Any = None
+
+    def prepare(self) -> Cost:
+        """Embed what the cache lacks of the corpus. `seconds` are those of the embeddings used, whenever made."""
+        documents = self.workspace.dataset.documents
+        embedder = self._embedder()
+        cache = EmbeddingCache(self.workspace.cache / "embeddings" / embedder.key)
+        embedded = cache.embed([d.content_hash for d in documents], texts(documents), self._make, self._progress)
+        began = time.perf_counter()
+        if documents:
+            self._index = self._faiss.IndexFlatIP(embedded.vectors.shape[1])
+            self._index.add(embedded.vectors)
+        seconds = embedded.seconds + time.perf_counter() - began
+        limit = embedder.limit
+        if limit is not None and (cut := int((embedded.tokens > limit).sum())):
+            self.notes = (
+                f"{cut} of {len(documents)} passages have more than {limit} tokens: the rest is not embedded",
+            )
+        held = embedded.vectors.nbytes
+        return Cost(seconds, self.workspace.memory.stats().tokens, held + text_bytes(documents), held)
+
+    def find(self, questions: Sequence[str], k: int) -> list[Found]:
+        """The best `k` passages of each question."""
+        if not questions:
+            return []
+        seconds: Seconds = {}
+        with timed(seconds, "encode"):
+            vectors = self._embedder().queries(list(questions))
+        with timed(seconds, "search"):
+            rows = self._search(vectors, k)
+        share = shared(seconds, len(questions))
+        return [Found(row, share, (question,)) for question, row in zip(questions, rows, strict=True)]
+
+    def close(self) -> None:
+        """Drop the index and the model."""
+        self._index = self.embedder = None
+
+    def _embedder(self) -> Embedder:
+        if self.embedder is None:
+            raise ConfigError(f"{self.name} was closed; create it again")
+        return self.embedder
+
+    def _make(self, given: list[str]) -> Portion:
+        embedder = self._embedder()
+        began = time.perf_counter()
+        vectors = embedder.documents(given)
+        return Portion(vectors, time.perf_counter() - began, embedder.lengths(given))
+
+    def _progress(self, done: int, total: int) -> None:
+        self.workspace.on_step(f"embedding for {self.name}", done, total)
+
+    def _search(self, vectors: Vectors, k: int) -> list[tuple[Scored, ...]]:
+        """Search deeper while the last hit ties with the k-th: FAISS's choice among equals is not the corpus's."""
+        documents = self.workspace.dataset.documents
+        if self._index is None:
+            return [()] * len(vectors)
+        total = len(documents)
+        k = min(k, total)
+        depth = min(k + 1, total)
+        with _threads(self._faiss):
+            while True:
+                scores, places = self._index.search(np.ascontiguousarray(vectors), depth)
+                if depth == total or not (scores[:, -1] == scores[:, k - 1]).any():
+                    break
+                depth = min(2 * depth, total)
+        orders = [np.lexsort((p, -s))[:k] for s, p in zip(scores, places, strict=True)]
+        return [
+            tuple(Scored(documents[p[i]].id, float(s[i])) for i in order)
+            for order, s, p in zip(orders, scores, places, strict=True)
+        ]
+
+
+class SentenceModel(Dense):
+    """`dense[:MODEL]`: a folder or a hub id, by default all-MiniLM-L6-v2."""
+
+    def __init__(self, name: str, workspace: Workspace, model: str | None) -> None:
+        """Raises MissingExtraError without FAISS or sentence-transformers."""
+        super().__init__(name, workspace)
+        self.model = model
+        sentence_transformers()
+
+    def prepare(self) -> Cost:
+        """Load the model, and embed as `Dense` does. Raises ConfigError for a model that cannot be loaded."""
+        if self.embedder is None:
+            self.embedder = SentenceEmbedder(self.model, str(self.workspace.memory.engine.backbone.device))
+        return super().prepare()
+
+
+class SentenceEmbedder:
+    """A sentence-transformers model. Only safetensors are read."""
+
+    def __init__(self, model: str | None, device: str) -> None:
+        """Raises MissingExtraError and, for a model that cannot be loaded, ConfigError."""
+        self.model = load_embedding_model(model, device)
+
+    @property
+    def key(self) -> str:
+        """Weights, length and prompts."""
+        said = f"{self.model.max_seq_length} {sorted((self.model.prompts or {}).items())}"
+        return f"sentence-{_weights(self.model, said)}"
+
+    @property
+    def limit(self) -> int | None:
+        """The model's longest sequence, special tokens included."""
+        length = self.model.max_seq_length
+        return None if length is None else int(length)
+
+    def documents(self, given: list[str]) -> Vectors:
+        """With the model's prompt for documents, if it has one."""
+        return self._unit(self.model.encode_document, given)
+
+    def queries(self, given: list[str]) -> Vectors:
+        """With the model's prompt for queries, if it has one."""
+        return self._unit(self.model.encode_query, given)
+
+    def lengths(self, given: list[str]) -> list[int]:
+        """By the model's own tokenizer, special tokens included."""
+        return [len(ids) for ids in self.model.tokenizer(given, truncation=False, verbose=False)["input_ids"]]
+
+    def _unit(self, encode: Any, given: list[str]) -> Vectors:
+        vectors: Vectors = encode(given, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True)
+        return vectors.astype(np.float32, copy=False)
+
+
+class BackboneEmbedder:
+    """The backbone's last hidden states, averaged over the text's tokens.
+
+    Texts are read as documents are encoded, in windows behind the adapter's prefix token; the prefix is left out of the
+    mean, because a decoder's first token is an attention sink whose state says nothing about the text.
+    """
+
+    limit = None
+
+    def __init__(self, engine: Engine) -> None:
+        """`engine` supplies the backbone, the prefix, the window and the size of batches."""
+        self.engine, self.backbone, self.encoder = engine, engine.backbone, engine.encoder
+
+    @property
+    def key(self) -> str:
+        """Backbone, tokenizer, prefix and window."""
+        said = f"{self.backbone.tokenizer_hash()} {self.encoder.prefix} {self.encoder.layout.window}"
+        return f"backbone-{hashlib.sha256(f'{self.backbone.weights_hash()} {said}'.encode()).hexdigest()[:16]}"
+
+    def documents(self, given: list[str]) -> Vectors:
+        """All windows of a text count, each token once."""
+        cut = [self.encoder.windows(ids) for ids in self.backbone.tokenize_batch(given)]
+        flat = [window for windows in cut for window in windows]
+        sums: dict[int, Tensor] = {}
+        for batch in plan_batches([len(w) for w in flat], self.engine.config.batch_tokens):
+            sums.update(zip(batch, self._sums([flat[i] for i in batch]), strict=True))
+        rows, start = [], 0
+        for windows in cut:
+            rows.append(torch.stack([sums[start + i] for i in range(len(windows))]).sum(0))
+            start += len(windows)
+        return torch.nn.functional.normalize(torch.stack(rows), dim=1).numpy()
+
+    def queries(self, given: list[str]) -> Vectors:
+        """As documents."""
+        return self.documents(given)
+
+    def lengths(self, given: list[str]) -> list[int]:
+        """By the backbone's tokenizer."""
+        return [len(ids) for ids in self.backbone.tokenize_batch(given)]
+
+    def _sums(self, rows: Sequence[list[int]]) -> Tensor:
+        """Sum of states [B, hidden] over each row's tokens behind the prefix (over the prefix, if that is all)."""
+        states: list[Tensor] = []
+        ids, mask = pad_right(rows, self.backbone.device)
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        body = self.backbone.model.model
+        handle = body.register_forward_hook(lambda module, given, output: states.append(output.last_hidden_state))
+        try:
+            self.backbone.run(CausalRows(), ids, mask, positions, logits="none")
+        finally:
+            handle.remove()
+        counted = mask.clone()
+        prefix = len(self.encoder.prefix)
+        counted[:, :prefix] &= (mask.sum(1) <= prefix)[:, None]
+        return (states[0].float() * counted[..., None]).sum(1).cpu()
+
+
+def _faiss() -> Any:
+    """The module; the only place of these systems that imports it."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingExtraError('dense search needs FAISS: pip install "msa-plugin[bench]"') from error
+    return faiss
+
+
+@contextmanager
+def _threads(faiss: Any) -> Iterator[None]:
+    """FAISS uses as many threads as torch while inside."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _weights(model: torch.nn.Module, said: str) -> str:
+    """Hex digest of `said` and up to 4096 evenly spaced numbers of every weight."""
+    digest = hashlib.sha256(said.encode())
+    for name, weight in sorted(model.named_parameters()):
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // _SAMPLES)].float().cpu().contiguous()
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
