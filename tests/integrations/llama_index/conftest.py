@@ -9,9 +9,9 @@ from llama_index.core import Document, Settings
 from llama_index.core.base.llms.types import CompletionResponse, LLMMetadata
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_completion_callback
-from llama_index.indices.managed.msa import MSAIndex
 
 from facade import TOPICS, about, opened
+from llama_index.indices.managed.msa import MSAIndex
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def index(memory, documents):
 class Recorder(CustomLLM):
     """Another language model: notes its prompts and says the same thing to each."""
 
-    prompts: list[str] = []
+    prompts: list[str]
     reply: str = "said the other model"
 
     @property

@@ -11,9 +11,9 @@ from llama_index.core.node_parser import HierarchicalNodeParser, SentenceSplitte
 from llama_index.core.retrievers import AutoMergingRetriever
 from llama_index.core.schema import IndexNode, NodeRelationship, NodeWithScore, TextNode, TransformComponent
 from llama_index.core.storage.docstore import SimpleDocumentStore
-from llama_index.indices.managed.msa import MSAIndex, WholeDocument
 
 from facade import TOPICS, about, count_runs, opened
+from llama_index.indices.managed.msa import MSAIndex, WholeDocument
 from msa_plugin.errors import (
     BankReadOnlyError,
     ConfigError,
@@ -289,6 +289,15 @@ def test_progress_is_silent_unless_asked_for(memory, documents):
     index = MSAIndex(memory=memory)
     index.insert_nodes(WholeDocument()(documents), on_progress=seen.append)
     assert seen[-1].documents == 8
+
+
+def test_opening_costs_nothing_and_needs_no_right_to_write(index, tmp_path, backbone, adapter, monkeypatch):
+    settings = {"path": tmp_path / "bank", "model": backbone, "adapter": adapter, "instruction": "Be brief."}
+    with monkeypatch.context() as patch, MSAIndex(**settings, read_only=True) as reader:
+        patch.setattr(type(reader.memory), "ids", lambda self: pytest.fail("it read the whole bank"))
+        assert found(reader, about("violin"), k=1) == ["violin::0"]
+        with pytest.raises(BankReadOnlyError):
+            reader.insert(Document(text="x"))
 
 
 def test_the_memory_is_one_thing_or_the_other(memory, tmp_path):

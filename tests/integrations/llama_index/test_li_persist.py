@@ -9,9 +9,9 @@ import pytest
 from llama_index.core import Document, StorageContext, VectorStoreIndex, load_index_from_storage
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.storage.docstore import SimpleDocumentStore
-from llama_index.indices.managed.msa import MSAIndex
 
 from facade import TOPICS
+from llama_index.indices.managed.msa import MSAIndex
 from msa_plugin.errors import BankFormatError, BankNotFoundError, ConfigError, FingerprintMismatchError
 
 

@@ -229,6 +229,8 @@ class MSAIndex(BaseIndex[IndexDict]):
         on_progress: OnProgress | None = None,
         on_invalid: OnInvalid | None = None,
     ) -> None:
+        if not nodes and not replaced:
+            return  # without a write lock, so that a memory opened for reading can be an index
         nodes = sourced(nodes)
         self._detach_objects(nodes)
         documents = [to_document(node) for node in nodes]

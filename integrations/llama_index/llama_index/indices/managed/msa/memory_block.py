@@ -26,6 +26,9 @@ class MSAMemoryBlock(BaseMemoryBlock[str]):
     Storing the same turn of a session twice is free. Messages without text are left out.
 
         Memory.from_defaults(memory_blocks=[MSAMemoryBlock(memory)])
+
+    With a `ReActAgent` give `Memory` insert_method="user" as well: that agent drops the system message that blocks
+    are put into by default.
     """
 
     name: str = Field(default="long_term_memory", description="The name of the memory block.")
