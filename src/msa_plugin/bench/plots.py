@@ -89,7 +89,7 @@ def _dots(name: str, panels: Sequence[tuple[str, list[Dot]]], unit: str, caption
     down = -(-len(panels) // across)
     lines = max(len(dots) for _, dots in panels)
     same = len({tuple(d[0] for d in dots) for _, dots in panels}) == 1
-    figure, axes = canvas(9.2 if across > 1 else 6.0, down * (0.62 + 0.21 * lines), down, across, sharey=same)
+    figure, axes = canvas(9.2 if across > 1 else 6.0, 0.35 + down * (0.62 + 0.21 * lines), down, across, sharey=same)
     figure.get_layout_engine().set(wspace=0.05, hspace=0.06)
     for ax in axes[len(panels) :]:
         ax.set_visible(False)

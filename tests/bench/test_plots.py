@@ -1,0 +1,120 @@
+"""Plots exist for what was measured, are real images, and keep names readable and apart."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matplotlib.text import Text
+from report_rows_toy import everything, latency, needles, qa, retrieval, row, scale
+
+from msa_plugin.bench import plot_style, plots
+from msa_plugin.bench.base import Row
+from msa_plugin.bench.plot_style import End, apart, beside, canvas, colours, short, style
+from msa_plugin.bench.report_rows import Saved
+
+
+def shape(png: bytes) -> tuple[int, int]:
+    """Width and height that the file's header tells."""
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", png[16:24])
+    return width, height
+
+
+@pytest.mark.parametrize(
+    ("part", "make", "names"),
+    [
+        ("retrieval", retrieval, ["retrieval.png"]),
+        ("qa", qa, ["answers.png"]),
+        ("scale", lambda: [*scale("a"), *scale("b")], ["degradation-1.png", "degradation-2.png"]),
+        ("needle", needles, ["needle-recall.png", "needle-answered.png"]),
+        ("latency", latency, ["latency-stages-1.png", "latency-total.png"]),
+    ],
+)
+def test_each_part_has_its_plots(part: str, make: Callable[[], list[Row]], names: list[str]) -> None:
+    found = plots.figures(Saved.of(make()))
+    assert [f.name for f in found[part]] == names
+    assert not any(some for other, some in found.items() if other != part)
+    for figure in found[part]:
+        width, height = shape(figure.png)
+        assert 800 < width < 2400 and 200 < height < 4000
+        assert len(figure.png) > 5000 and figure.alt and figure.caption
+
+
+def test_the_same_rows_give_the_same_bytes() -> None:
+    first, again = (plots.figures(Saved.of(retrieval()))["retrieval"][0].png for _ in range(2))
+    assert first == again
+
+
+def test_numbers_of_a_heat_map_are_those_of_the_rows() -> None:
+    [recall, _] = plots.figures(Saved.of(needles()))["needle"]
+    assert "msa 0.50, bm25 0.25" in recall.alt
+
+
+@pytest.mark.filterwarnings("error")
+def test_any_name_can_be_drawn() -> None:
+    names = ("$x^", "_hidden", "名前", "\x1b[0m\n", "x" * 400, "a\\b {c}")
+    rows = [replace(r, system=n, dataset="$d_^") for n in names for r in everything() if r.dataset in ("one", "needle")]
+    found = plots.figures(Saved.of([r for r in rows if r.metric != "answered"]))
+    assert {part: len(some) for part, some in found.items()} == {
+        "retrieval": 1, "qa": 1, "scale": 1, "needle": 1, "latency": 2,
+    }  # fmt: skip
+
+
+def test_a_single_size_a_missing_cell_and_no_base_are_drawn() -> None:
+    one = [r for r in scale() if r.settings["memory_tokens"] == 16_384]
+    assert len(plots.figures(Saved.of(one))["scale"]) == 1
+    gaps = [r for r in needles() if (r.system, r.settings["depth"]) != ("bm25", 0.5)]
+    assert len(plots.figures(Saved.of(gaps))["needle"]) == 2
+    others = [r for r in [*retrieval(), *scale(), *latency()] if r.system != "msa"]
+    assert sum(map(len, plots.figures(Saved.of(others)).values())) == 4
+    zero = [row("scale", "d", "msa", "seconds_p50", 0.0, settings={"memory_tokens": s}) for s in (1, 10)]
+    assert len(plots.figures(Saved.of(zero))["scale"]) == 1
+
+
+def test_names_do_not_overlap_and_stay_inside() -> None:
+    moved = apart([50.0, 51.0, 10.0, 99.0, 98.0], 11, 100)
+    ordered = sorted(moved)
+    assert np.diff(ordered).min() >= 11 and max(moved) <= 100
+    assert moved[2] == 10
+    assert np.argsort(moved).tolist() == np.argsort([50.0, 51.0, 10.0, 99.0, 98.0]).tolist()
+
+
+def test_names_stand_beside_their_lines() -> None:
+    with style():
+        figure, [axes] = canvas(6, 3)
+        axes.plot([1, 2], [0, 1])
+        axes.set_xlim(1, 4)
+        figure.draw_without_rendering()
+        beside(axes, [End("first", 2, 1.0, "red"), End("second", 2, 0.99, "blue"), End("early", 1.5, 0.2, "green")], 2)
+        figure.draw_without_rendering()
+        boxes = [Text.get_window_extent(t) for t in axes.texts]  # without the lines that lead to them
+    assert [t.get_text() for t in axes.texts] == ["first", "second", "early"]
+    assert not boxes[0].overlaps(boxes[1])
+    assert all(b.x0 > axes.transData.transform((2, 0))[0] for b in boxes)
+
+
+def test_systems_keep_their_colours() -> None:
+    paint = colours(["msa", *(f"s{i}" for i in range(7))])
+    assert len({colour for colour, _ in paint.values()}) == 8
+    assert paint["msa"][0] == plot_style.BLUE
+    assert colours(["bm25"])["msa"][0] == plot_style.BLUE
+
+
+def test_long_names_keep_both_ends() -> None:
+    assert short("dense:/weights/all-MiniLM-L6-v2-something") == "dense:/weigh…v2-something"
+    assert short("bm25") == "bm25"
+
+
+def test_nobodys_matplotlib_is_changed() -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    pyplot = "matplotlib.pyplot" in sys.modules
+    plots.figures(Saved.of(retrieval()))
+    assert dict(matplotlib.rcParams) == before
+    assert ("matplotlib.pyplot" in sys.modules) == pyplot
