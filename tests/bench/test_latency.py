@@ -108,9 +108,9 @@ def test_a_run_goes_on_where_it_stopped(measure):
     _, rows = measure(sizes=SIZES[:1])
     made = []
 
-    def counted(name, workspace):
+    def counted(name, workspace, options=None):
         made.append((name, len(workspace.dataset.documents)))
-        return create(name, workspace)
+        return create(name, workspace, options)
 
     planned, more = measure(create=counted)
     larger = planned.steps[1].documents
@@ -131,8 +131,8 @@ def test_a_system_that_cannot_run_is_skipped_and_tried_again(measure):
     _, again = measure(systems=("words", "absent"), sizes=SIZES[:1])
     assert times(again, "words") == before  # nothing new can be measured, so nothing is
 
-    def now_there(name, workspace):
-        return create("words" if name == "absent" else name, workspace)
+    def now_there(name, workspace, options=None):
+        return create("words" if name == "absent" else name, workspace, options)
 
     _, after = measure(create=now_there, systems=("words", "absent"), sizes=SIZES[:1])
     assert At(0, "total") in times(after, "absent")
@@ -144,7 +144,7 @@ def test_a_system_that_fails_midway_leaves_the_others(measure):
     class Failing:
         calls = 0
 
-    def failing(name, workspace):
+    def failing(name, workspace, options=None):
         system = create("words", workspace)
         if name == "broken":
             find = system.find

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from msa_plugin.bench.base import Cost, Found, Reply, Scored
+from msa_plugin.bench.systems import FoundInRounds
 from msa_plugin.errors import ConfigError, MissingExtraError
 
 
@@ -56,18 +57,19 @@ class Words:
         ranked = sorted(self.bags, key=lambda i: (-len(words & self.bags[i]), i))[:k]
         ranking = tuple(Scored(i, float(len(words & self.bags[i]))) for i in ranked)
         queries = tuple(" ".join([question, *ranked[:n]]) for n in range(self.hops))
-        return Found(ranking, {"route": time.perf_counter() - start}, queries)
+        seconds = {"search": time.perf_counter() - start}
+        return FoundInRounds(ranking, seconds, queries, (seconds,) * self.hops)
 
     def close(self):
         self.bags = {}
 
 
-def create(name, workspace):
+def create(name, workspace, options=None):
     """Like the registry's."""
     if name.startswith("msa"):
         return Routed(workspace)
     if name in ("words", "iterative:words"):
-        return Words(workspace, name, 2 if name.startswith("iterative") else 1)
+        return Words(workspace, name, options.rounds if name.startswith("iterative") else 1)
     if name == "absent":
         raise MissingExtraError('needs a package: pip install "msa-plugin[bench]"')
     raise ConfigError(f"unknown system {name!r}")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from msa_plugin.bench.base import Cost, Workspace
 from msa_plugin.bench.growth import NAMESPACE
+from msa_plugin.bench.systems import Options
 from msa_plugin.routing.prefilter import Prefilter, recall_against_exact
 
 READING = ("gather", "prefill", "decode")
-Create = Callable[[str, Workspace], Any]
+# Searching an index is what routing is for a memory; one name lets a table put them side by side.
+_STAGES = {"search": "route"}
+Create = Callable[..., Any]
 
 
 def registry() -> Create:
@@ -34,12 +37,8 @@ class At(NamedTuple):
 class Contestant:
     """One system ready to be asked, whose `ask` says where the time went."""
 
-    def __init__(
-        self, name: str, workspace: Workspace, create: Create, *, hops: int, per_round: int, by_hop: bool = True
-    ) -> None:
+    def __init__(self, name: str, workspace: Workspace, create: Create, *, hops: int, per_round: int) -> None:
         """`hops` rounds may find `per_round` passages each. `name` may end in `+faiss:...`: MSA behind that index.
-
-        `by_hop` times each hop of an iterative system with a second copy of what it searches in.
 
         Raises what `create` raises.
         """
@@ -47,30 +46,26 @@ class Contestant:
         self.msa = name.startswith("msa")
         plain, _, index = name.partition("+faiss:")
         self.prefilter = f"faiss:{index}" if self.msa and index else None
-        self.system = create(plain, workspace)
-        # The registry's iterative systems say what they searched for in each hop, not how long each search took.
-        kind, _, base = plain.partition(":")
-        iterates = kind in ("iterative", "decompose")
-        self.base = create(base or "dense", workspace) if by_hop and iterates else None
+        self.system = create(plain, workspace, Options(rounds=hops, per_round=per_round))
         self.cost: Cost | None = None
         self._index: Prefilter | None = None
 
-    def prepare(self, folder: Path) -> None:
+    def prepare(self) -> None:
         """Index the corpus, and remember what that cost."""
-        if self.prefilter is not None:
-            engine = self.workspace.memory.engine
-            engine.use_prefilter(self.prefilter, folder / "prefilter", engine.bank.select(NAMESPACE))
-            self._index, engine.prefilter = engine.prefilter, None
         if hasattr(self.system, "prepare"):
             self.cost = self.system.prepare()
-        if self.base is not None:
-            self.base.prepare()
+        if self.prefilter is not None:
+            engine, folder = self.workspace.memory.engine, self.workspace.cache / "prefilter"
+            engine.use_prefilter(self.prefilter, folder, engine.bank.select(NAMESPACE))
+            self._index, engine.prefilter = engine.prefilter, None
+            if self.cost is not None and self._index is not None:
+                self.cost = replace(self.cost, memory_bytes=self.cost.memory_bytes + self._index.bytes)
 
     def close(self) -> None:
-        """Release both systems."""
-        for system in (self.system, self.base):
-            if system is not None and hasattr(system, "close"):
-                system.close()
+        """Release what was prepared."""
+        self._index = None
+        if hasattr(self.system, "close"):
+            self.system.close()
 
     def ask(self, question: str) -> dict[At, float]:
         """Answer one question; seconds by hop and stage, and in all."""
@@ -79,7 +74,7 @@ class Contestant:
         with self._behind_index():
             return self._remember(question)
 
-    def recall(self, questions: Sequence[str], k: int = 10) -> float | None:
+    def recall(self, questions: Sequence[str], k: int) -> float | None:
         """Share of the exact `k` best passages that the prefilter lets through; None without one."""
         if self.prefilter is None:
             return None
@@ -111,15 +106,13 @@ class Contestant:
         return spent | {At(0, s): answer.trace.seconds[s] for s in READING if s in answer.trace.seconds}
 
     def _search_and_read(self, question: str) -> dict[At, float]:
-        """Search, then read as many passages as MSA may read; each hop's search is timed on its own afterwards."""
+        """Search, then read as many passages as MSA may read."""
         passages = self.per_round * self.hops
         start = time.perf_counter()
         [found] = self.system.find([question], passages)
         [reply] = self.workspace.read([question], [[hit.id for hit in found.ranking]])
         spent = {At(0, "total"): time.perf_counter() - start}
-        if self.base is None:
-            spent |= {At(1, stage): seconds for stage, seconds in found.seconds.items()}
-        for number, query in enumerate(found.queries if self.base is not None else (), start=1):
-            [again] = self.base.find([query], passages)  # type: ignore[union-attr]
-            spent |= {At(number, stage): seconds for stage, seconds in again.seconds.items()}
+        rounds = getattr(found, "rounds", ()) or (found.seconds,)
+        for number, seconds in enumerate(rounds, start=1):
+            spent |= {At(number, _STAGES.get(stage, stage)): value for stage, value in seconds.items()}
         return spent | {At(0, s): reply.seconds[s] for s in READING if s in reply.seconds}

@@ -113,9 +113,9 @@ def _peak(
     reset_peak()
     with banks.open(dataset.documents) as memory:
         workspace = Workspace(dataset, memory, cache, {"max_new_tokens": 8})
-        contestant = Contestant(name, workspace, create, hops=hops, per_round=per_round, by_hop=False)
+        contestant = Contestant(name, workspace, create, hops=hops, per_round=per_round)
         try:
-            contestant.prepare(cache)
+            contestant.prepare()
             for question in dataset.questions[:_ASKED]:
                 contestant.ask(question.text)
         finally:

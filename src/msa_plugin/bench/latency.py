@@ -92,7 +92,7 @@ class Latency:
         if chosen.prefilter is None:
             return chosen.systems
         spec = str(PrefilterSpec.parse(chosen.prefilter))
-        return (*chosen.systems, *(f"{name}+{spec}" for name in chosen.systems if name.startswith("msa")))
+        return (*chosen.systems, *(f"{name}+{spec}" for name in chosen.systems if name in ("msa", "msa-interleave")))
 
     def run(self, dataset: Dataset, distractors: Iterable[Document]) -> Plan:
         """Measure every system at every size, and what indexing costs; returns what was planned."""
@@ -142,7 +142,7 @@ class Latency:
             made = Contestant(name, workspace, self.create, hops=chosen.hops, per_round=chosen.per_round)
             stack.callback(made.close)
             self.on_step(f"preparing {name}", 0, 1)
-            made.prepare(self.cache)
+            made.prepare()
             made.ask(question)  # caches and lazy imports are not the first question's fault
         except Exception as error:
             _LOG.warning("%s is left out: %s", name, error, exc_info=not isinstance(error, MSAError))

@@ -69,10 +69,14 @@ class Settings:
     @property
     def variants(self) -> tuple[tuple[str, str, str | None], ...]:
         """Name in the results, name in the registry, and prefilter."""
-        found: list[tuple[str, str, str | None]] = [(name, name, None) for name in self.systems]
+        found: list[tuple[str, str, str | None]] = []
+        for name in self.systems:
+            plain, _, index = name.partition("+faiss:")
+            spec = str(PrefilterSpec.parse(f"faiss:{index}")) if index else None
+            found.append((f"{plain}+{spec}" if spec else name, plain, spec))
         if self.prefilter is not None:
             spec = str(PrefilterSpec.parse(self.prefilter))
-            found += [(f"{name}+{spec}", name, spec) for name in self.systems if name.startswith("msa")]
+            found += [(f"{name}+{spec}", name, spec) for name in self.systems if name in ("msa", "msa-interleave")]
         return tuple(found)
 
 

@@ -1,0 +1,155 @@
+"""`msa bench scale|latency|needle` from files to a report, on a tiny backbone."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+import typer
+from growth_toys import corpus, distractors
+from typer.testing import CliRunner
+
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.bench.store import NOTE, Results
+from msa_plugin.cli import bench_growth
+from msa_plugin.cli.bench_growth import parse_names, parse_sizes
+from msa_plugin.errors import ConfigError
+from tiny import tiny_adapter, tiny_model, tiny_tokenizer
+
+pytest.importorskip("bm25s", reason="needs the bench extra")
+app = typer.Typer()
+bench_growth.register(app)
+
+
+def write(path, records):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    root = tmp_path_factory.mktemp("files")
+    tiny_model().save_pretrained(root / "model")
+    tiny_tokenizer().save_pretrained(root / "model")
+    tiny_adapter(Backbone.load(str(root / "model"), device="cpu", dtype="auto")).save(root / "adapter")
+    toy = corpus()
+    write(root / "toy/corpus.jsonl.gz", [{"id": d.id, "title": d.title, "text": d.text} for d in toy.documents])
+    questions = [
+        {"id": q.id, "question": q.text, "answers": q.answers, "positive_ids": list(q.positives)} for q in toy.questions
+    ]
+    write(root / "toy/queries.jsonl.gz", questions)
+    write(root / "more/part.jsonl.gz", [{"id": d.id, "text": d.text} for d in distractors()])
+    return root
+
+
+@pytest.fixture(autouse=True)
+def quick_reports(request, monkeypatch):
+    """Plots take seconds and have tests of their own; one run here draws them."""
+    if request.node.name != "test_scale":
+        monkeypatch.setattr("msa_plugin.bench.plots.figures", lambda saved: {})
+
+
+@pytest.fixture
+def invoke(files, tmp_path):
+    def call(command, *options):
+        backbone = ["--model", files / "model", "--adapter", files / "adapter", "--out", tmp_path / "out"]
+        result = CliRunner().invoke(app, [str(word) for word in (command, *backbone, *options)])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result, Results(tmp_path / "out").rows()
+
+    return call
+
+
+def grown(files, *options):
+    data = ["--data", files / "toy", "--distractors", files / "more"]
+    return [*data, "--sizes", "1000,2K", "--systems", "msa,bm25", *options]
+
+
+def test_scale(invoke, files, tmp_path):
+    result, rows = invoke("scale", *grown(files, "--answers", 1))
+    assert result.exit_code == 0, result.output
+    quality = {(r.system, r.settings["memory_tokens"]): r for r in rows if r.metric == "nDCG@10"}
+    assert set(quality) == {(s, n) for s in ("msa", "bm25") for n in (1000, 2048)}
+    assert quality["bm25", 1000].value == 1.0
+    assert {r.system for r in rows if r.metric == "F1"} == {"msa", "bm25"}
+    assert "Degradation, nDCG@10, toy" in result.output
+    assert (tmp_path / "out/report.md").read_text(encoding="utf-8").count("Degradation") > 2
+    again, same = invoke("scale", *grown(files, "--answers", 1))
+    assert again.exit_code == 0
+    assert [r.to_dict() for r in same] == [r.to_dict() for r in rows]
+
+
+def test_scale_in_another_configuration_needs_another_folder(invoke, files):
+    invoke("scale", *grown(files))
+    with pytest.raises(ConfigError, match="seed"):
+        invoke("scale", *grown(files, "--seed", 3))
+    _, rows = invoke("scale", *grown(files, "--seed", 3, "--fresh"))
+    assert {r.seed for r in rows} == {3}
+
+
+def test_a_larger_size_and_a_prefilter_can_be_added(invoke, files):
+    pytest.importorskip("faiss", reason="needs the faiss extra")
+    _, first = invoke("scale", *grown(files))
+    _, rows = invoke("scale", *grown(files, "--sizes", "1000,2K,3000", "--prefilter", "faiss:Flat"))
+    kept = [r for r in rows if r.system == "bm25" and r.settings.get("memory_tokens") == 1000]
+    assert kept == [r for r in first if r.system == "bm25" and r.settings.get("memory_tokens") == 1000]
+    recall = {r.settings["memory_tokens"]: r.value for r in rows if r.metric == "prefilter_recall@10"}
+    assert recall == {1000: 1.0, 2048: 1.0, 3000: 1.0}
+
+
+def test_without_distractors_what_cannot_be_reached_is_said(invoke, files):
+    result, rows = invoke("scale", "--data", files / "toy", "--sizes", "1000,1M", "--systems", "bm25")
+    assert result.exit_code == 0
+    assert {r.settings["memory_tokens"] for r in rows if r.metric == "R@5"} == {1000}
+    assert any("1,048,576 tokens were not reached" in r.settings["reason"] for r in rows if r.metric == NOTE)
+    assert "1,048,576 tokens were not reached" in result.output
+
+
+def test_latency(invoke, files):
+    options = grown(files, "--questions", 2, "--repeats", 1, "--no-peak", "--per-round", 1)
+    result, rows = invoke("latency", *options, "--systems", "msa-interleave,bm25", "--json")
+    assert result.exit_code == 0, result.output
+    totals = {(r.system, r.metric) for r in rows if r.settings.get("stage") == "total"}
+    assert totals == {(s, f"seconds_{p}") for s in ("msa-interleave", "bm25") for p in ("p50", "p95")}
+    indexing = {r.system: r.value for r in rows if r.metric == "index_seconds_per_1k_tokens"}
+    assert set(indexing) == {"msa", "bm25"}
+    assert all(value > 0 for value in indexing.values())
+    shown = json.loads(result.stdout)
+    assert {r["part"] for r in shown} == {"latency", "cost"}
+
+
+def test_needle(invoke):
+    options = ["--systems", "bm25", "--lengths", "1200", "--depths", 2, "--tasks", "single-words", "--no-answers"]
+    from msa_plugin.bench.needle import TASKS
+
+    options[options.index("single-words")] = next(iter(TASKS))
+    result, rows = invoke("needle", *options)
+    assert result.exit_code == 0, result.output
+    assert {r.settings["depth"] for r in rows if r.metric == "recall"} == {0.0, 1.0}
+
+
+def test_sizes():
+    assert parse_sizes("16K, 1m,300") == (300, 16384, 1 << 20)
+    for wrong in ("", "0", "16KB", "-1", "1.5M", "16K,,1M"):
+        with pytest.raises(ConfigError, match="not a size"):
+            parse_sizes(wrong)
+
+
+def test_systems():
+    assert parse_names("msa, bm25") == ("msa", "bm25")
+    for wrong in ("", "msa,msa", "nonsense"):
+        with pytest.raises(ConfigError):
+            parse_names(wrong)
+
+
+def test_folders_that_are_not_there(invoke, files, tmp_path):
+    from msa_plugin.errors import IngestError
+
+    with pytest.raises(IngestError, match="not a folder"):
+        invoke("scale", "--data", tmp_path / "nowhere", "--systems", "bm25")
+    with pytest.raises(IngestError, match="distractors"):
+        invoke("scale", "--data", files / "toy", "--distractors", tmp_path, "--systems", "bm25")
+    assert not (tmp_path / "out").exists()
