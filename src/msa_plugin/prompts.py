@@ -184,3 +184,32 @@ def question_again(question: str) -> str:
 def follow_up(question: str, found: str) -> str:
     """The next round's routing text: the question with a piece of what was found (paper section 3.5)."""
     return f"{question}\n{found}"
+
+
+# What the benchmark's baselines ask the same backbone for.
+QUESTION_OF = "Write a question that this document answers."
+NEXT_QUERY = (
+    "You plan searches. Read the documents that were found so far, then write the one short search query that would "
+    "find what is still missing to answer the question. If nothing is missing, write: none"
+)
+NEXT_QUERY_EXAMPLES = (
+    (
+        "The Kestrel Mill was built by Anna Veld.",
+        "Where was the builder of the Kestrel Mill born?",
+        "Anna Veld birthplace",
+    ),
+    ("The blue-throated tinker eats mostly beetles.", "What does the blue-throated tinker eat?", "none"),
+)
+
+
+def question_of() -> tuple[str, str]:
+    """What a document stands between when the model is asked for a question that it answers."""
+    return "Document: ", f"\n\n{QUESTION_OF}"
+
+
+def next_query(question: str, documents: Sequence[str]) -> list[dict[str, str]]:
+    """Messages that ask for the next search query, or for "none", after two examples."""
+    messages = [_says("system", NEXT_QUERY)]
+    for found, asked, query in NEXT_QUERY_EXAMPLES:
+        messages += [_says("user", "".join(reading_parts([found])) + question_part(asked)), _says("assistant", query)]
+    return [*messages, _says("user", "".join(reading_parts(documents)) + question_part(question))]

@@ -13,10 +13,12 @@ from msa_plugin.bench.base import Answers, System, Workspace
 from msa_plugin.bench.systems.common import FoundInRounds, Options
 from msa_plugin.bench.systems.dense import BackboneEmbedder, Dense, SentenceModel
 from msa_plugin.bench.systems.fusion import Fusion
+from msa_plugin.bench.systems.iterative import Decomposed, Iterative
 from msa_plugin.bench.systems.lexical import Bm25
 from msa_plugin.bench.systems.memory import Interleaved, Msa
 from msa_plugin.bench.systems.names import NAMES, SUFFIXES, Parsed, parse, parse_one
 from msa_plugin.bench.systems.plain import ClosedBook, FullContext
+from msa_plugin.bench.systems.rerank import Reranked
 
 __all__ = ["NAMES", "SUFFIXES", "FoundInRounds", "Options", "create", "describe", "parse"]
 
@@ -44,6 +46,10 @@ def describe() -> str:
 
 
 def _build(name: str, parsed: Parsed, workspace: Workspace, options: Options) -> System | Answers:
+    if parsed.reranks:
+        *inner, outer = parsed.reranks
+        base = _base(replace(parsed, reranks=tuple(inner)), workspace, options)
+        return Reranked(name, workspace, base, outer.depth or options.rerank_depth, outer.model)
     if parsed.prefilter is not None:
         options = replace(options, prefilter=parsed.prefilter)
     if parsed.kind in _SIMPLE:
@@ -57,6 +63,9 @@ def _build_finding(name: str, parsed: Parsed, workspace: Workspace, options: Opt
     if parsed.kind == "dense-same-backbone":
         return Dense(name, workspace, BackboneEmbedder(workspace.memory.engine))
     bases = [_base(base, workspace, options) for base in parsed.bases]
+    if parsed.kind in ("iterative", "decompose"):
+        kind = Iterative if parsed.kind == "iterative" else Decomposed
+        return kind(name, workspace, bases[0], options)
     return Fusion(name, workspace, bases, options)
 
 
