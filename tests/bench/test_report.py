@@ -193,6 +193,16 @@ def test_needle_tables_are_means_of_their_cells() -> None:
     assert lines(heat) == {"0 %": ["0.500"] * 2, "50 %": ["0.250"] * 2, "100 %": ["0.000"] * 2}
 
 
+def test_a_mean_over_other_cells_is_none() -> None:
+    lost = [r for r in needles() if (r.system, *r.settings.values()) != ("bm25", "single-1", 4096, 1.0)]
+    tables = report_growth.needle(Saved.of(lost))
+    by_task = lines(titled(tables, "Needles, recall, by task"))
+    assert by_task["multivalue"][1:] == ["0.500", "0.250"]
+    assert by_task["single-1"][1:] == by_task["all"][1:] == ["0.500", "\u2013"]
+    heat = lines(titled(tables, "Needles, recall, bm25: depth against tokens"))
+    assert heat["100 %"] == ["\u2013", "0.000"]
+
+
 def test_latency_stands_by_hop_and_stage() -> None:
     tables = report_growth.latency(Saved.of(latency()))
     whole = titled(tables, "Latency of a whole question, one")

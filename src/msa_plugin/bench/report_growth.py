@@ -138,11 +138,14 @@ def _means(rows: list[Row], by: Callable[[Row], Any], what: str, shown: Callable
     lines += [("all", rows)] if len(lines) > 1 else []
     body = []
     for title, some in lines:
-        values = [mean(r for r in some if r.system == n) for n in names]
+        values = [_whole_mean(some, n) for n in names]
         cells = bold_best([Cell(DASH if v is None else f"{v:.3f}") for v in values], values)
         body.append((Cell(title), Cell(f"{max(_cases(some, n) for n in names):,}"), *cells))
     head = (Column(what, number=what != "task"), Column("cases"), *(Column(n) for n in names))
-    notes = ("Means over all lengths, depths and tasks of a line. The best of each row is in bold.",)
+    notes = (
+        f"Means over all lengths, depths and tasks of a line; {DASH} where a system lacks one. "
+        "The best of each row is in bold.",
+    )
     summary = len(body) - 1 if len(body) > 1 else None
     return Table(f"Needles, {rows[0].metric}, by {what}", head, tuple(body), notes, summary=summary)
 
@@ -159,11 +162,19 @@ def _heat(rows: list[Row], system: str) -> Table:
 
 
 def heat(rows: Iterable[Row], system: str) -> dict[tuple[Any, Any], float]:
-    """Mean over tasks by (length, depth)."""
-    own = [r for r in rows if r.system == system]
-    places = dict.fromkeys((length(r), depth(r)) for r in own)
-    found = {p: mean(r for r in own if (length(r), depth(r)) == p) for p in places}
-    return {p: v for p, v in found.items() if v is not None}
+    """Mean over tasks by (length, depth), where the system has all tasks that any system has there."""
+    places: dict[tuple[Any, Any], list[Row]] = {}
+    for row in rows:
+        places.setdefault((length(row), depth(row)), []).append(row)
+    found = {place: _whole_mean(some, system) for place, some in places.items()}
+    return {place: value for place, value in found.items() if value is not None}
+
+
+def _whole_mean(rows: Iterable[Row], system: str) -> float | None:
+    """A system's mean over the cells of `rows`; None when it lacks one, as its mean would be one of other cells."""
+    given = list(rows)
+    own = [r for r in given if r.system == system]
+    return mean(own) if len(own) == len({(task(r), length(r), depth(r)) for r in given}) else None
 
 
 def mean(rows: Iterable[Row]) -> float | None:
