@@ -298,7 +298,7 @@ def _diversified(asked: np.ndarray, alike: np.ndarray, weight: float, k: int) ->
 
 def _documents(texts: Iterable[str], metadatas: Sequence[dict[str, Any]] | None) -> Iterator[Document]:
     given = list(texts)
-    if metadatas is not None and len(metadatas) != len(given):
+    if metadatas and len(metadatas) != len(given):
         raise ValueError(f"there are {len(metadatas)} metadatas for {len(given)} texts; give one for each")
     return (Document(page_content=t, metadata=m or {}) for t, m in zip(given, metadatas or cycle([{}]), strict=False))
 
