@@ -55,6 +55,8 @@ def answer_settings(config: MemoryConfig, options: dict[str, Any]) -> tuple[Gene
     """Apply per-call options to the settings they belong to. Raises ConfigError for unknown names."""
     rounds = {k: v for k, v in options.items() if k in InterleaveConfig.model_fields}
     rest = {k: v for k, v in options.items() if k not in rounds}
+    if "max_rounds" in rounds:
+        rounds.setdefault("generated_rounds", rounds["max_rounds"])
     generation = generation_settings(config, rest, also=tuple(InterleaveConfig.model_fields))
     return generation, InterleaveConfig(**{**config.interleave.model_dump(), **rounds})
 

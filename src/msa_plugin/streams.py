@@ -7,11 +7,15 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from threading import Lock
 
 from msa_plugin.engine.answering import Events
+from msa_plugin.events import Answered, AnswerPiece, Event
 from msa_plugin.types import Answer
 
 
 class AnswerStream(Iterator[str]):
-    """The pieces of an answer as they are decoded; `answer` holds the whole one once the stream is exhausted."""
+    """The pieces of an answer as they are decoded; `answer` holds the whole one once the stream is exhausted.
+
+    `events()` tells all that happens on the way instead: rounds, documents, pieces, and the answer last.
+    """
 
     def __init__(self, events: Events) -> None:
         """`events` come from `Engine.ask` for one question."""
@@ -25,9 +29,23 @@ class AnswerStream(Iterator[str]):
             for _, event in self._events:
                 if isinstance(event, Answer):
                     self.answer = event
-                else:
+                elif isinstance(event, str):
                     return event
         raise StopIteration
+
+    def events(self) -> Iterator[Event]:
+        """What happens from here on, in order; `close`, or leaving the iterator, ends it at any moment."""
+        while (event := self._next_event()) is not None:
+            yield event
+
+    def _next_event(self) -> Event | None:
+        with self._turn:
+            for _, event in self._events:
+                if isinstance(event, Answer):
+                    self.answer = event
+                    return Answered(event)
+                return AnswerPiece(event) if isinstance(event, str) else event
+        return None
 
     def close(self) -> None:
         """Stop decoding; no piece follows, and `answer` stays None unless the stream was exhausted."""
@@ -57,11 +75,24 @@ class AsyncAnswerStream(AsyncIterator[str]):
         return piece
 
     def _next(self) -> str | None:
+        stream = self._opened()
+        return None if stream is None else next(stream, None)
+
+    async def events(self) -> AsyncIterator[Event]:
+        """`AnswerStream.events`, each event from a worker thread."""
+        while (event := await asyncio.to_thread(self._next_event)) is not None:
+            yield event
+
+    def _next_event(self) -> Event | None:
+        stream = self._opened()
+        return None if stream is None else stream._next_event()
+
+    def _opened(self) -> AnswerStream | None:
         if self._closed:
             return None
         if self._stream is None:
             self._stream = self._start()
-        return next(self._stream, None)
+        return self._stream
 
     async def aclose(self) -> None:
         """Stop decoding; no piece follows."""

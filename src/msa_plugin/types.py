@@ -214,7 +214,9 @@ class Trace:
     """How an answer came about. `seconds` by stage: encode, route, other (between rounds), gather, prefill, decode.
 
     `prompt_tokens` were prefilled for this question, `context_tokens` are those of the documents read, `head_tokens`
-    those of the frame in front, computed once for all questions.
+    those of the frame in front, computed once for all questions. `interleave` is what drove the rounds: `scores`, `ids`
+    written by the model, or the `reference`'s own loop; `ended` why there was no further one (`events.RetrievalEnded`);
+    `ids` whether the model named documents by their `global` numbers or by ones `local` to the question.
     """
 
     mode: str
@@ -226,6 +228,9 @@ class Trace:
     new_tokens: int
     finish: str
     head_tokens: int = 0
+    interleave: str = ""
+    ended: str = ""
+    ids: str = ""
 
     @property
     def input_tokens(self) -> int:

@@ -109,7 +109,7 @@ class Pass:
         self, layer: int, key: Tensor, value: Tensor, window: int | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """K, V [B, KV, S, D] that the new tokens attend to, and the mask [B, 1, T, S] (None: plain causal)."""
-        context = self._context(layer)
+        context = self.context_of(layer)
         cache = self.caches.get(layer)
         if cache is not None:
             keys, values = cache.append(key, value)
@@ -133,12 +133,15 @@ class Pass:
         assert self.source is not None
         self.source.select(layer, queries)
 
-    def _context(self, layer: int) -> LayerContext | None:
-        if self.source is None:
-            return None
+    def context_of(self, layer: int) -> LayerContext | None:
+        """What `layer` attends to besides its rows; asked of the source once."""
         if layer not in self._contexts:
-            self._contexts[layer] = self.source.context(layer)
+            self._contexts[layer] = None if self.source is None else self.source.context(layer)
         return self._contexts[layer]
+
+    def set_context(self, layer: int, context: LayerContext) -> None:
+        """Say what `layer` attends to, where it lies in the cache already."""
+        self._contexts[layer] = context
 
     def _mask(self, context: LayerContext | None, total: int, window: int | None) -> Tensor | None:
         assert self.row_mask is not None
@@ -158,8 +161,10 @@ class Pass:
             return None
         index = torch.arange(local, device=rows.device)
         distance = index[local - new :, None] - index[None, :]
-        visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-        own = visible[None] & rows[:, None, :]
+        own = (distance >= 0)[None] & rows[:, None, :]
+        if window is not None:  # counted in the row's own tokens: others may have been fed without it
+            order = rows.cumsum(1)
+            own = own & (order[:, local - new :, None] - order[:, None, :] < window)
         # A padding token must see something, or its softmax is 0/0 and the NaN spreads; nobody reads its output.
         own = own | (distance == 0)[None]
         if memory == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -13,9 +13,10 @@ from msa_plugin.config import GenerationConfig
 from msa_plugin.engine.generate import TextStream, decode
 from msa_plugin.engine.interleave import Gathered
 from msa_plugin.engine.reading import Excerpt, Prefill
+from msa_plugin.events import DocumentsChosen, DocumentsFetched, RetrievalEnded, RetrievalEvent
 from msa_plugin.types import Answer, Source, Trace
 
-Events: TypeAlias = Generator[tuple[int, str | Answer], None, None]
+Events: TypeAlias = Generator[tuple[int, str | Answer | RetrievalEvent], None, None]
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,25 @@ def answering(
             new_tokens=stream.tokens,
             finish="stop" if stream.stopped or stream.tokens < generation.max_new_tokens else "length",
             head_tokens=prefill.head_tokens,
+            interleave="scores" if one.gathered.rounds else "",
         )
         yield row, Answer(stream.text, _sources(one), trace)
+
+
+def found_at_once(asked: Sequence[Asked]) -> Iterator[tuple[int, RetrievalEvent]]:
+    """What a forward that routed and read in one go found."""
+    for row, one in enumerate(asked):
+        [only] = one.gathered.rounds
+        yield row, DocumentsChosen(1, only.selected, only.scores)
+        yield row, RetrievalEnded(1, "scores")
+
+
+def fetched(asked: Sequence[Asked]) -> Iterator[tuple[int, RetrievalEvent]]:
+    """What each question is about to be answered from, by the round that found it."""
+    for row, one in enumerate(asked):
+        sources = _sources(one)
+        for number in sorted({source.round for source in sources}):
+            yield row, DocumentsFetched(number, tuple(s for s in sources if s.round == number))
 
 
 def _stages(asked: Asked) -> dict[str, float]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,63 +19,28 @@ from msa_plugin import prompts
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.documents import StoredDocument
 from msa_plugin.bank.tiers import KeyTier
 from msa_plugin.bank.view import Selection
-from msa_plugin.config import ContentConfig, GenerationConfig, InterleaveConfig, MemoryConfig, ReadingMode
-from msa_plugin.engine.answering import Asked, Events, answering
+from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
+from msa_plugin.engine.answering import Asked, Events, answering, fetched, found_at_once
 from msa_plugin.engine.encoder import Encoder
+from msa_plugin.engine.generative.generative import Generative
 from msa_plugin.engine.generative.reference_loop import ReferenceLoop
-from msa_plugin.engine.interleave import Found, Gathered, Query, Ranking, interleave
+from msa_plugin.engine.interleave import Found, Gathered, Query, Ranking, drained, interleave_steps
 from msa_plugin.engine.numbering import Numbering
 from msa_plugin.engine.per_layer import LayerRouting, RoutedPass, Row
 from msa_plugin.engine.ranking import Ranked, SharedQueries, blended, rank_routed, rank_shared, shared_queries
 from msa_plugin.engine.reading import Excerpt, Prefill, Reader, allowances, around
+from msa_plugin.engine.setup import check_window, content_config, fingerprint, reading_mode
 from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
+from msa_plugin.events import RetrievalEvent, RoundStarted
 from msa_plugin.routing.prefilter import Prefilter, PrefilterSpec
-from msa_plugin.types import Document, EncodedDocument, Fingerprint, Hit, Round
+from msa_plugin.types import Document, EncodedDocument, Hit, Round
 
+__all__ = ["Engine", "check_window", "fingerprint"]
 # Chunks of a found document that the next round routes on.
 _PIECES = 8
-
-
-def reading_mode(adapter: Adapter, config: MemoryConfig) -> ReadingMode:
-    """How answers read memory: what was asked for, else latents where the adapter was trained for them, else text."""
-    if config.reading == "auto":
-        return "latent" if adapter.config.abilities.read_latent else "text"
-    return config.reading
-
-
-def content_config(backbone: Backbone, adapter: Adapter, config: MemoryConfig) -> ContentConfig | None:
-    """What K and V the bank keeps for the reading mode; None for text, which needs none."""
-    mode = reading_mode(adapter, config)
-    if mode == "text":
-        return None
-    if mode == "kv":
-        return ContentConfig(layers=tuple(range(backbone.spec.layers)), pooling=config.content_pooling or 1)
-    reading = adapter.config.reading
-    return ContentConfig(layers=reading.layers, pooling=config.content_pooling or reading.pooling)
-
-
-def check_window(backbone: Backbone, config: MemoryConfig) -> None:
-    """Raises ConfigError for a window longer than the backbone reads."""
-    longest = backbone.spec.max_positions
-    if config.window > longest:
-        raise ConfigError(f"window={config.window} is longer than {backbone.name} reads, {longest} tokens; choose less")
-
-
-def fingerprint(backbone: Backbone, adapter: Adapter, config: MemoryConfig) -> Fingerprint:
-    """What the latents of a bank made with these three depend on."""
-    routing, content = adapter.config.routing, content_config(backbone, adapter, config)
-    return Fingerprint(
-        backbone=backbone.weights_hash(),
-        tokenizer=backbone.tokenizer_hash(),
-        adapter=adapter.hash(),
-        routing=f"layers {list(routing.layers)}, pooling {routing.pooling}, {routing.selection}",
-        content="none" if content is None else f"layers {list(content.layers)}, pooling {content.pooling}",
-        dtype=f"keys {config.keys_dtype}, content {str(backbone.dtype).removeprefix('torch.') if content else 'none'}",
-        template="numbered" if adapter.config.numbered else f"prefix {adapter.config.prefix}",
-        window=config.window,
-    )
 
 
 class Engine:
@@ -171,6 +136,10 @@ class Engine:
         return Ranking(ranked, {"encode": run.seconds - route, "route": route})
 
     def _routed_pass(self, queries: Sequence[str], k: int, selection: Selection, *, answering: bool) -> RoutedPass:
+        if self.generative is not None:
+            wire = self.generative.wire
+            rows = [wire.question(q) for q in queries]
+            return self._layers.run(rows, wire.head, k, selection, answering=answering)
         briefly = answering and self.config.instruction is None
         asked = self.backbone.tokenize_batch([prompts.question_part(q, briefly=briefly) for q in queries])
         asked = [ids[: self.encoder.layout.text] for ids in asked]  # a follow-up may hold a long document
@@ -227,10 +196,18 @@ class Engine:
         if self.config.compat:
             yield from self.compat_loop.ask(questions, selection, generation, self.mode, self._abilities)
             return
+        if self.generative is not None:
+            yield from self.generative.ask(questions, selection, generation, rounds)
+            return
         if self.mode == "latent" and self.adapter.config.routing.selection == "per_layer":
+            for row, question in enumerate(questions):
+                yield row, RoundStarted(1, question)
             asked, prefill = self._read_while_routing(questions, selection)
+            yield from found_at_once(asked)
+            yield from fetched(asked)
         else:
-            asked = self.gather(questions, selection, rounds)
+            asked = yield from self._gathering(questions, selection, rounds)
+            yield from fetched(asked)
             prefill = self.reader.prefill(questions, [a.excerpts for a in asked])
         yield from answering(self.backbone, asked, prefill, generation, self.mode, self._abilities)
 
@@ -241,6 +218,16 @@ class Engine:
             raise ConfigError("compat=True needs a checkpoint in the reference's format, read as latents")
         return ReferenceLoop(self._layers, self.bank, self.top_k)
 
+    @cached_property
+    def generative(self) -> Generative | None:
+        """The loop in which the model writes document ids, for adapters that were trained to."""
+        config, numbering = self.adapter.config, self.encoder.numbering
+        per_layer = config.routing.selection == "per_layer"
+        if numbering is None or not (config.abilities.emit_ids and per_layer and self.mode == "latent"):
+            return None
+        budget = self.config.context_tokens
+        return Generative(self._layers, self.bank, numbering, self._cut, budget, self._abilities)
+
     def ask_from(
         self,
         questions: Sequence[str],
@@ -250,6 +237,11 @@ class Engine:
     ) -> Events:
         """Answer a batch from documents that the caller chose, best first, which `selection` allows; see `ask`."""
         asked = self._given(questions, ordinals, selection)
+        if self.generative is not None:
+            given = [[f.ranked for f in one.gathered.found] for one in asked]
+            yield from self.generative.ask_from(questions, given, selection, generation)
+            return
+        yield from fetched(asked)
         prefill = self.reader.prefill(questions, [a.excerpts for a in asked])
         yield from answering(self.backbone, asked, prefill, generation, self.mode, self._abilities)
 
@@ -303,10 +295,15 @@ class Engine:
 
     def gather(self, questions: Sequence[str], selection: Selection, rounds: InterleaveConfig) -> list[Asked]:
         """Run the rounds of routing and fit what was found to the context budget."""
-        weight = rounds.follow_weight
-        gathered = interleave(
-            questions, lambda q, k: self._rank_round(q, k, selection, weight), self._read, self.top_k, rounds
-        )
+        return drained(self._gathering(questions, selection, rounds))
+
+    def _gathering(
+        self, questions: Sequence[str], selection: Selection, rounds: InterleaveConfig
+    ) -> Generator[tuple[int, RetrievalEvent], None, list[Asked]]:
+        def rank(queries: Sequence[Query], k: int) -> Ranking:
+            return self._rank_round(queries, k, selection, rounds.follow_weight)
+
+        gathered = yield from interleave_steps(questions, rank, self._read, self.top_k, rounds)
         return [self._excerpts(g) for g in gathered]
 
     def _rank_round(self, queries: Sequence[Query], k: int, selection: Selection, weight: float) -> Ranking:
@@ -336,17 +333,21 @@ class Engine:
 
     def _excerpts(self, gathered: Gathered) -> Asked:
         """Cut documents to the budget, long ones around their best chunk; the best is read last, by the question."""
-        ranked = [f.ranked for f in gathered.found]
+        excerpts, stored = self._cut([f.ranked for f in gathered.found], self.config.context_tokens)
+        return Asked(gathered, excerpts[::-1], stored)
+
+    def _cut(self, ranked: Sequence[Ranked], budget: int) -> tuple[list[Excerpt], dict[int, StoredDocument]]:
+        """What of each document fits a budget of tokens, in the order given, and the documents by ordinal."""
         stored = self.bank.documents([r.ordinal for r in ranked])
         texts = [prompts.document_text(d.title, d.text) for d in stored]
         tokens = self.backbone.tokenize_batch(texts) if texts else []
-        granted = allowances([len(t) for t in tokens], self.config.context_tokens)
+        granted = allowances([len(t) for t in tokens], budget)
         excerpts = [
             self._excerpt(r, text, ids, size)
             for r, text, ids, size in zip(ranked, texts, tokens, granted, strict=True)
             if size > 0
         ]
-        return Asked(gathered, excerpts[::-1], {d.ordinal: d for d in stored})
+        return excerpts, {d.ordinal: d for d in stored}
 
     def _excerpt(self, ranked: Ranked, text: str, ids: list[int], size: int) -> Excerpt:
         if size >= len(ids):

@@ -8,12 +8,13 @@ Questions of a batch go through their rounds side by side.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from msa_plugin.config import InterleaveConfig
 from msa_plugin.engine.ranking import Ranked
+from msa_plugin.events import DocumentsChosen, RetrievalEnded, RetrievalEvent, RoundStarted
 from msa_plugin.types import Round
 
 
@@ -62,6 +63,11 @@ class Gathered:
         """What the next round routes on; empty when there will be none."""
         return self._open
 
+    @property
+    def query(self) -> str:
+        """What the next round routes on, for people."""
+        return f"{self.question} + {len(self._open)} pieces of what was found" if self.rounds else self.question
+
     def close(self) -> None:
         """No further round."""
         self._open = []
@@ -75,7 +81,7 @@ class Gathered:
         texts = read(new)
         self.rounds.append(
             Round(
-                query=self.question if number == 1 else f"{self.question} + {len(self._open)} pieces of what was found",
+                query=self.query,
                 selected=tuple(name for name, _ in texts),
                 scores=tuple(r.score for r in new),
                 seconds=seconds,
@@ -104,12 +110,36 @@ class Gathered:
         return kept if kept or self.found else ordered[:1]  # the first round always finds its best
 
 
+T = TypeVar("T")
+Steps = Generator[tuple[int, RetrievalEvent], None, list[Gathered]]
+
+
 def interleave(
     questions: Sequence[str], rank: Rank, read: ReadText, k: int, config: InterleaveConfig
 ) -> list[Gathered]:
     """Run the rounds of every question; `rank(queries, k)` routes, `read(ranked)` gives (id, pieces of text)."""
+    return drained(interleave_steps(questions, rank, read, k, config))
+
+
+def drained(steps: Generator[object, None, T]) -> T:
+    """What a generator returns, when nobody wants what it yields."""
+    kept: list[T] = []
+
+    def run() -> Generator[object, None, None]:
+        kept.append((yield from steps))
+
+    for _ in run():
+        pass
+    return kept[0]
+
+
+def interleave_steps(questions: Sequence[str], rank: Rank, read: ReadText, k: int, config: InterleaveConfig) -> Steps:
+    """`interleave`, which tells what happens, as (index of the question, event), while it does."""
     gathered = [Gathered(question) for question in questions]
     while active := [g for g in gathered if g.open_queries]:
+        for index, g in enumerate(gathered):
+            if g.open_queries:
+                yield index, RoundStarted(len(g.rounds) + 1, g.query)
         queries = [query for g in active for query in g.open_queries]
         began = time.perf_counter()
         ranking = rank(queries, k)
@@ -120,4 +150,10 @@ def interleave(
             seconds = {stage: value * share for stage, value in ranking.seconds.items()}
             seconds["other"] = max(0.0, overhead * share)
             g.take([next(rows) for _ in g.open_queries], seconds, config, read)
+        for index, g in enumerate(gathered):
+            if g in active:
+                last = g.rounds[-1]
+                yield index, DocumentsChosen(len(g.rounds), last.selected, last.scores)
+                if not g.open_queries:
+                    yield index, RetrievalEnded(len(g.rounds), "scores")
     return gathered

@@ -17,7 +17,7 @@ from msa_plugin.backbone.router import Router
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.tiers import KeyTier
 from msa_plugin.bank.view import Selection
-from msa_plugin.engine.assembly import BankSource, TemplateHead, bank_route
+from msa_plugin.engine.assembly import BankSource, Span, TemplateHead, bank_route
 from msa_plugin.engine.encoder import pad_left
 
 
@@ -82,12 +82,31 @@ class LayerRouting:
         kind: type[Pass] = Pass,
     ) -> RoutedPass:
         """`run` for rows [B, T] padded by the caller, in a pass of `kind`."""
-        began = time.perf_counter()
         route = bank_route(self.bank, selection, self.router.config, votes, k, self._tiles, self._tier)
         source = BankSource(self.bank, self.reading, head, ids.shape[0], route=route)
         sink = None if answering else _UntilRouted(self.router.config.layers[-1])
         state = kind(source=source, router=self.router, sink=sink, keep_cache=answering)
-        logits = self.backbone.run(state, ids, mask, positions, logits="last" if answering else "none")
+        return self._finish(state, source, ids, mask, votes, positions, answering)
+
+    def read(self, rows: Sequence[Row], head: TemplateHead, selected: Sequence[Sequence[Span]]) -> RoutedPass:
+        """Prefill `rows` that read what was `selected` for each, without routing."""
+        ids, mask = pad_left([row.ids for row in rows], self.backbone.device)
+        positions = head.length + self.top_k + (mask.cumsum(1) - 1).clamp(min=0)
+        source = BankSource(self.bank, self.reading, head, len(rows), selected=selected)
+        return self._finish(Pass(source=source, keep_cache=True), source, ids, mask, mask, positions, True)
+
+    def _finish(
+        self,
+        state: Pass,
+        source: BankSource,
+        ids: Tensor,
+        mask: Tensor,
+        votes: Tensor,
+        positions: Tensor,
+        answers: bool,
+    ) -> RoutedPass:
+        began = time.perf_counter()
+        logits = self.backbone.run(state, ids, mask, positions, logits="last" if answers else "none")
         return RoutedPass(state, source, votes, logits, positions[:, -1] + 1, time.perf_counter() - began)
 
 

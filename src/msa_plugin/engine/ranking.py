@@ -8,7 +8,7 @@ Shapes: B rows, T tokens, H heads, D head dim, C chunks, W routing-key width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -143,7 +143,15 @@ def rank_routed(
 
 
 def _merged(bank: MemoryBank, config: RoutingConfig, source: BankSource, votes: Tensor, row: int) -> list[Ranked]:
-    candidates = sorted({int(o) for routed in source.routed.values() for o in routed.ordinals[row]})
+    candidates = {int(o) for routed in source.routed.values() for o in routed.ordinals[row]}
+    return score_routed(bank, config, source, votes, row, candidates)
+
+
+def score_routed(
+    bank: MemoryBank, config: RoutingConfig, source: BankSource, votes: Tensor, row: int, ordinals: Iterable[int]
+) -> list[Ranked]:
+    """Documents ranked by one row of a prefill that routed per layer, whether a layer selected them or not."""
+    candidates = sorted(set(ordinals))
     if not candidates:
         return []
     by_layer = {

@@ -129,6 +129,8 @@ class ReferenceLoop:
             new_tokens=len(self.backbone.tokenize(text)) if text else 0,
             finish="stop" if final else "length",
             head_tokens=self.head.length,
+            interleave="reference",
+            ids="global",
         )
         sources = (Source(d.id, 0.0, at, prompts.document_text(d.title, d.text), d.title, d.metadata) for d, at in read)
         return Answer(text, tuple(sources), trace)

@@ -1,0 +1,49 @@
+"""What opening a memory decides: how answers read it, what the bank keeps, and what a bank is bound to."""
+
+from __future__ import annotations
+
+from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.config import ContentConfig, MemoryConfig, ReadingMode
+from msa_plugin.errors import ConfigError
+from msa_plugin.types import Fingerprint
+
+
+def reading_mode(adapter: Adapter, config: MemoryConfig) -> ReadingMode:
+    """How answers read memory: what was asked for, else latents where the adapter was trained for them, else text."""
+    if config.reading == "auto":
+        return "latent" if adapter.config.abilities.read_latent else "text"
+    return config.reading
+
+
+def content_config(backbone: Backbone, adapter: Adapter, config: MemoryConfig) -> ContentConfig | None:
+    """What K and V the bank keeps for the reading mode; None for text, which needs none."""
+    mode = reading_mode(adapter, config)
+    if mode == "text":
+        return None
+    if mode == "kv":
+        return ContentConfig(layers=tuple(range(backbone.spec.layers)), pooling=config.content_pooling or 1)
+    reading = adapter.config.reading
+    return ContentConfig(layers=reading.layers, pooling=config.content_pooling or reading.pooling)
+
+
+def check_window(backbone: Backbone, config: MemoryConfig) -> None:
+    """Raises ConfigError for a window longer than the backbone reads."""
+    longest = backbone.spec.max_positions
+    if config.window > longest:
+        raise ConfigError(f"window={config.window} is longer than {backbone.name} reads, {longest} tokens; choose less")
+
+
+def fingerprint(backbone: Backbone, adapter: Adapter, config: MemoryConfig) -> Fingerprint:
+    """What the latents of a bank made with these three depend on."""
+    routing, content = adapter.config.routing, content_config(backbone, adapter, config)
+    return Fingerprint(
+        backbone=backbone.weights_hash(),
+        tokenizer=backbone.tokenizer_hash(),
+        adapter=adapter.hash(),
+        routing=f"layers {list(routing.layers)}, pooling {routing.pooling}, {routing.selection}",
+        content="none" if content is None else f"layers {list(content.layers)}, pooling {content.pooling}",
+        dtype=f"keys {config.keys_dtype}, content {str(backbone.dtype).removeprefix('torch.') if content else 'none'}",
+        template="numbered" if adapter.config.numbered else f"prefix {adapter.config.prefix}",
+        window=config.window,
+    )
