@@ -206,7 +206,7 @@ class LatentMemory(AsyncTwins):
 
         With `documents` (ids, best first; for a batch a list of ids for each question) exactly these are read instead
         of what routing would find; none of them means closed book. `options` override single fields of the generation
-        and interleave settings: max_new_tokens, temperature, top_p, seed, stop, max_rounds, per_round, cut, ids_per_round.
+        and interleave settings: max_new_tokens, temperature, top_p, seed, stop, max_rounds, per_round, cut and others.
 
         Raises EmptyMemoryError when nothing may be read, UnknownDocumentError for `documents` that this memory does
         not hold or `filter` does not admit, and InvalidQueryError or ConfigError for bad input.
