@@ -135,16 +135,13 @@ def test_the_quick_profile_on_the_tiny_backbone(tmp_path, backbone, part):
 
 @pytest.mark.slow
 def test_the_quick_profile_on_the_default_backbone(tmp_path, real_backbone):
-    given = quick("retrieval", tmp_path / "out")
-    rows = compare(given, backbone=real_backbone)
-    recall = {r.system: r.value for r in rows if r.metric == "R@5"}
-    assert set(recall) == set(QUICK["retrieval"])
-    assert recall["msa"] > 0.8
-    assert recall["bm25"] > 0.8
-    rows = compare(quick("qa", tmp_path / "out", questions=4, passages=(1, 5)), backbone=real_backbone)
+    ranking = quick("retrieval", tmp_path / "out", systems=("msa", "bm25"))
+    recall = {r.system: r.value for r in compare(ranking, backbone=real_backbone) if r.metric == "R@5"}
+    assert set(recall) == {"msa", "bm25"}
+    assert min(recall.values()) > 0.8
+    answering = quick("qa", tmp_path / "out", questions=2, passages=(1,), generation=GenerationConfig(max_new_tokens=8))
+    rows = compare(answering, backbone=real_backbone)
     contains = {(r.system, r.settings["passages"]): r.value for r in rows if r.metric == "contains"}
-    assert set(contains) == {(s, p) for s in ("msa", "bm25") for p in (1, 5)} | {
-        ("msa", "adaptive"),
-        ("closed-book", "adaptive"),
-    }
-    assert max(contains.values()) > contains["closed-book", "adaptive"]
+    found, chosen = {("msa", 1), ("bm25", 1)}, {("msa", "adaptive"), ("closed-book", "adaptive")}
+    assert set(contains) == found | chosen
+    assert max(contains[name] for name in found) > contains["closed-book", "adaptive"]
