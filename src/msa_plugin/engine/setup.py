@@ -22,6 +22,11 @@ def content_config(backbone: Backbone, adapter: Adapter, config: MemoryConfig) -
     if mode == "text":
         return None
     if mode == "kv":
+        if adapter.config.numbered:
+            raise ConfigError(
+                f"reading='kv' reads plain documents, and {adapter.config.name} encodes numbered ones; "
+                "choose 'latent' or 'text'"
+            )
         return ContentConfig(layers=tuple(range(backbone.spec.layers)), pooling=config.content_pooling or 1)
     reading = adapter.config.reading
     return ContentConfig(layers=reading.layers, pooling=config.content_pooling or reading.pooling)

@@ -58,7 +58,7 @@ class Routed(Protocol):
         """Any documents, scored, best first."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Conversation:
     """A question on its way to an answer; `budget` is the tokens of documents that its prompt may still take."""
 
