@@ -33,6 +33,24 @@ EXPECTED = {
     "01_quickstart": Expected(
         1, ("42 documents", "42 unchanged, 0 tokens", "bar-tailed-godwit", "deleted: ferry", "prefill")
     ),
+    "02_swap_into_langchain": Expected(
+        0,
+        (
+            "-    store = InMemoryVectorStore",
+            "+    store = MSAVectorStore",
+            "sources: [('bar-tailed-godwit'",
+            "reopened: ['emily-",
+        ),
+    ),
+    "03_swap_into_llamaindex": Expected(
+        0,
+        (
+            "-    index = VectorStoreIndex",
+            "+    index = MSAIndex",
+            "sources: [('bar-tailed-godwit'",
+            "refreshed: 1 of 42",
+        ),
+    ),
     "05_multi_hop": Expected(3, ("are those of the trace", "ceres -> giuseppe-piazzi", "exactly the two")),
     "06_train_a_router": Expected(2, ("adapter.safetensors", "against noise", "default adapter", "point-nemo")),
 }
