@@ -13,7 +13,7 @@ import msa_plugin
 from msa_plugin.memory import LatentMemory
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = sorted([*ROOT.glob("src/**/*.py"), *ROOT.glob("kernels/**/*.py")])
+SOURCES = sorted(path for top in ("src", "kernels", "integrations") for path in ROOT.glob(f"{top}/**/*.py"))
 FACADE = {
     "add", "aadd", "update", "aupdate", "delete", "adelete", "get", "ids", "retrieve", "aretrieve", "ask", "aask",
     "stream", "astream", "compact", "acompact", "snapshot", "asnapshot", "drop_snapshot", "verify", "averify", "stats",
