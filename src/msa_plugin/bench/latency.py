@@ -83,7 +83,7 @@ class Latency:
         self.settings, self.results, self.banks, self.cache = settings, results, banks, cache
         self.create = create or registry()
         self.generation, self.on_step = dict(generation or {}), on_step
-        self.source, self._began = source, time.monotonic()
+        self.source, self._asking = source, 0.0  # the latter: seconds spent on questions so far
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -143,6 +143,8 @@ class Latency:
             stack.callback(made.close)
             self.on_step(f"preparing {name}", 0, 1)
             made.prepare()
+            for note in getattr(made.system, "notes", ()):
+                self.results.note(PART, workspace.dataset.name, f"{name}: {note}")
             made.ask(question)  # caches and lazy imports are not the first question's fault
         except Exception as error:
             _LOG.warning("%s is left out: %s", name, error, exc_info=not isinstance(error, MSAError))
@@ -155,7 +157,7 @@ class Latency:
     ) -> dict[str, list[dict[At, float]]]:
         """Seconds of each question by system; the systems take turns, in an order that rotates."""
         chosen, began = self.settings, time.monotonic()
-        allowed = None if chosen.budget is None else (chosen.budget - (began - self._began)) / left
+        allowed = None if chosen.budget is None else (chosen.budget - self._asking) / left
         spent: dict[str, list[dict[At, float]]] = defaultdict(list)
         playing = list(ready)
         turns = [q for _ in range(chosen.repeats) for q in planned.questions]
@@ -169,6 +171,7 @@ class Latency:
                 one = playing[(number + place) % len(playing)]
                 self._turn(one, question, spent, planned.name)
             playing = [one for one in playing if one.name in spent]
+        self._asking += time.monotonic() - began
         return spent
 
     def _turn(self, one: Contestant, question: Question, spent: dict[str, list[dict[At, float]]], dataset: str) -> None:

@@ -46,7 +46,8 @@ class Settings:
     """What is measured: `sizes` in tokens, `questions` at most, `answers` of them also answered from `passages`.
 
     `synthetic` fills sizes that the texts do not reach with passages made of noise. `prefilter` adds each MSA system a
-    second time behind that index. `budget` (seconds) cuts the questions of each size and system short, evenly.
+    second time behind that index. `budget` (seconds to ask, without
+    indexing) cuts the questions of each size and system short, evenly.
     """
 
     systems: tuple[str, ...] = ("msa", "bm25")
@@ -113,6 +114,7 @@ class Scale:
         self.settings, self.results, self.banks, self.cache = settings, results, banks, cache
         self.create = create or registry()
         self.generation, self.on_step = dict(generation or {}), on_step
+        self._asking = 0.0  # seconds spent on questions so far
 
     def run(self, dataset: Dataset, distractors: Iterable[Document]) -> Plan:
         """Measure every system at every size; returns what was planned."""
@@ -131,11 +133,10 @@ class Scale:
         cells = list(self._cells(planned))
         open_cells = [c for c in cells if not self.results.has((PART, planned.name, c.name, c.settings))]
         failures: dict[str, list[str]] = {}
-        began = time.monotonic()
         for number, cell in enumerate(open_cells):
             allowed = None
             if chosen.budget is not None:
-                allowed = (chosen.budget - (time.monotonic() - began)) / (len(open_cells) - number)
+                allowed = (chosen.budget - self._asking) / (len(open_cells) - number)
             self.on_step(f"{cell.name} at {cell.step.size:,} tokens", number, len(open_cells))
             try:
                 self._measure(planned, cell, allowed)
@@ -170,6 +171,8 @@ class Scale:
             try:
                 if hasattr(system, "prepare"):
                     system.prepare()
+                for note in getattr(system, "notes", ()):
+                    self.results.note(PART, planned.name, f"{cell.name} at {cell.step.size:,} tokens: {note}")
                 with _prefiltered(memory, cell.prefilter, self.cache):
                     records = self._ask(system, workspace, allowed)
                 if cell.prefilter is not None:
@@ -221,6 +224,7 @@ class Scale:
             if number < chosen.answers or not finds:
                 record |= self._answer(system, workspace, question, ranking)
             records.append(record)
+        self._asking += time.monotonic() - began
         return records
 
     def _answer(self, system: Any, workspace: Workspace, question: Question, ranking: Sequence[str]) -> dict[str, Any]:

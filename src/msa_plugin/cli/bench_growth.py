@@ -35,7 +35,8 @@ Questions = Annotated[int, typer.Option(help="Questions of each data set, at mos
 Sizes = Annotated[str, typer.Option(help="Sizes of the memory in tokens, such as 16K,64K,1M.")]
 Seed = Annotated[int, typer.Option(help="Seed of what is sampled.")]
 Budget = Annotated[
-    float | None, typer.Option(help="Minutes for the questions in all; fewer are asked, evenly.", min=0.01)
+    float | None,
+    typer.Option(help="Minutes to ask in all, without indexing; fewer questions are asked, evenly.", min=0.01),
 ]
 Prefilter = Annotated[
     str | None, typer.Option(help="Also measure MSA behind this index, e.g. faiss:HNSW32@candidates=200.")
@@ -88,7 +89,7 @@ def scale(
         seed=seed,
         synthetic=synthetic,
         prefilter=prefilter,
-        budget=None if budget is None else budget * 60,
+        budget=_share(budget, data),
     )
     _check(data, distractors)
     told = {"answers": answers, "passages": passages, **_told(settings, distractors)}
@@ -136,7 +137,7 @@ def latency(
         repeats=repeats,
         seed=seed,
         prefilter=prefilter,
-        budget=None if budget is None else budget * 60,
+        budget=_share(budget, data),
     )
     _check(data, distractors)
     told = {"hops": hops, "per_round": per_round, "repeats": repeats, **_told(settings, distractors)}
@@ -197,6 +198,13 @@ def needle(
     with Watch(sys.stderr) as watch:
         rows = run(config, on_step=watch.step)
     _report(said, out, rows)
+
+
+def _share(budget: float | None, data: Path | None) -> float | None:
+    """Seconds for each data set, of so many minutes for all."""
+    from msa_plugin.bench.datasets import find_datasets
+
+    return None if budget is None else 60 * budget / (1 if data is None else len(find_datasets(data)))
 
 
 def _check(data: Path | None, distractors: Path | None) -> None:
