@@ -201,6 +201,12 @@ def _run(out: Output, config: CompareConfig, judge: Judge | None) -> None:
     out.result([row.to_dict() for row in rows])
 
 
+def _shown(metric: str, values: dict[str, float]) -> str:
+    if metric not in values:
+        return "-"
+    return f"{values[metric]:.4f}" if metric == "seconds" else f"{values[metric]:.3f}"
+
+
 def _table(rows: Iterable[Row], part: Part) -> list[str]:
     """A line per data set, system and number of passages."""
     wanted = (*MAIN[part], "seconds")
@@ -212,7 +218,7 @@ def _table(rows: Iterable[Row], part: Part) -> list[str]:
     names = ("data set", "system", "passages") if part == "qa" else ("data set", "system")
     grid: list[Sequence[str]] = [(*names, *shown)]
     for name, values in lines.items():
-        grid.append((*map(str, name[: len(names)]), *(f"{values[m]:.3f}" if m in values else "-" for m in shown)))
+        grid.append((*map(str, name[: len(names)]), *(_shown(m, values) for m in shown)))
     widths = [max(len(line[column]) for line in grid) for column in range(len(grid[0]))]
     return [
         "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
