@@ -1,4 +1,4 @@
-"""Generative interleave by default: constrained ids, bounded rounds, causal insertions, batches equal to single runs."""
+"""Generative interleave: constrained ids, bounded rounds, causal insertions, batches equal to single ones."""
 
 from __future__ import annotations
 
@@ -175,6 +175,26 @@ def test_a_document_cannot_forge_a_marker(backbone: Backbone, tmp_path: Path, sc
         script(f"{evil}?", f"[0]{LIST_END}<ok")
         answer = memory.ask(f"{evil}?", max_new_tokens=2)
         assert answer.text == "ok" and answer.trace.ended == "model"
+
+
+@pytest.mark.parametrize("marker", [LIST_END, "<|im_start|>", "<|im_end|>"])
+def test_an_answer_ends_at_any_marker(memory: LatentMemory, script: Script, marker: str) -> None:
+    script("end?", f"<ab{marker}cd")
+    answer = memory.ask("end?", max_new_tokens=9)
+    assert (answer.text, answer.trace.finish) == ("ab", "stop")
+
+
+def test_every_window_of_a_long_document_carries_its_number(memory: LatentMemory) -> None:
+    numbering, backbone = memory.engine.encoder.numbering, memory.engine.backbone
+    text = "word " * 40
+    windows, tokens = numbering.windows(text, 13, 64)
+    assert len(windows) > 1 and max(map(len, windows)) == 64
+    assert all(backbone.detokenize(w[1:-1]).startswith("[12].") for w in windows)
+    assert all(backbone.detokenize(w[1:-1]).endswith("[12]") for w in windows)
+    inside = numbering.layout(64, 13)
+    pieces = [w[inside.prefix : len(w) - inside.suffix] for w in windows]
+    assert sum(map(len, pieces)) == tokens
+    assert backbone.detokenize([t for p in pieces for t in p]) == f" {text}"
 
 
 def test_insertions_are_causal(memory: LatentMemory) -> None:
