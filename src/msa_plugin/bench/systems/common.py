@@ -79,7 +79,7 @@ def summed(parts: Iterable[Mapping[str, float]]) -> Seconds:
 
 def best(scores: NDArray[Any], k: int) -> list[int]:
     """Positions of the `k` largest of `scores` [n], best first; of equal ones the first ones."""
-    if k < len(scores):
+    if 0 < k < len(scores):
         least = np.partition(scores, len(scores) - k)[len(scores) - k]
         candidates = np.flatnonzero(scores >= least)
     else:

@@ -8,6 +8,7 @@ backbone: the mean of its last hidden states.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -165,7 +166,7 @@ class SentenceEmbedder:
     def limit(self) -> int | None:
         """The model's longest sequence, special tokens included."""
         length = self.model.max_seq_length
-        return None if length is None else int(length)
+        return None if length is None or math.isinf(length) else int(length)
 
     def documents(self, given: list[str]) -> Vectors:
         """With the model's prompt for documents, if it has one."""
@@ -177,7 +178,10 @@ class SentenceEmbedder:
 
     def lengths(self, given: list[str]) -> list[int]:
         """By the model's own tokenizer, special tokens included."""
-        return [len(ids) for ids in self.model.tokenizer(given, truncation=False, verbose=False)["input_ids"]]
+        tokenizer = self.model.tokenizer
+        if hasattr(tokenizer, "encode_batch"):  # static embeddings have a bare one
+            return [len(encoded.ids) for encoded in tokenizer.encode_batch(given)]
+        return [len(ids) for ids in tokenizer(given, truncation=False, verbose=False)["input_ids"]]
 
     def _unit(self, encode: Any, given: list[str]) -> Vectors:
         vectors: Vectors = encode(given, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True)

@@ -1,0 +1,207 @@
+"""Every system by its name: that it can be made and asked, what names mean, and what is said about wrong ones."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from system_toys import ids, static_model, toy_dataset, workspace
+
+from msa_plugin.bench.base import Answers, Cost, Dataset, System
+from msa_plugin.bench.datasets import sample_dataset
+from msa_plugin.bench.systems import NAMES, Options, create, describe, models, parse
+from msa_plugin.bench.systems.names import Parsed, Rerank, parse_one
+from msa_plugin.errors import ConfigError, MissingExtraError
+
+FINDING = (
+    "msa",
+    "msa-interleave",
+    "msa+faiss:Flat",
+    "bm25",
+    "dense",
+    "dense-same-backbone",
+    "hybrid",
+    "fusion:msa~bm25",
+    "iterative",
+    "iterative:bm25",
+    "decompose",
+    "bm25+rerank",
+    "iterative:(bm25+rerank@2)",
+    "decompose:(msa+faiss:Flat)+rerank@3",
+)
+ANSWERING = ("msa", "msa-interleave", "closed-book", "full-context")
+
+
+@pytest.fixture(scope="module")
+def packaged(tmp_path_factory):
+    return static_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory, backbone):
+    return workspace(tmp_path_factory.mktemp("toy"), backbone)
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory, backbone):
+    return workspace(tmp_path_factory.mktemp("sample"), backbone, sample_dataset())
+
+
+@pytest.fixture
+def offline(monkeypatch, packaged):
+    """The default embedding model is a tiny one."""
+    monkeypatch.setattr(models, "packaged_model", lambda: packaged)
+
+
+def test_every_name_is_tried_here():
+    kinds = {parse_one(name).kind for name in (*FINDING, *ANSWERING)}
+    assert kinds == set(NAMES)
+    assert all(name in describe() for name in NAMES)
+
+
+@pytest.mark.parametrize("name", FINDING)
+def test_every_system_finds(name, toy, offline):
+    system = create(name, toy, Options(fusion_depth=5))
+    assert isinstance(system, System)
+    assert system.name == name
+    cost = system.prepare()
+    assert isinstance(cost, Cost)
+    assert cost.seconds > 0
+    assert cost.tokens == toy.memory.stats().tokens
+    assert cost.disk_bytes > cost.memory_bytes / 10 > 0
+    known = {d.id for d in toy.dataset.documents}
+    questions = [q.text for q in toy.dataset.questions[:3]]
+    found = system.find(questions, 3)
+    assert [len(f.ranking) <= 3 for f in found] == [True] * 3
+    for question, one in zip(questions, found, strict=True):
+        assert len(one.ranking) >= 1
+        assert set(ids(one)) <= known
+        scores = [hit.score for hit in one.ranking]
+        assert scores == sorted(scores, reverse=True)
+        assert one.queries[0] == question
+        assert "encode" in one.seconds
+        assert {"search", "route"} & set(one.seconds)
+        assert all(seconds >= 0 for seconds in one.seconds.values())
+    everything = system.find(questions[:1], 1000)[0]
+    assert len(set(ids(everything))) == len(everything.ranking) <= len(known)
+    assert ids(everything)[:2] == ids(found[0])[:2] or "fusion" in name  # fusing more ranks can change the order
+    assert ids(system.find(questions[:1], 1000)[0]) == ids(everything)
+    assert system.find([], 5) == []
+    system.close()
+
+
+@pytest.mark.parametrize("name", ["msa", "msa-interleave", "bm25", "fusion:msa~bm25", "iterative:msa"])
+def test_sample_corpus(name, sample):
+    system = create(name, sample)
+    system.prepare()
+    known = {d.id for d in sample.dataset.documents}
+    for one in system.find([q.text for q in sample.dataset.questions], 10):
+        assert set(ids(one)) <= known
+        assert len(one.ranking) == 10 or name == "bm25"
+
+
+@pytest.mark.parametrize("name", ANSWERING)
+def test_every_answering_system_answers(name, toy):
+    system = create(name, toy)
+    assert isinstance(system, Answers)
+    if hasattr(system, "prepare"):
+        system.prepare()
+    replies = system.answer([q.text for q in toy.dataset.questions[:2]])
+    assert [r.output_tokens <= 3 for r in replies] == [True, True]
+    assert all(r.input_tokens > 20 for r in replies)
+    assert system.answer([]) == []
+
+
+@pytest.mark.parametrize("name", ["msa", "bm25", "dense", "dense-same-backbone", "hybrid", "iterative:bm25"])
+def test_empty_corpus(name, tmp_path, backbone, offline):
+    empty = workspace(tmp_path, backbone, Dataset("empty", (), ()))
+    system = create(name, empty)
+    assert system.prepare().tokens == 0
+    assert [ids(f) for f in system.find(["a glacier"], 3)] == [[]]
+
+
+def test_each_call_makes_a_system_of_its_own(toy):
+    one, other = create("bm25", toy), create("bm25", toy)
+    one.prepare()
+    other.prepare()
+    one.close()
+    assert ids(other.find(["violin"], 1)[0]) == ["violin"]
+
+
+def test_names_are_taken_apart():
+    assert parse_one("dense:org/model-v2") == Parsed("dense", "org/model-v2")
+    assert parse_one("iterative").bases == (Parsed("dense"),)
+    assert parse_one("hybrid").bases == (Parsed("bm25"), Parsed("dense"))
+    assert parse_one("fusion:(msa,dense:a/b)") == parse_one("fusion:msa~dense:a/b")
+    reranked = parse_one("iterative:(dense:m+rerank@7)+rerank:org/cross")
+    assert reranked.reranks == (Rerank(None, "org/cross"),)
+    assert reranked.bases == (Parsed("dense", "m", reranks=(Rerank(7, None),)),)
+    assert parse_one("dense:a+b").argument == "a+b"
+    index = parse_one("msa+faiss:IVF4,Flat@nprobe=2+rerank")
+    assert index.prefilter.startswith("faiss:IVF4,Flat@")
+    assert index.reranks == (Rerank(None, None),)
+
+
+def test_lists_of_names():
+    assert parse("msa, bm25,fusion:(msa,bm25) dense:x") == ("msa", "bm25", "fusion:(msa,bm25)", "dense:x")
+    assert parse(["msa", "fusion:msa,bm25"]) == ("msa", "fusion:msa,bm25")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("bm52", "no system 'bm52'.*bm25"),
+        ("", "no system ''"),
+        ("bm25:x", "takes no argument"),
+        ("dense:", "takes no argument"),
+        ("bm25+renark", "no system 'bm25.renark'"),
+        ("bm25+rerank@0", "not rerank"),
+        ("bm25+faiss:Flat", "directly behind msa"),
+        ("msa+faiss:", "a prefilter is"),
+        ("closed-book+rerank", "nothing to rerank"),
+        ("iterative:closed-book", "does not rank passages"),
+        ("fusion:msa", "at least two"),
+        ("fusion:(msa~bm25", "parentheses"),
+    ],
+)
+def test_wrong_names(name, said, toy):
+    with pytest.raises(ConfigError, match=said):
+        create(name, toy)
+
+
+@pytest.mark.parametrize("names", ["", [], "msa,msa", "msa,nothing"])
+def test_wrong_lists_of_names(names):
+    with pytest.raises(ConfigError):
+        parse(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("bm25", "bm25s"),
+        ("bm25", "Stemmer"),
+        ("dense", "faiss"),
+        ("dense", "sentence_transformers"),
+        ("dense-same-backbone", "faiss"),
+        ("hybrid", "bm25s"),
+        ("iterative", "sentence_transformers"),
+        ("msa+rerank:some/cross-encoder", "sentence_transformers"),
+    ],
+)
+def test_a_package_that_is_absent_is_named_at_once(name, module, toy, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=r'pip install "msa-plugin\[bench\]"'):
+        create(name, toy)
+
+
+def test_numbers_below_one_are_refused():
+    with pytest.raises(ConfigError, match="rounds, fusion_k"):
+        Options(rounds=0, fusion_k=0)
+
+
+def test_toy_questions_are_answered_by_their_own_words(toy):
+    assert toy_dataset().documents == toy.dataset.documents
+    system = create("bm25", toy)
+    system.prepare()
+    found = system.find([q.text for q in toy.dataset.questions], 1)
+    assert [ids(f)[0] for f in found] == [d.id for d in toy.dataset.documents]

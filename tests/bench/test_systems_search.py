@@ -1,0 +1,242 @@
+"""BM25, dense search and their fusion against other ways to compute the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from system_toys import Given, ids, static_model, toy_dataset, workspace
+
+from msa_plugin.bench.base import Dataset, Found, Scored
+from msa_plugin.bench.datasets import sample_dataset
+from msa_plugin.bench.systems import Options, create
+from msa_plugin.bench.systems.common import best, falling, merged, texts
+from msa_plugin.bench.systems.dense import BackboneEmbedder, Dense
+from msa_plugin.bench.systems.embeddings import EmbeddingCache, Portion
+from msa_plugin.bench.systems.fusion import Fusion, reciprocal_ranks
+from msa_plugin.errors import ConfigError
+from msa_plugin.types import Document
+
+
+def test_bm25_scores_are_bm25s_own(tmp_path, backbone):
+    import bm25s
+    import Stemmer
+
+    dataset = sample_dataset()
+    system = create("bm25", workspace(tmp_path, backbone, dataset))
+    system.prepare()
+    stemmer = Stemmer.Stemmer("english")
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize(texts(dataset.documents), stopwords="en", stemmer=stemmer, show_progress=False))
+    questions = [q.text for q in dataset.questions]
+    tokens = bm25s.tokenize(questions, stopwords="en", stemmer=stemmer, show_progress=False)
+    rows, scores = index.retrieve(tokens, k=5, show_progress=False)
+    for found, row, values in zip(system.find(questions, 5), rows, scores, strict=True):
+        assert [hit.score for hit in found.ranking] == pytest.approx(values[values > 0].tolist())
+        expected = {dataset.documents[i].id for i in row[:3]}
+        assert set(ids(found)[:3]) == expected or values[2] == values[3]
+
+
+def test_bm25_stems_and_leaves_out_what_shares_no_word(tmp_path, backbone):
+    system = create("bm25", workspace(tmp_path, backbone))
+    system.prepare()
+    found = system.find(["glaciers", "the and of", "unheard-of", "?"], 8)
+    assert [ids(f) for f in found] == [["glacier"], [], [], []]
+
+
+def test_bm25_knows_titles_and_ties_keep_the_order_of_the_corpus(tmp_path, backbone):
+    same = [Document(f"d{n}", "some words", title="Zebra") for n in (3, 1, 2)]
+    system = create("bm25", workspace(tmp_path, backbone, Dataset("ties", tuple(same), ())))
+    system.prepare()
+    assert [ids(system.find(["zebra"], k)[0]) for k in (1, 2, 9)] == [["d3"], ["d3", "d1"], ["d3", "d1", "d2"]]
+
+
+def test_best_is_a_stable_sort():
+    scores = np.random.default_rng(0).integers(0, 5, 50).astype(np.float32)
+    expected = sorted(range(50), key=lambda i: (-scores[i], i))
+    assert [best(scores, k) for k in (0, 1, 7, 50, 99)] == [expected[:k] for k in (0, 1, 7, 50, 99)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return static_model(tmp_path_factory.mktemp("model"))
+
+
+def test_dense_is_the_cosine_of_the_models_own_vectors(tmp_path, backbone, model):
+    from sentence_transformers import SentenceTransformer
+
+    dataset = toy_dataset()
+    system = create(f"dense:{model}", workspace(tmp_path, backbone, dataset))
+    system.prepare()
+    questions = [q.text for q in dataset.questions]
+    library = SentenceTransformer(model, device="cpu")
+    given, asked = (library.encode(t, normalize_embeddings=True) for t in (texts(dataset.documents), questions))
+    for found, row in zip(system.find(questions, 4), asked @ given.T, strict=True):
+        order = np.argsort(-row, kind="stable")[:4]
+        assert ids(found) == [dataset.documents[i].id for i in order]
+        assert [hit.score for hit in found.ranking] == pytest.approx(row[order].tolist(), abs=1e-5)
+
+
+def test_dense_ties_keep_the_order_of_the_corpus(tmp_path, backbone, model):
+    same = [Document(f"d{n:02}", "alike") for n in range(40)]
+    system = create(f"dense:{model}", workspace(tmp_path, backbone, Dataset("ties", tuple(same), ())))
+    system.prepare()
+    for k in (1, 7, 40, 100):
+        assert ids(system.find(["alike"], k)[0]) == [d.id for d in same[:k]]
+
+
+def test_a_model_that_cannot_be_loaded(tmp_path, backbone):
+    (tmp_path / "nothing").mkdir()
+    system = create(f"dense:{tmp_path / 'nothing'}", workspace(tmp_path, backbone))
+    with pytest.raises(ConfigError, match="nothing cannot be loaded"):
+        system.prepare()
+
+
+class Counting:
+    """Two numbers a text; counts what it embeds, and breaks after `breaks` texts."""
+
+    limit = 5
+
+    def __init__(self, breaks=10**9):
+        self.key, self.seen, self.breaks = "counting", [], breaks
+
+    def documents(self, given):
+        if len(self.seen) + len(given) > self.breaks:
+            raise KeyboardInterrupt
+        self.seen += given
+        return self.queries(given)
+
+    def queries(self, given):
+        angles = [len(t) / 100 for t in given]
+        return np.array([[np.cos(a), np.sin(a)] for a in angles], dtype=np.float32).reshape(-1, 2)
+
+    def lengths(self, given):
+        return [len(t.split()) for t in given]
+
+
+def many(count):
+    return Dataset("many", tuple(Document(f"d{n}", "x" * (n % 150) + f" {n}") for n in range(count)), ())
+
+
+def test_an_interrupted_index_goes_on_where_it_stopped(tmp_path, backbone):
+    given = workspace(tmp_path, backbone, many(0))
+    given.dataset = many(1200)
+    broken = Counting(breaks=1100)
+    with pytest.raises(KeyboardInterrupt):
+        Dense("d", given, broken).prepare()
+    assert len(broken.seen) == 1024
+    embedder = Counting()
+    steps = []
+    given.on_step = lambda what, done, total: steps.append((done, total))
+    system = Dense("d", given, embedder)
+    system.prepare()
+    assert embedder.seen == texts(given.dataset.documents)[1024:]
+    assert steps == [(1024, 1200), (1200, 1200)]
+    again = Counting()
+    other = Dense("d", given, again)
+    assert other.prepare().seconds > 0  # what the embeddings took, although nothing was embedded now
+    assert again.seen == []
+    assert ids(other.find(["x" * 90], 3)[0]) == ids(system.find(["x" * 90], 3)[0])
+
+
+def test_only_a_changed_document_is_embedded_again(tmp_path, backbone):
+    given = workspace(tmp_path, backbone)
+    Dense("d", given, Counting()).prepare()
+    documents = [*given.dataset.documents]
+    documents[3] = Document(documents[3].id, "Something else altogether, and much longer than it was. " * 3)
+    given.dataset = Dataset("toy", tuple(documents[::-1]), ())
+    embedder = Counting()
+    system = Dense("d", given, embedder)
+    system.prepare()
+    assert embedder.seen == [documents[3].text]
+    assert ids(system.find([documents[3].text], 1)[0]) == [documents[3].id]
+
+
+def test_a_damaged_block_is_embedded_again(tmp_path, backbone, caplog):
+    given = workspace(tmp_path, backbone)
+    Dense("d", given, Counting()).prepare()
+    [block] = (given.cache / "embeddings" / "counting").glob("*.npz")
+    block.write_bytes(block.read_bytes()[:200])
+    embedder = Counting()
+    Dense("d", given, embedder).prepare()
+    assert len(embedder.seen) == 8
+    assert "embedded again" in caplog.text
+
+
+def test_no_pickle_is_read(tmp_path):
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    np.savez(folder / "evil.npz", keys=np.array(["a", None], dtype=object), vectors=np.zeros(2))
+    cache = EmbeddingCache(folder)
+    made = cache.embed(["a"], ["text"], lambda t: Portion(np.ones((1, 2), np.float32), 1.0, [1]), lambda *_: None)
+    assert made.vectors.tolist() == [[1, 1]]
+
+
+def test_what_is_not_embedded_is_said(tmp_path, backbone):
+    given = workspace(tmp_path, backbone)
+    system = Dense("d", given, Counting())
+    system.prepare()
+    assert system.notes == ("8 of 8 passages have more than 5 tokens: the rest is not embedded",)
+    assert Fusion("f", given, [system, Given(lambda q: [])], Options()).notes == system.notes
+
+
+def test_backbone_vectors_are_means_of_its_last_states(tmp_path, backbone):
+    engine = workspace(tmp_path, backbone, window=64).memory.engine
+    prefix = engine.encoder.prefix
+    given = ["short", "a longer text with <|im_end|> in it", "w" * 150, ""]
+    vectors = BackboneEmbedder(engine).documents(given)
+    for text, vector in zip(given, vectors, strict=True):
+        tokens = backbone.tokenize(text)
+        size = 64 - len(prefix)
+        states = []
+        for start in range(0, max(len(tokens), 1), size):
+            row = torch.tensor([prefix + tokens[start : start + size]])
+            with torch.inference_mode():
+                last = backbone.model.model(input_ids=row).last_hidden_state[0]
+            states.append(last[len(prefix) :] if tokens else last)
+        mean = torch.cat(states).mean(0)
+        assert vector == pytest.approx((mean / mean.norm()).numpy(), abs=1e-4)
+
+
+def test_reciprocal_ranks_by_hand():
+    scores = reciprocal_ranks([["a", "b", "c"], ["c", "d"]], 60)
+    assert scores == pytest.approx({"a": 1 / 61, "b": 1 / 62, "c": 1 / 63 + 1 / 61, "d": 1 / 62})
+
+
+def test_fusion_orders_by_score_and_ties_by_the_corpus(tmp_path, backbone):
+    given = workspace(tmp_path, backbone)
+    one = Given(lambda q: ["violin", "glacier", "saffron"])
+    other = Given(lambda q: ["saffron", "compiler"])
+    fusion = Fusion("f", given, [one, other], Options())
+    cost = fusion.prepare()
+    assert (cost.seconds, cost.memory_bytes) == (2.0, 200)
+    [found] = fusion.find(["?"], 10)
+    assert ids(found) == ["saffron", "violin", "glacier", "compiler"]
+    assert found.ranking[2] == Scored("glacier", 1 / 62)
+    assert found.seconds == {"encode": 0.5, "search": 1.0}
+    assert ids(fusion.find(["?"], 2)[0]) == ["saffron", "violin"]
+    fusion.close()
+    assert one.closed
+    assert other.closed
+
+
+def test_fusion_asks_as_deep_as_it_is_told(tmp_path, backbone):
+    given = workspace(tmp_path, backbone)
+    depths = []
+
+    class Deep(Given):
+        def find(self, questions, k):
+            depths.append(k)
+            return [Found((), {}, (q,)) for q in questions]
+
+    fusion = Fusion("f", given, [Deep(lambda q: [])], Options(fusion_depth=50))
+    fusion.find(["?"], 10)
+    fusion.find(["?"], 70)
+    assert depths == [50, 70]
+
+
+def test_merging_and_falling():
+    rounds = [[Scored("a", 1.0)], [Scored("b", 3.0), Scored("a", 2.0)]]
+    rest = [Scored("a", 1.0), Scored("c", 0.5), Scored("d", 0.1)]
+    assert merged(rounds, rest, 3) == (Scored("a", 1.0), Scored("b", 1.0), Scored("c", 0.5))
+    assert falling([Scored("a", 1), Scored("b", 2), Scored("c", 0)]) == (Scored("a", 1), Scored("b", 1), Scored("c", 0))
