@@ -194,10 +194,10 @@ def test_postprocessors_decide_what_is_read(index, memory):
 
 def test_neighbours_come_from_the_document_store(memory):
     from llama_index.core import Document
-    from llama_index.core.node_parser import SentenceSplitter
+    from llama_index.core.node_parser import TokenTextSplitter
 
     text = " ".join(about(t["id"]) for t in topics())
-    splitter = SentenceSplitter(chunk_size=32, chunk_overlap=0)
+    splitter = TokenTextSplitter(chunk_size=32, chunk_overlap=0)
     index = MSAIndex.from_documents([Document(text=text, id_="d")], memory=memory, transformations=[splitter])
     neighbours = PrevNextNodePostprocessor(docstore=index.docstore, num_nodes=1, mode="both")
     engine = index.as_query_engine(similarity_top_k=1, node_postprocessors=[neighbours], max_new_tokens=1)

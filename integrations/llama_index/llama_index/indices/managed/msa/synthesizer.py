@@ -28,7 +28,7 @@ class MSASynthesizer(BaseSynthesizer):
 
     The nodes must be the memory's. When a postprocessor has changed a node's text, or a node comes from elsewhere,
     there is nothing in memory that says the same: all nodes of that query are then put into the prompt as text, and
-    a log record says so. No nodes give `empty_response`. `options` are those of `LatentMemory.ask`: max_new_tokens,
+    a log record says so. No nodes give "Empty Response". `options` are those of `LatentMemory.ask`: max_new_tokens,
     temperature, top_p, seed, stop.
     """
 
@@ -38,15 +38,12 @@ class MSASynthesizer(BaseSynthesizer):
         *,
         streaming: bool = False,
         callback_manager: CallbackManager | None = None,
-        empty_response: str | None = None,
         **options: Any,
     ) -> None:
         """`memory` stays the caller's to close."""
         self._memory, self._options = memory, options
         self._plain = MSALLM(memory)
-        super().__init__(
-            llm=self._plain, callback_manager=callback_manager, streaming=streaming, empty_response=empty_response
-        )
+        super().__init__(llm=self._plain, callback_manager=callback_manager, streaming=streaming)
 
     def synthesize(
         self,
