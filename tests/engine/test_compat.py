@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from golden import CASE, absent, calls, trace
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.engine.generative import reference_text
+from msa_plugin.engine.generative import reference_loop, reference_text
 from msa_plugin.engine.generative.compat import ReferenceCall
 from msa_plugin.memory import LatentMemory
 
@@ -102,6 +103,52 @@ def test_what_a_recorded_call_routed_to(memory: LatentMemory, scenario: str, ind
         for row, expected in enumerate(wanted):
             assert (found.ordinals[row] - 1).tolist() == expected["topk_doc_ids"]
             assert found.scores[row].tolist() == pytest.approx(expected["score"], abs=1e-4)
+
+
+class _Scripted:
+    """Stands for the sampler: the tokens of a script, one row."""
+
+    tokens: Iterator[int]
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def pick(self, logits: torch.Tensor) -> list[int]:
+        return [next(self.tokens)] * logits.shape[0]
+
+
+def test_a_question_from_end_to_end(memory: LatentMemory, monkeypatch: Any) -> None:
+    """Scenario 1 through the facade: three calls, the answer, and its sources by the round that fetched them."""
+    written = [t for call in trace()["scenario1"] for t in call["scripts"][0] if t != 93]
+    monkeypatch.setattr(_Scripted, "tokens", iter(written), raising=False)
+    monkeypatch.setattr(reference_loop, "Sampler", _Scripted)
+    answer = memory.ask(trace()["questions"][0])
+    assert answer.text == "Vell"
+    assert [(s.id, s.round) for s in answer.sources] == [("d3", 1), ("d0", 1), ("d1", 2)]
+    assert [len(r.selected) for r in answer.trace.rounds] == [2, 1, 0]
+    assert (answer.trace.interleave, answer.trace.finish) == ("reference", "stop")
+    assert next(_Scripted.tokens, None) is None
+
+
+def test_what_would_never_end_is_given_up(memory: LatentMemory, monkeypatch: Any) -> None:
+    """Scenario 4: a model that repeats an empty list."""
+    monkeypatch.setattr(
+        _Scripted, "tokens", repeat(memory.engine.backbone.special("<|object_ref_end|>")), raising=False
+    )
+    monkeypatch.setattr(reference_loop, "Sampler", _Scripted)
+    monkeypatch.setattr(reference_loop, "MAX_CALLS", 3)
+    [first, second] = memory.ask(["What?", "And what?"])
+    assert (first.text, first.trace.finish, len(first.trace.rounds)) == ("", "length", 3)
+    assert len(second.trace.rounds) == 3
+
+
+def test_text_without_a_marker_crashes_nothing(memory: LatentMemory, monkeypatch: Any) -> None:
+    """More than 1,000 characters end retrieval in the reference, which then feeds nothing and crashes."""
+    monkeypatch.setattr(_Scripted, "tokens", repeat(64), raising=False)
+    monkeypatch.setattr(reference_loop, "Sampler", _Scripted)
+    monkeypatch.setattr(reference_loop, "MAX_TOKENS", 1005)
+    answer = memory.ask("What?")
+    assert answer.text == "" and len(answer.trace.rounds) == 1
 
 
 def test_documents_are_encoded_as_recorded(memory: LatentMemory) -> None:
