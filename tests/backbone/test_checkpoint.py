@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import reference_checkpoint as reference
-from msa_plugin.backbone import checkpoint
+from msa_plugin.backbone import checkpoint, loading
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.checkpoint import load_reference
 from msa_plugin.backbone.placement import Placement
@@ -241,3 +241,20 @@ def test_a_device_map_gives_every_parameter_its_device() -> None:
     assert placement.device("model.layers.0.mlp.up_proj.weight") == torch.device("cuda:0")
     with pytest.raises(MSAError, match="does not fit"):
         Placement.spread({"": "disk"})
+
+
+def test_a_hub_id_is_downloaded_without_pickled_weights(tmp_path: Path, monkeypatch: Any) -> None:
+    folder = reference.write(tmp_path / "snapshot", shards=2)
+    asked: list[tuple[str, list[str]]] = []
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(loading, "cached_file", lambda name, file: str(folder / file))
+    monkeypatch.setattr(loading, "snapshot_download", download)
+    backbone = Backbone.load("owner/model", device="cpu", dtype="float32")
+    assert backbone.own_adapter is not None and backbone.own_adapter.config.abilities.emit_ids
+    [(name, patterns)] = asked
+    assert name == "owner/model" and "*.safetensors" in patterns
+    assert not any("bin" in p or p.endswith((".pt", ".py")) for p in patterns)
