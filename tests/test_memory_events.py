@@ -46,7 +46,7 @@ def test_routing_and_reading_in_one_forward(tmp_path: Path, backbone: Backbone) 
 def test_chosen_documents_and_chat(memory: LatentMemory) -> None:
     memory.add(topics())
     events = list(memory.stream("?", documents=["violin"], max_new_tokens=2).events())
-    assert _kinds(events) == [DocumentsFetched, Answered]
+    assert _kinds(events) == [RetrievalEnded, DocumentsFetched, Answered]
     chat = memory.stream_chat([{"role": "user", "content": "hello"}], max_new_tokens=2)
     assert _kinds(list(chat.events())) == [Answered]
 

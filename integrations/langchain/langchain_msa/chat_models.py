@@ -12,15 +12,18 @@ from typing import Any, Literal, cast
 
 from langchain_core.caches import BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import RunnableConfig
 from pydantic import Field
 
 from langchain_msa._convert import conversation, ids_of, opened, question_of
+from langchain_msa._events import Listeners, listeners, listening, of_config
 from msa_plugin.config import MemoryConfig
 from msa_plugin.errors import ConfigError
+from msa_plugin.events import Answered, AnswerPiece
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Answer
 
@@ -63,8 +66,10 @@ class ChatMSA(BaseChatModel):
     `stream` and their kin also take, for one call: mode, filter, temperature, max_tokens, top_p, seed, stop, timeout,
     max_rounds, per_round, cut. `response_metadata` holds "sources" (a list of {"id", "score", "hop"}), "rounds" (what
     each round of routing selected), "mode", "finish_reason" and "model_name"; `usage_metadata` counts tokens read as
-    text or as latents. Answers are not kept in LangChain's cache unless `cache=` says so, since they change with the
-    memory.
+    text or as latents. Rounds, chosen and fetched documents and the end of retrieval reach callbacks as they happen, as
+    `on_custom_event` (and so `astream_events`): msa_round_started, msa_documents_chosen, msa_documents_fetched,
+    msa_retrieval_ended, with the fields of `msa_plugin.events`. Answers are not kept in LangChain's cache unless
+    `cache=` says so, since they change with the memory.
 
     Raises ConfigError for unknown options, InvalidQueryError, EmptyMemoryError, UnknownDocumentError, TimeoutError.
     """
@@ -140,7 +145,7 @@ class ChatMSA(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         call = self._call(messages, stop, kwargs)
-        *_, answer = self._events(call)
+        *_, answer = self._events(call, listeners(run_manager))
         return self._result(cast(Answer, answer), call)
 
     async def _agenerate(
@@ -151,9 +156,56 @@ class ChatMSA(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         call = self._call(messages, stop, kwargs)
-        async with aclosing(self._aevents(call)) as events:
+        async with aclosing(self._aevents(call, listeners(run_manager))) as events:
             answer = [event async for event in events][-1]
         return self._result(cast(Answer, answer), call)
+
+    def stream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[AIMessageChunk]:
+        """The answer as it is decoded; what happens on the way reaches `on_custom_event` of the callbacks."""
+        config, heard = of_config(self, config)
+        inner = cast("Generator[AIMessageChunk, None, None]", super().stream(input, config, **kwargs))
+        with closing(inner) as chunks:
+            with listening(heard):  # `_stream` starts with the first chunk
+                first = next(chunks, None)
+            if first is not None:
+                yield first
+                yield from chunks
+
+    async def astream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[AIMessageChunk]:
+        """`stream`, for an event loop."""
+        config, heard = of_config(self, config)
+        inner = cast("AsyncGenerator[AIMessageChunk, None]", super().astream(input, config, **kwargs))
+        async with aclosing(inner) as chunks:
+            with listening(heard):
+                first = await anext(chunks, None)
+            if first is not None:
+                yield first
+                async for chunk in chunks:
+                    yield chunk
+
+    def _generate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        with listening(listeners(run_manager)):  # it streams when somebody up the chain wants tokens
+            return super()._generate_with_cache(messages, stop=stop, run_manager=run_manager, **kwargs)
+
+    async def _agenerate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        with listening(listeners(run_manager)):
+            return await super()._agenerate_with_cache(messages, stop=stop, run_manager=run_manager, **kwargs)
 
     def _stream(
         self,
@@ -163,7 +215,7 @@ class ChatMSA(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         call = self._call(messages, stop, kwargs)
-        with closing(self._events(call)) as events:
+        with closing(self._events(call, listeners(run_manager))) as events:
             for event in events:
                 chunk = self._chunk(event, call)
                 if run_manager:
@@ -178,37 +230,47 @@ class ChatMSA(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         call = self._call(messages, stop, kwargs)
-        async with aclosing(self._aevents(call)) as events:  # at once, not when the loop gets to it
+        async with aclosing(
+            self._aevents(call, listeners(run_manager))
+        ) as events:  # at once, not when the loop gets to it
             async for event in events:
                 chunk = self._chunk(event, call)
                 if run_manager:
                     await run_manager.on_llm_new_token(str(chunk.text), chunk=chunk)
                 yield chunk
 
-    def _events(self, call: _Call) -> Generator[str | Answer, None, None]:
-        """Pieces of text, then the whole answer."""
+    def _events(self, call: _Call, heard: Listeners) -> Generator[str | Answer, None, None]:
+        """Pieces of text, then the whole answer; what else happens goes to the run's callbacks."""
         start = self.memory.stream_chat if call.mode == "chat" else self.memory.stream
         stream = start(call.asked, **call.options)
         try:
-            for piece in stream:
-                call.check_time()
-                yield piece
+            for event in stream.events():
+                if not isinstance(event, Answered):
+                    call.check_time()
+                if isinstance(event, AnswerPiece):
+                    yield event.text
+                elif isinstance(event, Answered):
+                    yield event.answer
+                else:
+                    heard.tell(event)
         finally:
             stream.close()
-        assert stream.answer is not None
-        yield stream.answer
 
-    async def _aevents(self, call: _Call) -> AsyncGenerator[str | Answer, None]:
+    async def _aevents(self, call: _Call, heard: Listeners) -> AsyncGenerator[str | Answer, None]:
         start = self.memory.astream_chat if call.mode == "chat" else self.memory.astream
         stream = start(call.asked, **call.options)
         try:
-            async for piece in stream:
-                call.check_time()
-                yield piece
+            async for event in stream.events():
+                if not isinstance(event, Answered):
+                    call.check_time()
+                if isinstance(event, AnswerPiece):
+                    yield event.text
+                elif isinstance(event, Answered):
+                    yield event.answer
+                else:
+                    await heard.atell(event)
         finally:
             await stream.aclose()
-        assert stream.answer is not None
-        yield stream.answer
 
     def _call(self, messages: Sequence[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> _Call:
         """Settle one call. Raises ConfigError for options that are unknown or contradict the mode."""

@@ -34,7 +34,7 @@ from msa_plugin.engine.ranking import Ranked, SharedQueries, blended, rank_route
 from msa_plugin.engine.reading import Excerpt, Prefill, Reader, allowances, around
 from msa_plugin.engine.setup import check_window, content_config, fingerprint, reading_mode
 from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
-from msa_plugin.events import RetrievalEvent, RoundStarted
+from msa_plugin.events import RetrievalEnded, RetrievalEvent, RoundStarted
 from msa_plugin.routing.prefilter import Prefilter, PrefilterSpec
 from msa_plugin.types import Document, EncodedDocument, Hit, Round
 
@@ -241,6 +241,8 @@ class Engine:
             given = [[f.ranked for f in one.gathered.found] for one in asked]
             yield from self.generative.ask_from(questions, given, selection, generation)
             return
+        for row in range(len(asked)):
+            yield row, RetrievalEnded(0, "given")
         yield from fetched(asked)
         prefill = self.reader.prefill(questions, [a.excerpts for a in asked])
         yield from answering(self.backbone, asked, prefill, generation, self.mode, self._abilities)
