@@ -23,8 +23,8 @@ test: install lint
 	$(BIN)/python -m pytest
 
 lint: install
-	$(BIN)/ruff check src kernels integrations tests
-	$(BIN)/ruff format --check src kernels integrations tests
+	$(BIN)/ruff check src kernels integrations notebooks tests
+	$(BIN)/ruff format --check src kernels integrations notebooks tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing, closing
 from typing import Any, Literal, TypeVar
 
 from llama_index.core.base.llms.types import (
@@ -21,6 +22,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.vector_stores.types import MetadataFilters
 
+from llama_index.llms.msa.events import atold, told
 from llama_index.llms.msa.messages import node_ids, plain, question
 from msa_plugin.memory import LatentMemory
 from msa_plugin.streams import AnswerStream, AsyncAnswerStream
@@ -40,7 +42,8 @@ class MSALLM(CustomLLM):
     `filters=`, besides the generation settings and `max_rounds`, `per_round`, `cut`.
 
     Settings that are None are the memory's own. Responses have the documents read in `additional_kwargs["sources"]`
-    (id, score, round) and tokens in `raw["usage"]`. Asynchronous calls run on worker threads.
+    (id, score, round) and tokens in `raw["usage"]`. Rounds, chosen and fetched nodes and the end of retrieval are
+    events of LlamaIndex's instrumentation (`llama_index.llms.msa.events`). Asynchronous calls run on worker threads.
     """
 
     mode: Literal["chat", "memory"] = Field(default="chat", description="Plain chat model, or answers from memory.")
@@ -133,7 +136,8 @@ class MSALLM(CustomLLM):
     def _answer(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> Answer:
         if self.mode == "chat":
             return self._memory.chat(plain(messages), **self.generation_options(kwargs))
-        answer: Answer = self._memory.ask(question(messages), **self._asking(kwargs))
+        *_, answer = told(self._open(messages, kwargs))
+        assert isinstance(answer, Answer)  # it comes last
         return answer
 
     def _open(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> AnswerStream:
@@ -144,8 +148,8 @@ class MSALLM(CustomLLM):
     async def _aanswer(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> Answer:
         if self.mode == "chat":
             return await self._memory.achat(plain(messages), **self.generation_options(kwargs))
-        answer = await self._memory.aask(question(messages), **self._asking(kwargs))
-        assert isinstance(answer, Answer)  # one question, one answer
+        answer = [event async for event in atold(self._aopen(messages, kwargs))][-1]
+        assert isinstance(answer, Answer)  # it comes last
         return answer
 
     def _aopen(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> AsyncAnswerStream:
@@ -218,21 +222,21 @@ def _sources(answer: Answer | None) -> dict[str, Any]:
 
 def _pieces(stream: AnswerStream, response: Callable[[Piece], Response]) -> Generator[Response, None, None]:
     text = ""
-    try:
-        for piece in stream:
-            text += piece
-            yield response((text, piece, None))
-        yield response((text, "", stream.answer))
-    finally:
-        stream.close()
+    with closing(told(stream)) as events:
+        for event in events:
+            if isinstance(event, str):
+                text += event
+                yield response((text, event, None))
+            else:
+                yield response((text, "", event))
 
 
 async def _apieces(stream: AsyncAnswerStream, response: Callable[[Piece], Response]) -> AsyncGenerator[Response, None]:
     text = ""
-    try:
-        async for piece in stream:
-            text += piece
-            yield response((text, piece, None))
-        yield response((text, "", stream.answer))
-    finally:
-        await stream.aclose()
+    async with aclosing(atold(stream)) as events:
+        async for event in events:
+            if isinstance(event, str):
+                text += event
+                yield response((text, event, None))
+            else:
+                yield response((text, "", event))

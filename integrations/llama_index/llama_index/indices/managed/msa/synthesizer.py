@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing, closing
 from typing import Any
 
 from llama_index.core.base.response.schema import RESPONSE_TYPE
@@ -15,6 +16,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, Qu
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 
 from llama_index.llms.msa import MSALLM
+from llama_index.llms.msa.events import atold, told
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.streams import AnswerStream, AsyncAnswerStream
@@ -80,7 +82,8 @@ class MSASynthesizer(BaseSynthesizer):
         options = {**self._options, **response_kwargs}
         if self._streaming:
             return _pieces(self._memory.stream(query_str, documents=documents, **options))
-        answer: Answer = self._memory.ask(query_str, documents=documents, **options)
+        *_, answer = told(self._memory.stream(query_str, documents=documents, **options))
+        assert isinstance(answer, Answer)  # it comes last
         return answer.text
 
     async def aget_response(
@@ -92,8 +95,9 @@ class MSASynthesizer(BaseSynthesizer):
         options = {**self._options, **response_kwargs}
         if self._streaming:
             return _apieces(self._memory.astream(query_str, documents=documents, **options))
-        answer = await self._memory.aask(query_str, documents=documents, **options)
-        assert isinstance(answer, Answer)  # one question, one answer
+        stream = self._memory.astream(query_str, documents=documents, **options)
+        answer = [event async for event in atold(stream)][-1]
+        assert isinstance(answer, Answer)  # it comes last
         return answer.text
 
     def _held(self, nodes: Sequence[NodeWithScore]) -> list[str] | None:
@@ -132,15 +136,12 @@ def _llm_settings(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pieces(stream: AnswerStream) -> Generator[str, None, None]:
-    try:
-        yield from stream
-    finally:
-        stream.close()
+    with closing(told(stream)) as events:
+        yield from (event for event in events if isinstance(event, str))
 
 
 async def _apieces(stream: AsyncAnswerStream) -> AsyncGenerator[str, None]:
-    try:
-        async for piece in stream:
-            yield piece
-    finally:
-        await stream.aclose()
+    async with aclosing(atold(stream)) as events:
+        async for event in events:
+            if isinstance(event, str):
+                yield event
