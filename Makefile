@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint bench compare clean
 
 install: $(STAMP)
 
@@ -33,6 +33,18 @@ bench: install
 	$(BIN)/msa bench route
 	$(BIN)/msa bench read
 	$(BIN)/msa bench open
+
+# Head to head on every data set in DATA (BEIR folders); hours on two cores, resumes where it stopped. Report in OUT.
+DATA ?= ../shared/data
+OUT ?= results
+FINDERS := bm25,dense,hybrid,msa,msa-interleave,iterative:dense,fusion:msa~bm25
+compare: install
+	$(BIN)/msa bench retrieval --data $(DATA)/dev --systems "$(FINDERS)" --questions 200 -k 20 --out $(OUT)
+	$(BIN)/msa bench qa --data $(DATA)/dev --systems "bm25,dense,hybrid,msa,msa-interleave,iterative:dense,closed-book" --budget 90 --out $(OUT)
+	$(BIN)/msa bench scale --data $(DATA)/dev/hotpotqa --distractors $(DATA)/distractors --sizes 16K,64K,256K,1M,4M,10M --out $(OUT)
+	$(BIN)/msa bench needle --systems msa,msa-interleave,bm25,dense --lengths 4K,16K,64K --out $(OUT)
+	$(BIN)/msa bench latency --data $(DATA)/dev/hotpotqa --distractors $(DATA)/distractors --sizes 16K,64K,256K,1M --hops 2 --out $(OUT)
+	$(BIN)/msa bench report $(OUT)
 
 clean:
 	rm -rf $(VENV) demo-bank
