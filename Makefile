@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint bench compare clean
+.PHONY: install demo test lint bench compare matrix clean
 
 install: $(STAMP)
 
@@ -45,6 +45,14 @@ compare: install
 	$(BIN)/msa bench needle --systems msa,msa-interleave,bm25,dense --lengths 4K,16K,64K --out $(OUT)
 	$(BIN)/msa bench latency --data $(DATA)/dev/hotpotqa --distractors $(DATA)/distractors --sizes 16K,64K,256K,1M --hops 2 --out $(OUT)
 	$(BIN)/msa bench report $(OUT)
+
+# The integrations on the lowest supported framework versions; `make test` runs the newest that install here.
+# LangChain's lowest (1.7.2) is also the newest whose own requirements can be met, so it has no line of its own.
+OLDEST_LLAMA_INDEX := 0.14.0
+matrix: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(VENV)/matrix/llama-index-$(OLDEST_LLAMA_INDEX) "llama-index-core==$(OLDEST_LLAMA_INDEX)"
+	PYTHONPATH=$(VENV)/matrix/llama-index-$(OLDEST_LLAMA_INDEX) $(BIN)/python -m pytest tests/integrations/llama_index -m "not slow"
 
 clean:
 	rm -rf $(VENV) demo-bank

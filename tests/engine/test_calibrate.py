@@ -114,3 +114,19 @@ def test_calibrated_routing_finds_a_text_by_its_own_words(tmp_path) -> None:
         hits = memory.retrieve([d.text for d in documents], 1)
     found = sum(row[0].id == d.id for row, d in zip(hits, documents, strict=True))
     assert found == len(documents)
+
+
+def test_every_layers_share_of_a_score_is_centred(tmp_path) -> None:
+    """A centre that one layer carried for all would make their shares cancel, and say nothing about either."""
+    backbone: Backbone = tiny_backbone()
+    config = CalibrationConfig(layers=(0, 1), dims=16, pooling=1024, window=1024)
+    documents = sample_documents()
+    adapter = Calibration(backbone, config).run(PASSAGES, [d.text for d in documents])
+    with LatentMemory.open(tmp_path / "bank", model=backbone, adapter=adapter) as memory:
+        memory.add(documents)
+        rows = memory.retrieve([d.text for d in documents], len(documents))
+    shares = torch.tensor([[[hit.layer_scores[0], hit.layer_scores[1]] for hit in row] for row in rows])
+    totals = torch.tensor([[hit.score for hit in row] for row in rows])
+    assert (shares.sum(2) - totals).abs().max() < 0.02
+    for row in shares:  # not against each other, as they were when the first layer held both centres
+        assert torch.corrcoef(row.T)[0, 1] > -0.5

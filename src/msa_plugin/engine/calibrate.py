@@ -213,13 +213,13 @@ class Calibration:
         return Adapter(config, Router(routing, self._layers(projection, mean, question_mean), weights))
 
     def _layers(self, projection: Tensor, mean: Tensor, question_mean: Tensor) -> dict[int, RouterLayer]:
-        """Split the joint projection [D, L*h] by layer; the centres become biases of the first layer's part."""
+        """Split the joint projection [D, L*h] and the centres by layer, so that each layer's share is centred too."""
         hidden = self.backbone.spec.hidden
-        k_bias, q_bias = -(projection @ mean), -(projection @ question_mean)
         layers = {}
         for place, index in enumerate(self.layers):
-            part = projection[:, place * hidden : (place + 1) * hidden].contiguous()
-            layers[index] = RouterLayer(part, part.clone(), *((q_bias, k_bias) if place == 0 else (None, None)))
+            own = slice(place * hidden, (place + 1) * hidden)
+            part = projection[:, own].contiguous()
+            layers[index] = RouterLayer(part, part.clone(), -(part @ question_mean[own]), -(part @ mean[own]))
         return layers
 
 
