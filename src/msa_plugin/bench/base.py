@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from msa_plugin.memory import LatentMemory
-from msa_plugin.types import Document
+from msa_plugin.types import Answer, Document
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,13 @@ class Reply:
     input_tokens: int
     output_tokens: int
     rounds: int = 1
+
+    @classmethod
+    def of(cls, answer: Answer) -> Reply:
+        """What a memory's answer says; one that was given its documents counts as one round."""
+        trace = answer.trace
+        read, seconds = tuple(source.id for source in answer.sources), dict(trace.seconds)
+        return cls(answer.text, read, seconds, trace.input_tokens, trace.output_tokens, max(1, len(trace.rounds)))
 
 
 @dataclass(frozen=True)
@@ -121,17 +128,7 @@ class Workspace:
     def read(self, questions: Sequence[str], passages: Sequence[Sequence[str]]) -> list[Reply]:
         """Answer each question from the passages found for it, best first; none of them means closed book."""
         rows = [list(ids) for ids in passages]
-        answers = self.memory.ask(list(questions), documents=rows, **self.generation)
-        return [
-            Reply(
-                text=a.text,
-                read=tuple(s.id for s in a.sources),
-                seconds=dict(a.trace.seconds),
-                input_tokens=a.trace.input_tokens,
-                output_tokens=a.trace.output_tokens,
-            )
-            for a in answers
-        ]
+        return [Reply.of(a) for a in self.memory.ask(list(questions), documents=rows, **self.generation)]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_leaves
 
 from msa_kernels import collapse_heads
 from msa_plugin.config import RoutingConfig
-from msa_plugin.errors import ConfigError, MissingExtraError
+from msa_plugin.errors import ConfigError
+from msa_plugin.routing.faiss_library import load_faiss
 from msa_plugin.routing.scorer import RoutedDocuments, route
 from msa_plugin.types import KeyBlock
 
@@ -90,7 +91,7 @@ def run(
     """
     if min((*chunks, k, repeats, copy_bytes)) < 1:
         raise ConfigError("chunks, k, repeats and copy_bytes must be at least 1")
-    faiss = _faiss()
+    faiss = load_faiss()
     faiss.omp_set_num_threads(torch.get_num_threads())
     copy = copy_bandwidth(copy_bytes)
     return [
@@ -113,15 +114,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         for r in rows
     ]
     return "\n".join(lines)
-
-
-def _faiss() -> Any:
-    """The FAISS module; the only place that imports it here."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise MissingExtraError("the routing benchmark compares with FAISS: pip install 'msa-plugin[faiss]'") from error
-    return faiss
 
 
 def copy_bandwidth(size: int, repeats: int = 5) -> float:

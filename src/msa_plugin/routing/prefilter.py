@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,8 @@ from msa_kernels import collapse_heads
 from msa_plugin.bank.segment import Segment
 from msa_plugin.bank.view import Selection
 from msa_plugin.config import RoutingConfig
-from msa_plugin.errors import ConfigError, MissingExtraError
+from msa_plugin.errors import ConfigError
+from msa_plugin.routing.faiss_library import faiss_threads, load_faiss
 from msa_plugin.routing.queries import key_width, voters
 from msa_plugin.routing.scorer import TILE_CHUNKS, TILE_TOKENS, RoutedDocuments, route
 from msa_plugin.types import Fingerprint, KeyBlock
@@ -96,7 +96,7 @@ class Prefilter:
         """
         spec = PrefilterSpec.parse(spec) if isinstance(spec, str) else spec
         _check(selection, config)
-        faiss = _faiss()
+        faiss = load_faiss()
         try:
             index = faiss.index_factory(key_width(config), spec.factory, faiss.METRIC_INNER_PRODUCT)
             if not index.is_trained:
@@ -129,14 +129,14 @@ class Prefilter:
         built = cls.build(selection, config, spec)
         folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        _faiss().write_index(built.index, str(temporary))
+        load_faiss().write_index(built.index, str(temporary))
         temporary.replace(path)
         return built
 
     @property
     def bytes(self) -> int:
         """Memory of the index and of the table that leads from its chunks to documents."""
-        return int(_faiss().serialize_index(self.index).nbytes) + self._owners.nbytes
+        return int(load_faiss().serialize_index(self.index).nbytes) + self._owners.nbytes
 
     def candidates(self, queries: Tensor, n: int, *, votes: Tensor | None = None) -> list[list[int]]:
         """Ordinals of about the `n` best indexed documents of each question, best first by the index's own scores.
@@ -192,7 +192,7 @@ class Prefilter:
         depth = min(total, 2 * n)
         if depth == 0:
             return []
-        with _threads():
+        with faiss_threads():
             while True:
                 scores, chunks = self.index.search(vectors, depth)
                 named = [self._named(s, c, admitted) for s, c in zip(scores, chunks, strict=True)]
@@ -266,31 +266,10 @@ def _check(selection: Selection, config: RoutingConfig) -> None:
         raise ConfigError("there is no document to build a prefilter over; add documents first")
 
 
-def _faiss() -> Any:
-    """The FAISS module; the only place of the router that imports it."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise MissingExtraError('a prefilter needs FAISS: pip install "msa-plugin[faiss]"') from error
-    return faiss
-
-
-@contextmanager
-def _threads() -> Iterator[None]:
-    """FAISS uses as many threads as torch while inside."""
-    faiss = _faiss()
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
-
-
 def _refused(index: Any, name: str, value: float) -> str:
     """Set a search parameter; why FAISS refused, or nothing."""
     try:
-        _faiss().ParameterSpace().set_index_parameter(index, name, value)
+        load_faiss().ParameterSpace().set_index_parameter(index, name, value)
     except RuntimeError as error:
         return _reason(error)
     return ""
@@ -374,7 +353,7 @@ def _read(path: Path, selection: Selection, width: int) -> Any:
     if not path.exists():
         return None
     try:
-        index = _faiss().read_index(str(path))
+        index = load_faiss().read_index(str(path))
     except RuntimeError as error:
         logger.warning("%s cannot be read (%s); building it again", path, _reason(error))
         return None

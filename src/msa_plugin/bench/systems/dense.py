@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,7 +25,8 @@ from msa_plugin.bench.systems.embeddings import EmbeddingCache, Portion
 from msa_plugin.bench.systems.models import load_embedding_model, sentence_transformers
 from msa_plugin.engine.encoder import pad_right, plan_batches
 from msa_plugin.engine.engine import Engine
-from msa_plugin.errors import ConfigError, MissingExtraError
+from msa_plugin.errors import ConfigError
+from msa_plugin.routing.faiss_library import faiss_threads, load_faiss
 
 _SAMPLES = 4096
 Vectors = NDArray[np.float32]
@@ -60,7 +60,7 @@ class Dense:
         """Raises MissingExtraError without FAISS. `embedder` may be given later, before `prepare`."""
         self.name, self.workspace, self.embedder = name, workspace, embedder
         self.notes: tuple[str, ...] = ()
-        self._faiss = _faiss()
+        self._faiss = load_faiss()
         self._index: Any = None
 
     def prepare(self) -> Cost:
@@ -120,7 +120,7 @@ class Dense:
         total = len(documents)
         k = min(k, total)
         depth = min(k + 1, total)
-        with _threads(self._faiss):
+        with faiss_threads():
             while True:
                 scores, places = self._index.search(np.ascontiguousarray(vectors), depth)
                 if depth == total or not (scores[:, -1] == scores[:, k - 1]).any():
@@ -243,26 +243,6 @@ class BackboneEmbedder:
         prefix = len(self.encoder.prefix)
         counted[:, :prefix] &= (mask.sum(1) <= prefix)[:, None]
         return (states[0].float() * counted[..., None]).sum(1).cpu()
-
-
-def _faiss() -> Any:
-    """The module; the only place of these systems that imports it."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise MissingExtraError('dense search needs FAISS: pip install "msa-plugin[bench]"') from error
-    return faiss
-
-
-@contextmanager
-def _threads(faiss: Any) -> Iterator[None]:
-    """FAISS uses as many threads as torch while inside."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
 
 
 def _weights(model: torch.nn.Module, said: str) -> str:

@@ -67,17 +67,7 @@ class Msa:
         options = {**self.workspace.generation, "max_rounds": self.rounds}
         with self._filtered():
             answers = self.memory.ask(list(questions), **options)
-        return [
-            Reply(
-                text=a.text,
-                read=tuple(s.id for s in a.sources),
-                seconds=dict(a.trace.seconds),
-                input_tokens=a.trace.input_tokens,
-                output_tokens=a.trace.output_tokens,
-                rounds=len(a.trace.rounds),
-            )
-            for a in answers
-        ]
+        return [Reply.of(answer) for answer in answers]
 
     def close(self) -> None:
         """Drop the prefilter; the memory is the workspace's."""
