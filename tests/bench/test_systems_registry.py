@@ -190,7 +190,7 @@ def test_wrong_lists_of_names(names):
 )
 def test_a_package_that_is_absent_is_named_at_once(name, module, toy, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError, match=r'pip install "msa-plugin\[bench\]"'):
+    with pytest.raises(MissingExtraError, match=r'pip install "msa-plugin\[(bench|faiss)\]"'):
         create(name, toy)
 
 
