@@ -71,7 +71,9 @@ class Wrong(Words):
 
 
 class Few(Words):
-    """Finds the best three at most."""
+    """Finds the best three at most, and says so."""
+
+    notes = ("three at most",)
 
     def _ranked(self, question: str) -> list[Scored]:
         return super()._ranked(question)[:3]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from growth_toys import corpus, distractors
 from toy_systems import create
@@ -138,6 +140,35 @@ def test_a_system_that_cannot_run_is_skipped_and_tried_again(measure):
     assert At(0, "total") in times(after, "absent")
     assert times(after, "words") != before  # all are measured anew, side by side
     assert not [r for r in after if r.metric == SKIPPED]
+
+
+def test_a_system_that_does_not_search_is_skipped(measure):
+    class Knows:
+        name = "knows"
+
+        def answer(self, questions):
+            return []
+
+    def answering(name, workspace, options=None):
+        return Knows() if name == "knows" else create(name, workspace, options)
+
+    _, rows = measure(create=answering, systems=("words", "knows"), sizes=SIZES[:1])
+    assert At(0, "total") in times(rows, "words")
+    [skip] = [r for r in rows if r.metric == SKIPPED]
+    assert (skip.system, "does not search" in skip.settings["reason"]) == ("knows", True)
+
+
+def test_routing_and_searching_of_one_hop_add_up(measure):
+    def fused(name, workspace, options=None):
+        system = create("words", workspace)
+        find = system.find
+        system.find = lambda questions, k: [
+            replace(found, rounds=({"route": 2.0, "search": 3.0},)) for found in find(questions, k)
+        ]
+        return system
+
+    _, rows = measure(create=fused, systems=("words",), sizes=SIZES[:1])
+    assert times(rows, "words")[At(1, "route")] == 5
 
 
 def test_a_system_that_fails_midway_leaves_the_others(measure):

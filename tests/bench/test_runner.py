@@ -74,6 +74,19 @@ def test_a_prefilter_is_told_beside_what_it_loses(tmp_path, backbone):
     rows = run(backbone, fakes, config(tmp_path / "out", data, systems=("words", name)))
     assert value(rows, name, "exact_recall@10") == 3 / 8
     assert [r.system for r in rows if r.metric == "exact_recall@10"] == [name]
+    assert ("toy", "", f"{name}: three at most") in [*reasons(rows, NOTE)]
+
+
+def test_what_is_read_behind_a_prefilter_is_compared_too(tmp_path, backbone):
+    name, data = "words+faiss:HNSW32", toy(tmp_path / "toy")
+    with pytest.raises(ConfigError, match="exact search: add words"):
+        config(tmp_path / "out", data, "qa", systems=(name,))
+    fakes = Fakes()
+    fakes.kinds[name] = Few
+    rows = run(backbone, fakes, config(tmp_path / "out", data, "qa", systems=("words", name), passages=(2, 4)))
+    assert value(rows, name, "exact_read", passages=2) == 1
+    assert value(rows, name, "exact_read", passages=4) == 3 / 4
+    assert {r.system for r in rows if r.metric == "exact_read"} == {name}
 
 
 @pytest.mark.parametrize("part", ["retrieval", "qa"])

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from msa_plugin.bench.base import Cost, Workspace
+from msa_plugin.bench.base import Cost, System, Workspace
 from msa_plugin.bench.growth import NAMESPACE
 from msa_plugin.bench.systems import Options
+from msa_plugin.errors import ConfigError
 from msa_plugin.routing.prefilter import Prefilter, recall_against_exact
 
 READING = ("gather", "prefill", "decode")
@@ -40,13 +41,15 @@ class Contestant:
     def __init__(self, name: str, workspace: Workspace, create: Create, *, hops: int, per_round: int) -> None:
         """`hops` rounds may find `per_round` passages each. `name` may end in `+faiss:...`: MSA behind that index.
 
-        Raises what `create` raises.
+        Raises what `create` raises, and ConfigError for a system that does not search.
         """
         self.name, self.workspace, self.hops, self.per_round = name, workspace, hops, per_round
         self.msa = name.startswith("msa")
         plain, _, index = name.partition("+faiss:")
         self.prefilter = f"faiss:{index}" if self.msa and index else None
         self.system = create(plain, workspace, Options(rounds=hops, per_round=per_round))
+        if not self.msa and not isinstance(self.system, System):
+            raise ConfigError(f"{name} does not search; times are compared between systems that do")
         self.cost: Cost | None = None
         self._index: Prefilter | None = None
 
@@ -114,5 +117,7 @@ class Contestant:
         spent = {At(0, "total"): time.perf_counter() - start}
         rounds = getattr(found, "rounds", ()) or (found.seconds,)
         for number, seconds in enumerate(rounds, start=1):
-            spent |= {At(number, _STAGES.get(stage, stage)): value for stage, value in seconds.items()}
+            for stage, value in seconds.items():
+                at = At(number, _STAGES.get(stage, stage))
+                spent[at] = spent.get(at, 0.0) + value  # a fusion routes and searches
         return spent | {At(0, s): reply.seconds[s] for s in READING if s in reply.seconds}

@@ -70,7 +70,7 @@ class CompareConfig(Settings):
         if min(self.passages) < 1:
             raise ValueError("passages must be positive; the system closed-book reads none")
         missing = {exact_twin(system) for system in self.systems} - {*self.systems, None}
-        if missing and self.part == "retrieval":
+        if missing:
             raise ValueError(
                 f"what a prefilter finds is compared with exact search: add {', '.join(map(str, missing))}"
             )

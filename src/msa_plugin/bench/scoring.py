@@ -23,6 +23,7 @@ BASE = "msa"  # what other systems are tested against
 ADAPTIVE = "adaptive"
 _PREFILTER = re.compile(r"\+faiss:[^+~,)]*")  # in the name of a system: candidates come from an approximate index
 EXACT = "exact_recall@10"  # what that costs: how many of the exact search's ten best it still finds
+EXACT_READ = "exact_read"  # and for answers: the share of what is read behind exact search that is read here too
 PARTS = ("retrieval", "qa")
 TESTED = (*metrics.RETRIEVAL, "EM", "F1", "contains", "judge")
 Record: TypeAlias = dict[str, Any]
@@ -101,7 +102,9 @@ def _retrieval(results: Results, dataset: str) -> dict[Series, Values]:
     for system, rankings in ranked.items():
         exact = exact_twin(system)
         if exact is not None and exact in ranked:
-            found[system, None][EXACT] = {q: _kept(rankings[q], ranked[exact].get(q, [])) for q in rankings}
+            found[system, None][EXACT] = {
+                q: _share(ids[:10], ranked[exact].get(q, [])[:10]) for q, ids in rankings.items()
+            }
     return found
 
 
@@ -111,14 +114,15 @@ def exact_twin(system: str) -> str | None:
     return None if name == system else name
 
 
-def _kept(approximate: Sequence[str], exact: Sequence[str]) -> float:
-    """The share of the exact search's ten best that the ten best of another one hold."""
-    wanted = set(exact[:10])
-    return len(wanted & set(approximate[:10])) / len(wanted) if wanted else 1.0
+def _share(approximate: Sequence[str], exact: Sequence[str]) -> float:
+    """The share of what exact search gave that another one gave too."""
+    wanted = set(exact)
+    return len(wanted & set(approximate)) / len(wanted) if wanted else 1.0
 
 
 def _qa(results: Results, dataset: str) -> dict[Series, Values]:
     found: dict[Series, Values] = {}
+    read: dict[tuple[str | None, Any], dict[str, list[str]]] = {}
     for system in _systems(results, "qa", dataset):
         series: dict[Any, dict[str, Record]] = {}
         for record in results.questions("qa", dataset, system):
@@ -127,6 +131,11 @@ def _qa(results: Results, dataset: str) -> dict[Series, Values]:
         for passages, records in series.items():
             if _whole(results, "qa", dataset, records):
                 found[system, passages] = _answers(records, scores.get(passages, {}))
+                read[system, passages] = {q: r["read"] for q, r in records.items()}
+    for (system, passages), rows in read.items():
+        exact = read.get((exact_twin(system), passages))
+        if exact is not None:
+            found[system, passages][EXACT_READ] = {q: _share(ids, exact.get(q, [])) for q, ids in rows.items()}
     return found
 
 

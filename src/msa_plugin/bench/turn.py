@@ -64,6 +64,8 @@ class Turn:
         self.watch.say(f"{self.workspace.dataset.name}: {name}")
         prepare = getattr(system, "prepare", None)  # one that only answers may have nothing to prepare
         cost: Cost | None = None if prepare is None else prepare()
+        for note in getattr(system, "notes", ()):
+            self.results.note(self.part, self.workspace.dataset.name, f"{name}: {note}")
         if cost is not None and cost.tokens:
             per_token = {
                 "index_seconds_per_1k_tokens": 1000 * cost.seconds / cost.tokens,
