@@ -253,11 +253,11 @@ class LatentMemory(AsyncTwins):
         options: dict[str, Any],
     ) -> Events:
         generation, rounds = answer_settings(self.config, options)
-        selection = self._bank.select(self.namespace, filter)
-        if documents is not None:
-            return self._engine.ask_from(
-                questions, self._chosen(questions, documents, selection), selection, generation
-            )
+        with self._bank.one_moment():  # of the filter, and of the ids of chosen documents
+            selection = self._bank.select(self.namespace, filter)
+            chosen = None if documents is None else self._chosen(questions, documents, selection)
+        if chosen is not None:
+            return self._engine.ask_from(questions, chosen, selection, generation)
         if selection.documents == 0:
             where = "this filter matches no document" if filter is not None else "the memory is empty; add() documents"
             raise EmptyMemoryError(f"nothing to answer from: {where} (namespace {self.namespace!r})")

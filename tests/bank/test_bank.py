@@ -110,6 +110,10 @@ def test_a_selection_outlives_deletion_and_compaction(bank):
     bank.compact()
     [block] = bank.key_blocks("3", selection)
     assert torch.equal(block.keys[:2], encoded("a").keys["3"])
+    assert [d.id for d in bank.documents([1, 2])] == ["a", "b"], "rows are kept for as long as the selection is"
+    assert torch.equal(bank.key_rows([1], "3")[0], encoded("a").keys["3"]) and bank.content([1], 3)
+    del selection
+    bank.delete([], NS)
     for read in (bank.documents, lambda o: bank.key_rows(o, "3"), lambda o: bank.content(o, 3)):
         with pytest.raises(BankError, match="repeat the query"):
             read([1, 2])

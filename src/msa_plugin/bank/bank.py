@@ -8,9 +8,8 @@ handle refreshes that handle.
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -22,9 +21,10 @@ from msa_plugin.bank.disk import check_writable, disk_errors
 from msa_plugin.bank.documents import Known, StoredDocument
 from msa_plugin.bank.intake import check_documents, check_namespace
 from msa_plugin.bank.lock import WriterLock
+from msa_plugin.bank.moments import Moments
 from msa_plugin.bank.segment import Segment, orphans, write_segment
 from msa_plugin.bank.verify import verify_bank
-from msa_plugin.bank.view import Selection, View, look
+from msa_plugin.bank.view import Selection, View
 from msa_plugin.errors import (
     BankError,
     BankReadOnlyError,
@@ -58,23 +58,21 @@ class MemoryBank:
         self.read_only = read_only
         self.snapshot_name = snapshot
         self._root = path / "segments"
-        self._state = threading.RLock()  # guards the view and the connection it reads through
         self._lock = WriterLock(path, lock_timeout)
-        self._closed = False
         self._writer: Catalog | None = None
-        self._catalog = Catalog(path, writable=False)
+        catalog = Catalog(path, writable=False)
         try:
             if not read_only:
                 check_writable(path)
-            found = self._catalog.fingerprint()
+            found = catalog.fingerprint()
             if found != fingerprint:
                 raise FingerprintMismatchError(
                     f"{path} was built with other settings: {'; '.join(fingerprint.differences(found))}. "
                     "Open it with the same model and adapter, or build a new bank in another folder"
                 )
-            self._view = look(self._catalog, self._root, {}, snapshot)
+            self._moments = Moments(catalog, self._root, snapshot)
         except BaseException:
-            self._catalog.close()
+            catalog.close()
             raise
 
     @classmethod
@@ -112,23 +110,26 @@ class MemoryBank:
     @property
     def version(self) -> int:
         """The version that this handle sees."""
-        return self._view.at.version
+        with self._reading() as view:
+            return view.at.version
 
     @property
     def next_ordinal(self) -> int:
         """The number that the next document committed will get; within `writing` nobody else takes it."""
-        return self._view.at.last_ordinal + 1
+        with self._reading() as view:
+            return view.at.last_ordinal + 1
 
     def refresh(self) -> None:
         """Move to the newest version (a handle on a named snapshot stays there). Raises BankCorruptError."""
-        with self._reading() as view:
-            self._view = look(self._catalog, self._root, view.segments, self.snapshot_name)
+        with self._moments.alone():
+            self._moments.look()
 
     def close(self) -> None:
         """Let go of the catalog; tensors already handed out stay valid. May be called twice."""
-        with self._state:
-            self._closed = True
-            self._catalog.close()
+        if self._moments.forked:
+            return  # the connections are the parent's
+        with self._moments.lock:
+            self._moments.close()
             if self._writer:
                 self._writer.close()
 
@@ -142,12 +143,15 @@ class MemoryBank:
         """Close the handle."""
         self.close()
 
+    def one_moment(self) -> AbstractContextManager[None]:
+        """Whatever this thread reads inside is of one moment; keep it short, for other threads wait."""
+        return self._moments.alone()
+
     @contextmanager
-    def _reading(self) -> Iterator[View]:
-        with self._state, disk_errors(self.path, reading=True):
-            if self._closed:
-                raise BankError(f"{self.path}: the bank was closed; open it again")
-            yield self._view
+    def _reading(self, ordinals: Sequence[int] = ()) -> Iterator[View]:
+        """The view to read from: the present one, or an earlier one in use that still has the documents `ordinals`."""
+        with self._moments.alone():
+            yield self._moments.having(ordinals)
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -186,40 +190,42 @@ class MemoryBank:
 
     def latents(self, ordinal: int) -> EncodedDocument:
         """A document with everything kept of it, ready to be committed again (under new metadata, say)."""
-        with self._reading():
+        with self.one_moment():
             [stored], [(segment, position)] = self.documents([ordinal]), self._places([ordinal])
         keys, content = segment.latents(position)
         return EncodedDocument(stored.document, stored.tokens, keys, content)
 
     def _places(self, ordinals: Sequence[int]) -> list[tuple[Segment, int]]:
-        with self._reading() as view:
-            places = self._catalog.documents.places(view.at, ordinals)
+        with self._reading(ordinals) as view:
+            places = view.catalog.documents.places(view.at, ordinals)
             found = [(view.segments[number], position) for number, position in places]
             for segment, _ in found:
                 segment.check()
             return found
 
     def documents(self, ordinals: Sequence[int]) -> list[StoredDocument]:
-        """Documents by ordinal. Raises BankError for one that was deleted and compacted away in the meantime."""
-        with self._reading() as view:
-            return self._catalog.documents.stored(view.at, ordinals)
+        """Documents by ordinal. Raises BankError for one that is gone and that no selection in use allows."""
+        with self._reading(ordinals) as view:
+            return view.catalog.documents.stored(view.at, ordinals)
 
     def lookup(self, ids: Iterable[str], namespace: str) -> dict[str, Known]:
         """Ordinal, content hash and metadata of those ids that are live."""
         with self._reading() as view:
-            return self._catalog.documents.lookup(view.at, namespace, ids)
+            return view.catalog.documents.lookup(view.at, namespace, ids)
 
     def get(self, ids: Iterable[str], namespace: str) -> dict[str, StoredDocument]:
         """Documents of those ids that are live."""
         with self._reading() as view:
-            return self._catalog.documents.get(view.at, namespace, ids)
+            return view.catalog.documents.get(view.at, namespace, ids)
 
     def iter_ids(self, namespace: str) -> Iterator[str]:
-        """Live ids in code point order, fetched in pages."""
+        """Live ids in code point order, fetched in pages, all of the moment of the first."""
+        with self._reading() as view:
+            _held = view.moment()  # until the last page
         after = None
         while True:
-            with self._reading() as view:
-                page = self._catalog.documents.page_of_ids(view.at, namespace, after, _PAGE)
+            with self._moments.alone():
+                page = view.catalog.documents.page_of_ids(view.at, namespace, after, _PAGE)
             if not page:
                 return
             yield from page
@@ -232,8 +238,8 @@ class MemoryBank:
 
     def snapshots(self) -> list[Snapshot]:
         """Named snapshots, oldest first."""
-        with self._reading():
-            return self._catalog.snapshots()
+        with self._reading() as view:
+            return view.catalog.snapshots()
 
     def stats(self, namespace: str) -> Stats:
         """Sizes of a namespace and of the bank."""
@@ -247,10 +253,10 @@ class MemoryBank:
                 segments=len(records),
                 bytes_keys=sum(record.keys.bytes for record in records),
                 bytes_content=sum(record.content.bytes for record in records if record.content),
-                bytes_catalog=self._catalog.bytes(),
+                bytes_catalog=view.catalog.bytes(),
                 deleted=totals.deleted,
-                namespaces=self._catalog.documents.namespaces(view.at),
-                snapshots=tuple(snapshot.name for snapshot in self._catalog.snapshots()),
+                namespaces=view.catalog.documents.namespaces(view.at),
+                snapshots=tuple(snapshot.name for snapshot in view.catalog.snapshots()),
             )
 
     def verify(self, deep: bool = True) -> VerifyReport:
@@ -329,9 +335,9 @@ class MemoryBank:
         space for what it rewrites. Raises BankLockedError, BankWriteError, BankReadOnlyError and BankCorruptError.
         """
         with self.writing():
-            if self._rewrite(self._view.segments, segment_bytes):
-                with self._changing() as catalog, self._state:
-                    self._catalog.release_snapshot()  # its own pages are the only ones it may move out of the log
+            if self._rewrite(self._moments.now.segments, segment_bytes):
+                with self._changing() as catalog, self._moments.lock:
+                    self._moments.let_go()  # its own pages are the only ones it may move out of the log
                     catalog.shrink()
 
     def _rewrite(self, segments: Mapping[int, Segment], segment_bytes: int) -> bool:
@@ -341,12 +347,13 @@ class MemoryBank:
         return changed
 
     def _merge_tail(self) -> None:
-        if tail := compaction.small_tail(self._view.segments):
+        if tail := compaction.small_tail(self._moments.now.segments):
             with suppress(BankError):  # the commit that led here is done and acknowledged
                 self._rewrite(tail, compaction.TAIL_BYTES)
 
     @contextmanager
     def _locked(self, timeout: float | None = None) -> Iterator[bool]:
+        self._moments.check_process()
         if self.read_only:
             raise BankReadOnlyError(f"{self.path} was opened for reading; open it without read_only and snapshot")
         with ExitStack() as stack:
@@ -365,8 +372,8 @@ class MemoryBank:
                 yield self._writer
                 done = True
             finally:
-                with self._state:
-                    self._catalog.release_snapshot()  # else this handle itself would hold the log back
+                with self._moments.lock:
+                    self._moments.let_go()  # else this handle itself would hold the log back
                     self._writer.checkpoint()
                     self.refresh()
                 if not done:

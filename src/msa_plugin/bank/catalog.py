@@ -200,9 +200,14 @@ class Catalog:
         self._db.execute("BEGIN")
         self.version()  # SQLite takes the snapshot at the first read
 
+    @property
+    def holds_snapshot(self) -> bool:
+        """Whether a read transaction is open."""
+        return self._db.in_transaction
+
     def release_snapshot(self) -> None:
         """End the read transaction, if any."""
-        if self._db.in_transaction:
+        if self.holds_snapshot:
             self._db.execute("ROLLBACK")
 
     @contextmanager

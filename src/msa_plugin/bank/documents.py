@@ -85,7 +85,7 @@ class DocumentRows:
         """Use `db`, whose transactions belong to the caller."""
         self._db = db
 
-    # -- reading by ordinal: ordinals come from a selection, which stays usable while another thread deletes ---------
+    # -- reading by ordinal: ordinals come from a selection, which may be older than this moment -------------------
 
     def places(self, at: At, ordinals: Sequence[int]) -> list[Place]:
         """Where each document's latents are. Raises BankError for an ordinal that the bank no longer holds."""
@@ -96,6 +96,10 @@ class DocumentRows:
         """The documents themselves. Raises BankError for an ordinal that the bank no longer holds."""
         rows = self._by_ordinal(_STORED, at, ordinals)
         return _in_order({row[0]: _stored(row) for row in rows}, ordinals)
+
+    def have(self, at: At, ordinals: Sequence[int]) -> bool:
+        """Whether the bank still holds every one of `ordinals`."""
+        return len({row[0] for row in self._by_ordinal("ordinal", at, ordinals)}) == len(set(ordinals))
 
     def _by_ordinal(self, columns: str, at: At, ordinals: Sequence[int]) -> Iterator[tuple[Any, ...]]:
         for batch in _batches(ordinals):

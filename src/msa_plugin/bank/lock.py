@@ -30,7 +30,7 @@ class WriterLock:
     @contextmanager
     def hold(self, timeout: float | None = None) -> Iterator[bool]:
         """Hold the lock; yields True on the outermost entry. Raises BankLockedError after the timeout."""
-        patience = self._timeout if timeout is None else timeout
+        patience = min(self._timeout if timeout is None else timeout, threading.TIMEOUT_MAX)
         if not self._thread.acquire(timeout=patience):
             raise BankLockedError(f"{self._folder}: another thread is writing; waited {patience:g} s")
         try:
@@ -48,6 +48,15 @@ class WriterLock:
         if self._depth:
             yield
             return
+        try:  # around acquiring too: an interruption may come between the lock and the next line
+            self._acquire(patience)
+            with contextlib.suppress(OSError):  # only serves the message below
+                self._owner_note.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+            yield
+        finally:
+            self._file.release(force=True)
+
+    def _acquire(self, patience: float) -> None:
         try:
             self._file.acquire(timeout=patience)
         except Timeout as error:
@@ -55,12 +64,6 @@ class WriterLock:
                 f"{self._folder}: {self._owner()} is writing to this bank; wait for it or stop it, "
                 f"or raise lock_timeout (now {patience:g} s)"
             ) from error
-        try:
-            with contextlib.suppress(OSError):  # only serves the message above
-                self._owner_note.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-            yield
-        finally:
-            self._file.release()
 
     def _owner(self) -> str:
         try:

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from msa_plugin.bank.catalog import Catalog
-from msa_plugin.bank.documents import At, DocumentRows, Place, Totals
+from msa_plugin.bank.documents import At, Place, Totals
 from msa_plugin.bank.filters import compile_filter
 from msa_plugin.bank.segment import Segment
 from msa_plugin.errors import BankCorruptError, InvalidQueryError
 from msa_plugin.types import Filter, KeyBlock
+
+_Parts: TypeAlias = "tuple[tuple[Segment, Tensor | None], ...]"
+
+
+class Moment:
+    """Held by those who read from a view; while one of them lives, the rows that the view saw stay readable."""
 
 
 @dataclass(frozen=True)
 class Selection:
     """Documents that a query may return: per segment, a bool mask [n], or None where all of them may.
 
-    It keeps its segments mapped, so it stays usable after a refresh or a compaction. `documents` counts the allowed.
+    It keeps its segments mapped and its moment readable, so it stays usable, documents and all, after a refresh or a
+    compaction. `documents` counts the allowed.
     """
 
     parts: tuple[tuple[Segment, Tensor | None], ...]
     documents: int
+    moment: Moment
 
     def key_blocks(self, group: str) -> Iterator[KeyBlock]:
         """One block per segment, in ordinal order; `keys` is the memory map itself, the same tensor on every call.
@@ -55,20 +64,37 @@ class Selection:
         for segment, allowed in self.parts:
             mask = torch.isin(segment.ordinals, wanted)
             parts.append((segment, mask if allowed is None else mask & allowed))
-        return _selection(parts)
+        return _selection(parts, self.moment)
 
 
 class View:
     """A moment of the bank. Masks and sums are worked out on first use and kept: a moment never changes."""
 
-    def __init__(self, at: At, segments: Mapping[int, Segment], rows: DocumentRows) -> None:
-        """`segments` by number, in ordinal order; `rows` reads within the transaction that pins the moment."""
+    def __init__(self, at: At, segments: Mapping[int, Segment], catalog: Catalog) -> None:
+        """`segments` by number, in ordinal order; `catalog` reads within the transaction that pins the moment."""
         self.at = at
         self.segments = segments
-        self._rows = rows
+        self.catalog = catalog
+        self._rows = catalog.documents
+        self._moment: Callable[[], Moment | None] = lambda: None
         self._dead: dict[int, Tensor] | None = None
-        self._whole: dict[str, Selection] = {}
+        self._whole: dict[str, tuple[_Parts, int]] = {}
         self._totals: dict[str, Totals] = {}
+
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody still reads from it."""
+        return self._moment() is not None
+
+    def moment(self) -> Moment:
+        """What to hold on to for as long as one reads from this view."""
+        moment = self._moment() or Moment()
+        self._moment = weakref.ref(moment)
+        return moment
+
+    def has(self, ordinals: Sequence[int]) -> bool:
+        """Whether it sees a row for each of `ordinals`, deleted or not."""
+        return self._rows.have(self.at, ordinals)
 
     def totals(self, namespace: str) -> Totals:
         """Sums over a namespace."""
@@ -80,8 +106,9 @@ class View:
         """Documents of `namespace` that are alive and pass `where`. Raises InvalidQueryError for a malformed filter."""
         if where is None or (isinstance(where, Mapping) and not where):
             if namespace not in self._whole:
-                self._whole[namespace] = self._select_all(namespace)
-            return self._whole[namespace]
+                whole = _selection(self._all_parts(namespace), self.moment())
+                self._whole[namespace] = whole.parts, whole.documents
+            return Selection(*self._whole[namespace], self.moment())
         if isinstance(where, Mapping):
             places = self._rows.matching_places(self.at, namespace, compile_filter(where))
         elif callable(where):
@@ -89,9 +116,10 @@ class View:
         else:
             raise InvalidQueryError(f"a filter is a mapping or a function of the metadata, not {type(where).__name__}")
         masks = self._masks(places)
-        return _selection((self.segments[number], masks[number]) for number in self.segments if number in masks)
+        parts = ((self.segments[number], masks[number]) for number in self.segments if number in masks)
+        return _selection(parts, self.moment())
 
-    def _select_all(self, namespace: str) -> Selection:
+    def _all_parts(self, namespace: str) -> list[tuple[Segment, Tensor | None]]:
         dead = self._dead_masks()
         shared: dict[int, Tensor] = {}
         if any(segment.record.namespace is None for segment in self.segments.values()):
@@ -102,7 +130,7 @@ class View:
                 parts.append((segment, ~dead[number] if number in dead else None))
             elif number in shared:
                 parts.append((segment, shared[number]))
-        return _selection(parts)
+        return parts
 
     def _passing(self, namespace: str, accepts: Callable[[Mapping[str, Any]], bool]) -> Iterator[Place]:
         for place, metadata in self._rows.metadata(self.at, namespace):
@@ -130,7 +158,7 @@ class View:
         return masks
 
 
-def _selection(parts: Iterable[tuple[Segment, Tensor | None]]) -> Selection:
+def _selection(parts: Iterable[tuple[Segment, Tensor | None]], moment: Moment) -> Selection:
     """Drop masks that allow everything and segments that allow nothing."""
     kept: list[tuple[Segment, Tensor | None]] = []
     total = 0
@@ -139,7 +167,7 @@ def _selection(parts: Iterable[tuple[Segment, Tensor | None]]) -> Selection:
         total += allowed
         if allowed:
             kept.append((segment, mask if allowed < segment.record.documents else None))
-    return Selection(tuple(kept), total)
+    return Selection(tuple(kept), total, moment)
 
 
 def look(catalog: Catalog, root: Path, mapped: Mapping[int, Segment], snapshot: str | None) -> View:
@@ -164,4 +192,4 @@ def look(catalog: Catalog, root: Path, mapped: Mapping[int, Segment], snapshot: 
             failed_at = newest.version
             continue
         at = catalog.snapshot(snapshot).at if snapshot else newest
-        return View(at, segments, catalog.documents)
+        return View(at, segments, catalog)
