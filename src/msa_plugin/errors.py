@@ -63,6 +63,10 @@ class CheckpointError(MSAError, ValueError):
     """A checkpoint in the reference's format is malformed; the message names the field."""
 
 
+class TrainingError(MSAError):
+    """Training cannot go on: a sample teaches nothing, or a loss is no number; the message names the batch."""
+
+
 class BankError(MSAError):
     """Base class of errors about the memory bank on disk."""
 

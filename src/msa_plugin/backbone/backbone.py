@@ -79,7 +79,6 @@ class Backbone:
         dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
         return dtype
 
-    @torch.inference_mode()
     def run(
         self,
         state: Pass,
@@ -93,6 +92,19 @@ class Backbone:
 
         Returns logits [B, 1, V], [B, T, V], or None when not asked for or when `state` ended the forward early.
         """
+        with torch.inference_mode():
+            return self.forward(state, ids, mask, positions, logits=logits)
+
+    def forward(
+        self,
+        state: Pass,
+        ids: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        *,
+        logits: Literal["none", "last", "all"] = "last",
+    ) -> Tensor | None:
+        """`run` with the gradients that the caller's context and the weights ask for."""
         state.feed(mask)
         arguments = {"input_ids": ids, "position_ids": positions, "use_cache": False, KEYWORD: state}
         with self._lock, installed(self.model, state):

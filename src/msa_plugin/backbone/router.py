@@ -142,14 +142,13 @@ class Router:
         return F.linear(pooled, r.k_weight.float(), None if r.k_bias is None else r.k_bias.float())
 
     def finish_keys(self, parts: Mapping[int, Tensor]) -> dict[str, Tensor]:
-        """Routing keys by key group, [C, W] each, from every routing layer's part: L2-normalised per head."""
+        """Routing keys by key group, [C, W] each, L2-normalised per head; a shared group needs every layer's part."""
+        if self.config.selection == "per_layer":
+            return {str(layer): self._unit(part.float()) for layer, part in parts.items()}
         ordered = [parts[layer].float() for layer in self.config.layers]
         if self.config.joint:
             return {"shared": self._unit(torch.stack(ordered).sum(0))}
-        units = [self._unit(part) for part in ordered]
-        if self.config.selection == "shared":
-            return {"shared": torch.cat(units, dim=1)}
-        return {str(layer): unit for layer, unit in zip(self.config.layers, units, strict=True)}
+        return {"shared": torch.cat([self._unit(part) for part in ordered], dim=1)}
 
     def _finish_queries(self, queries: Tensor) -> Tensor:
         queries = queries.float()

@@ -133,9 +133,9 @@ def _qa(results: Results, dataset: str) -> dict[Series, Values]:
                 found[system, passages] = _answers(records, scores.get(passages, {}))
                 read[system, passages] = {q: r["read"] for q, r in records.items()}
     for (system, passages), rows in read.items():
-        exact = read.get((exact_twin(system), passages))
-        if exact is not None:
-            found[system, passages][EXACT_READ] = {q: _share(ids, exact.get(q, [])) for q, ids in rows.items()}
+        twin = read.get((exact_twin(system), passages))
+        if twin is not None:
+            found[system, passages][EXACT_READ] = {q: _share(ids, twin.get(q, [])) for q, ids in rows.items()}
     return found
 
 

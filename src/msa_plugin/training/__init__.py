@@ -1,0 +1,1 @@
+"""Training: the same seams as inference, with gradients."""
