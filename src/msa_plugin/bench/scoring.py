@@ -122,7 +122,7 @@ def _share(approximate: Sequence[str], exact: Sequence[str]) -> float:
 
 def _qa(results: Results, dataset: str) -> dict[Series, Values]:
     found: dict[Series, Values] = {}
-    read: dict[tuple[str | None, Any], dict[str, list[str]]] = {}
+    read: dict[tuple[Any, Any], dict[str, list[str]]] = {}
     for system in _systems(results, "qa", dataset):
         series: dict[Any, dict[str, Record]] = {}
         for record in results.questions("qa", dataset, system):
@@ -132,10 +132,10 @@ def _qa(results: Results, dataset: str) -> dict[Series, Values]:
             if _whole(results, "qa", dataset, records):
                 found[system, passages] = _answers(records, scores.get(passages, {}))
                 read[system, passages] = {q: r["read"] for q, r in records.items()}
-    for (system, passages), rows in read.items():
-        twin = read.get((exact_twin(system), passages))
+    for (name, passages), rows in read.items():
+        twin = read.get((exact_twin(name), passages))
         if twin is not None:
-            found[system, passages][EXACT_READ] = {q: _share(ids, twin.get(q, [])) for q, ids in rows.items()}
+            found[name, passages][EXACT_READ] = {q: _share(ids, twin.get(q, [])) for q, ids in rows.items()}
     return found
 
 
