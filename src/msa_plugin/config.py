@@ -17,18 +17,23 @@ ReadingMode = Literal["text", "latent", "kv"]
 Layers = Annotated[tuple[int, ...], Field(min_length=1)]
 
 
+def problems(error: ValidationError) -> str:
+    """What is wrong with which field, as text that any log can hold: names come from the input."""
+    found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
+    return found.encode("utf-8", "backslashreplace").decode()
+
+
 class Settings(BaseModel):
     """Base of all settings: frozen, no unknown fields, and `ConfigError` instead of pydantic's own error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def __init__(self, **data: object) -> None:
+    def __init__(self, /, **data: object) -> None:
         """Validate `data`; raises ConfigError naming each wrong field."""
         try:
             super().__init__(**data)
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
-            raise ConfigError(f"{type(self).__name__}: {problems}") from error
+            raise ConfigError(f"{type(self).__name__}: {problems(error)}") from error
 
 
 class RoutingConfig(Settings):
@@ -150,6 +155,7 @@ class MemoryConfig(Settings):
     documents in the prompt. `instruction` replaces the default system message, which asks for short answers.
     `reading` is how answers read memory: `text`, `latent` (pooled K, V) or `kv` (unpooled K, V of all layers); `auto`
     is `latent` where the adapter can read latents, else `text`; `content_pooling` overrides how K, V are pooled.
+    `batch_questions` is how many questions of a batch are answered together: more are faster where memory allows.
     `top_k` None takes the adapter's. `device` is `auto`, a device, or `balanced` (layers spread over all GPUs).
     `cosine` says whether a checkpoint in the reference's format routes by cosines; None does what the reference does.
     `compat` answers exactly as the reference, mistakes included (docs/compatibility.md). `lock_timeout` (seconds) is
@@ -163,6 +169,7 @@ class MemoryConfig(Settings):
     content_pooling: int | None = Field(default=None, gt=0)
     window: int = Field(default=2048, ge=8)
     batch_tokens: int = Field(default=4096, ge=8)
+    batch_questions: int = Field(default=16, gt=0)
     segment_bytes: int = Field(default=64 << 20, gt=0)
     segment_documents: int = Field(default=4096, gt=0)
     top_k: int | None = Field(default=None, gt=0)

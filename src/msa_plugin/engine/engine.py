@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ from msa_plugin.types import Document, EncodedDocument, Hit, Round
 __all__ = ["Engine", "check_window", "fingerprint"]
 # Chunks of a found document that the next round routes on.
 _PIECES = 8
+_Item = TypeVar("_Item")
 
 
 class Engine:
@@ -87,7 +89,9 @@ class Engine:
         """The best `k` documents of each query among those that `selection` allows."""
         if self.adapter.config.routing.selection == "shared":
             return self._rank_shared(queries, k, selection)
-        return self._rank_per_layer(queries, k, selection)
+        parts = [self._rank_per_layer(portion, k, selection) for _, portion in self._portions(queries)]
+        seconds = {stage: sum(part.seconds[stage] for part in parts) for stage in ("encode", "route")}
+        return Ranking([row for part in parts for row in part.rows], seconds)
 
     def use_prefilter(self, spec: PrefilterSpec | str | None, folder: Path, selection: Selection) -> None:
         """Route among the candidates of a FAISS index over `selection`, saved in `folder`; None: exactly again.
@@ -118,7 +122,7 @@ class Engine:
         """Routing queries of texts, each different one encoded once."""
         distinct = list(dict.fromkeys(texts))
         rows = [self._query_ids(ids) for ids in self.backbone.tokenize_batch(distinct)]
-        vectors = shared_queries(self.backbone, self.router, rows)
+        vectors = shared_queries(self.backbone, self.router, rows, self.config.batch_tokens)
         order = [distinct.index(text) for text in texts]
         return SharedQueries(vectors.queries[order], vectors.shares[:, order], vectors.votes[order])
 
@@ -192,7 +196,22 @@ class Engine:
     def ask(
         self, questions: Sequence[str], selection: Selection, generation: GenerationConfig, rounds: InterleaveConfig
     ) -> Events:
-        """Answer a batch: yields (row, text piece) while decoding and (row, Answer) at the end."""
+        """Answer a batch: yields (row, text piece) while decoding and (row, Answer) at the end.
+
+        At most `batch_questions` are answered together, so that memory does not grow with the batch.
+        """
+        for first, portion in self._portions(questions):
+            for row, event in self._ask(portion, selection, generation, rounds):
+                yield first + row, event
+
+    def _portions(self, questions: Sequence[_Item]) -> Iterator[tuple[int, Sequence[_Item]]]:
+        """Batches of at most `batch_questions`, each with the index of its first."""
+        size = self.config.batch_questions
+        return ((first, questions[first : first + size]) for first in range(0, len(questions), size))
+
+    def _ask(
+        self, questions: Sequence[str], selection: Selection, generation: GenerationConfig, rounds: InterleaveConfig
+    ) -> Events:
         if self.config.compat:
             yield from self.compat_loop.ask(questions, selection, generation, self.mode, self._abilities)
             return
@@ -236,6 +255,14 @@ class Engine:
         generation: GenerationConfig,
     ) -> Events:
         """Answer a batch from documents that the caller chose, best first, which `selection` allows; see `ask`."""
+        for first, portion in self._portions([*zip(questions, ordinals, strict=True)]):
+            for row, event in self._ask_from(portion, selection, generation):
+                yield first + row, event
+
+    def _ask_from(
+        self, chosen: Sequence[tuple[str, Sequence[int]]], selection: Selection, generation: GenerationConfig
+    ) -> Events:
+        questions, ordinals = [q for q, _ in chosen], [o for _, o in chosen]
         asked = self._given(questions, ordinals, selection)
         if self.generative is not None:
             given = [[f.ranked for f in one.gathered.found] for one in asked]

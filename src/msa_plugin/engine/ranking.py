@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from msa_kernels import plain_scores
 from msa_plugin.backbone.attention import CausalRows, Sink
@@ -24,7 +25,7 @@ from msa_plugin.bank.tiers import KeyTier
 from msa_plugin.bank.view import Selection
 from msa_plugin.config import RoutingConfig
 from msa_plugin.engine.assembly import BankSource
-from msa_plugin.engine.encoder import pad_right
+from msa_plugin.engine.encoder import pad_right, plan_batches
 from msa_plugin.routing.prefilter import Prefilter
 from msa_plugin.routing.scorer import route
 
@@ -66,8 +67,29 @@ class SharedQueries(NamedTuple):
     votes: Tensor
 
 
-def shared_queries(backbone: Backbone, router: Router, rows: Sequence[Sequence[int]]) -> SharedQueries:
-    """Routing queries of token rows for a shared selection; T is 1 where the router pools a question's tokens."""
+def shared_queries(
+    backbone: Backbone, router: Router, rows: Sequence[Sequence[int]], batch_tokens: int
+) -> SharedQueries:
+    """Routing queries of token rows for a shared selection; T is 1 where the router pools a question's tokens.
+
+    Rows share a forward up to `batch_tokens`, so that memory does not grow with their number.
+    """
+    batches = plan_batches([len(row) for row in rows], batch_tokens)
+    parts = [_one_forward(backbone, router, [rows[i] for i in batch]) for batch in batches]
+    longest = max(part.votes.shape[1] for part in parts)
+    padded = [_lengthened(part, longest - part.votes.shape[1]) for part in parts]
+    order = torch.tensor([i for batch in batches for i in batch]).argsort()
+    queries, shares, votes = zip(*padded, strict=True)
+    return SharedQueries(torch.cat(queries)[order], torch.cat(shares, 1)[:, order], torch.cat(votes)[order])
+
+
+def _lengthened(part: SharedQueries, by: int) -> SharedQueries:
+    """The same with `by` more tokens that do not vote."""
+    rows = (0, 0, 0, by)
+    return SharedQueries(pad(part.queries, rows), pad(part.shares, rows), pad(part.votes, (0, by)))
+
+
+def _one_forward(backbone: Backbone, router: Router, rows: Sequence[Sequence[int]]) -> SharedQueries:
     ids, mask = pad_right(rows, backbone.device)
     sink = _RouteSink(router, ids, mask)
     positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
