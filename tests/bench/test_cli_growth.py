@@ -121,13 +121,14 @@ def test_latency(invoke, files):
     assert {r["part"] for r in shown} == {"latency", "cost"}
 
 
-def test_needle(invoke):
+def test_needle(invoke, tmp_path):
     options = ["--systems", "bm25", "--lengths", "1200", "--depths", 2, "--tasks", "single-words", "--no-answers"]
     from msa_plugin.bench.needle import TASKS
 
     options[options.index("single-words")] = next(iter(TASKS))
-    result, rows = invoke("needle", *options)
+    result, rows = invoke("needle", *options, "--cache", tmp_path / "shared")
     assert result.exit_code == 0, result.output
+    assert [*(tmp_path / "shared").glob("*/encoded")]
     assert {r.settings["depth"] for r in rows if r.metric == "recall"} == {0.0, 1.0}
 
 

@@ -42,7 +42,8 @@ class NeedleConfig(Settings):
 
     `lengths` are tokens, `depths` in [0, 1]; the `k` best passages count as found, and are read by systems that do not
     choose for themselves. `distractors` is a folder of passages that replaces generated essays. Without `answers` only
-    recall is measured, and of systems that only answer nothing. `fresh` forgets earlier results in `out`.
+    recall is measured, and of systems that only answer nothing. `fresh` forgets earlier results in `out`; `cache` is
+    for encoded passages and indexes, `out`/cache if None.
     """
 
     systems: tuple[str, ...] = Field(min_length=1)
@@ -60,6 +61,12 @@ class NeedleConfig(Settings):
     memory: MemoryConfig = MemoryConfig()
     generation: GenerationConfig = GenerationConfig(max_new_tokens=96)
     fresh: bool = False
+    cache: Path | None = None
+
+    @property
+    def kept(self) -> Path:
+        """Where encoded passages and indexes are kept."""
+        return self.cache or self.out / "cache"
 
     @model_validator(mode="after")
     def _sensible(self) -> NeedleConfig:
@@ -121,7 +128,7 @@ def run(
     """
     backbone = backbone or Backbone.load(config.model, device=config.memory.device, dtype=config.memory.dtype)
     adapter = find_adapter(backbone, adapter or config.adapter)
-    banks = Banks(config.out / "cache", backbone, adapter, config.memory)
+    banks = Banks(config.kept, backbone, adapter, config.memory)
 
     def count(text: str) -> int:
         return len(backbone.tokenize(text))
@@ -261,7 +268,7 @@ def _workspace(dataset: Dataset, banks: Banks, config: NeedleConfig, on_step: On
     """A bank of the haystack; passages that other haystacks share are encoded once."""
     banks.encode(dataset.documents)
     with banks.open(dataset.documents) as memory:
-        cache = config.out / "cache" / "systems"
+        cache = config.kept / "systems"
         cache.mkdir(parents=True, exist_ok=True)
         generation = config.generation.model_dump(exclude_none=True)
         yield Workspace(dataset, memory, cache, generation, on_step)

@@ -167,6 +167,7 @@ def needle(
     samples: Annotated[int, typer.Option(help="Haystacks for each task, length and depth.", min=1)] = 1,
     answers: Annotated[bool, typer.Option(help="Also answer, not only find.")] = True,
     seed: Seed = 0,
+    cache: Cache = None,
     fresh: Fresh = False,
     model: Model = None,
     adapter: AdapterPath = None,
@@ -193,6 +194,7 @@ def needle(
         model=model,
         adapter=adapter,
         fresh=fresh,
+        cache=cache,
     )
     said.note(f"loading {model or 'the default backbone'} ...")
     with Watch(sys.stderr) as watch:
