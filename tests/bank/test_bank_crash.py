@@ -17,59 +17,18 @@ from pathlib import Path
 import pytest
 import torch
 from bank_builder import NS, encoded, open_bank, picture, segment_folders
+from operations import commit, compact, delete, fresh, make_seed, outcome, snapshot, state
 
 from msa_plugin.errors import BankError, BankReadOnlyError, BankWriteError
 from msa_plugin.types import Document, EncodedDocument
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
-
-
-def commit(bank):
-    bank.commit([encoded("b", "new", chunks=3), encoded("c")], NS)
-
-
-def delete(bank):
-    bank.delete(["a"], NS)
-
-
-def compact(bank):
-    bank.compact()
-
-
-def snapshot(bank):
-    bank.snapshot("s")
-
-
 OPERATIONS = {"commit": commit, "delete": delete, "compact": compact, "snapshot": snapshot}
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
 
 
 @pytest.fixture(scope="module")
 def seed(tmp_path_factory):
-    """A bank with something to update, delete and compact."""
-    folder = tmp_path_factory.mktemp("seed") / "bank"
-    with open_bank(folder) as bank:
-        bank.commit([encoded("a"), encoded("b")], NS)
-        bank.commit([encoded("gone"), encoded("d")], NS)
-        bank.delete(["gone"], NS)
-    return folder
-
-
-def fresh(seed, folder):
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(seed, folder)
-    return folder
-
-
-def outcome(operation, seed, folder):
-    """The state before and after an operation, as (version counts aside) readers see it."""
-    with open_bank(fresh(seed, folder)) as bank:
-        before = state(bank)
-        operation(bank)
-        return before, state(bank)
-
-
-def state(bank):
-    return picture(bank), [s.name for s in bank.snapshots()]
+    return make_seed(tmp_path_factory.mktemp("seed") / "bank")
 
 
 class Tripwire:

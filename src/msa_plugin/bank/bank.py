@@ -336,9 +336,8 @@ class MemoryBank:
         """
         with self.writing():
             if self._rewrite(self._moments.now.segments, segment_bytes):
-                with self._changing() as catalog:
-                    with self._moments.lock:
-                        self._moments.let_go()  # its own pages are the only ones it may move out of the log
+                with self._changing() as catalog, self._moments.lock:
+                    self._moments.let_go()  # its own pages are the only ones it may move out of the log
                     catalog.shrink()
 
     def _rewrite(self, segments: Mapping[int, Segment], segment_bytes: int) -> bool:
@@ -366,25 +365,37 @@ class MemoryBank:
     def _changing(self) -> Iterator[Catalog]:
         """A change: afterwards this handle sees it, or, if it failed, its leftovers are gone."""
         with self.writing(), disk_errors(self.path):
-            if self._writer is None:
-                self._writer = Catalog(self.path, writable=True)
+            catalog = self._to_write()
             done = False
             try:
-                yield self._writer
+                yield catalog
                 done = True
             finally:
                 with self._moments.lock:
                     self._moments.let_go()  # else this handle itself would hold the log back
-                self._writer.checkpoint()  # without the lock: other threads' questions may be what it waits for
-                self.refresh()
+                    catalog.checkpoint()
+                    self.refresh()
                 if not done:
                     self._sweep()
+                    self._writer = None  # SQLite may have made do with a log it can only read: connect anew next time
+                    catalog.close()
+
+    def _to_write(self) -> Catalog:
+        if self._writer is None:
+            self._writer = Catalog(self.path, writable=True)
+        return self._writer
 
     def _orphans(self) -> list[Path]:
         with self._reading() as view:
             return orphans(self._root, {segment.record.uuid for segment in view.segments.values()})
 
     def _sweep(self) -> None:
-        """Remove segment folders that the newest version does not name. The caller holds the lock and has refreshed."""
-        for folder in self._orphans():
-            shutil.rmtree(folder, ignore_errors=True)
+        """Remove segment folders that the newest version does not name. The caller holds the lock and has refreshed.
+
+        Where the catalog cannot be written they stay: a failed commit that names them might come back after a crash.
+        """
+        if left := self._orphans():
+            with suppress(BankError), disk_errors(self.path):
+                self._to_write().settle()
+                for folder in left:
+                    shutil.rmtree(folder, ignore_errors=True)

@@ -30,9 +30,7 @@ from msa_plugin.types import FORMAT_VERSION, Fingerprint
 
 CATALOG_FILE = "catalog.sqlite"
 _BUSY_SECONDS = 10.0
-# The write-ahead log is moved into the database when it is this long; when it is much longer, readers are waited for.
-_CHECKPOINT_BYTES, _TRUNCATE_BYTES = 4 << 20, 16 << 20
-_READER_SECONDS = 1.0
+_CHECKPOINT_BYTES = 4 << 20
 
 _SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
@@ -171,7 +169,6 @@ class Catalog:
         except sqlite3.DatabaseError as error:
             raise _not_a_catalog(self.path, error) from error
         self.documents = DocumentRows(self._db)
-        self._truncate_at = _TRUNCATE_BYTES
         try:
             self._check_format()
         except BaseException:
@@ -222,10 +219,28 @@ class Catalog:
             yield version
             self._db.execute("UPDATE meta SET value = ? WHERE key = 'version'", (version,))
             self._db.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):  # perhaps of the commit itself
+                with contextlib.suppress(sqlite3.Error):
+                    self.settle()
             raise
+
+    def settle(self) -> None:
+        """Write over what a commit that failed may have left in the log; nothing else changes.
+
+        SQLite writes a commit to the log and then syncs it. Where only the sync fails, the commit is reported as
+        failed but lies there whole, and whoever reads the log after a crash would take it for done.
+        """
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            # A count, for SQLite writes nothing where a value stays as it is.
+            self._db.execute("INSERT INTO meta VALUES ('settled', 1) ON CONFLICT(key) DO UPDATE SET value = value + 1")
+            self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
 
     def _meta(self, key: str) -> object:
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
@@ -305,32 +320,17 @@ class Catalog:
         self._db.execute("DELETE FROM snapshots WHERE name = ?", (name,))
 
     def checkpoint(self) -> None:
-        """Move a long write-ahead log into the database, as far as open readers allow.
-
-        A reader that follows the writer always stands at the log's end, so that the log would never begin anew. Once
-        it is very long, readers are given a moment to step aside; if one does not, not again until it has doubled.
-        """
-        size = self._log_bytes()
-        if size > self._truncate_at:
-            self._truncate_at = _TRUNCATE_BYTES if self._truncate() else 2 * size
-        elif size > _CHECKPOINT_BYTES:
+        """Move a long write-ahead log into the database, as far as open readers allow."""
+        if self._log_bytes() > _CHECKPOINT_BYTES:
             with contextlib.suppress(sqlite3.Error):  # nothing depends on it but the log's length
                 self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def shrink(self) -> None:
         """Return free pages to the file system and, where no reader is in the way, empty the write-ahead log."""
         self._db.execute("VACUUM")
-        self._truncate()
-
-    def _truncate(self) -> bool:
-        """Empty the write-ahead log; False where a reader stays in the way, which only delays this."""
-        with contextlib.suppress(sqlite3.Error):
-            self._db.execute(f"PRAGMA busy_timeout = {int(_READER_SECONDS * 1000)}")
-            try:
-                return not self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-            finally:
-                self._db.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000)}")
-        return False
+        self._db.execute("PRAGMA busy_timeout = 0")  # a reader may stay for days; its presence only delays this
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._db.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000)}")
 
     def bytes(self) -> int:
         """Bytes of the database and its write-ahead log."""
