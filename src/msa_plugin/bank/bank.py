@@ -336,8 +336,9 @@ class MemoryBank:
         """
         with self.writing():
             if self._rewrite(self._moments.now.segments, segment_bytes):
-                with self._changing() as catalog, self._moments.lock:
-                    self._moments.let_go()  # its own pages are the only ones it may move out of the log
+                with self._changing() as catalog:
+                    with self._moments.lock:
+                        self._moments.let_go()  # its own pages are the only ones it may move out of the log
                     catalog.shrink()
 
     def _rewrite(self, segments: Mapping[int, Segment], segment_bytes: int) -> bool:
@@ -373,8 +374,8 @@ class MemoryBank:
             finally:
                 with self._moments.lock:
                     self._moments.let_go()  # else this handle itself would hold the log back
-                    catalog.checkpoint()
-                    self.refresh()
+                catalog.checkpoint()  # without the lock: other threads' questions may be what it waits for
+                self.refresh()
                 if not done:
                     self._sweep()
                     self._writer = None  # SQLite may have made do with a log it can only read: connect anew next time

@@ -30,7 +30,9 @@ from msa_plugin.types import FORMAT_VERSION, Fingerprint
 
 CATALOG_FILE = "catalog.sqlite"
 _BUSY_SECONDS = 10.0
-_CHECKPOINT_BYTES = 4 << 20
+# The write-ahead log is moved into the database when it is this long; when it is much longer, readers are waited for.
+_CHECKPOINT_BYTES, _TRUNCATE_BYTES = 4 << 20, 16 << 20
+_READER_SECONDS = 1.0
 
 _SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
@@ -169,6 +171,7 @@ class Catalog:
         except sqlite3.DatabaseError as error:
             raise _not_a_catalog(self.path, error) from error
         self.documents = DocumentRows(self._db)
+        self._truncate_at = _TRUNCATE_BYTES
         try:
             self._check_format()
         except BaseException:
@@ -320,17 +323,32 @@ class Catalog:
         self._db.execute("DELETE FROM snapshots WHERE name = ?", (name,))
 
     def checkpoint(self) -> None:
-        """Move a long write-ahead log into the database, as far as open readers allow."""
-        if self._log_bytes() > _CHECKPOINT_BYTES:
+        """Move a long write-ahead log into the database, as far as open readers allow.
+
+        A reader that follows the writer always stands at the log's end, so that the log would never begin anew. Once
+        it is very long, readers are given a moment to step aside; if one does not, not again until it has doubled.
+        """
+        size = self._log_bytes()
+        if size > self._truncate_at:
+            self._truncate_at = _TRUNCATE_BYTES if self._truncate() else 2 * size
+        elif size > _CHECKPOINT_BYTES:
             with contextlib.suppress(sqlite3.Error):  # nothing depends on it but the log's length
                 self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def shrink(self) -> None:
         """Return free pages to the file system and, where no reader is in the way, empty the write-ahead log."""
         self._db.execute("VACUUM")
-        self._db.execute("PRAGMA busy_timeout = 0")  # a reader may stay for days; its presence only delays this
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        self._db.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000)}")
+        self._truncate()
+
+    def _truncate(self) -> bool:
+        """Empty the write-ahead log; False where a reader stays in the way, which only delays this."""
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute(f"PRAGMA busy_timeout = {int(_READER_SECONDS * 1000)}")
+            try:
+                return not self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            finally:
+                self._db.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000)}")
+        return False
 
     def bytes(self) -> int:
         """Bytes of the database and its write-ahead log."""
