@@ -15,6 +15,8 @@ Selection = Literal["per_layer", "shared"]
 RouterSource = Literal["projection", "attention"]
 ReadingMode = Literal["text", "latent", "kv"]
 Layers = Annotated[tuple[int, ...], Field(min_length=1)]
+# Sizes that files state: far beyond any model, and small enough that nothing overflows before it is refused.
+Size = Annotated[int, Field(gt=0, le=1 << 20)]
 
 
 def problems(error: ValidationError) -> str:
@@ -49,20 +51,20 @@ class RoutingConfig(Settings):
     """
 
     layers: Layers
-    heads: int = Field(gt=0)
-    kv_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
-    pooling: int = Field(gt=0)
+    heads: Size
+    kv_heads: Size
+    head_dim: Size
+    pooling: Size
     source: RouterSource = "projection"
     selection: Selection = "per_layer"
     head_reduce: HeadReduce = "mean"
     query_reduce: QueryReduce = "max"
     chunk_reduce: ChunkReduce = "max"
     normalize: bool = True
-    scale: float = Field(default=1.0, gt=0)
+    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     token_weighted: bool = False
     joint: bool = False
-    document_mix: float = Field(default=0.0, ge=0)
+    document_mix: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _consistent(self) -> RoutingConfig:
@@ -101,7 +103,7 @@ class ContentConfig(Settings):
     """Which layers' K and V the bank keeps and how they are pooled (`pooling` 1: every token)."""
 
     layers: Layers
-    pooling: int = Field(gt=0)
+    pooling: Size
 
 
 class Abilities(Settings):

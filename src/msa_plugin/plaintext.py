@@ -34,6 +34,7 @@ _BLOCK_ELEMENTS = """
 _LINE_BREAKS = re.compile("\r\n?|[\x0b\x0c\x85]")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_ZEROS, _BEYOND_UNICODE = re.compile("(?<=&#)0+(?=[0-9])"), re.compile("(?<=&#)[0-9]{8,}")
 
 
 class Decoder:
@@ -122,7 +123,12 @@ def html_to_text(html: str) -> tuple[str, str]:
 
 
 def _defused(html: str) -> str:
-    """The page with openings that nothing closes turned into text: html.parser takes quadratic time over them."""
+    """The page without what html.parser fails at.
+
+    Openings that nothing closes become text: they take quadratic time. References to characters keep few digits:
+    Python refuses to read a number of more than 4300.
+    """
+    html = _BEYOND_UNICODE.sub("99999999", _ZEROS.sub("", html))
     for opening, closing in (("<!--", "-->"), ("<", ">")):
         end = html.rfind(closing) + 1
         html = html[:end] + html[end:].replace(opening, "&lt;" + opening[1:])

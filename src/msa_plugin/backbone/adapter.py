@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from msa_plugin.backbone.router import Router, RouterLayer
-from msa_plugin.config import Abilities, ContentConfig, RoutingConfig, Settings
+from msa_plugin.config import Abilities, ContentConfig, RoutingConfig, Settings, Size
 from msa_plugin.errors import AdapterError, ConfigError
 
 ADAPTER_FORMAT = 1
@@ -37,11 +38,11 @@ class AdapterConfig(Settings):
     name: str
     backbone: str
     tokenizer: str
-    hidden: int = Field(gt=0)
+    hidden: Size
     routing: RoutingConfig
     reading: ContentConfig
     abilities: Abilities = Abilities()
-    top_k: int = Field(default=16, gt=0)
+    top_k: Size = 16
     prefix: str | None = None
     numbered: bool = False
     id_width: int | None = Field(default=None, gt=0, le=18)
@@ -80,7 +81,7 @@ class Adapter:
         try:
             raw = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
             tensors = load_file(str(folder / _WEIGHTS))
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
             raise AdapterError(f"cannot read an adapter from {folder}: {error}") from error
         if not isinstance(raw, dict) or raw.get("format_version") != ADAPTER_FORMAT:
             found = raw.get("format_version") if isinstance(raw, dict) else None
@@ -89,6 +90,7 @@ class Adapter:
             config = AdapterConfig(**raw)
         except ConfigError as error:
             raise AdapterError(f"{folder / _CONFIG}: {error}") from error
+        _check_numbers(tensors)
         return cls(config, Router(config.routing, _layers(tensors, config), tensors.get(_TOKENS)))
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -115,6 +117,15 @@ class Adapter:
         return digest.hexdigest()[:32]
 
 
+def _check_numbers(tensors: Mapping[str, Tensor]) -> None:
+    """Raises AdapterError for weights that would make every score NaN, or fail far from here."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or tensor.element_size() < 2:
+            raise AdapterError(f"{_WEIGHTS}: {name} is {tensor.dtype}; weights are float32, float16 or bfloat16")
+        if not bool(torch.isfinite(tensor).all()):
+            raise AdapterError(f"{_WEIGHTS}: {name} holds NaN or infinite numbers; calibrate the adapter again")
+
+
 def _layers(tensors: Mapping[str, Tensor], config: AdapterConfig) -> dict[int, RouterLayer]:
     if config.routing.source == "attention":
         return {}
@@ -126,5 +137,10 @@ def _layers(tensors: Mapping[str, Tensor], config: AdapterConfig) -> dict[int, R
             raise AdapterError(f"{_WEIGHTS} lacks router.{index}.q_weight or router.{index}.k_weight")
         if q.ndim != 2 or k.ndim != 2 or q.shape[1] != config.hidden or k.shape[1] != config.hidden:
             raise AdapterError(f"router.{index}: projections must have {config.hidden} columns")
+        for weight, bias in ((q, parts["q_bias"]), (k, parts["k_bias"])):
+            if bias is not None and bias.shape != weight.shape[:1]:
+                raise AdapterError(
+                    f"router.{index}: a bias has shape {tuple(bias.shape)}, its projection {weight.shape}"
+                )
         layers[index] = RouterLayer(q, k, parts["q_bias"], parts["k_bias"])
     return layers

@@ -18,11 +18,14 @@ from msa_plugin.backbone.checkpoint_format import (
     SCALARS,
     Reference,
     check_markers,
+    check_sizes,
     check_tensors,
     describe_reference,
+    foreign_errors,
     read_extra,
     router_names,
 )
+from msa_plugin.backbone.loading import NO_CODE
 from msa_plugin.backbone.placement import Placement, dispatch
 from msa_plugin.backbone.router import Router, RouterLayer
 from msa_plugin.config import Abilities, ContentConfig
@@ -45,25 +48,30 @@ def load_reference(
     Everything is checked before the first weight is read. Raises CheckpointError naming the field that is wrong.
     """
     reference = describe_reference(folder, cosine)
-    with init_empty_weights(include_buffers=False):
-        model = Qwen3ForCausalLM(reference.model)
+    model = empty_model(reference)
     files = check_tensors(reference, {n: tuple(t.shape) for n, t in model.state_dict().items()})
     words = _tokenizer(reference) if tokenizer else None
     placement = Placement.of(model, device, dtype)
     others = _fill(model, reference, files, placement, dtype)
     model.tie_weights()
     if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        with foreign_errors(folder / "generation_config.json"):
+            model.generation_config = GenerationConfig.from_pretrained(folder)
     backbone = Backbone(dispatch(model.eval(), placement), words, folder.name)
     backbone.own_adapter = _adapter(reference, backbone, others)
     return backbone, backbone.own_adapter
 
 
+def empty_model(reference: Reference) -> Qwen3ForCausalLM:
+    """The model without weights. Raises CheckpointError where the files do not have the sizes of config.json."""
+    check_sizes(reference)
+    with foreign_errors(reference.folder / "config.json"), init_empty_weights(include_buffers=False):
+        return Qwen3ForCausalLM(reference.model)
+
+
 def _tokenizer(reference: Reference) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(reference.folder, config=reference.model)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{reference.folder}: cannot read its tokenizer: {error}") from error
+    with foreign_errors(reference.folder / "tokenizer.json"):
+        tokenizer = AutoTokenizer.from_pretrained(reference.folder, config=reference.model, **NO_CODE)
     check_markers(tokenizer, reference.folder)
     if len(tokenizer) > reference.model.vocab_size:
         raise CheckpointError(

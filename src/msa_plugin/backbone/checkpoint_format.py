@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -41,7 +42,10 @@ _NEEDED = (
     "vocab_size",
     "intermediate_size",
 )
+_LARGEST, _DEEPEST = 1 << 24, 1 << 12  # beyond any model; lists of layers are made before a header is read
 _OWN = {"msa_config", "model_type", "architectures", "transformers_version", "torch_dtype", "dtype"}
+# Names of code to run in the model's stead.
+_OWN |= {"auto_map", "attn_implementation", "_attn_implementation", "experts_implementation"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,17 @@ class Reference:
         return found
 
 
+@contextmanager
+def foreign_errors(file: Path) -> Iterator[None]:
+    """Turns what transformers raises over a damaged file, which may be almost anything, into CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{file}: {error!r}".encode("utf-8", "backslashreplace").decode()) from error
+
+
 def is_reference(raw: Mapping[str, Any]) -> bool:
     """Whether a `config.json` describes a checkpoint in the reference's format."""
     return raw.get("model_type") == "msa" or "msa_config" in raw
@@ -70,7 +85,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A folder's `config.json`. Raises CheckpointError."""
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read a checkpoint from {folder}: {error}") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{folder / 'config.json'} is not a JSON object")
@@ -86,8 +101,10 @@ def describe_reference(folder: Path, cosine: bool | None = None) -> Reference:
     raw = read_config(folder)
     if not isinstance(raw.get("msa_config"), dict):
         raise CheckpointError(f"{folder / 'config.json'}: field 'msa_config' is missing or not an object")
-    for field in _NEEDED:
+    for field in (*_NEEDED, *(["head_dim"] if raw.get("head_dim") is not None else [])):
         _whole(raw, field, "")
+    if raw["num_hidden_layers"] > _DEEPEST:
+        raise CheckpointError(f"config.json: num_hidden_layers is {raw['num_hidden_layers']}, more than {_DEEPEST}")
     msa = raw["msa_config"]
     routing = routing_of(raw, msa, cosine)
     key = "doc_top_k" if "doc_top_k" in msa else "top_k_docs"
@@ -178,8 +195,8 @@ def _pooling(raw: Mapping[str, Any], msa: Mapping[str, Any]) -> int:
 
 def _whole(place: Mapping[str, Any], field: str, where: str) -> int:
     value = place.get(field)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"config.json: {where}{field} must be a whole number above 0, not {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
+        raise CheckpointError(f"config.json: {where}{field} must be a whole number above 0, not {value!r:.100}")
     return value
 
 
@@ -187,18 +204,16 @@ def _qwen3(raw: Mapping[str, Any], folder: Path) -> Qwen3Config:
     fields = {k: v for k, v in raw.items() if k not in _OWN}
     # transformers 4 wrote "no sliding window" as false; 5 accepts only a number or nothing.
     fields["sliding_window"] = fields.get("sliding_window") or None
-    if "rope_parameters" not in fields:
-        scaling = dict(fields.pop("rope_scaling", None) or {})
-        kind = scaling.pop("type", scaling.pop("rope_type", "default"))
-        fields["rope_parameters"] = {
-            "rope_type": kind,
-            "rope_theta": fields.pop("rope_theta", 10000.0),
-            **scaling,
-        }
-    try:
+    with foreign_errors(folder / "config.json"):
+        if "rope_parameters" not in fields:
+            scaling = dict(fields.pop("rope_scaling", None) or {})
+            kind = scaling.pop("type", scaling.pop("rope_type", "default"))
+            fields["rope_parameters"] = {
+                "rope_type": kind,
+                "rope_theta": fields.pop("rope_theta", 10000.0),
+                **scaling,
+            }
         return Qwen3Config(**fields)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
 
 
 def shards(folder: Path) -> dict[str, list[str]]:
@@ -212,7 +227,7 @@ def shards(folder: Path) -> dict[str, list[str]]:
             if Path(file).name != file:
                 raise CheckpointError(f"{INDEX}: weight_map[{name!r}] is not a file name: {file!r}")
             files.setdefault(file, []).append(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"cannot read {folder / INDEX}: {error!r}") from error
@@ -224,7 +239,7 @@ def shapes(file: Path) -> dict[str, tuple[int, ...]]:
     try:
         with safe_open(str(file), "pt") as opened:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {file}: {error}") from error
 
 
@@ -234,18 +249,55 @@ def router_names(layer: int) -> tuple[str, str]:
     return f"{base}_q_proj.0.weight", f"{base}_k_proj.0.weight"
 
 
+def check_sizes(reference: Reference) -> None:
+    """Raises CheckpointError where config.json claims sizes that the files do not have.
+
+    Done before a model is made of these sizes: the files bound what they can be, and what that takes.
+    """
+    model, depth = reference.model, reference.model.num_hidden_layers
+    ends = ("model.embed_tokens.weight", *(() if model.tie_word_embeddings else ("lm_head.weight",)))
+    wanted = dict.fromkeys(ends, (model.vocab_size, model.hidden_size))
+    for layer in range(depth):
+        base = f"model.layers.{layer}"
+        wanted[f"{base}.mlp.gate_proj.weight"] = (model.intermediate_size, model.hidden_size)
+        for part, heads in (("q", model.num_attention_heads), ("k", model.num_key_value_heads)):
+            wanted[f"{base}.self_attn.{part}_proj.weight"] = (heads * model.head_dim, model.hidden_size)
+    _compare(reference.folder, wanted, _found(reference.folder, shards(reference.folder)), set())
+
+
+def _found(folder: Path, files: Mapping[str, list[str]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors to take from each file. Raises CheckpointError for one that is not there."""
+    found = {}
+    for file, names in files.items():
+        inside = shapes(folder / file)
+        for name in names:
+            if name not in inside:
+                raise CheckpointError(f"{file} lacks {name}, which {INDEX} says is in it")
+            found[name] = inside[name]
+    return found
+
+
+def _compare(
+    folder: Path,
+    wanted: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    optional: set[str],
+) -> None:
+    missing = sorted(set(wanted) - set(found) - optional)
+    if missing:
+        raise CheckpointError(f"{folder}: tensor {missing[0]} is missing ({len(missing)} in all)")
+    for name, shape in wanted.items():
+        if name in found and found[name] != shape:
+            raise CheckpointError(f"{folder}: tensor {name} has shape {found[name]}, config.json says {shape}")
+
+
 def check_tensors(reference: Reference, expected: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
     """Compare all headers with the backbone's `expected` tensors and the routers; returns `shards`.
 
     Raises CheckpointError naming what is missing, extra or of another shape.
     """
-    files, found = shards(reference.folder), {}
-    for file, names in files.items():
-        inside = shapes(reference.folder / file)
-        for name in names:
-            if name not in inside:
-                raise CheckpointError(f"{file} lacks {name}, which {INDEX} says is in it")
-            found[name] = inside[name]
+    files = shards(reference.folder)
+    found = _found(reference.folder, files)
     routing, hidden = reference.routing, reference.model.hidden_size
     wanted = dict(expected)
     if routing.source == "projection":
@@ -253,17 +305,10 @@ def check_tensors(reference: Reference, expected: Mapping[str, tuple[int, ...]])
             q, k = router_names(layer)
             wanted |= {q: (routing.heads * routing.head_dim, hidden), k: (routing.key_width, hidden)}
     tied = {"lm_head.weight"} if reference.model.tie_word_embeddings else set()
-    missing = sorted(set(wanted) - set(found) - tied)
-    if missing:
-        raise CheckpointError(f"{reference.folder}: tensor {missing[0]} is missing ({len(missing)} in all)")
     extra = sorted(set(found) - set(wanted) - tied - set(SCALARS))
     if extra:
         raise CheckpointError(f"{reference.folder}: tensor {extra[0]} is unexpected ({len(extra)} in all)")
-    for name, shape in wanted.items():
-        if name in found and found[name] != shape:
-            raise CheckpointError(
-                f"{reference.folder}: tensor {name} has shape {found[name]}, config.json says {shape}"
-            )
+    _compare(reference.folder, wanted, found, tied)
     return files
 
 
@@ -274,7 +319,7 @@ def read_extra(folder: Path) -> dict[str, Any]:
         return {}
     try:
         extra = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {file}: {error}") from error
     if not isinstance(extra, dict) or not set(extra) <= set(EXTRA_FIELDS):
         raise CheckpointError(f"{file} must be an object with no other fields than {', '.join(EXTRA_FIELDS)}")

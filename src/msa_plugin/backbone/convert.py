@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import init_empty_weights
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.backbone.checkpoint import load_reference
+from msa_plugin.backbone.checkpoint import empty_model, load_reference
 from msa_plugin.backbone.checkpoint_format import (
     EXACT_COSINE,
     EXTRA,
@@ -71,8 +69,7 @@ def to_reference(model: Path, adapter: Adapter, out: Path, *, shard_bytes: int =
     if raw.get("model_type") != "qwen3":
         raise CheckpointError(f"the reference's format holds Qwen3 models only; {model} is {raw.get('model_type')!r}")
     msa = _msa_config(raw, adapter)
-    check_markers(AutoTokenizer.from_pretrained(model), model)
-    _check_backbone(model, adapter)
+    check_markers(_check_backbone(model, adapter).tokenizer, model)
     out = _new_folder(out)
     routers = [
         _Piece(name, tensor.numel() * tensor.element_size(), _constant(tensor))
@@ -94,8 +91,7 @@ def from_reference(checkpoint: Path, out: Path, *, shard_bytes: int = SHARD_BYTE
     if not is_reference(read_config(checkpoint)):
         raise CheckpointError(f"{checkpoint / 'config.json'} has no field 'msa_config'; it is no reference checkpoint")
     reference = describe_reference(checkpoint)
-    with init_empty_weights(include_buffers=False):
-        expected = {n: tuple(t.shape) for n, t in Qwen3ForCausalLM(reference.model).state_dict().items()}
+    expected = {n: tuple(t.shape) for n, t in empty_model(reference).state_dict().items()}
     check_tensors(reference, expected)
     adapter = load_reference(checkpoint, dtype=torch.bfloat16, tokenizer=True)[1]
     folder = _new_folder(out) / "backbone"
@@ -160,7 +156,7 @@ def _fresh_msa_config(raw: Mapping[str, Any], routing: RoutingConfig, top_k: int
 def _reads_as(raw: Mapping[str, Any], msa: Mapping[str, Any]) -> RoutingConfig | None:
     try:
         return routing_of(raw, msa, None)
-    except (MSAError, KeyError):
+    except (MSAError, KeyError, TypeError, ValueError, ArithmeticError):  # `msa` may come from an adapter's provenance
         return None
 
 
@@ -176,10 +172,11 @@ def _reference_config(raw: Mapping[str, Any], msa: Mapping[str, Any]) -> dict[st
     return {**fields, "model_type": "msa", "architectures": ["MSAForCausalLM"], "msa_config": dict(msa)}
 
 
-def _check_backbone(model: Path, adapter: Adapter) -> None:
+def _check_backbone(model: Path, adapter: Adapter) -> Backbone:
     backbone = Backbone.load(str(model), device="cpu", dtype="bfloat16")
     if backbone.weights_hash() != adapter.config.backbone:
         raise CheckpointError(f"adapter {adapter.config.name} was made for other weights than those in {model}")
+    return backbone
 
 
 def _scalars(adapter: Adapter, msa: Mapping[str, Any]) -> list[_Piece]:
@@ -187,12 +184,19 @@ def _scalars(adapter: Adapter, msa: Mapping[str, Any]) -> list[_Piece]:
     kept = [name for name in SCALARS if isinstance(adapter.config.provenance.get(name), Mapping)]
     tensors = {}
     for name in kept:
-        saved = adapter.config.provenance[name]
-        kind = getattr(torch, str(saved["dtype"]).removeprefix("torch."))
-        tensors[name] = torch.tensor(saved["value"], dtype=kind).reshape(saved["shape"])
+        tensors[name] = _scalar(name, adapter.config.provenance[name])
     if not kept:
         tensors["temperature"] = torch.tensor(float(msa.get("infonce_loss_temp", 0.1)))
     return [_Piece(name, t.numel() * t.element_size(), _constant(t)) for name, t in tensors.items()]
+
+
+def _scalar(name: str, saved: Mapping[str, Any]) -> Tensor:
+    """A scalar as an adapter remembers it, which is somebody's JSON. Raises CheckpointError."""
+    kinds = {str(kind): kind for kind in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
+    try:
+        return torch.tensor(saved["value"], dtype=kinds[saved["dtype"]]).reshape(saved["shape"])
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"the adapter's provenance.{name} is no scalar of a checkpoint: {error!r}") from error
 
 
 def _constant(tensor: Tensor) -> Callable[[], Tensor]:

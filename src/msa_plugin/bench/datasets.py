@@ -24,6 +24,7 @@ from msa_plugin.types import Document
 
 SPLITS = ("test", "dev", "train")
 SHOWN = 3  # ids named in a note
+MAX_LINE = 1 << 26  # bytes; a small packed file can hold a line of any length
 
 
 class _Record(NamedTuple):
@@ -153,7 +154,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     try:
         with path.open("rb") as file, gzip.open(file) if path.suffix == ".gz" else file as plain:
-            for number, raw in enumerate(plain, start=1):
+            for number, raw in enumerate(iter(lambda: plain.readline(MAX_LINE + 1), b""), start=1):
+                if len(raw) > MAX_LINE:
+                    raise IngestError(f"{path}, line {number} is over {MAX_LINE} bytes; use shorter lines")
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise IngestError(f"{path}, line {number}: not UTF-8 ({error.reason})") from error
@@ -315,8 +318,8 @@ def _qrels(folder: Path, questions: set[str], notes: list[str]) -> dict[str, dic
 
 
 def _is_grade(text: str) -> bool:
-    text = text.strip()
-    return text.removeprefix("-").isdecimal()
+    digits = text.strip().removeprefix("-")
+    return digits.isdecimal() and len(digits) <= 9
 
 
 def _note(notes: list[str], items: list[str], what: str) -> None:

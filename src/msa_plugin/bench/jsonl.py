@@ -53,7 +53,7 @@ def read(path: Path) -> Lines:
 def _object(path: Path, number: int, raw: bytes) -> dict[str, Any]:
     try:
         record = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path.name}, line {number}: not JSON ({error}); restore the file or remove it") from error
     if not isinstance(record, dict):
         raise ConfigError(f"{path.name}, line {number}: a JSON object was expected")
@@ -66,10 +66,7 @@ def append(path: Path, records: Iterable[Mapping[str, Any]], *, after: int | Non
     `after` is where the file is cut first (bytes); None cuts only what a torn last line left. A write that the disk
     refuses leaves the file as it was. Raises ConfigError for numbers that JSON cannot hold, and OSError.
     """
-    try:
-        text = "".join(json.dumps(dict(r), ensure_ascii=False, allow_nan=False) + "\n" for r in records)
-    except ValueError as error:
-        raise ConfigError(f"{path.name}: a result is not a finite number ({error})") from error
+    text = text_of(path, records)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("r+b" if path.exists() else "w+b") as file:
         end = _end_of_lines(file) if after is None else after
@@ -82,6 +79,14 @@ def append(path: Path, records: Iterable[Mapping[str, Any]], *, after: int | Non
         except OSError:
             file.truncate(end)
             raise
+
+
+def text_of(path: Path, records: Iterable[Mapping[str, Any]]) -> str:
+    """The lines of `records`, to be written to `path`. Raises ConfigError for numbers that JSON cannot hold."""
+    try:
+        return "".join(json.dumps(dict(r), ensure_ascii=False, allow_nan=False) + "\n" for r in records)
+    except ValueError as error:
+        raise ConfigError(f"{path.name}: a result is not a finite number ({error})") from error
 
 
 def _end_of_lines(file: IO[bytes]) -> int:

@@ -21,16 +21,20 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
 
 from msa_plugin.bench import jsonl
 from msa_plugin.bench.base import Row, Scored
 from msa_plugin.bench.provenance import Provenance, now
+from msa_plugin.config import problems
 from msa_plugin.errors import ConfigError
 
 Key: TypeAlias = tuple[str, str, str, Mapping[str, Any]]  # part, dataset, system, settings
 SKIPPED = "skipped"  # a metric: the system did not run; settings["reason"] says why
 NOTE = "note"  # a metric: settings["reason"] is something that a reader of the results must know
 _FIELDS = {f.name for f in fields(Row)}
+_ROW = TypeAdapter(Row)
+_CONFIG = TypeAdapter(dict[str, dict[str, dict[str, Any]]])
 
 
 class Results:
@@ -101,8 +105,7 @@ class Results:
         """Replace all rows by these, as they are: stamps stay."""
         self._hold()
         kept = list(rows)
-        lines = (json.dumps(row.to_dict(), ensure_ascii=False, allow_nan=False) + "\n" for row in kept)
-        jsonl.write_atomic(self.path, "".join(lines))
+        jsonl.write_atomic(self.path, jsonl.text_of(self.path, (row.to_dict() for row in kept)))
         self._loaded, self._cut = kept, None
 
     def _stamped(self, row: Row) -> Row:
@@ -123,11 +126,13 @@ class Results:
         if self._loaded is None:
             found = jsonl.read(self.path)
             lines = found.lines
-            if found.torn and lines:  # what was written together with the torn line is measured again, with it
-                last = _key_of(lines[-1].record)
-                while lines and _key_of(lines[-1].record) == last:
-                    self._cut = lines.pop().offset
-            self._loaded = [_row(line.record, self.path) for line in lines]
+            rows = [_row(line.record, self.path) for line in lines]
+            if found.torn and rows:  # what was written together with the torn line is measured again, with it
+                last = _key_of(rows[-1])
+                while rows and _key_of(rows[-1]) == last:
+                    rows.pop()
+                    self._cut = lines[len(rows)].offset
+            self._loaded = rows
         return self._loaded
 
     # What was run
@@ -139,11 +144,14 @@ class Results:
             return {}
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise ConfigError(f"config.json of {self.out.name} cannot be read ({error}); use another --out") from error
-        if not isinstance(found, dict):
-            raise ConfigError(f"config.json of {self.out.name} is not an object; use another --out")
-        return found
+        try:
+            return _CONFIG.validate_python(found)
+        except ValidationError as error:
+            raise ConfigError(
+                f"config.json of {self.out.name} is not what a run writes ({problems(error)}); use another --out"
+            ) from error
 
     def configure(self, part: str, settings: Mapping[str, Any], *, fresh: bool = False) -> None:
         """Save what `part` is run with; a later run in this folder has to be the same, or `fresh`.
@@ -213,8 +221,9 @@ class Results:
         """(dataset, system) of every question file of a part."""
         found = []
         for path in sorted((self.out / "questions").glob(f"{_safe(part)}.*.jsonl")):
-            dataset, system = path.name.split(".")[1:3]
-            found.append((unquote(dataset), unquote(system)))
+            names = path.name.split(".")
+            if len(names) == 4:  # dots within names are encoded
+                found.append((unquote(names[1]), unquote(names[2])))
         return found
 
     def run_file(self, dataset: str, system: str) -> Path:
@@ -242,11 +251,18 @@ class Results:
         rankings: dict[str, list[Scored]] = {}
         if not path.exists():
             return rankings
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path.name} is not UTF-8 ({error.reason}); restore the file or remove it") from error
+        for number, line in enumerate(text.splitlines(), start=1):
             words = line.split()
             if len(words) != 6:
                 raise ConfigError(f"{path.name}, line {number}: six columns were expected")
-            rankings.setdefault(unquote(words[0]), []).append(Scored(unquote(words[2]), float(words[4])))
+            try:
+                rankings.setdefault(unquote(words[0]), []).append(Scored(unquote(words[2]), float(words[4])))
+            except ValueError as error:
+                raise ConfigError(f"{path.name}, line {number}: the score {words[4]!r} is not a number") from error
         return rankings
 
     # One writer
@@ -291,8 +307,8 @@ def _name(part: str, dataset: str, system: str, settings: Mapping[str, Any]) -> 
     return json.dumps([part, dataset, system, dict(settings)], sort_keys=True, default=str)
 
 
-def _key_of(record: Mapping[str, Any]) -> str:
-    return _name(record["part"], record["dataset"], record["system"], record.get("settings", {}))
+def _key_of(row: Row) -> str:
+    return _name(row.part, row.dataset, row.system, row.settings)
 
 
 def _where(row: Row) -> tuple[str, str, str]:
@@ -306,9 +322,9 @@ def _measured(row: Row) -> str:
 
 def _row(record: Mapping[str, Any], path: Path) -> Row:
     try:
-        return Row(**{name: value for name, value in record.items() if name in _FIELDS})
-    except TypeError as error:
-        raise ConfigError(f"{path.name} holds a line that is not a result ({error})") from error
+        return _ROW.validate_python({name: value for name, value in record.items() if name in _FIELDS})
+    except ValidationError as error:
+        raise ConfigError(f"{path.name} holds a line that is not a result ({problems(error)})") from error
 
 
 def _safe(name: str) -> str:

@@ -53,4 +53,21 @@ def _checked(adapter: Adapter, backbone: Backbone) -> Adapter:
                 f"adapter {adapter.config.name} was made for other {what} ({theirs}) than those of {backbone.name} "
                 f"({mine}); calibrate one with: msa calibrate FILES... --model ..."
             )
+    _check_fits(adapter, backbone)
     return adapter
+
+
+def _check_fits(adapter: Adapter, backbone: Backbone) -> None:
+    """Raises AdapterError for an adapter that speaks of layers, heads or tokens that the backbone does not have."""
+    routing, spec, weights = adapter.config.routing, backbone.spec, adapter.router.token_weights
+    layers = {*routing.layers, *adapter.config.reading.layers}
+    heads = (routing.heads, routing.kv_heads, routing.head_dim)
+    problem = ""
+    if not layers <= set(range(spec.layers)):
+        problem = f"layers {sorted(layers)}, of which the model has {spec.layers}"
+    elif weights is not None and (weights.ndim != 1 or len(weights) < spec.vocab):
+        problem = f"token weights of shape {tuple(weights.shape)} for {spec.vocab} tokens"
+    elif routing.source == "attention" and heads != (spec.heads, spec.kv_heads, spec.head_dim):
+        problem = f"{routing.heads} heads of {routing.head_dim} where the model has {spec.heads} of {spec.head_dim}"
+    if problem:
+        raise AdapterError(f"adapter {adapter.config.name} names {problem}; it does not fit {backbone.name}")
