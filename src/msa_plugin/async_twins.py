@@ -1,11 +1,15 @@
-"""Async twins of the facade: the same calls on a worker thread, so that the event loop is never blocked."""
+"""Async twins of the facade: the same calls on a worker thread, so that the event loop is never blocked.
+
+Cancelling one stops its work at the next step (a batch encoded, a token decoded) and returns when it has stopped.
+"""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
+from msa_plugin.cancellation import on_thread
 from msa_plugin.streams import AsyncAnswerStream
 from msa_plugin.types import AddReport, Answer, DeleteReport, DocumentLike, DocumentsLike, Filter, Hit, VerifyReport
 
@@ -60,7 +64,7 @@ class AsyncTwins:
         return cast(VerifyReport, await self._thread("verify"))
 
     async def _thread(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return await asyncio.to_thread(self._sync(method), *args, **kwargs)
+        return await on_thread(partial(self._sync(method), *args, **kwargs))
 
     def _sync(self, method: str) -> Any:
         return getattr(self, method)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from threading import Lock
 
+from msa_plugin.cancellation import on_thread
 from msa_plugin.engine.answering import Events
 from msa_plugin.events import Answered, AnswerPiece, Event
 from msa_plugin.types import Answer
@@ -69,7 +69,7 @@ class AsyncAnswerStream(AsyncIterator[str]):
 
     async def __anext__(self) -> str:
         """The next piece of text."""
-        piece = await asyncio.to_thread(self._next)
+        piece = await on_thread(self._next)
         if piece is None:
             raise StopAsyncIteration
         return piece
@@ -80,7 +80,7 @@ class AsyncAnswerStream(AsyncIterator[str]):
 
     async def events(self) -> AsyncIterator[Event]:
         """`AnswerStream.events`, each event from a worker thread."""
-        while (event := await asyncio.to_thread(self._next_event)) is not None:
+        while (event := await on_thread(self._next_event)) is not None:
             yield event
 
     def _next_event(self) -> Event | None:
@@ -98,4 +98,4 @@ class AsyncAnswerStream(AsyncIterator[str]):
         """Stop decoding; no piece follows."""
         self._closed = True
         if self._stream is not None:
-            await asyncio.to_thread(self._stream.close)
+            await on_thread(self._stream.close)

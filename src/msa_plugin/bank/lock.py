@@ -6,13 +6,27 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from msa_plugin.cancellation import check_cancelled
 from msa_plugin.errors import BankLockedError
+
+_SPELL = 0.25
+
+
+def _within(seconds: float, attempt: Callable[[float], bool]) -> bool:
+    """Attempt until it succeeds or time is up, in short spells: a waiter that was cancelled must not wait on."""
+    until = time.monotonic() + seconds
+    while not attempt(max(0.0, min(_SPELL, until - time.monotonic()))):
+        check_cancelled()
+        if time.monotonic() >= until:
+            return False
+    return True
 
 
 class WriterLock:
@@ -30,8 +44,8 @@ class WriterLock:
     @contextmanager
     def hold(self, timeout: float | None = None) -> Iterator[bool]:
         """Hold the lock; yields True on the outermost entry. Raises BankLockedError after the timeout."""
-        patience = min(self._timeout if timeout is None else timeout, threading.TIMEOUT_MAX)
-        if not self._thread.acquire(timeout=patience):
+        patience = self._timeout if timeout is None else timeout
+        if not _within(patience, lambda spell: self._thread.acquire(timeout=spell)):
             raise BankLockedError(f"{self._folder}: another thread is writing; waited {patience:g} s")
         try:
             with self._process_lock(patience):
@@ -57,13 +71,18 @@ class WriterLock:
             self._file.release(force=True)
 
     def _acquire(self, patience: float) -> None:
-        try:
-            self._file.acquire(timeout=patience)
-        except Timeout as error:
+        if not _within(patience, self._acquired):
             raise BankLockedError(
                 f"{self._folder}: {self._owner()} is writing to this bank; wait for it or stop it, "
                 f"or raise lock_timeout (now {patience:g} s)"
-            ) from error
+            )
+
+    def _acquired(self, spell: float) -> bool:
+        try:
+            self._file.acquire(timeout=spell)
+        except Timeout:
+            return False
+        return True
 
     def _owner(self) -> str:
         try:

@@ -17,6 +17,7 @@ from msa_plugin.backbone.attention import CausalRows, Sink
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.positions import WindowLayout
 from msa_plugin.backbone.router import Router
+from msa_plugin.cancellation import check_cancelled
 from msa_plugin.config import ContentConfig
 from msa_plugin.engine.numbering import Numbering
 from msa_plugin.prompts import document_text
@@ -178,6 +179,7 @@ class Encoder:
         """Latents of each window of token ids, in order; windows of like length share a forward."""
         result: list[Latents | None] = [None] * len(windows)
         for batch in plan_batches([len(w) for w in windows], self.batch_tokens):
+            check_cancelled()
             for index, latents in zip(batch, self._forward([windows[i] for i in batch]), strict=True):
                 result[index] = latents
         return [latents for latents in result if latents is not None]

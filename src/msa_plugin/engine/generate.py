@@ -12,6 +12,7 @@ from torch import Tensor
 
 from msa_plugin.backbone.attention import Pass
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.cancellation import check_cancelled
 from msa_plugin.config import GenerationConfig
 
 
@@ -132,6 +133,7 @@ def decode(
         out = backbone.run(state, ids, mask, (positions + step)[:, None])
         assert out is not None
         logits = out[:, -1]
+        check_cancelled()
     for row, stream in enumerate(streams):
         piece = stream.flush()
         if piece:

@@ -23,6 +23,7 @@ from msa_plugin.backbone.router import Router
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.tiers import KeyTier
 from msa_plugin.bank.view import Selection
+from msa_plugin.cancellation import check_cancelled
 from msa_plugin.config import RoutingConfig
 from msa_plugin.engine.assembly import BankSource
 from msa_plugin.engine.encoder import pad_right, plan_batches
@@ -90,6 +91,7 @@ def _lengthened(part: SharedQueries, by: int) -> SharedQueries:
 
 
 def _one_forward(backbone: Backbone, router: Router, rows: Sequence[Sequence[int]]) -> SharedQueries:
+    check_cancelled()
     ids, mask = pad_right(rows, backbone.device)
     sink = _RouteSink(router, ids, mask)
     positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)

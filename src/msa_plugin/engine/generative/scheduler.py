@@ -17,6 +17,7 @@ from torch import Tensor
 from msa_plugin.backbone.attention import Pass
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.joining import joined
+from msa_plugin.cancellation import check_cancelled
 from msa_plugin.engine.encoder import pad_left
 from msa_plugin.engine.generative.state import Conversation, Phase, Routed, Step
 
@@ -51,6 +52,7 @@ class Scheduler:
         """Everything that happens, in order, with the conversation it happens to; (conversation, None) when done."""
         waiting, live = deque(conversations), list[Conversation]()
         while waiting or live:
+            check_cancelled()
             while waiting and len(live) < self._rows:
                 live.append(waiting.popleft())
             starting = [c for c in live if c.phase is Phase.PREFILL]
