@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
@@ -19,6 +20,7 @@ from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.intake import check_namespace
+from msa_plugin.bank.verify import verify_bank
 from msa_plugin.bank.view import Selection
 from msa_plugin.config import MemoryConfig
 from msa_plugin.engine.adapters import find_adapter
@@ -316,12 +318,16 @@ class LatentMemory(AsyncTwins):
         self._bank_().drop_snapshot(name)
 
     def verify(self) -> VerifyReport:
-        """Read every file and compare it with its checksum; reports what is damaged instead of raising."""
-        return self._bank_().verify()
+        """Read every file of the bank and compare it with its checksum; reports what is damaged instead of raising.
+
+        Documents are named where they are of this namespace.
+        """
+        return verify_bank(self._bank_().path, namespace=self.namespace)
 
     def stats(self) -> Stats:
-        """Documents, tokens, chunks and bytes."""
-        return self._bank_().stats(self.namespace)
+        """Documents, tokens and chunks of this namespace, and what the whole bank weighs; names no other namespace."""
+        stats = self._bank_().stats(self.namespace)
+        return replace(stats, namespaces=tuple(n for n in stats.namespaces if n == self.namespace))
 
     def refresh(self) -> None:
         """See what other processes have committed since this handle was opened or last wrote."""

@@ -216,28 +216,6 @@ def test_filters_apply_before_the_selection(chunk):
     torch.testing.assert_close(all_scores(queries, mask, [block], config), wanted, atol=1e-5, rtol=1e-5)
 
 
-class Guarded:
-    """Keys of which a test may only read some rows."""
-
-    ndim = 2
-
-    def __init__(self, keys, readable):
-        self.keys, self.readable, self.shape = keys, readable, keys.shape
-
-    def __getitem__(self, rows):
-        assert rows.start >= self.readable.start
-        assert rows.stop <= self.readable.stop
-        return self.keys[rows]
-
-
-def test_tiles_without_an_allowed_document_are_not_read():
-    config = settings_for()
-    queries, mask = question(config)
-    block = documents([2] * 50, config, allowed=torch.arange(50) == 27)
-    block = block._replace(keys=Guarded(block.keys, slice(50, 60)))
-    assert route(queries, mask, [block], 4, config, tile_chunks=10).ordinals.tolist() == [[27]]
-
-
 def test_a_document_larger_than_a_tile_can_be_filtered_too():
     config = settings_for()
     queries, mask = question(config)

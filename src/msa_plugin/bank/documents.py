@@ -160,13 +160,17 @@ class DocumentRows:
 
     # -- selecting --------------------------------------------------------------------------------------------------
 
-    def dead_places(self, at: At) -> Iterator[Place]:
-        """Places that `at` must not see: deleted by then, or added later. Costs as much as there are of them."""
+    def dead_places(self, at: At, namespace: str) -> Iterator[Place]:
+        """Places of a namespace that `at` must not see: deleted by then, or added later.
+
+        Costs as much as there are of them, and, at a moment long past, as what all namespaces added since.
+        """
         sql = (
-            "SELECT segment, position FROM documents WHERE deleted <= :version "
-            "UNION ALL SELECT segment, position FROM documents WHERE ordinal > :last"
+            "SELECT segment, position FROM documents WHERE namespace = :namespace AND deleted <= :version "
+            # The plus keeps SQLite from walking the whole namespace, where usually no row is later.
+            "UNION ALL SELECT segment, position FROM documents WHERE +namespace = :namespace AND ordinal > :last"
         )
-        return (Place(*row) for row in self._db.execute(sql, _bind(at)))
+        return (Place(*row) for row in self._db.execute(sql, _bind(at, namespace=namespace)))
 
     def places_in_shared_segments(self, at: At, namespace: str) -> Iterator[Place]:
         """Live places of a namespace in segments that hold other namespaces too."""
@@ -237,18 +241,18 @@ class DocumentRows:
 
     # -- verifying --------------------------------------------------------------------------------------------------
 
-    def in_segment(self, segment: int) -> list[tuple[int, int, int, str]]:
-        """Position, ordinal, chunks and id of every row of `segment`, in order of position."""
-        sql = "SELECT position, ordinal, chunks, id FROM documents WHERE segment = ? ORDER BY position"
+    def in_segment(self, segment: int) -> list[tuple[int, int, int, str, str]]:
+        """Position, ordinal, chunks, namespace and id of every row of `segment`, in order of position."""
+        sql = "SELECT position, ordinal, chunks, namespace, id FROM documents WHERE segment = ? ORDER BY position"
         return self._db.execute(sql, (segment,)).fetchall()
 
-    def altered(self) -> Iterator[tuple[int, str]]:
-        """Ordinal and id of the rows whose text or fields do not match the checksums taken when they were written."""
+    def altered(self) -> Iterator[tuple[int, str, str]]:
+        """Ordinal, namespace and id of the rows that do not match the checksums taken when they were written."""
         sql = f"SELECT {_STORED} FROM documents LEFT JOIN texts USING (ordinal)"
         for ordinal, namespace, name, title, text, metadata, tokens, chunks, digest, checksum in self._db.execute(sql):
             fields = (ordinal, namespace, name, title, metadata, tokens, chunks, digest)
             if checksum != row_checksum(fields) or not isinstance(text, str) or digest != content_hash(title, text):
-                yield ordinal, name
+                yield ordinal, namespace, name
 
 
 def row_checksum(fields: tuple[object, ...]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -14,14 +15,15 @@ from msa_plugin.errors import BankError
 from msa_plugin.types import VerifyReport
 
 
-def verify_bank(path: str | Path, *, deep: bool = True) -> VerifyReport:
+def verify_bank(path: str | Path, *, deep: bool = True, namespace: str | None = None) -> VerifyReport:
     """Check the bank in folder `path`, whether or not it can still be opened; reports damage, never raises on it.
 
     Always: the catalog's structure, file sizes, headers, offsets and ordinals. `deep` also reads every byte: checksums
     of all files, SQLite's full integrity check, and each row's text and metadata against their own checksums.
+    With a `namespace` the whole bank is checked all the same, and only documents of that namespace are named.
     """
     folder = Path(path)
-    check = Check(folder, deep)
+    check = Check(folder, deep, namespace)
     try:
         check.run()
     except (BankError, sqlite3.Error, OSError, ValueError, TypeError) as error:
@@ -36,12 +38,12 @@ class Check:
     `altered` the ordinals of rows that do not match their checksums.
     """
 
-    def __init__(self, folder: Path, deep: bool) -> None:
-        """Of the bank in `folder`; `deep` reads every byte."""
+    def __init__(self, folder: Path, deep: bool, namespace: str | None = None) -> None:
+        """Of the bank in `folder`; `deep` reads every byte; `namespace` is the only one whose documents are named."""
         self.damaged: list[int] = []
         self.incomplete: list[int] = []
         self.altered: list[int] = []
-        self.folder, self.deep = folder, deep
+        self.folder, self.deep, self.namespace = folder, deep, namespace
         self.root = folder / "segments"
         self.files = self.bytes = 0
         self.problems: list[str] = []
@@ -69,10 +71,16 @@ class Check:
         catalog.fingerprint()
         if not self.deep:
             return
-        for ordinal, name in catalog.documents.altered():
-            self.problem(f"{catalog.path}: document {name!r} (ordinal {ordinal}) does not match its checksum")
-            self.documents.append(name)
+        for ordinal, namespace, name in catalog.documents.altered():
+            called = repr(name) if self._names([(namespace, name)]) else "of another namespace"
+            self.problem(f"{catalog.path}: document {called} (ordinal {ordinal}) does not match its checksum")
             self.altered.append(ordinal)
+
+    def _names(self, found: Iterable[tuple[str, str]]) -> bool:
+        """Take note of documents (namespace, id), of those that may be named; says whether there was one."""
+        names = [name for namespace, name in found if self.namespace in (None, namespace)]
+        self.documents.extend(names)
+        return bool(names)
 
     def _segment(self, rows: DocumentRows, record: SegmentRecord) -> None:
         found = [
@@ -87,7 +95,7 @@ class Check:
                 acted_on = self.incomplete
         if found and not self._compacted_away(record):
             self.problems.extend(found)
-            self.documents.extend(name for *_, name in held)
+            self._names((namespace, name) for *_, namespace, name in held)
             acted_on.append(record.number)
 
     def _file(self, path: Path, size: int, sha256: str) -> str | None:
@@ -103,7 +111,7 @@ class Check:
             return f"{path}: {error.strerror or error}"
         return None
 
-    def _contents(self, record: SegmentRecord, held: list[tuple[int, int, int, str]]) -> list[str]:
+    def _contents(self, record: SegmentRecord, held: list[tuple[int, int, int, str, str]]) -> list[str]:
         try:
             segment = Segment(record, self.root)
             segment.check()
@@ -120,7 +128,7 @@ class Check:
         if [ordinals[position] for position in positions] != [ordinal for _, ordinal, *_ in held]:
             return [f"{name}: its ordinals are not those of the catalog's rows"]
         sizes = torch.diff(segment.key_offsets).tolist()
-        if [sizes[position] for position in positions] != [chunks for _, _, chunks, _ in held]:
+        if [sizes[position] for position in positions] != [chunks for _, _, chunks, *_ in held]:
             return [f"{name}: its chunk counts are not those of the catalog's rows"]
         return []
 

@@ -77,7 +77,6 @@ class View:
         self.catalog = catalog
         self._rows = catalog.documents
         self._moment: Callable[[], Moment | None] = lambda: None
-        self._dead: dict[int, Tensor] | None = None
         self._whole: dict[str, tuple[_Parts, int]] = {}
         self._totals: dict[str, Totals] = {}
 
@@ -120,7 +119,7 @@ class View:
         return _selection(parts, self.moment())
 
     def _all_parts(self, namespace: str) -> list[tuple[Segment, Tensor | None]]:
-        dead = self._dead_masks()
+        dead = self._masks(self._rows.dead_places(self.at, namespace))
         shared: dict[int, Tensor] = {}
         if any(segment.record.namespace is None for segment in self.segments.values()):
             shared = self._masks(self._rows.places_in_shared_segments(self.at, namespace))
@@ -140,11 +139,6 @@ class View:
                 raise InvalidQueryError(f"the filter function raised {error!r} on metadata {metadata!r}") from error
             if accepted:
                 yield place
-
-    def _dead_masks(self) -> dict[int, Tensor]:
-        if self._dead is None:
-            self._dead = self._masks(self._rows.dead_places(self.at))
-        return self._dead
 
     def _masks(self, places: Iterable[Place]) -> dict[int, Tensor]:
         """A bool mask [n] for each segment that has one of the `places`."""

@@ -228,8 +228,7 @@ class Prefilter:
     def _blocks(self, selection: Selection, ordinals: Sequence[int]) -> Iterator[KeyBlock]:
         """The candidates' keys gathered, and whole segments where the index does not know all allowed documents.
 
-        Masking the candidates in the segments would have the scorer read almost every tile: it skips only tiles
-        without an allowed document.
+        Masking the candidates in the segments would have the scorer walk masks as long as the segments.
         """
         wanted = torch.tensor(sorted(ordinals), dtype=torch.int64)
         for segment, allowed in selection.parts:

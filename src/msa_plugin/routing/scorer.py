@@ -34,15 +34,16 @@ class RoutedDocuments(NamedTuple):
 
 
 class _Span(NamedTuple):
-    """Documents `first` to `last` and their chunks `start` to `stop` (both exclusive).
+    """A run of whole documents that may be returned.
 
-    `fits`: they fit one tile; otherwise it is a single document of more chunks than a tile.
+    `ordinals` int64 [n]; `offsets` int64 [n + 1], chunk range of each; `rows`: where their keys are in the block, a
+    slice, or int64 [c] where documents that may not be returned lie between them. `fits`: they fit one tile; otherwise
+    it is a single document of more chunks than a tile.
     """
 
-    first: int
-    last: int
-    start: int
-    stop: int
+    ordinals: Tensor
+    offsets: Tensor
+    rows: slice | Tensor
     fits: bool
 
 
@@ -62,8 +63,8 @@ def route(
     `queries` [B, H, T, D] for one key group, normalised and scaled by the caller as `config` says (a shared selection:
     the layers' heads one after the other), or already collapsed [B, T, W]; `mask` bool [B, T], the voting tokens.
     `blocks` are read once, in order; keys float16, bfloat16 or float32 [C, W], on any device: the products run in
-    float32 on the queries' device. Documents that a block does not allow are never returned, and tiles without an
-    allowed one are not read. A key that is NaN never wins.
+    float32 on the queries' device. Documents that a block does not allow are never returned, and their keys are not
+    read: what others store beside one's documents costs a look at the mask. A key that is NaN never wins.
 
     Returns int64 and float32 [B, k'], k' = min(k, allowed documents).
     Raises InvalidQueryError for k < 1, tiles < 1, and questions or blocks that do not fit `config`.
@@ -74,7 +75,7 @@ def route(
     best = _TopK(k, queries.shape[0], queries.device)
     for block in blocks:
         for span, scores in scorer.scan(block):
-            _offer(best, block, span, scores, config)
+            _offer(best, span, scores, config)
     return best.result()
 
 
@@ -93,7 +94,7 @@ def all_scores(
     columns = [torch.empty((queries.shape[0], 0), device=queries.device)]
     for block in blocks:
         for span, scores in scorer.scan(block):
-            columns.append(_documents(block, span, scores, config)[0])
+            columns.append(_documents(span, scores, config)[0])
     return torch.cat(columns, 1)
 
 
@@ -116,25 +117,21 @@ class _ChunkScorer:
         self._rows = _panel_rows(self.width, height, self.device, tile_chunks)
         self._panel = torch.empty((self._rows, self.width), device=self.device)
         self._panel_t = self._panel.T
+        self._gathered = torch.empty((0, self.width), device=self.device)
         self._products = torch.empty((min(2, first.parts.shape[0]), height, self._rows), device=self.device)
         self._scores = torch.empty((queries.shape[0], 0), device=self.device)
 
     def scan(self, block: KeyBlock) -> Iterator[tuple[_Span, Tensor]]:
         """Walk a block: a span with its chunk scores [B, c]; a document larger than a tile comes with its score [B, 1].
 
-        The scores are valid until the next step. Spans without an allowed document are skipped unread.
+        The scores are valid until the next step.
         """
         self._check(block)
         wide = -(-min(self.tile_chunks, block.keys.shape[0]) // self._rows) * self._rows
         if self._scores.shape[1] < wide:
             self._scores = self._scores.new_empty((self._scores.shape[0], wide))
-        offsets = block.offsets.cpu()
-        allowed = None if block.allowed is None else block.allowed.cpu()
-        for span in _spans(offsets, self.tile_chunks):
-            if allowed is not None and not bool(allowed[span.first : span.last].any()):
-                continue
-            keys = block.keys[span.start : span.stop]
-            yield span, self._tile(keys) if span.fits else self._large(keys)
+        for span in _spans(block, self.tile_chunks):
+            yield span, self._tile(block.keys, span.rows) if span.fits else self._large(block.keys[span.rows])
 
     def _check(self, block: KeyBlock) -> None:
         count = block.ordinals.shape[0]
@@ -148,27 +145,42 @@ class _ChunkScorer:
         mean = self.config.chunk_reduce == "mean"
         total: Tensor | None = None
         for start in range(0, keys.shape[0], self.tile_chunks):
-            scores = self._tile(keys[start : start + self.tile_chunks])
+            scores = self._tile(keys, slice(start, min(start + self.tile_chunks, keys.shape[0])))
             part = scores.sum(1, keepdim=True) if mean else _without_nan(scores).amax(1, keepdim=True)
             total = part if total is None else (total + part if mean else torch.maximum(total, part))
         assert total is not None
         return _without_nan(total / keys.shape[0] if mean else total)
 
-    def _tile(self, keys: Tensor) -> Tensor:
-        """Chunk scores [B, c] of one tile; those of keys that are NaN are NaN."""
+    def _tile(self, keys: Tensor, rows: slice | Tensor) -> Tensor:
+        """Chunk scores [B, c] of the keys at `rows`, a tile of them; those of keys that are NaN are NaN."""
         tiles = (self._only,) if self._only is not None else token_tiles(self._voting, self.config, self.tile_tokens)
         for tile in tiles:
             single = tile.plain and tile.parts.shape[:2] == (1, 1)
             left = tile.parts[0]
             # Whole panels of scores, leftovers included: the buffer is padded, and a slice less per product counts.
             columns = torch.split(self._scores[tile.rows], self._rows, 1)
-            for rows, out in zip(torch.split(keys, self._rows), columns, strict=False):
-                panel = self._load(rows)
+            for part, out in zip(self._panels(keys, rows), columns, strict=False):
+                panel = self._load(part)
                 if single:
                     torch.mm(left, panel, out=out)
                 else:
                     self._product(tile, panel, out)
-        return self._scores[:, : keys.shape[0]]
+        return self._scores[:, : rows.stop - rows.start if isinstance(rows, slice) else rows.shape[0]]
+
+    def _panels(self, keys: Tensor, rows: slice | Tensor) -> Iterator[Tensor]:
+        """The keys at `rows`, a panel's height at a time; gathered only where they do not lie side by side."""
+        if isinstance(rows, slice):
+            yield from torch.split(keys[rows], self._rows)
+            return
+        if self._gathered.dtype != keys.dtype or self._gathered.device != keys.device:
+            self._gathered = keys.new_empty((self._rows, self.width))
+        for part in torch.split(rows, self._rows):
+            first, last = int(part[0]), int(part[-1])
+            if last - first < part.shape[0]:
+                yield keys[first : last + 1]
+            else:
+                out = self._gathered[: part.shape[0]]
+                yield torch.index_select(keys, 0, part.to(keys.device), out=out)
 
     def _load(self, rows: Tensor) -> Tensor:
         """The keys as float32 [W, R] on the device.
@@ -230,28 +242,53 @@ def _combine(tile: TokenTile, by_token: Tensor, out: Tensor) -> None:
     out.copy_(part if tile.first else torch.maximum(out, part))
 
 
-def _spans(offsets: Tensor, tile_chunks: int) -> Iterator[_Span]:
+def _spans(block: KeyBlock, tile_chunks: int) -> Iterator[_Span]:
     """Cut a block into runs of whole documents of at most `tile_chunks` chunks; a larger document stands alone."""
+    offsets = block.offsets.cpu()
+    if block.allowed is not None:
+        yield from _allowed_spans(offsets, block.ordinals, block.allowed.cpu(), tile_chunks)
+        return
     count, first = offsets.shape[0] - 1, 0
     while first < count:
         start = int(offsets[first])
         fitting = int(torch.searchsorted(offsets, start + tile_chunks, right=True)) - 1
         last = max(fitting, first + 1)
-        yield _Span(first, last, start, int(offsets[last]), fits=fitting > first)
+        rows = slice(start, int(offsets[last]))
+        yield _Span(block.ordinals[first:last], offsets[first : last + 1], rows, fits=fitting > first)
         first = last
 
 
-def _documents(block: KeyBlock, span: _Span, scores: Tensor, config: RoutingConfig) -> tuple[Tensor, Tensor]:
-    """Scores [B, n] and ordinals [n] of the allowed documents of a span."""
+def _allowed_spans(offsets: Tensor, ordinals: Tensor, allowed: Tensor, tile_chunks: int) -> Iterator[_Span]:
+    """The same of the allowed documents, however far apart they lie; looks at a tile's worth of the mask at a time."""
+    held = torch.empty(0, dtype=torch.int64)
+    for start in range(0, allowed.shape[0], tile_chunks):
+        held = torch.cat((held, allowed[start : start + tile_chunks].nonzero()[:, 0] + start))
+        starts = offsets[held]
+        bounds = torch.cat((starts.new_zeros(1), (offsets[held + 1] - starts).cumsum(0)))
+        first, ended = 0, start + tile_chunks >= allowed.shape[0]
+        while first < held.shape[0] and (ended or int(bounds[-1] - bounds[first]) >= tile_chunks):
+            full = int(torch.searchsorted(bounds, int(bounds[first]) + tile_chunks, right=True)) - 1
+            last = max(full, first + 1)
+            span = bounds[first : last + 1] - bounds[first]
+            at = int(starts[first])
+            rows = _rows(starts[first:last], span) if full > first else slice(at, at + int(span[-1]))
+            yield _Span(ordinals[held[first:last].to(ordinals.device)], span, rows, fits=full > first)
+            first = last
+        held = held[first:]
+
+
+def _rows(starts: Tensor, bounds: Tensor) -> Tensor:
+    """Where the chunks of documents that begin at `starts` are, one document after another: int64 [c]."""
+    count = int(bounds[-1])
+    return torch.repeat_interleave(starts - bounds[:-1], bounds.diff(), output_size=count) + torch.arange(count)
+
+
+def _documents(span: _Span, scores: Tensor, config: RoutingConfig) -> tuple[Tensor, Tensor]:
+    """Scores [B, n] and ordinals [n] of the documents of a span."""
+    ordinals = span.ordinals.to(scores.device)
     if not span.fits:
-        return scores, block.ordinals[span.first : span.last].to(scores.device)
-    offsets = (block.offsets[span.first : span.last + 1] - span.start).to(scores.device)
-    ordinals = block.ordinals[span.first : span.last].to(scores.device)
-    documents = _segments(scores, offsets, config.chunk_reduce)
-    if block.allowed is None:
-        return documents, ordinals
-    kept = block.allowed[span.first : span.last].to(scores.device).nonzero()[:, 0]
-    return documents[:, kept], ordinals[kept]
+        return scores, ordinals
+    return _segments(scores, (span.offsets - span.offsets[0]).to(scores.device), config.chunk_reduce), ordinals
 
 
 def _segments(scores: Tensor, offsets: Tensor, how: str) -> Tensor:
@@ -265,26 +302,23 @@ def _segments(scores: Tensor, offsets: Tensor, how: str) -> Tensor:
     return _without_nan(torch.stack(reduced))
 
 
-def _offer(best: _TopK, block: KeyBlock, span: _Span, scores: Tensor, config: RoutingConfig) -> None:
+def _offer(best: _TopK, span: _Span, scores: Tensor, config: RoutingConfig) -> None:
     """Offer a span's documents; once k are held, only those with a chunk that reaches the k-th score."""
     bar = best.bar()
     if bar is None or not span.fits or config.chunk_reduce == "mean":
-        best.offer(*_documents(block, span, scores, config))
+        best.offer(*_documents(span, scores, config))
         return
     # A document's best chunk decides, so chunks below every row's bar need no reduction to documents at all.
     # (A NaN reaches no bar.)
     chunks = _reaching(scores, bar)
     if chunks.numel() == 0:
         return
-    offsets = block.offsets[span.first : span.last + 1].to(scores.device)
-    owner = torch.searchsorted(offsets, chunks + span.start, right=True) - 1
-    if block.allowed is not None:
-        kept = block.allowed[span.first : span.last].to(scores.device)[owner]
-        owner, chunks = owner[kept], chunks[kept]
+    offsets = span.offsets.to(scores.device)
+    owner = torch.searchsorted(offsets, chunks + offsets[0], right=True) - 1
     documents, inverse = torch.unique_consecutive(owner, return_inverse=True)
     reduced = scores.new_full((scores.shape[0], documents.shape[0]), -torch.inf)
     reduced.scatter_reduce_(1, inverse.expand(scores.shape[0], -1), scores[:, chunks], "amax")
-    best.offer(reduced, block.ordinals[span.first : span.last].to(scores.device)[documents])
+    best.offer(reduced, span.ordinals.to(scores.device)[documents])
 
 
 class _TopK:
