@@ -19,6 +19,7 @@ from msa_plugin.bank import compaction
 from msa_plugin.bank.catalog import Catalog, Snapshot, create_bank
 from msa_plugin.bank.disk import check_writable, disk_errors
 from msa_plugin.bank.documents import Known, StoredDocument
+from msa_plugin.bank.faults import reached
 from msa_plugin.bank.intake import check_documents, check_namespace
 from msa_plugin.bank.lock import WriterLock
 from msa_plugin.bank.moments import Moments
@@ -275,6 +276,7 @@ class MemoryBank:
             if outermost:
                 self.refresh()
                 self._sweep()
+                reached("writer.locked")
             yield
 
     def commit(self, documents: Sequence[EncodedDocument], namespace: str) -> list[int]:
@@ -295,6 +297,7 @@ class MemoryBank:
                 with catalog.transaction() as version:
                     ids = [item.document.id for item in documents]
                     catalog.documents.tombstone(namespace, ids, version)
+                    reached("commit.replaced")
                     rows = zip(ordinals, documents, latents, strict=True)
                     catalog.documents.insert(
                         namespace,
@@ -316,6 +319,7 @@ class MemoryBank:
             if deleted:
                 with self._changing() as catalog, catalog.transaction() as version:
                     catalog.documents.tombstone(namespace, deleted, version)
+                    reached("delete.marked")
         return deleted, missing
 
     def snapshot(self, name: str) -> None:
@@ -344,11 +348,13 @@ class MemoryBank:
     def _rewrite(self, segments: Mapping[int, Segment], segment_bytes: int) -> bool:
         with self._changing() as catalog:
             changed = compaction.compact(catalog, self._root, segments, segment_bytes)
-        self._sweep()
+        with suppress(BankError):  # the change is done
+            self._sweep()
         return changed
 
     def _merge_tail(self) -> None:
         if tail := compaction.small_tail(self._moments.now.segments):
+            reached("commit.merging")
             with suppress(BankError):  # the commit that led here is done and acknowledged
                 self._rewrite(tail, compaction.TAIL_BYTES)
 
@@ -376,8 +382,10 @@ class MemoryBank:
                     self._moments.let_go()  # else this handle itself would hold the log back
                 catalog.checkpoint()  # without the lock: other threads' questions may be what it waits for
                 self.refresh()
+                reached("writer.refreshed")
                 if not done:
-                    self._sweep()
+                    with suppress(BankError):  # else it would hide why the change failed
+                        self._sweep()
                     self._writer = None  # SQLite may have made do with a log it can only read: connect anew next time
                     catalog.close()
 
@@ -393,10 +401,13 @@ class MemoryBank:
     def _sweep(self) -> None:
         """Remove segment folders that the newest version does not name. The caller holds the lock and has refreshed.
 
-        Where the catalog cannot be written they stay: a failed commit that names them might come back after a crash.
+        Where the catalog cannot be written they stay, for a failed commit that names them might come back after a
+        crash. Raises BankWriteError then.
         """
         if left := self._orphans():
-            with suppress(BankError), disk_errors(self.path):
+            with disk_errors(self.path):
                 self._to_write().settle()
+                reached("sweep.begun")
                 for folder in left:
                     shutil.rmtree(folder, ignore_errors=True)
+                    reached("sweep.removed")

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from msa_plugin.bank.disk import check_writable, fsync_folder
 from msa_plugin.bank.documents import At, DocumentRows
+from msa_plugin.bank.faults import reached
 from msa_plugin.bank.lock import WriterLock
 from msa_plugin.bank.segment import FileRecord, SegmentRecord
 from msa_plugin.errors import BankCorruptError, BankFormatError, BankNotFoundError, SnapshotError
@@ -121,6 +122,7 @@ def create_bank(folder: Path, fingerprint: Fingerprint, lock_timeout: float) -> 
     if folder.exists() and not folder.is_dir():
         raise BankNotFoundError(f"{folder} is a file; a memory bank is a folder")
     folder.mkdir(parents=True, exist_ok=True)
+    reached("create.folder-made")
     check_writable(folder)
     with WriterLock(folder, lock_timeout).hold():
         if not path.exists():
@@ -130,7 +132,9 @@ def create_bank(folder: Path, fingerprint: Fingerprint, lock_timeout: float) -> 
 def _create_catalog(path: Path, fingerprint: Fingerprint) -> None:
     """Write an empty catalog under a temporary name and rename it, so that a half-made catalog is never seen."""
     temporary = new_catalog(path.parent, fingerprint)
+    reached("create.catalog-filled")
     os.replace(temporary, path)  # noqa: PTH105 - tests replace it to cut the power here
+    reached("create.catalog-named")
     fsync_folder(path.parent)
 
 
@@ -218,10 +222,14 @@ class Catalog:
         """A change, all or nothing; yields the version that it makes. Durable when the block has been left."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
+            reached("transaction.begun")
             version = self.version() + 1
             yield version
+            reached("transaction.filled")
             self._db.execute("UPDATE meta SET value = ? WHERE key = 'version'", (version,))
+            reached("transaction.ready")
             self._db.execute("COMMIT")
+            reached("transaction.committed")
         except BaseException as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
@@ -241,6 +249,7 @@ class Catalog:
             # A count, for SQLite writes nothing where a value stays as it is.
             self._db.execute("INSERT INTO meta VALUES ('settled', 1) ON CONFLICT(key) DO UPDATE SET value = value + 1")
             self._db.execute("COMMIT")
+            reached("transaction.settled")
         finally:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
@@ -284,6 +293,7 @@ class Catalog:
         marks = ", ".join("?" * len(row))
         number = self._db.execute(f"INSERT INTO segments({_SEGMENT_COLUMNS}) VALUES ({marks})", row).lastrowid
         assert number is not None
+        reached("commit.segment-listed")
         return number
 
     def drop_empty_segments(self) -> None:
@@ -316,11 +326,13 @@ class Catalog:
             raise SnapshotError(f"{self.path.parent}: a snapshot named {name!r} exists; drop it first")
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._db.execute("INSERT INTO snapshots VALUES (?, ?, ?, ?)", (name, *at, created))
+        reached("snapshot.listed")
 
     def drop_snapshot(self, name: str) -> None:
         """Forget a name. Raises SnapshotError when there is none of that name."""
         self.snapshot(name)
         self._db.execute("DELETE FROM snapshots WHERE name = ?", (name,))
+        reached("snapshot.dropped")
 
     def checkpoint(self) -> None:
         """Move a long write-ahead log into the database, as far as open readers allow.
@@ -334,11 +346,14 @@ class Catalog:
         elif size > _CHECKPOINT_BYTES:
             with contextlib.suppress(sqlite3.Error):  # nothing depends on it but the log's length
                 self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                reached("log.moved")
 
     def shrink(self) -> None:
         """Return free pages to the file system and, where no reader is in the way, empty the write-ahead log."""
         self._db.execute("VACUUM")
+        reached("compact.vacuumed")
         self._truncate()
+        reached("compact.log-emptied")
 
     def _truncate(self) -> bool:
         """Empty the write-ahead log; False where a reader stays in the way, which only delays this."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from msa_plugin.bank.catalog import Catalog
+from msa_plugin.bank.faults import reached
 from msa_plugin.bank.segment import Segment, write_segment
 
 SEGMENT_BYTES = 64 << 20
@@ -39,14 +40,18 @@ def compact(catalog: Catalog, root: Path, segments: Mapping[int, Segment], segme
         latents = [item.segment.latents(item.position) for item in group]
         owner = namespaces.pop() if len(namespaces) == 1 else None
         written.append((write_segment(root, ordinals, latents, owner), ordinals))
+        reached("compact.segment-written")
     if not written and not any(map(catalog.documents.any_unneeded, segments)):
         return False
     with catalog.transaction():
         for number in segments:
             catalog.documents.purge(number)
+        reached("compact.purged")
         for record, ordinals in written:
             catalog.documents.move(ordinals, catalog.add_segment(record))
+            reached("compact.moved")
         catalog.drop_empty_segments()
+        reached("compact.unlisted")
     return True
 
 

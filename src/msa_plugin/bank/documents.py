@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
+from msa_plugin.bank.faults import reached
 from msa_plugin.bank.filters import Condition
 from msa_plugin.errors import BankError
 from msa_plugin.types import Document, content_hash
@@ -203,7 +204,9 @@ class DocumentRows:
             checksum = row_checksum((ordinal, namespace, document.id, document.title, metadata, *facts))
             row = (ordinal, namespace, document.id, segment, position, *facts, checksum, metadata, document.title)
             self._db.execute(insert, row)
+            reached("commit.row-added")
             self._db.execute("INSERT INTO texts VALUES (?, ?)", (ordinal, document.text))
+            reached("commit.text-added")
 
     def tombstone(self, namespace: str, ids: Iterable[str], version: int) -> None:
         """Mark the live rows of `ids` as deleted by `version`."""

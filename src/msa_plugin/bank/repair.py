@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 from msa_plugin.bank import compaction
 from msa_plugin.bank.catalog import CATALOG_FILE, Catalog, connect, new_catalog
 from msa_plugin.bank.disk import disk_errors, fsync_folder
+from msa_plugin.bank.faults import reached
 from msa_plugin.bank.lock import WriterLock
 from msa_plugin.bank.segment import Segment
 from msa_plugin.bank.verify import Check, verify_bank
@@ -54,6 +56,7 @@ def repair_bank(path: str | Path, lock_timeout: float = 10.0) -> RepairReport:
             salvaged, lost = _texts_of(folder, check)
             files = _write(folder / SALVAGE, salvaged)
             _drop(catalog, check)
+            reached("repair.dropped")
             _close_gaps(catalog, folder / "segments", check)
     after = verify_bank(folder)
     if not after.ok:
@@ -93,15 +96,20 @@ def _write(folder: Path, rows: Sequence[_Row]) -> list[Path]:
         stem = re.sub(r"[^A-Za-z0-9._-]", "_", namespace)[:64].lstrip(".") or "namespace"
         taken = sum(1 for _ in folder.glob("*.jsonl"))
         path = folder / f"{taken:03d}-{stem}.jsonl"
-        with path.open("x", encoding="utf-8") as stream:
+        part = path.with_suffix(".part")
+        with part.open("w", encoding="utf-8") as stream:
             for row in rows:
                 if row.namespace == namespace:
                     stream.write(json.dumps(row.document, ensure_ascii=False) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
+        reached("repair.texts-written")
+        os.replace(part, path)  # noqa: PTH105 - like every commit of a file here
         files.append(path)
     if files:
         fsync_folder(folder)
+        fsync_folder(folder.parent)
+        reached("repair.texts-saved")
     return files
 
 
@@ -136,16 +144,30 @@ def _sound_catalog(folder: Path) -> int:
     if not [p for p in problems if not p.startswith("dangling row")]:
         return 0
     path = folder / CATALOG_FILE
+    _keep(path)
+    reached("repair.catalog-kept")
     new = new_catalog(folder)
-    with closing(connect(path, writable=False)) as old, closing(sqlite3.connect(new, isolation_level=None)) as copy:
+    with closing(connect(path, writable=True)) as old, closing(sqlite3.connect(new, isolation_level=None)) as copy:
         unreadable = _copy(old, copy)
-    spare = folder / f"{CATALOG_FILE}.damaged"
-    for suffix in ("", "-wal", "-shm"):
-        if path.with_name(path.name + suffix).exists():
-            os.replace(path.with_name(path.name + suffix), spare.with_name(spare.name + suffix))  # noqa: PTH105
-    os.replace(new, path)  # noqa: PTH105 - like every commit of a file here
-    fsync_folder(folder)
+        reached("repair.catalog-filled")
+        copy.backup(old)  # one transaction of the old file: no moment has no catalog, or one beside another's log
+        reached("repair.catalog-replaced")
+    for leftover in folder.glob("catalog.new*"):
+        leftover.unlink()
     return unreadable
+
+
+def _keep(path: Path) -> None:
+    """Copy the damaged catalog and its log aside, durably."""
+    for suffix in ("-wal", ""):
+        source = path.with_name(path.name + suffix)
+        spare = path.with_name(f"{CATALOG_FILE}.damaged{suffix}")
+        spare.unlink(missing_ok=True)
+        if source.exists():
+            shutil.copyfile(source, spare)
+            with spare.open("rb+") as file:
+                os.fsync(file.fileno())
+    fsync_folder(path.parent)
 
 
 def _copy(old: sqlite3.Connection, new: sqlite3.Connection) -> int:

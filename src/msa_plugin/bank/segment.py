@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from msa_plugin.bank.disk import fsync_folder
+from msa_plugin.bank.faults import reached
 from msa_plugin.errors import BankCorruptError
 
 KEYS_FILE, CONTENT_FILE = "keys.safetensors", "content.safetensors"
@@ -108,11 +109,15 @@ def write_segment(
     name = uuid.uuid4().hex
     temporary, final = root / f"{name}.tmp", root / name
     temporary.mkdir(parents=True)
+    reached("segment.folder-made")
     keys = _write_file(temporary / KEYS_FILE, _key_tensors(ordinals, latents))
     content = _write_file(temporary / CONTENT_FILE, _content_tensors(latents)) if latents[0].content else None
     fsync_folder(temporary)
+    reached("segment.folder-durable")
     os.replace(temporary, final)  # noqa: PTH105 - tests replace it to cut the power here
+    reached("segment.named")
     fsync_folder(root)
+    reached("segment.durable")
     chunks = sum(item.chunks for item in latents)
     return SegmentRecord(name, namespace, ordinals[0], ordinals[-1], len(ordinals), chunks, keys, content)
 
@@ -146,8 +151,12 @@ def _write_file(path: Path, tensors: Mapping[str, Sequence[Tensor]]) -> FileReco
             digest.update(block)
             structure = zlib.crc32(block, structure) if name in _STRUCTURE else structure
             written += file.write(block)
+            if name == "header":
+                reached("segment.file-begun")
         file.flush()
+        reached("segment.file-written")
         os.fsync(file.fileno())
+    reached("segment.file-durable")
     return FileRecord(written, digest.hexdigest(), structure)
 
 
