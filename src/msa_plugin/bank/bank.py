@@ -199,7 +199,7 @@ class MemoryBank:
     def _places(self, ordinals: Sequence[int]) -> list[tuple[Segment, int]]:
         with self._reading(ordinals) as view:
             places = view.catalog.documents.places(view.at, ordinals)
-            found = [(view.segments[number], position) for number, position in places]
+            found = [(view.segment(number, [position]), position) for number, position in places]
             for segment, _ in found:
                 segment.check()
             return found

@@ -75,6 +75,7 @@ CREATE TABLE snapshots(
     name TEXT PRIMARY KEY, version INTEGER NOT NULL, last_ordinal INTEGER NOT NULL, created TEXT NOT NULL
 ) WITHOUT ROWID;
 """
+_FOLDER = re.compile(r"[0-9a-f]{32}")
 _SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SEGMENT_COLUMNS = (
     "uuid, namespace, first_ordinal, last_ordinal, documents, chunks, "
@@ -106,6 +107,7 @@ def _connect(uri: str) -> sqlite3.Connection:
     connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA trusted_schema = OFF")  # the file may be somebody else's
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # the first to touch the file
     except BaseException:
@@ -185,12 +187,15 @@ class Catalog:
     def _check_format(self) -> None:
         try:
             found = self._meta("format_version")
+            foreign = self._db.execute("SELECT name FROM sqlite_master WHERE type IN ('view', 'trigger')").fetchone()
         except sqlite3.OperationalError as error:
             if "no such table" not in str(error):
                 raise
             raise _not_a_catalog(self.path, error) from error
         except sqlite3.DatabaseError as error:
             raise _not_a_catalog(self.path, error) from error
+        if foreign:
+            raise BankCorruptError(f"{self.path} holds SQL to be run ({foreign[0]!r:.80}), as no bank does; do not use")
         if found != FORMAT_VERSION:
             raise BankFormatError(
                 f"{self.path.parent}: the bank has format version {found}, this package reads {FORMAT_VERSION}; "
@@ -262,13 +267,18 @@ class Catalog:
 
     def version(self) -> int:
         """The newest version."""
-        return int(str(self._meta("version")))
+        return self._whole(self._meta("version"))
+
+    def _whole(self, value: object) -> int:
+        if not isinstance(value, int):
+            raise BankCorruptError(f"{self.path}: {value!r:.80} is no version or ordinal; restore it from a backup")
+        return value
 
     def fingerprint(self) -> Fingerprint:
         """What the bank's latents depend on."""
         try:
             return Fingerprint(**json.loads(str(self._meta("fingerprint"))))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise BankCorruptError(
                 f"{self.path}: unreadable fingerprint ({error}); restore it from a backup"
             ) from error
@@ -276,7 +286,7 @@ class Catalog:
     def now(self) -> At:
         """The newest moment."""
         row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'documents'").fetchone()
-        return At(self.version(), row[0] if row else 0)
+        return At(self.version(), self._whole(row[0]) if row else 0)
 
     def segments(self) -> list[SegmentRecord]:
         """Every segment, in the order of the ordinals they hold (which never overlap)."""
@@ -305,7 +315,8 @@ class Catalog:
     def snapshots(self) -> list[Snapshot]:
         """Named snapshots, oldest first."""
         sql = "SELECT name, version, last_ordinal, created FROM snapshots ORDER BY version"
-        return [Snapshot(name, At(version, last), created) for name, version, last, created in self._db.execute(sql)]
+        rows = self._db.execute(sql)
+        return [Snapshot(name, At(self._whole(at), self._whole(last)), created) for name, at, last, created in rows]
 
     def snapshot(self, name: str) -> Snapshot:
         """A named snapshot. Raises SnapshotError when there is none of that name."""
@@ -390,8 +401,15 @@ def _not_a_catalog(path: Path, error: Exception) -> BankCorruptError:
 
 
 def _segment_record(row: tuple[Any, ...]) -> SegmentRecord:
+    """Raises BankCorruptError for what no bank writes: the name becomes a path, the numbers become sizes."""
     number, uuid, namespace, first, last, documents, chunks, *files = row
     content = FileRecord(*files[3:]) if files[3] is not None else None
+    sizes = (number, first, last, documents, chunks, files[0], files[2], *(files[3::2] if content else ()))
+    sound = isinstance(uuid, str) and _FOLDER.fullmatch(uuid) and isinstance(namespace, str | None)
+    sound = sound and all(isinstance(size, int) and size >= 0 for size in sizes)
+    # Each document takes an ordinal of 8 bytes, each chunk a key: the file bounds what is made room for.
+    if not sound or 8 * documents > files[0] or chunks > files[0]:
+        raise BankCorruptError(f"the catalog's row of segment {uuid!r:.80} is damaged; run `msa bank verify`")
     return SegmentRecord(uuid, namespace, first, last, documents, chunks, FileRecord(*files[:3]), content, number)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.filters import Condition
-from msa_plugin.errors import BankError
+from msa_plugin.errors import BankCorruptError, BankError
 from msa_plugin.types import Document, content_hash
 
 _T = TypeVar("_T")
@@ -115,7 +115,7 @@ class DocumentRows:
     def lookup(self, at: At, namespace: str, ids: Iterable[str]) -> dict[str, Known]:
         """Live rows of those ids that exist."""
         rows = self._by_id("id, ordinal, content_hash, metadata", "documents", at, namespace, ids)
-        return {row[0]: Known(row[1], row[2], json.loads(row[3])) for row in rows}
+        return {row[0]: Known(row[1], row[2], _metadata(row[3])) for row in rows}
 
     def get(self, at: At, namespace: str, ids: Iterable[str]) -> dict[str, StoredDocument]:
         """Live documents of those ids that exist."""
@@ -188,7 +188,7 @@ class DocumentRows:
         """Place and metadata of every live document of a namespace."""
         sql = f"SELECT segment, position, metadata FROM documents WHERE namespace = :namespace AND {_SEEN}"
         for row in self._db.execute(sql, _bind(at, namespace=namespace)):
-            yield Place(*row[:2]), json.loads(row[2])
+            yield Place(*row[:2]), _metadata(row[2])
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
@@ -265,7 +265,19 @@ def row_checksum(fields: tuple[object, ...]) -> int:
 
 def _stored(row: tuple[Any, ...]) -> StoredDocument:
     ordinal, namespace, name, title, text, metadata, tokens, chunks, digest, _ = row
-    return StoredDocument(ordinal, namespace, name, title, text, json.loads(metadata), tokens, chunks, digest)
+    if not all(isinstance(part, str) for part in (namespace, name, title, text, digest)):
+        raise BankCorruptError(f"document {name!r:.80} (ordinal {ordinal!r}) is damaged; run `msa bank verify`")
+    return StoredDocument(ordinal, namespace, name, title, text, _metadata(metadata), tokens, chunks, digest)
+
+
+def _metadata(text: Any) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BankCorruptError(f"metadata in the catalog is damaged ({error}); run `msa bank verify`") from error
+    if not isinstance(found, dict):
+        raise BankCorruptError("metadata in the catalog is damaged (not an object); run `msa bank verify`")
+    return found
 
 
 def _bind(at: At, **more: object) -> dict[str, object]:

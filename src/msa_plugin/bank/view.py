@@ -147,9 +147,20 @@ class View:
             positions.setdefault(segment, []).append(position)
         masks = {}
         for number, found in positions.items():
-            masks[number] = torch.zeros(self.segments[number].record.documents, dtype=torch.bool)
+            masks[number] = torch.zeros(self.segment(number, found).record.documents, dtype=torch.bool)
             masks[number][torch.tensor(found)] = True
         return masks
+
+    def segment(self, number: int, positions: Sequence[int]) -> Segment:
+        """The segment `number`. Raises BankCorruptError where it, or one of `positions` in it, does not exist."""
+        segment = self.segments.get(number)
+        try:
+            within = torch.tensor(positions, dtype=torch.int64)
+        except (TypeError, ValueError, RuntimeError):  # no number, or none that is whole and fits
+            segment = None
+        if segment is None or int(within.min()) < 0 or int(within.max()) >= segment.record.documents:
+            raise BankCorruptError(f"the catalog places documents in segment {number!r:.80} where there are none")
+        return segment
 
 
 def _selection(parts: Iterable[tuple[Segment, Tensor | None]], moment: Moment) -> Selection:
