@@ -1,0 +1,344 @@
+"""One writer and many readers, in threads and in processes: whole operations only, and no lock outlives its process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bank"))
+
+from bank_builder import NS, encoded, open_bank, picture, run_child, start_child
+
+from msa_plugin.bank import catalog as catalogs
+from msa_plugin.errors import BankError, BankLockedError
+
+HERE = str(Path(__file__).parent)
+FOLLOWER = (
+    f"import sys; sys.path.insert(0, {HERE!r})\n"
+    + """
+from test_concurrency import follow
+print("open", flush=True)
+print(follow(sys.argv[1], lambda: bool(sys.stdin.readline().strip())), flush=True)
+"""
+)
+GROUPS, MEMBERS = 3, 4
+
+
+def group(number, stamp):
+    """Documents of one commit: a reader that sees one of them without the others has seen half a commit."""
+    return [encoded(f"{number}-{n}", f"stamp {stamp}", chunks=1, stamp=stamp) for n in range(MEMBERS)]
+
+
+def stamps(bank):
+    """The stamp of each group; fails for a group that is incomplete or of several commits."""
+    found = {}
+    for d in bank.get([*bank.iter_ids(NS)], NS).values():
+        assert d.text == f"stamp {d.metadata['stamp']}"
+        found.setdefault(d.id.split("-")[0], []).append(d.metadata["stamp"])
+    assert all(len(seen) == MEMBERS and len(set(seen)) == 1 for seen in found.values()), found
+    return {number: seen[0] for number, seen in found.items()}
+
+
+def follow(folder, go_on):
+    """Read again and again, at the newest moment and at the first one; how many different moments were seen."""
+    with open_bank(folder, read_only=True) as first, open_bank(folder, read_only=True) as newest:
+        kept, before, moments = picture(first), {}, set()
+        while True:
+            more = go_on()
+            newest.refresh()
+            now = stamps(newest)
+            assert all(now.get(number, stamp) >= stamp for number, stamp in before.items()), (before, now)
+            assert picture(first) == kept, "the first moment has moved"
+            before = now
+            moments.add(newest.version)
+            if not more:
+                return len(moments)
+
+
+def write(bank, rounds, between=lambda: None):
+    """Commits, deletions and compactions of whole groups."""
+    for stamp in range(1, rounds + 1):
+        bank.commit(group(stamp % GROUPS, stamp), NS)
+        if stamp % 4 == 0:
+            bank.delete([f"{stamp % GROUPS}-{n}" for n in range(MEMBERS)], NS)
+        if stamp % 5 == 0:
+            bank.compact(segment_bytes=1 if stamp % 2 else 1 << 20)
+        between()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "bank"
+
+
+@pytest.fixture
+def bank(folder):
+    with open_bank(folder) as bank:
+        yield bank
+
+
+def test_threads_that_read_see_whole_operations(bank, folder):
+    bank.commit([d for n in range(GROUPS) for d in group(n, 0)], NS)
+    done, seen, errors = threading.Event(), [], []
+
+    def read():
+        try:
+            seen.append(follow(folder, lambda: not done.is_set()))
+        except BaseException as error:
+            errors.append(error)
+
+    def read_the_writers_handle():
+        try:
+            while not done.is_set():
+                stamps(bank) if not bank.select(NS, {"stamp": {"$lt": 0}}).documents else None
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=f) for f in (read, read, read_the_writers_handle)]
+    for thread in threads:
+        thread.start()
+    write(bank, 20)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not errors and len(seen) == 2 and bank.verify().ok
+
+
+def test_processes_that_read_see_whole_operations(bank, folder):
+    bank.commit([d for n in range(GROUPS) for d in group(n, 0)], NS)
+    children = [start_child(FOLLOWER, folder) for _ in range(2)]
+    assert [child.stdout.readline() for child in children] == ["open\n"] * 2
+
+    def nudge():
+        for child in children:
+            child.stdin.write("on\n")
+            child.stdin.flush()
+
+    nudge()
+    write(bank, 12, nudge)
+    for child in children:
+        said, _ = child.communicate(timeout=120)
+        assert child.returncode == 0 and int(said) >= 1
+    assert bank.verify().ok and len([*(folder / "segments").iterdir()]) == bank.stats(NS).segments
+
+
+def test_a_process_sees_what_another_committed_once_it_refreshes(bank, folder):
+    with open_bank(folder, read_only=True) as reader:
+        code = "import sys; from bank_builder import *; b = open_bank(sys.argv[1]); b.commit([encoded('a')], NS)"
+        assert run_child(code, folder).returncode == 0
+        assert reader.count(NS) == bank.count(NS) == 0
+        reader.refresh()
+        assert reader.count(NS) == 1
+        with bank.writing():
+            assert bank.count(NS) == 1, "a writer starts from the newest moment"
+
+
+KILLED = """
+import sys, time
+from bank_builder import *
+bank = open_bank(sys.argv[1])
+with bank.writing():
+    print("holding", flush=True)
+    time.sleep(600)
+"""
+FORKING = """
+import os, sys, time
+from bank_builder import *
+bank = open_bank(sys.argv[1])
+with bank.writing():
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(600)
+    print(pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_no_lock_outlives_a_killed_process(folder):
+    child = start_child(KILLED, folder)
+    assert child.stdout.readline() == "holding\n"
+    with open_bank(folder, lock_timeout=0) as other:
+        with pytest.raises(BankLockedError, match=f"process {child.pid} "):
+            other.commit([encoded("a")], NS)
+        child.kill()
+        child.communicate()
+        other.commit([encoded("a")], NS)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_no_lock_lives_on_in_a_forked_child(folder):
+    child = start_child(FORKING, folder)
+    grandchild = int(child.stdout.readline())
+    try:
+        child.kill()
+        child.wait()
+        with open_bank(folder, lock_timeout=0) as other:
+            other.commit([encoded("a")], NS)
+    finally:
+        os.kill(grandchild, signal.SIGKILL)
+        child.communicate()
+
+
+FORKED = """
+import os, sys
+from bank_builder import *
+from msa_plugin.errors import BankError
+bank = open_bank(sys.argv[1])
+bank.commit([encoded("a")], NS)
+def refused(call):
+    try:
+        call()
+    except BankError as error:
+        return "forked" in str(error)
+with bank.writing():
+    pid = os.fork()
+    if pid == 0:
+        calls = [lambda: bank.count(NS), lambda: bank.commit([encoded("b")], NS), bank.refresh, bank.compact]
+        ok = all(map(refused, calls))
+        bank.close()
+        try:
+            open_bank(sys.argv[1], lock_timeout=0).commit([encoded("c")], NS)
+        except BankError:
+            sys.exit(0 if ok else 3)
+        sys.exit(4)  # the parent holds the lock
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    bank.commit([encoded("d")], NS)
+assert sorted(bank.iter_ids(NS)) == ["a", "d"] and bank.verify().ok
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_child_is_told_to_open_the_bank_itself(folder):
+    done = run_child(FORKED, folder)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_interruption_while_taking_the_lock_leaves_it_free(bank, folder, monkeypatch):
+    from filelock import FileLock
+
+    acquire = FileLock.acquire
+
+    def interrupted(self, *args, **kwargs):
+        acquire(self, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileLock, "acquire", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bank.commit([encoded("a")], NS)
+    with open_bank(folder, lock_timeout=0) as other:
+        other.commit([encoded("b")], NS)
+    bank.commit([encoded("c")], NS)
+    assert set(picture(bank)) == {"b", "c"}
+
+
+def test_an_interruption_after_a_change_leaves_a_handle_that_reads(bank, folder, monkeypatch):
+    bank.commit([encoded("a")], NS)
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(catalogs.Catalog, "checkpoint", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bank.commit([encoded("b")], NS)
+    with open_bank(folder) as other:
+        other.delete(["a"], NS)
+        other.compact()
+    assert set(picture(bank)) == {"b"}, "it looks again rather than mixing two moments"
+
+
+@pytest.mark.parametrize("patience", [float("inf"), 1e12])
+def test_a_writer_may_wait_for_ever(folder, patience):
+    with open_bank(folder, lock_timeout=patience) as bank:
+        bank.commit([encoded("a")], NS)
+
+
+@contextmanager
+def followed(folder):
+    """A reader that looks at the newest moment all the time."""
+    done = threading.Event()
+
+    def read():
+        with open_bank(folder, read_only=True) as reader:
+            while not done.is_set():
+                reader.refresh()
+                time.sleep(0.002)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def log_bytes(bank, folder, commits):
+    """The longest that the write-ahead log was after one of `commits` commits of one document."""
+    longest = 0
+    for n in range(commits):
+        bank.commit([encoded(f"d{n % 7}", f"{n} " + "words " * 2000, chunks=1)], NS)
+        longest = max(longest, (folder / "catalog.sqlite-wal").stat().st_size)
+    return longest
+
+
+def test_a_reader_that_follows_does_not_make_the_log_grow(bank, folder, monkeypatch):
+    monkeypatch.setattr(catalogs, "_CHECKPOINT_BYTES", 100_000)
+    monkeypatch.setattr(catalogs, "_TRUNCATE_BYTES", 200_000)
+    with followed(folder):
+        assert log_bytes(bank, folder, 60) < 1_000_000
+
+
+def test_a_reader_that_stays_is_waited_for_a_few_times_only(bank, folder, monkeypatch):
+    monkeypatch.setattr(catalogs, "_TRUNCATE_BYTES", 100_000)
+    monkeypatch.setattr(catalogs, "_READER_SECONDS", 0.01)
+    tried, truncate = [], catalogs.Catalog._truncate
+    monkeypatch.setattr(catalogs.Catalog, "_truncate", lambda self: tried.append(1) or truncate(self))
+    with open_bank(folder, read_only=True) as reader:
+        bank.commit([encoded("a")], NS)
+        reader.refresh()
+        bank.commit([encoded("b")], NS)
+        longest = log_bytes(bank, folder, 60)
+        assert longest > 800_000 and 2 <= len(tried) <= 5 and set(picture(reader)) == {"a"}
+    assert log_bytes(bank, folder, 60) <= 2 * longest
+
+
+def test_ids_are_all_of_one_moment(bank, monkeypatch):
+    monkeypatch.setattr("msa_plugin.bank.bank._PAGE", 2)
+    bank.commit([encoded(name) for name in "abcdef"], NS)
+    ids = bank.iter_ids(NS)
+    first = next(ids)
+    bank.commit([encoded("bb")], NS)
+    bank.delete(["c"], NS)
+    bank.compact()
+    assert [first, *ids] == list("abcdef") and [*bank.iter_ids(NS)] == ["a", "b", "bb", "d", "e", "f"]
+
+
+def test_moments_are_let_go_when_nobody_reads_from_them(bank):
+    bank.commit([encoded("a")], NS)
+    held = []
+    for n in range(5):
+        held.append(bank.select(NS))
+        bank.commit([encoded(f"b{n}")], NS)
+    assert len(bank._moments._past) == 5
+    held.clear()
+    bank.refresh()
+    assert len(bank._moments._past) == 0
+
+
+def test_a_closed_handle_refuses_what_a_selection_still_holds(bank):
+    bank.commit([encoded("a")], NS)
+    selection = bank.select(NS)
+    bank.delete(["a"], NS)
+    bank.compact()
+    bank.close()
+    with pytest.raises(BankError, match="closed"):
+        bank.documents(selection.ordinals().tolist())
