@@ -33,15 +33,26 @@ EXAMPLES = (
         "1934",
     ),
 )
-_SLOT = "MSA-CONTENT-9f2c1e"
+_SLOT, _SAID = "MSA-CONTENT-9f2c1e", "MSA-SAID-51d0a7"
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A chat turn around a user's message, as text that may contain special tokens: `head` + message + `tail`."""
+    """A chat turn around a user's message, as text that may contain special tokens: `head` + message + `tail`.
+
+    Characters `said` of the head are an instruction of the caller's: content, in which there are none.
+    """
 
     head: str
     tail: str
+    said: tuple[int, int] = (0, 0)
+
+    @property
+    def pieces(self) -> list[tuple[str, bool]]:
+        """The head in order, each piece with whether it is frame (may hold special tokens) or content."""
+        start, stop = self.said
+        parts = ((self.head[:start], True), (self.head[start:stop], False), (self.head[stop:], True))
+        return [part for part in parts if part[0]]
 
 
 def chat_frame(tokenizer: Any, instruction: str | None = None) -> Frame:
@@ -51,7 +62,11 @@ def chat_frame(tokenizer: Any, instruction: str | None = None) -> Frame:
     a chat template gets a plain frame; one whose template refuses a system message gets the instruction at the start
     of the first message.
     """
-    system, shown = (READER, EXAMPLES) if instruction is None else (instruction, ())
+    system, shown = (READER, EXAMPLES) if instruction is None else (_SAID, ())
+    return _said(_chat_frame(tokenizer, system, shown), instruction or "")
+
+
+def _chat_frame(tokenizer: Any, system: str, shown: Sequence[tuple[str, str, str]]) -> Frame:
     turns = [(_message(text, question), answer) for text, question, answer in shown]
     if not getattr(tokenizer, "chat_template", None):
         examples = "".join(f"{asked}\nAnswer: {answer}\n\n" for asked, answer in turns)
@@ -67,6 +82,15 @@ def chat_frame(tokenizer: Any, instruction: str | None = None) -> Frame:
         text = _render(tokenizer, messages)
     head, _, tail = text.partition(_SLOT)
     return Frame(head, tail)
+
+
+def _said(frame: Frame, instruction: str) -> Frame:
+    """Put the caller's instruction where the template put its slot."""
+    start = frame.head.find(_SAID)
+    if start < 0:
+        return frame
+    head = frame.head[:start] + instruction + frame.head[start + len(_SAID) :]
+    return Frame(head, frame.tail, (start, start + len(instruction)))
 
 
 def conversation(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[tuple[str, bool]]:

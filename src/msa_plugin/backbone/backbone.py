@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -43,6 +44,7 @@ class Backbone:
         self.own_adapter: Adapter | None = None
         self._lock = threading.RLock()
         self._reserved: frozenset[int] | None = None
+        self._spellings: dict[int, tuple[int, ...]] = {}
 
     @classmethod
     def load(
@@ -129,8 +131,8 @@ class Backbone:
         with self._lock:
             out = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
         rows: list[list[int]] = out["input_ids"]
-        reserved = self._special_ids(tokenizer)
-        return [[t for t in row if t not in reserved] for row in rows]
+        control = self._control_ids(tokenizer)
+        return [[p for t in row for p in (self._spelled(t) if t in control else (t,))] for row in rows]
 
     def tokenize_frame(self, text: str) -> list[int]:
         """Token ids of our own template text, in which special tokens are control tokens. Never for user text."""
@@ -139,10 +141,39 @@ class Backbone:
             ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
         return ids
 
-    def _special_ids(self, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    def tokenize_pieces(self, pieces: Iterable[tuple[str, bool]]) -> list[int]:
+        """Token ids of text in pieces, each with whether it is our own frame or somebody's content."""
+        return [
+            t for text, is_frame in pieces for t in (self.tokenize_frame(text) if is_frame else self.tokenize(text))
+        ]
+
+    def _control_ids(self, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+        """Tokens that no text may become: special ones, those that end a turn, and those of the chat template.
+
+        A template's own markers need not be special: Qwen3 adds `<think>` and `<tool_call>` as ordinary tokens.
+        """
         if self._reserved is None:
-            self._reserved = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+            added = tokenizer.added_tokens_decoder
+            template = str(tokenizer.chat_template or "")
+            marks = {i for i, token in added.items() if token.special or (token.content in template and token.content)}
+            core = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+            # What an unknown character becomes is no control token, unless it is one besides.
+            unknown = {tokenizer.unk_token_id} if getattr(core, "unk_token", None) == tokenizer.unk_token else set()
+            ids = (marks | set(tokenizer.all_special_ids)) - unknown
+            self._reserved = frozenset(i for i in ids | self.end_ids if i is not None)
         return self._reserved
+
+    def _spelled(self, token: int) -> tuple[int, ...]:
+        """What text that reads like a control token is tokenised as: its first character, then the rest."""
+        if token not in self._spellings:
+            tokenizer = self._need_tokenizer()
+            mark = tokenizer.added_tokens_decoder.get(token)
+            parts = [mark.content[:1], mark.content[1:]] if mark is not None else []
+            with self._lock:
+                rows = [tokenizer(p, add_special_tokens=False, split_special_tokens=True)["input_ids"] for p in parts]
+            control = self._control_ids(tokenizer)
+            self._spellings[token] = tuple(t for row in rows for t in row if t not in control)
+        return self._spellings[token]
 
     def detokenize(self, ids: list[int]) -> str:
         """Text of generated ids, without special tokens."""
@@ -152,7 +183,7 @@ class Backbone:
     def special(self, token: str) -> int:
         """Id of a special token. Raises ConfigError when the tokenizer has none of that name."""
         tokenizer = self._need_tokenizer()
-        index = tokenizer.convert_tokens_to_ids(token)
+        index = tokenizer.convert_tokens_to_ids(token) if token.isprintable() else None
         if index is None or index == tokenizer.unk_token_id:
             raise ConfigError(f"the tokenizer of {self.name} has no special token {token!r}")
         return int(index)

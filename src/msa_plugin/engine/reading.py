@@ -90,7 +90,7 @@ class Reader:
     @cached_property
     def head_ids(self) -> list[int]:
         """Token ids of the frame before the user's message."""
-        return self.backbone.tokenize_frame(self.frame.head)
+        return self.backbone.tokenize_pieces(self.frame.pieces)
 
     @cached_property
     def tail_ids(self) -> list[int]:
@@ -116,11 +116,7 @@ class Reader:
             pieces = prompts.conversation(self.backbone.tokenizer, messages)
         except ValueError as error:
             raise InvalidQueryError(str(error)) from error
-        row = [
-            token
-            for text, is_frame in pieces
-            for token in (self.backbone.tokenize_frame(text) if is_frame else self.backbone.tokenize(text))
-        ]
+        row = self.backbone.tokenize_pieces(pieces)
         longest = self.backbone.spec.max_positions
         if len(row) + room > longest:
             raise InvalidQueryError(
