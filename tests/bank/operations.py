@@ -75,3 +75,21 @@ def outcome(operation, seed, folder):
         before = state(bank)
         operation(bank)
         return before, state(bank)
+
+
+def damage(folder):
+    """What repair has every step to do for: latents, a text, and pages of the catalog that SQLite finds broken."""
+    with open_bank(folder) as bank:
+        bank.commit([encoded(f"page {n}", f"{n} " * 3000) for n in range(8)], NS)
+        bank.commit([encoded("other")], "other")
+        bank.compact()
+        bank.commit([encoded("hit")], NS)
+        latents = folder / "segments" / bank.segments()[-1].record.uuid / "keys.safetensors"
+    data = bytearray(latents.read_bytes())
+    data[-1] ^= 1
+    latents.write_bytes(data)
+    path = folder / "catalog.sqlite"
+    data = bytearray(path.read_bytes())
+    at = data.index(b"3 3 3 3 ") // 4096 * 4096  # a page of one text
+    data[at : at + 4096] = bytes(4096)
+    path.write_bytes(data)

@@ -76,8 +76,24 @@ def test_files_are_durable_before_the_catalog_names_them(seed, folder, monkeypat
     names = steps(commit, seed, folder, monkeypatch)
     begin = names.index("BEGIN IMMEDIATE")
     written = [name for name in names[:begin] if name in ("fsync", "replace")]
-    assert written == ["fsync"] * 3 + ["replace", "fsync"], "two files and their folder, the rename, the folder above"
+    unsealed = ["fsync"]
+    files = ["fsync"] * 3 + ["replace", "fsync"]  # two files and their folder, the rename, the folder above
+    assert written == files + unsealed
     assert "COMMIT" in names[begin:]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads names of descriptors")
+def test_every_new_name_is_durable(tmp_path, monkeypatch):
+    """A folder's name lies in the folder above it: without a sync of that, a power cut takes the folder away."""
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))[1])
+    folder = tmp_path / "new" / "bank"
+    with open_bank(folder) as bank:
+        bank.commit([encoded("a")], NS)
+    root = folder / "segments"
+    named = synced.index(str(root))  # for the segment's folder was renamed within it
+    assert {str(p) for p in (tmp_path, tmp_path / "new", folder)} <= set(synced[:named])
+    assert synced[:named].count(str(folder)) >= 2, "for the catalog, and again for the folder of segments"
 
 
 @needs_fork

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from bank_builder import NS, encoded, open_bank
-from operations import OPERATIONS, fresh, make_seed
+from bank_builder import NS, open_bank, segment_folders
+from operations import OPERATIONS, damage, fresh, make_seed, outcome, state
 
 import msa_plugin
 from msa_plugin.bank import faults
@@ -18,24 +18,6 @@ PACKAGE = Path(msa_plugin.__file__).parent
 @pytest.fixture(scope="module")
 def seed(tmp_path_factory):
     return make_seed(tmp_path_factory.mktemp("seed") / "bank")
-
-
-def damage(folder):
-    """What repair has every step to do for: latents, a text, and pages of the catalog that SQLite finds broken."""
-    with open_bank(folder) as bank:
-        bank.commit([encoded(f"page {n}", f"{n} " * 3000) for n in range(8)], NS)
-        bank.commit([encoded("other")], "other")
-        bank.compact()
-        bank.commit([encoded("hit")], NS)
-        latents = folder / "segments" / bank.segments()[-1].record.uuid / "keys.safetensors"
-    data = bytearray(latents.read_bytes())
-    data[-1] ^= 1
-    latents.write_bytes(data)
-    path = folder / "catalog.sqlite"
-    data = bytearray(path.read_bytes())
-    at = data.index(b"3 3 3 3 ") // 4096 * 4096  # a page of one text
-    data[at : at + 4096] = bytes(4096)
-    path.write_bytes(data)
 
 
 def test_every_point_is_passed_by_some_change(seed, tmp_path):
@@ -73,4 +55,34 @@ def test_off_unless_code_turns_it_on():
     assert seen == ["writer.locked"] and faults._handler is None
     users = [p.name for p in PACKAGE.rglob("*.py") if "faults.injected" in p.read_text(encoding="utf-8")]
     assert not users, "no product code turns them on"
-    assert "environ" not in Path(faults.__file__).read_text(encoding="utf-8")
+    assert "import os" not in Path(faults.__file__).read_text(encoding="utf-8"), "nor does the environment"
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "commit_text"])
+def test_an_interruption_at_any_point_leaves_old_or_new_and_a_handle_that_goes_on(name, seed, tmp_path):
+    """Ctrl-C, which is no error of the disk: it comes through as it is."""
+    operation, folder = OPERATIONS[name], tmp_path / "bank"
+    before, after = outcome(operation, seed, folder)
+    passed = []
+    with open_bank(fresh(seed, folder)) as bank, faults.injected(passed.append):
+        operation(bank)
+    for at in range(len(passed)):
+        with open_bank(fresh(seed, folder)) as bank:
+            interrupted(operation, bank, at)
+            bank.refresh()
+            assert state(bank) in (before, after), f"a mix after {passed[at]}"
+            if state(bank) == before:
+                operation(bank)
+            assert state(bank) == after and bank.verify().ok
+        with open_bank(folder) as bank:
+            assert len(segment_folders(folder)) == bank.stats(NS).segments
+
+
+def interrupted(operation, bank, at):
+    def strike(point, left=[at]):  # noqa: B006 - a counter
+        left[0] -= 1
+        if left[0] == -1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), faults.injected(strike):
+        operation(bank)

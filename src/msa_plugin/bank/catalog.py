@@ -21,7 +21,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from msa_plugin.bank.disk import check_writable, fsync_folder
+from msa_plugin.bank.disk import check_writable, fsync_folder, make_folder
 from msa_plugin.bank.documents import At, DocumentRows
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.lock import WriterLock
@@ -123,7 +123,7 @@ def create_bank(folder: Path, fingerprint: Fingerprint, lock_timeout: float) -> 
         return
     if folder.exists() and not folder.is_dir():
         raise BankNotFoundError(f"{folder} is a file; a memory bank is a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     reached("create.folder-made")
     check_writable(folder)
     with WriterLock(folder, lock_timeout).hold():
@@ -354,6 +354,7 @@ class Catalog:
         size = self._log_bytes()
         if size > self._truncate_at:
             self._truncate_at = _TRUNCATE_BYTES if self._truncate() else 2 * size
+            reached("log.moved")
         elif size > _CHECKPOINT_BYTES:
             with contextlib.suppress(sqlite3.Error):  # nothing depends on it but the log's length
                 self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()

@@ -78,6 +78,14 @@ def check_writable(folder: Path) -> None:
         raise BankReadOnlyError(f"{folder} cannot be written; make it writable, or open it with read_only=True")
 
 
+def make_folder(folder: Path) -> None:
+    """Make `folder` unless it is there, and what is missing above it, durably."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        fsync_folder(path.parent)
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the names inside `folder` durable (nothing to do on Windows, which cannot open folders)."""
     if os.name == "nt":

@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from msa_plugin.bank.disk import fsync_folder
+from msa_plugin.bank.disk import fsync_folder, make_folder
 from msa_plugin.bank.faults import reached
 from msa_plugin.errors import BankCorruptError
 
@@ -108,7 +108,8 @@ def write_segment(
     """
     name = uuid.uuid4().hex
     temporary, final = root / f"{name}.tmp", root / name
-    temporary.mkdir(parents=True)
+    make_folder(root)
+    temporary.mkdir()
     reached("segment.folder-made")
     keys = _write_file(temporary / KEYS_FILE, _key_tensors(ordinals, latents))
     content = _write_file(temporary / CONTENT_FILE, _content_tensors(latents)) if latents[0].content else None

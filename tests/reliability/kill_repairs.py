@@ -1,0 +1,54 @@
+"""Repairs that are killed at each of their points: repeated, they end where an undisturbed one does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from pathlib import Path
+
+from bank_builder import NS, open_bank, picture
+from operations import damage, fresh, make_seed
+
+from msa_plugin.bank import faults
+from msa_plugin.bank.repair import repair_bank
+from msa_plugin.bank.verify import verify_bank
+from msa_plugin.errors import BankError
+
+REPAIR = tuple(point for point in faults.POINTS if point.startswith("repair."))
+
+
+def kills_of_repairs(root: Path) -> dict[str, object]:
+    """Figures. Raises AssertionError where a killed repair cost anything that an undisturbed one does not."""
+    damaged = make_seed(root / "damaged")
+    damage(damaged)
+    folder = fresh(damaged, root / "bank")
+    repair_bank(folder)
+    expected = _holds(folder)
+    for point in REPAIR:
+        fresh(damaged, folder)
+        assert _killed(folder, point), f"{point} was not passed"
+        with contextlib.suppress(BankError):  # somebody may try to go on without a repair
+            open_bank(folder).close()
+        repair_bank(folder)
+        assert verify_bank(folder).ok and _holds(folder) == expected, f"after {point}"
+    return {"kills": len(REPAIR), "at": REPAIR}
+
+
+def _holds(folder: Path) -> object:
+    """What readers see, and the documents whose texts were saved."""
+    with open_bank(folder) as bank:
+        seen = [picture(bank, space) for space in (NS, "other")]
+    lines = [line for file in (folder / "salvage").glob("*.jsonl") for line in file.read_text("utf-8").splitlines()]
+    return seen, {json.loads(line)["id"] for line in lines}
+
+
+def _killed(folder: Path, point: str) -> bool:
+    if (child := os.fork()) == 0:
+        try:
+            with faults.injected(lambda at: os.kill(os.getpid(), signal.SIGKILL) if at == point else None):
+                repair_bank(folder)
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
