@@ -86,7 +86,8 @@ def test_files_are_durable_before_the_catalog_names_them(seed, folder, monkeypat
 def test_every_new_name_is_durable(tmp_path, monkeypatch):
     """A folder's name lies in the folder above it: without a sync of that, a power cut takes the folder away."""
     synced, fsync = [], os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))[1])
+    name = lambda fd: str(Path(f"/proc/self/fd/{fd}").readlink())  # noqa: E731
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(name(fd)), fsync(fd))[1])
     folder = tmp_path / "new" / "bank"
     with open_bank(folder) as bank:
         bank.commit([encoded("a")], NS)

@@ -187,11 +187,11 @@ class World:
 def random_kills(level: BankLevel, folder: Path, *, kills: int, seed: int) -> dict[str, object]:
     """Figures of so many kills at random moments of one bank's life."""
     world = World(level, folder, seed)
-    while world.counts["kills"] < kills:
-        try:
+    try:
+        while world.counts["kills"] < kills:
             world.random_kill()
-        except Exception as error:
-            raise AssertionError(f"kill {world.counts['kills'] + 1} of seed {seed}: {error!r}") from error
+    except Exception as error:
+        raise AssertionError(f"kill {world.counts['kills'] + 1} of seed {seed}: {error!r}") from error
     return {"counts": world.counts, "in": world.killed_in, "last point passed": world.last_points}
 
 
