@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.filters import Condition
+from msa_plugin.bank.intake import check_namespace
 from msa_plugin.errors import BankCorruptError, BankError
 from msa_plugin.types import Document, content_hash
 
@@ -281,6 +282,9 @@ def _metadata(text: Any) -> dict[str, Any]:
 
 
 def _bind(at: At, **more: object) -> dict[str, object]:
+    """Named parameters of a query. Raises InvalidQueryError for a namespace that cannot be one."""
+    if "namespace" in more:
+        check_namespace(more["namespace"])
     return {"version": at.version, "last": at.last_ordinal, **more}
 
 

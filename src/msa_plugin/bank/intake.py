@@ -11,7 +11,7 @@ from msa_plugin.errors import DuplicateDocumentError, InvalidDocumentError, Inva
 from msa_plugin.types import Document, EncodedDocument
 
 
-def check_namespace(namespace: str) -> None:
+def check_namespace(namespace: object) -> None:
     """Raises InvalidQueryError unless `namespace` is a non-empty string of valid Unicode."""
     if not isinstance(namespace, str) or not namespace:
         raise InvalidQueryError(f"a namespace is a non-empty string, not {namespace!r}")
