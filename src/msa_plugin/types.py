@@ -17,7 +17,7 @@ from msa_plugin.errors import InvalidDocumentError
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION, OLDEST_FORMAT = 2, 1  # of banks: written, and still read
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as JSON writes it, told apart from an escaped backslash and "u0000"
 Filter: TypeAlias = Mapping[str, Any] | Callable[[Mapping[str, Any]], bool]
 

@@ -41,7 +41,7 @@ def test_files_are_plain_safetensors_with_the_documented_layout(bank, folder):
     [name] = segment_folders(folder)
     with safe_open(folder / "segments" / name / "keys.safetensors", framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    assert sorted(tensors) == ["key.3", "key.5", "key_offsets", "ordinals"]
+    assert sorted(tensors) == ["key.3", "key.5", "key_offsets", "key_sums", "ordinals"]
     assert tensors["ordinals"].tolist() == [1, 2] and tensors["key_offsets"].tolist() == [0, 1, 4]
     assert torch.equal(tensors["key.5"], torch.cat([one.keys["5"], two.keys["5"]]))
     with safe_open(folder / "segments" / name / "content.safetensors", framework="pt") as file:

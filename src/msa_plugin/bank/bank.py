@@ -40,7 +40,7 @@ _PAGE = 1000
 def read_fingerprint(path: str | Path) -> Fingerprint:
     """What the bank at `path` was built with. Raises like `MemoryBank.open`."""
     with disk_errors(Path(path), reading=True):
-        catalog = Catalog(Path(path), writable=False)
+        catalog = Catalog(Path(path), writable=False, checked=True)
         try:
             return catalog.fingerprint()
         finally:
@@ -61,7 +61,7 @@ class MemoryBank:
         self._root = path / "segments"
         self._lock = WriterLock(path, lock_timeout)
         self._writer: Catalog | None = None
-        catalog = Catalog(path, writable=False)
+        catalog = Catalog(path, writable=False, checked=True)
         try:
             if not read_only:
                 check_writable(path)
@@ -132,7 +132,14 @@ class MemoryBank:
         with self._moments.lock:
             self._moments.close()
             if self._writer:
+                self._seal(self._writer)
                 self._writer.close()
+                self._writer = None
+
+    def _seal(self, writer: Catalog) -> None:
+        """Seal the catalog, unless somebody else is writing or reading; then the last writer to close does."""
+        with suppress(BankError), disk_errors(self.path), self._lock.hold(0):
+            writer.close_sealed()
 
     def __enter__(self) -> MemoryBank:
         """Return the handle itself."""

@@ -21,13 +21,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from msa_plugin.bank.descriptors import Connected
 from msa_plugin.bank.disk import check_writable, fsync_folder, make_folder
 from msa_plugin.bank.documents import At, DocumentRows
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.lock import WriterLock
+from msa_plugin.bank.seal import check_version, differs_from_seal, note_version, noted_version, seal, unseal
 from msa_plugin.bank.segment import FileRecord, SegmentRecord
 from msa_plugin.errors import BankCorruptError, BankFormatError, BankNotFoundError, SnapshotError
-from msa_plugin.types import FORMAT_VERSION, Fingerprint
+from msa_plugin.types import FORMAT_VERSION, OLDEST_FORMAT, Fingerprint
 
 CATALOG_FILE = "catalog.sqlite"
 _BUSY_SECONDS = 10.0
@@ -138,6 +140,7 @@ def _create_catalog(path: Path, fingerprint: Fingerprint) -> None:
     os.replace(temporary, path)  # noqa: PTH105 - tests replace it to cut the power here
     reached("create.catalog-named")
     fsync_folder(path.parent)
+    seal(path)
 
 
 def new_catalog(folder: Path, fingerprint: Fingerprint | None = None) -> Path:
@@ -160,33 +163,42 @@ def new_catalog(folder: Path, fingerprint: Fingerprint | None = None) -> Path:
 class Catalog:
     """One connection to a catalog. Methods raise sqlite3.Error as it comes; the bank translates it."""
 
-    def __init__(self, folder: Path, *, writable: bool) -> None:
-        """Open the catalog of the bank in `folder` and check its format.
+    def __init__(self, folder: Path, *, writable: bool, checked: bool = False, older: bool = False) -> None:
+        """Open the catalog of the bank in `folder` and check its format; `older` ones are writable only where asked.
 
-        Raises BankNotFoundError, BankFormatError, or BankCorruptError where it is not a catalog at all.
+        `checked` reads the whole file first and compares it with its seal. Raises BankNotFoundError, BankFormatError,
+        or BankCorruptError where it is not a catalog at all, is not what was sealed, or has lost commits.
         """
         self.path = folder / CATALOG_FILE
         if folder.exists() and not folder.is_dir():
             raise BankNotFoundError(f"{folder} is a file; a memory bank is a folder")
         if not self.path.is_file():
             raise BankNotFoundError(f"{folder} holds no memory bank; check the path, or add documents to create one")
+        if checked and (problem := differs_from_seal(self.path)):
+            Catalog(folder, writable=False).close()  # raises where the format is another one, which may seal otherwise
+            raise BankCorruptError(problem)
+        noted = noted_version(self.path) if checked else 0  # before the catalog is read: a writer may be at work
+        self._connected = Connected(self.path)
         try:
             self._db = connect(self.path, writable=writable)
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError as error:
+        except sqlite3.Error as error:
+            self._connected.release()
+            if isinstance(error, sqlite3.OperationalError):
+                raise
             raise _not_a_catalog(self.path, error) from error
         self.documents = DocumentRows(self._db)
         self._truncate_at = _TRUNCATE_BYTES
         try:
-            self._check_format()
+            self._check_format(read_older=older or not writable)
+            if checked:
+                check_version(self.path, noted, self.version())
         except BaseException:
-            self._db.close()
+            self.close()
             raise
 
-    def _check_format(self) -> None:
+    def _check_format(self, *, read_older: bool) -> None:
         try:
-            found = self._meta("format_version")
+            found = self.format_version = self._meta("format_version")
             foreign = self._db.execute("SELECT name FROM sqlite_master WHERE type IN ('view', 'trigger')").fetchone()
         except sqlite3.OperationalError as error:
             if "no such table" not in str(error):
@@ -196,15 +208,23 @@ class Catalog:
             raise _not_a_catalog(self.path, error) from error
         if foreign:
             raise BankCorruptError(f"{self.path} holds SQL to be run ({foreign[0]!r:.80}), as no bank does; do not use")
-        if found != FORMAT_VERSION:
+        if found == FORMAT_VERSION:
+            return
+        if not isinstance(found, int) or not OLDEST_FORMAT <= found < FORMAT_VERSION:
             raise BankFormatError(
                 f"{self.path.parent}: the bank has format version {found}, this package reads {FORMAT_VERSION}; "
-                "use the package version that wrote it, or build the bank anew"
+                "use the package version that wrote it, or a newer one"
+            )
+        if not read_older:
+            raise BankFormatError(
+                f"{self.path.parent}: the bank has format version {found}, this package writes {FORMAT_VERSION}; "
+                f"run `msa bank migrate --bank {self.path.parent}` once, or open it with read_only=True"
             )
 
     def close(self) -> None:
         """Close the connection; harmless when closed already."""
         self._db.close()
+        self._connected.release()
 
     def hold_snapshot(self) -> None:
         """Start a read transaction, ending the one before: everything read from now on is of this moment."""
@@ -225,6 +245,7 @@ class Catalog:
     @contextmanager
     def transaction(self) -> Iterator[int]:
         """A change, all or nothing; yields the version that it makes. Durable when the block has been left."""
+        unseal(self.path)
         self._db.execute("BEGIN IMMEDIATE")
         try:
             reached("transaction.begun")
@@ -239,9 +260,10 @@ class Catalog:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error):  # perhaps of the commit itself
-                with contextlib.suppress(sqlite3.Error):
+                with contextlib.suppress(sqlite3.Error, OSError):
                     self.settle()
             raise
+        note_version(self.path, version)
 
     def settle(self) -> None:
         """Write over what a commit that failed may have left in the log; nothing else changes.
@@ -249,6 +271,7 @@ class Catalog:
         SQLite writes a commit to the log and then syncs it. Where only the sync fails, the commit is reported as
         failed but lies there whole, and whoever reads the log after a crash would take it for done.
         """
+        unseal(self.path)
         self._db.execute("BEGIN IMMEDIATE")
         try:
             # A count, for SQLite writes nothing where a value stays as it is.
@@ -367,10 +390,21 @@ class Catalog:
         self._truncate()
         reached("compact.log-emptied")
 
-    def _truncate(self) -> bool:
+    def close_sealed(self) -> None:
+        """Close, and seal the catalog unless a reader stands in the way. The caller holds the writer's lock."""
+        emptied = self._truncate(0) and not self._log_bytes()
+        self.close()
+        if emptied:
+            seal(self.path)
+
+    def upgrade(self) -> None:
+        """Say that everything is in the present format; within a transaction."""
+        self._db.execute("UPDATE meta SET value = ? WHERE key = 'format_version'", (FORMAT_VERSION,))
+
+    def _truncate(self, patience: float = _READER_SECONDS) -> bool:
         """Empty the write-ahead log; False where a reader stays in the way, which only delays this."""
         with contextlib.suppress(sqlite3.Error):
-            self._db.execute(f"PRAGMA busy_timeout = {int(_READER_SECONDS * 1000)}")
+            self._db.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
             try:
                 return not self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
             finally:

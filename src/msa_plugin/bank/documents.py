@@ -26,7 +26,9 @@ _NEEDED = (
     "(deleted IS NULL OR EXISTS (SELECT 1 FROM snapshots AS s "
     "WHERE s.version < documents.deleted AND s.last_ordinal >= documents.ordinal))"
 )
-_STORED = "ordinal, namespace, id, title, text, metadata, tokens, chunks, content_hash, checksum"
+# The fields that a row's checksum is over, in order.
+_FIELDS = "ordinal, namespace, id, title, metadata, tokens, chunks, content_hash"
+_STORED = f"{_FIELDS}, checksum, text"
 
 
 class At(NamedTuple):
@@ -115,8 +117,8 @@ class DocumentRows:
 
     def lookup(self, at: At, namespace: str, ids: Iterable[str]) -> dict[str, Known]:
         """Live rows of those ids that exist."""
-        rows = self._by_id("id, ordinal, content_hash, metadata", "documents", at, namespace, ids)
-        return {row[0]: Known(row[1], row[2], _metadata(row[3])) for row in rows}
+        rows = map(_sound, self._by_id(f"{_FIELDS}, checksum", "documents", at, namespace, ids))
+        return {row[2]: Known(row[0], row[7], _metadata(row[4])) for row in rows}
 
     def get(self, at: At, namespace: str, ids: Iterable[str]) -> dict[str, StoredDocument]:
         """Live documents of those ids that exist."""
@@ -187,9 +189,9 @@ class DocumentRows:
 
     def metadata(self, at: At, namespace: str) -> Iterator[tuple[Place, dict[str, Any]]]:
         """Place and metadata of every live document of a namespace."""
-        sql = f"SELECT segment, position, metadata FROM documents WHERE namespace = :namespace AND {_SEEN}"
+        sql = f"SELECT {_FIELDS}, checksum, segment, position FROM documents WHERE namespace = :namespace AND {_SEEN}"
         for row in self._db.execute(sql, _bind(at, namespace=namespace)):
-            yield Place(*row[:2]), _metadata(row[2])
+            yield Place(*row[9:]), _metadata(_sound(row)[4])
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
@@ -252,22 +254,44 @@ class DocumentRows:
 
     def altered(self) -> Iterator[tuple[int, str, str]]:
         """Ordinal, namespace and id of the rows that do not match the checksums taken when they were written."""
-        sql = f"SELECT {_STORED} FROM documents LEFT JOIN texts USING (ordinal)"
-        for ordinal, namespace, name, title, text, metadata, tokens, chunks, digest, checksum in self._db.execute(sql):
-            fields = (ordinal, namespace, name, title, metadata, tokens, chunks, digest)
-            if checksum != row_checksum(fields) or not isinstance(text, str) or digest != content_hash(title, text):
-                yield ordinal, namespace, name
+        for row in self._db.execute(f"SELECT {_STORED} FROM documents LEFT JOIN texts USING (ordinal)"):
+            if not _is_sound(row) or not _is_its_text(row):
+                yield row[0], row[1], row[2]
 
 
 def row_checksum(fields: tuple[object, ...]) -> int:
     """CRC-32 over a row's lasting fields (all but place and deletion, which segments and versions vouch for)."""
-    return zlib.crc32(json.dumps(fields).encode())
+    return zlib.crc32(json.dumps(fields, default=repr).encode())  # bytes, say: damage
+
+
+def _is_sound(row: tuple[Any, ...]) -> bool:
+    return bool(row_checksum(row[:8]) == row[8])
+
+
+def _is_its_text(row: tuple[Any, ...]) -> bool:
+    return isinstance(row[9], str) and content_hash(row[3], row[9]) == row[7]
+
+
+def _sound(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A row of `_FIELDS` with its checksum. Raises BankCorruptError where they do not fit."""
+    if not _is_sound(row):
+        raise _altered(row)
+    return row
+
+
+def _altered(row: tuple[Any, ...]) -> BankCorruptError:
+    return BankCorruptError(
+        f"document {row[2]!r:.80} (ordinal {row[0]!r}) does not match its checksum in the catalog; "
+        "run `msa bank verify`, then restore the bank from a backup or run `msa bank repair`"
+    )
 
 
 def _stored(row: tuple[Any, ...]) -> StoredDocument:
-    ordinal, namespace, name, title, text, metadata, tokens, chunks, digest, _ = row
+    ordinal, namespace, name, title, metadata, tokens, chunks, digest, _, text = _sound(row)
     if not all(isinstance(part, str) for part in (namespace, name, title, text, digest)):
         raise BankCorruptError(f"document {name!r:.80} (ordinal {ordinal!r}) is damaged; run `msa bank verify`")
+    if not _is_its_text(row):
+        raise _altered(row)
     return StoredDocument(ordinal, namespace, name, title, text, _metadata(metadata), tokens, chunks, digest)
 
 

@@ -1,9 +1,11 @@
 """A segment: one immutable folder of latents, written once, checksummed, and read through memory maps.
 
-`keys.safetensors` holds `ordinals` int64 [n] (ascending), `key_offsets` int64 [n + 1] and, per key group,
-`key.<group>` [C, W]. `content.safetensors`, present only where content is kept, holds `content_offsets` int64 [n + 1]
-and, per layer, `content.<layer>` [C', 2, KV, D]. Rows of one document are adjacent (chunk-major), so that reading a
-document is one contiguous read per tensor. Nothing here knows about versions, namespaces or filters.
+`keys.safetensors` holds `ordinals` int64 [n] (ascending), `key_offsets` int64 [n + 1], `key_sums` int64 [n] and, per
+key group, `key.<group>` [C, W]. `content.safetensors`, present only where content is kept, holds `content_offsets`
+int64 [n + 1], `content_sums` int64 [n] and, per layer, `content.<layer>` [C', 2, KV, D]. Rows of one document are
+adjacent (chunk-major), so that reading a document is one contiguous read per tensor. The sums are each document's
+CRC-32 over its rows of all tensors, in order of their names; rows are compared with them when they are first read.
+Segments of format 1 have no sums. Nothing here knows about versions, namespaces or filters.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ import hashlib
 import json
 import os
 import re
-import uuid
+import shutil
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -27,11 +29,12 @@ from torch import Tensor
 
 from msa_plugin.bank.disk import fsync_folder, make_folder
 from msa_plugin.bank.faults import reached
+from msa_plugin.bank.rows import Rows, memory_of
 from msa_plugin.errors import BankCorruptError
 
 KEYS_FILE, CONTENT_FILE = "keys.safetensors", "content.safetensors"
 _FOLDER_NAME = re.compile(r"[0-9a-f]{32}(\.tmp)?")
-_STRUCTURE = ("header", "ordinals", "key_offsets", "content_offsets")
+_STRUCTURE = ("header", "ordinals", "key_offsets", "key_sums", "content_offsets", "content_sums")
 DTYPES = {
     torch.int64: "I64",
     torch.float64: "F64",
@@ -64,8 +67,8 @@ class Latents(NamedTuple):
 class FileRecord(NamedTuple):
     """Size in bytes and SHA-256 (hex) of a file, as the catalog remembers them.
 
-    `structure` is the CRC-32 of what says where things are: the header, ordinals and offsets. It is checked before
-    anything is served, at a cost that does not depend on how many latents there are.
+    `structure` is the CRC-32 of what says where things are: the header, ordinals, offsets and sums. It is checked
+    before anything is served, at a cost that does not depend on how many latents there are.
     """
 
     bytes: int
@@ -103,11 +106,12 @@ def write_segment(
 ) -> SegmentRecord:
     """Write one segment durably under `root`; it becomes real only when the catalog names it.
 
-    `ordinals` ascend; `latents` have one signature. Tensors are streamed to disk one document at a time. Raises
-    OSError; what it leaves behind then is an orphan, to be swept.
+    `ordinals` ascend; `latents` have one signature. Tensors are streamed to disk one document at a time. The folder is
+    named after what is in it, which no other segment holds, for ordinals are never reused: equal calls make equal
+    banks. Raises OSError; what it leaves behind then is an orphan, to be swept.
     """
-    name = uuid.uuid4().hex
-    temporary, final = root / f"{name}.tmp", root / name
+    temporary = root / f"{ordinals[0]:032x}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
     make_folder(root)
     temporary.mkdir()
     reached("segment.folder-made")
@@ -115,6 +119,9 @@ def write_segment(
     content = _write_file(temporary / CONTENT_FILE, _content_tensors(latents)) if latents[0].content else None
     fsync_folder(temporary)
     reached("segment.folder-durable")
+    name = hashlib.sha256((keys.sha256 + (content.sha256 if content else "")).encode()).hexdigest()[:32]
+    final = root / name
+    shutil.rmtree(final, ignore_errors=True)  # an orphan that could not be swept
     os.replace(temporary, final)  # noqa: PTH105 - tests replace it to cut the power here
     reached("segment.named")
     fsync_folder(root)
@@ -124,18 +131,32 @@ def write_segment(
 
 
 def _key_tensors(ordinals: Sequence[int], latents: Sequence[Latents]) -> dict[str, list[Tensor]]:
-    tensors = {"ordinals": [torch.tensor(ordinals)], "key_offsets": [_offsets(item.chunks for item in latents)]}
+    tensors = {
+        "ordinals": [torch.tensor(ordinals)],
+        "key_offsets": [_offsets(item.chunks for item in latents)],
+        "key_sums": [torch.tensor([_sum(item.keys[name] for name in sorted(item.keys)) for item in latents])],
+    }
     return tensors | {f"key.{group}": [item.keys[group] for item in latents] for group in latents[0].keys}
 
 
 def _content_tensors(latents: Sequence[Latents]) -> dict[str, list[Tensor]]:
     lengths = (next(iter(item.content.values())).shape[0] for item in latents)
-    tensors = {"content_offsets": [_offsets(lengths)]}
+    tensors = {
+        "content_offsets": [_offsets(lengths)],
+        "content_sums": [torch.tensor([_sum(item.content[n] for n in sorted(item.content)) for item in latents])],
+    }
     return tensors | {f"content.{layer}": [item.content[layer] for item in latents] for layer in latents[0].content}
 
 
 def _offsets(lengths: Iterator[int]) -> Tensor:
     return torch.tensor([0, *accumulate(lengths)])
+
+
+def _sum(tensors: Iterable[Tensor]) -> int:
+    total = 0
+    for tensor in tensors:
+        total = zlib.crc32(memory_of(tensor), total) if tensor.numel() else total
+    return total
 
 
 def _write_file(path: Path, tensors: Mapping[str, Sequence[Tensor]]) -> FileRecord:
@@ -175,11 +196,7 @@ def _blocks(order: Sequence[str], tensors: Mapping[str, Sequence[Tensor]]) -> It
     for name in order:
         for part in tensors[name]:
             if part.numel():
-                yield name, _bytes(part)
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+                yield name, memory_of(part)
 
 
 class Segment:
@@ -206,35 +223,62 @@ class Segment:
             self.content_offsets = tensors["content_offsets"] if record.content else torch.empty(0)
         except KeyError as error:
             raise self._damaged(f"it has no tensor {error}") from error
+        self.key_sums, self.content_sums = tensors.get("key_sums"), tensors.get("content_sums")
         self._checked = False
 
     def check(self) -> None:
-        """Check once, reading 24 bytes per document, that header, ordinals and offsets are what was written.
+        """Check once, reading 32 bytes per document, that header, ordinals, offsets and sums are what was written.
 
         Raises BankCorruptError. Call it before any read, so that damage cannot return another document's rows.
         """
         if self._checked:
             return
-        structure = zlib.crc32(_bytes(self.key_offsets), zlib.crc32(_bytes(self.ordinals), self._headers[0]))
-        if structure != self.record.keys.structure:
-            raise self._damaged(f"the header, ordinals or offsets of {KEYS_FILE} were altered")
+        keys = (self.ordinals, self.key_offsets, self.key_sums)
+        if _structure(self._headers[0], keys) != self.record.keys.structure:
+            raise self._damaged(f"the header, ordinals, offsets or sums of {KEYS_FILE} were altered")
         content = self.record.content
-        if content and zlib.crc32(_bytes(self.content_offsets), self._headers[1]) != content.structure:
-            raise self._damaged(f"the header or offsets of {CONTENT_FILE} were altered")
+        if content and _structure(self._headers[1], (self.content_offsets, self.content_sums)) != content.structure:
+            raise self._damaged(f"the header, offsets or sums of {CONTENT_FILE} were altered")
         self._checked = True
 
+    def check_keys(self, allowed: Tensor | None = None) -> None:
+        """Check once that the routing keys of the `allowed` documents (bool [n]; None: all) are what was written.
+
+        Raises BankCorruptError. Reads the keys that were not checked before; call `check` first.
+        """
+        self._check_rows(self._key_rows, None if allowed is None else allowed.nonzero()[:, 0])
+
     def key_rows(self, position: int, group: str) -> Tensor:
-        """Routing keys [C, W] of the document at `position`; call `check` first."""
+        """Routing keys [C, W] of the document at `position`; call `check` first. Raises BankCorruptError."""
+        self._check_rows(self._key_rows, torch.tensor([position]))
         return self.keys[group][int(self.key_offsets[position]) : int(self.key_offsets[position + 1])]
 
     def content_rows(self, position: int, layer: int) -> Tensor:
-        """Content [C', 2, KV, D] of the document at `position`; call `check` first."""
+        """Content [C', 2, KV, D] of the document at `position`; call `check` first. Raises BankCorruptError."""
+        self._check_rows(self._content_rows, torch.tensor([position]))
         return self.content[layer][int(self.content_offsets[position]) : int(self.content_offsets[position + 1])]
 
     def latents(self, position: int) -> Latents:
-        """Everything kept of the document at `position`, as slices of the memory maps; call `check` first."""
+        """Everything kept of the document at `position`, as slices of the memory maps; see `key_rows`."""
         keys = {group: self.key_rows(position, group) for group in self.keys}
         return Latents(keys, {layer: self.content_rows(position, layer) for layer in self.content})
+
+    def altered(self) -> list[int]:
+        """Positions of the documents whose rows are not what was written; reads everything. Call `check` first."""
+        return sorted({*self._key_rows.altered(), *self._content_rows.altered()})
+
+    @cached_property
+    def _key_rows(self) -> Rows:
+        return Rows([self.keys[group] for group in sorted(self.keys)], self.key_offsets, self.key_sums)
+
+    @cached_property
+    def _content_rows(self) -> Rows:
+        return Rows([self.content[layer] for layer in sorted(self.content)], self.content_offsets, self.content_sums)
+
+    def _check_rows(self, rows: Rows, positions: Tensor | None) -> None:
+        if bad := rows.altered(positions):
+            ordinals = [int(self.ordinals[position]) for position in bad[:5]]
+            raise self._damaged(f"the latents of document ordinals {ordinals} were altered")
 
     @cached_property
     def latent_bytes(self) -> int:
@@ -247,12 +291,25 @@ class Segment:
         return sum(tensor.numel() * tensor.element_size() for tensor in (*keys.values(), *content.values()))
 
     @property
+    def has_sums(self) -> bool:
+        """Whether its rows can be checked; those of format 1 cannot."""
+        return self.key_sums is not None
+
+    @property
     def signature(self) -> tuple[tuple[object, ...], ...]:
         """See `Latents.signature`."""
         return Latents(self.keys, self.content).signature
 
     def _damaged(self, why: str) -> BankCorruptError:
-        return BankCorruptError(f"{self._folder}: {why}; run `msa bank verify`, then restore it from a backup")
+        return BankCorruptError(
+            f"{self._folder}: {why}; run `msa bank verify`, then restore it from a backup or run `msa bank repair`"
+        )
+
+
+def _structure(header: int, tensors: Iterable[Tensor | None]) -> int:
+    for tensor in tensors:
+        header = header if tensor is None else zlib.crc32(memory_of(tensor), header)
+    return header
 
 
 def _map(path: Path, size: int) -> tuple[int, dict[str, Tensor]]:

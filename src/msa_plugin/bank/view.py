@@ -46,6 +46,7 @@ class Selection:
             segment.check()
             if group not in segment.keys:
                 raise InvalidQueryError(f"no key group {group!r} in this bank; there are {sorted(segment.keys)}")
+            segment.check_keys(allowed)
             yield KeyBlock(segment.keys[group], segment.key_offsets, segment.ordinals, allowed)
 
     def ordinals(self) -> Tensor:

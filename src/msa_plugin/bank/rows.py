@@ -1,0 +1,52 @@
+"""Documents' rows within a segment, compared with their checksums when they are first read.
+
+A bank is too large to be read whole before it is used, and damage must not be served. So each document is checked on
+its own, once for each opening: a question that scores every key pays for every key once, and reading a document pays
+for that document.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Rows:
+    """Rows `offsets[n]` to `offsets[n + 1]` of several tensors, whose CRC-32 in this order is `sums[n]`.
+
+    Without sums nothing can be checked, and everything passes.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], offsets: Tensor, sums: Tensor | None) -> None:
+        """Reads nothing yet."""
+        self._offsets, self._sums = offsets, sums
+        self._parts = [
+            (memory_of(tensor), tensor[0].numel() * tensor.element_size()) for tensor in tensors if len(tensor)
+        ]
+        self._sound = torch.zeros(0 if sums is None else len(sums), dtype=torch.bool)
+
+    def altered(self, positions: Tensor | None = None) -> list[int]:
+        """Those of `positions` (int64; None: all) whose rows are not what was written."""
+        if self._sums is None:
+            return []
+        left = (~self._sound).nonzero()[:, 0] if positions is None else positions[~self._sound[positions]]
+        if not len(left):
+            return []
+        spans = zip(self._offsets[left].tolist(), self._offsets[left + 1].tolist(), strict=True)
+        sound = torch.tensor([self._sum(*span) for span in spans]) == self._sums[left]
+        self._sound[left] = sound
+        return left[~sound].tolist()
+
+    def _sum(self, first: int, last: int) -> int:
+        total = 0
+        for data, row in self._parts:
+            total = zlib.crc32(data[first * row : last * row], total)
+        return total
+
+
+def memory_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, without a copy where it lies in one piece in ordinary memory."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
