@@ -136,6 +136,7 @@ def interrupting(folder: Path, times: int, seed: int) -> dict[str, int]:
 
 def child(folder: str, seed: int) -> None:
     """Work until interrupted, check, and begin again, until standard input ends."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background has it ignored
     rng, backbone, version = Random(seed), tiny_backbone(), 0
     with opened(Path(folder), backbone) as memory:
         for number in range(4):
