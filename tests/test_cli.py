@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from facade import about, topics
+from msa_plugin import __version__
 from msa_plugin.cli import main
 from msa_plugin.cli.output import size
 from msa_plugin.memory import LatentMemory
@@ -318,6 +319,10 @@ def test_help_is_light_and_names_every_command():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("[]")
     assert all(command[0] in done.stdout for command in COMMANDS)
+
+
+def test_version(msa):
+    assert msa("--version") == (0, f"{__version__}\n", "")
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

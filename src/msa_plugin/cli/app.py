@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from msa_plugin import __version__
 from msa_plugin.cli import bank, bench, convert
 from msa_plugin.cli.demo import demo
 from msa_plugin.cli.options import (
@@ -39,9 +40,18 @@ app.add_typer(convert.app, name="convert")
 app.command()(demo)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        Output(as_json=False).say(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is going on to stderr.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     set_up_logging(verbose)
 

@@ -1,0 +1,150 @@
+"""What is released: a wheel and an sdist that work where the repository is not, and hold what they should.
+
+Heavy dependencies are lent by the environment that runs the tests, through a `.pth` file: the `.pth` files that lie
+there are not read, so an editable install of the repository stays out of sight.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import msa_plugin
+from tiny import tiny_adapter, tiny_backbone
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = {"msa_plugin", "msa_kernels", "langchain_msa", "llama_index"}
+UNWANTED = re.compile(r"(^|/)(tests?|notebooks|docs|__pycache__|\.venv|demo-bank|[^/]*\.(pyc|orig|rej|tmp|ipynb))(/|$)")
+PROBE = """
+import importlib.metadata, json, pathlib, sys
+import msa_plugin, msa_kernels, langchain_msa, llama_index.indices.managed.msa, llama_index.llms.msa
+from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.data import calibration_questions, sample_documents, sample_questions
+from msa_plugin.engine.adapters import shipped_adapters
+modules = [msa_plugin, msa_kernels, langchain_msa, llama_index.indices.managed.msa, llama_index.llms.msa]
+print(json.dumps({
+    "folders": [str(pathlib.Path(m.__file__).parent) for m in modules],
+    "typed": [(pathlib.Path(m.__file__).parent / "py.typed").is_file() for m in modules],
+    "adapters": [Adapter.load(path).config.name for path in shipped_adapters()],
+    "samples": [len(sample_documents()), len(sample_questions()), len(calibration_questions())],
+    "versions": [msa_plugin.__version__, importlib.metadata.version("msa-plugin")],
+    "path": sys.path,
+}))
+"""
+
+
+def run(*command, **options):
+    """The output of a command; what it said in vain goes into the failure."""
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600, check=False, **options)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory):
+    """Environment variables with which Python finds the build backend."""
+    if find_spec("hatchling"):
+        return dict(os.environ)
+    folder = tmp_path_factory.mktemp("backend")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", folder]
+    if subprocess.run([*pip, "hatchling>=1.26"], capture_output=True, check=False, timeout=300).returncode:
+        pytest.skip("hatchling is not installed and cannot be downloaded: pip install hatchling")
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+def build(source, out, builder, *kinds):
+    """Build `source` (a project's folder) into `out`; returns the files of the kinds asked for."""
+    run(sys.executable, "-m", "hatchling", "build", "-d", out, *(f"-t{k}" for k in kinds), cwd=source, env=builder)
+    suffixes = {"wheel": "*.whl", "sdist": "*.tar.gz"}
+    return [next(out.glob(suffixes[kind])) for kind in kinds]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, builder):
+    """The wheel, and the sdist, of this tree."""
+    return build(ROOT, tmp_path_factory.mktemp("dist"), builder, "wheel", "sdist")
+
+
+def files_of(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return {info.filename: archive.read(info) for info in archive.infolist()}
+
+
+def clean_environment(folder):
+    """A virtual environment that holds nothing; returns its Python."""
+    run(sys.executable, "-m", "venv", "--without-pip", folder)
+    return folder / "bin" / "python"
+
+
+def install(python, file, builder):
+    """Install one built file and nothing else, then lend it the dependencies of the running environment."""
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-index", "--no-build-isolation"]
+    run(sys.executable, "-m", "pip", "--python", python, "install", *options, file, cwd=file.parent, env=builder)
+    purelib = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    (purelib / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+
+def test_the_wheel_holds_the_packages_and_nothing_else(built):
+    names = set(files_of(built[0]))
+    info = f"msa_plugin-{msa_plugin.__version__}.dist-info"
+    assert {name.split("/")[0] for name in names} == PACKAGES | {info}
+    assert [name for name in names if UNWANTED.search(name)] == []
+    sources = {
+        str(path.relative_to(top))
+        for top in (ROOT / "src", ROOT / "kernels", *(ROOT / "integrations").iterdir())
+        for path in top.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".md"
+    }
+    assert names - {n for n in names if n.startswith(info)} == sources
+
+
+def test_the_sdist_makes_the_same_wheel(built, builder, tmp_path):
+    wheel, sdist = built
+    with tarfile.open(sdist) as archive:
+        names = [name.partition("/")[2] for name in archive.getnames()]
+        archive.extractall(tmp_path, filter="data")
+    assert [n for n in names if re.search(r"__pycache__|\.pyc$|^\.venv|^demo-bank|^dist/", n)] == []
+    assert {"pyproject.toml", "README.md", "constraints.txt", "tests/test_packaging.py"} <= set(names)
+    [again] = build(next(tmp_path.iterdir()), tmp_path / "again", builder, "wheel")
+    assert again.name == wheel.name and files_of(again) == files_of(wheel)
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["wheel", "sdist"])
+def test_it_works_where_the_repository_is_not(built, builder, kind, tmp_path):
+    python = clean_environment(tmp_path / "clean")
+    install(python, built[kind], builder)
+    away = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MSA_BANK", "MSA_MODEL", "MSA_ADAPTER")}
+    options = {"cwd": tmp_path, "env": {**away, "MSA_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}}
+    found = json.loads(run(python, "-c", PROBE, **options))
+    assert all(Path(folder).is_relative_to(tmp_path / "clean") for folder in found["folders"])
+    assert not any(Path(entry).is_relative_to(ROOT / top) for entry in found["path"] for top in ("src", "integrations"))
+    assert found["typed"] == [True] * 5 and found["versions"] == [msa_plugin.__version__] * 2
+    assert found["adapters"] and min(found["samples"]) > 0
+    _from_the_shell(python.parent / "msa", tmp_path, options)
+
+
+def _from_the_shell(msa, folder, options):
+    """Help, version, and a memory that is filled, asked and looked at, on a model made here."""
+    backbone = tiny_backbone()
+    backbone.model.save_pretrained(folder / "model")
+    backbone.tokenizer.save_pretrained(folder / "model")
+    tiny_adapter(backbone).save(folder / "adapter")
+    (folder / "note.md").write_text("# Mill\n\nAnna Veld built the mill in 1821.")
+    assert "retrieve" in run(msa, "--help", **options)
+    assert run(msa, "--version", **options).strip() == msa_plugin.__version__
+    model = ["--model", "model", "--adapter", "adapter"]
+    assert run(msa, "add", "note.md", *model, **options).startswith("1 added")
+    [hit] = json.loads(run(msa, "retrieve", "the mill", "--json", *model, **options))
+    assert hit["id"] == "note.md"
+    assert json.loads(run(msa, "bank", "verify", "--json", **options))["ok"]
