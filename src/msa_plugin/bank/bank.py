@@ -16,13 +16,14 @@ from types import TracebackType
 from torch import Tensor
 
 from msa_plugin.bank import compaction
-from msa_plugin.bank.catalog import Catalog, Snapshot, create_bank
+from msa_plugin.bank.catalog import Catalog, Snapshot
 from msa_plugin.bank.disk import check_writable, disk_errors
 from msa_plugin.bank.documents import Known, StoredDocument
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.intake import check_documents, check_namespace
 from msa_plugin.bank.lock import WriterLock
 from msa_plugin.bank.moments import Moments
+from msa_plugin.bank.schema import create_bank
 from msa_plugin.bank.segment import Segment, orphans, write_segment
 from msa_plugin.bank.verify import verify_bank
 from msa_plugin.bank.view import Selection, View

@@ -14,69 +14,25 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from msa_plugin.bank.descriptors import Connected
-from msa_plugin.bank.disk import check_writable, fsync_folder, make_folder
-from msa_plugin.bank.documents import At, DocumentRows
+from msa_plugin.bank.documents import At, DocumentRows, row_checksum
 from msa_plugin.bank.faults import reached
-from msa_plugin.bank.lock import WriterLock
+from msa_plugin.bank.schema import BUSY_SECONDS, CATALOG_FILE, bytes_of, connect, log_of
 from msa_plugin.bank.seal import check_version, differs_from_seal, note_version, noted_version, seal, unseal
 from msa_plugin.bank.segment import FileRecord, SegmentRecord
 from msa_plugin.errors import BankCorruptError, BankFormatError, BankNotFoundError, SnapshotError
 from msa_plugin.types import FORMAT_VERSION, OLDEST_FORMAT, Fingerprint
 
-CATALOG_FILE = "catalog.sqlite"
-_BUSY_SECONDS = 10.0
 # The write-ahead log is moved into the database when it is this long; when it is much longer, readers are waited for.
 _CHECKPOINT_BYTES, _TRUNCATE_BYTES = 4 << 20, 16 << 20
 _READER_SECONDS = 1.0
 
-_SCHEMA = """
-CREATE TABLE meta(key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
-CREATE TABLE segments(
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    uuid TEXT NOT NULL UNIQUE,
-    namespace TEXT,
-    first_ordinal INTEGER NOT NULL,
-    last_ordinal INTEGER NOT NULL,
-    documents INTEGER NOT NULL,
-    chunks INTEGER NOT NULL,
-    keys_bytes INTEGER NOT NULL,
-    keys_sha256 TEXT NOT NULL,
-    keys_structure INTEGER NOT NULL,
-    content_bytes INTEGER,
-    content_sha256 TEXT,
-    content_structure INTEGER
-);
-CREATE TABLE documents(
-    ordinal INTEGER PRIMARY KEY AUTOINCREMENT,
-    namespace TEXT NOT NULL,
-    id TEXT NOT NULL,
-    deleted INTEGER,
-    segment INTEGER NOT NULL REFERENCES segments(number),
-    position INTEGER NOT NULL,
-    tokens INTEGER NOT NULL,
-    chunks INTEGER NOT NULL,
-    content_hash TEXT NOT NULL,
-    checksum INTEGER NOT NULL,
-    metadata TEXT NOT NULL,
-    title TEXT NOT NULL,
-    UNIQUE(segment, position)
-);
-CREATE UNIQUE INDEX documents_by_id ON documents(namespace, id, ifnull(deleted, 0));
-CREATE INDEX documents_by_namespace ON documents(namespace, deleted, ordinal, tokens, chunks);
-CREATE INDEX documents_deleted ON documents(deleted) WHERE deleted IS NOT NULL;
-CREATE TABLE texts(ordinal INTEGER PRIMARY KEY REFERENCES documents(ordinal) ON DELETE CASCADE, text TEXT NOT NULL);
-CREATE TABLE snapshots(
-    name TEXT PRIMARY KEY, version INTEGER NOT NULL, last_ordinal INTEGER NOT NULL, created TEXT NOT NULL
-) WITHOUT ROWID;
-"""
 _FOLDER = re.compile(r"[0-9a-f]{32}")
 _SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SEGMENT_COLUMNS = (
@@ -91,73 +47,6 @@ class Snapshot(NamedTuple):
     name: str
     at: At
     created: str
-
-
-def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
-    """Open a catalog that exists. Transactions are explicit; a commit is on the disk when it returns."""
-    uri = path.absolute().as_uri()
-    try:
-        return _connect(f"{uri}?mode={'rw' if writable else 'ro'}")
-    except sqlite3.OperationalError:
-        if writable or _size(_log(path)):
-            raise
-        # Read-only media: SQLite cannot create its shared-memory file there, and nobody else can write either.
-        return _connect(f"{uri}?immutable=1")
-
-
-def _connect(uri: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    try:
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA trusted_schema = OFF")  # the file may be somebody else's
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # the first to touch the file
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def create_bank(folder: Path, fingerprint: Fingerprint, lock_timeout: float) -> None:
-    """Make an empty bank in `folder` unless there is one. Raises BankNotFoundError, BankLockedError and OSError."""
-    path = folder / CATALOG_FILE
-    if path.exists():
-        return
-    if folder.exists() and not folder.is_dir():
-        raise BankNotFoundError(f"{folder} is a file; a memory bank is a folder")
-    make_folder(folder)
-    reached("create.folder-made")
-    check_writable(folder)
-    with WriterLock(folder, lock_timeout).hold():
-        if not path.exists():
-            _create_catalog(path, fingerprint)
-
-
-def _create_catalog(path: Path, fingerprint: Fingerprint) -> None:
-    """Write an empty catalog under a temporary name and rename it, so that a half-made catalog is never seen."""
-    temporary = new_catalog(path.parent, fingerprint)
-    reached("create.catalog-filled")
-    os.replace(temporary, path)  # noqa: PTH105 - tests replace it to cut the power here
-    reached("create.catalog-named")
-    fsync_folder(path.parent)
-    seal(path)
-
-
-def new_catalog(folder: Path, fingerprint: Fingerprint | None = None) -> Path:
-    """An empty catalog under a temporary name in `folder`; without a `fingerprint` it is still to be filled."""
-    temporary = folder / "catalog.new"
-    for leftover in folder.glob("catalog.new*"):
-        leftover.unlink()
-    connection = _connect(f"{temporary.absolute().as_uri()}?mode=rwc")
-    try:
-        connection.executescript(_SCHEMA)
-        made_with = "" if fingerprint is None else json.dumps(asdict(fingerprint))
-        values = {"format_version": FORMAT_VERSION, "fingerprint": made_with, "version": 0}
-        connection.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
-        connection.execute("PRAGMA journal_mode = WAL")
-    finally:
-        connection.close()
-    return temporary
 
 
 class Catalog:
@@ -336,10 +225,25 @@ class Catalog:
         )
 
     def snapshots(self) -> list[Snapshot]:
-        """Named snapshots, oldest first."""
-        sql = "SELECT name, version, last_ordinal, created FROM snapshots ORDER BY version"
-        rows = self._db.execute(sql)
+        """Named snapshots, oldest first. Raises BankCorruptError for one that is not what was written."""
+        if altered := self.altered_snapshots():
+            raise BankCorruptError(
+                f"{self.path}: snapshot {altered[0]!r:.80} does not match its checksum; "
+                "restore the catalog from a backup or run `msa bank repair`"
+            )
+        rows = self._db.execute("SELECT name, version, last_ordinal, created FROM snapshots ORDER BY version")
         return [Snapshot(name, At(self._whole(at), self._whole(last)), created) for name, at, last, created in rows]
+
+    def altered_snapshots(self) -> list[str]:
+        """Names of the snapshots that do not match their checksums; format 1 had none."""
+        if self.format_version == 1:
+            return []
+        rows = self._db.execute("SELECT name, version, last_ordinal, created, checksum FROM snapshots")
+        return [name for *fields, checksum in rows if row_checksum(tuple(fields)) != checksum for name in fields[:1]]
+
+    def forget_snapshots(self, names: Iterable[str]) -> None:
+        """Forget damaged snapshots; within a transaction."""
+        self._db.executemany("DELETE FROM snapshots WHERE name = ?", ((name,) for name in names))
 
     def snapshot(self, name: str) -> Snapshot:
         """A named snapshot. Raises SnapshotError when there is none of that name."""
@@ -358,8 +262,8 @@ class Catalog:
             )
         if any(s.name == name for s in self.snapshots()):
             raise SnapshotError(f"{self.path.parent}: a snapshot named {name!r} exists; drop it first")
-        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self._db.execute("INSERT INTO snapshots VALUES (?, ?, ?, ?)", (name, *at, created))
+        row = (name, *at, _today())
+        self._db.execute("INSERT INTO snapshots VALUES (?, ?, ?, ?, ?)", (*row, row_checksum(row)))
         reached("snapshot.listed")
 
     def drop_snapshot(self, name: str) -> None:
@@ -398,7 +302,12 @@ class Catalog:
             seal(self.path)
 
     def upgrade(self) -> None:
-        """Say that everything is in the present format; within a transaction."""
+        """Say that everything is in the present format, which has checksums of snapshots; within a transaction."""
+        columns = [row[1] for row in self._db.execute("PRAGMA table_info(snapshots)")]
+        if "checksum" not in columns:
+            self._db.execute("ALTER TABLE snapshots ADD COLUMN checksum INTEGER")
+        for row in self._db.execute("SELECT name, version, last_ordinal, created FROM snapshots").fetchall():
+            self._db.execute("UPDATE snapshots SET checksum = ? WHERE name = ?", (row_checksum(row), row[0]))
         self._db.execute("UPDATE meta SET value = ? WHERE key = 'format_version'", (FORMAT_VERSION,))
 
     def _truncate(self, patience: float = _READER_SECONDS) -> bool:
@@ -408,7 +317,7 @@ class Catalog:
             try:
                 return not self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
             finally:
-                self._db.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000)}")
+                self._db.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
         return False
 
     def bytes(self) -> int:
@@ -416,7 +325,7 @@ class Catalog:
         return self.path.stat().st_size + self._log_bytes()
 
     def _log_bytes(self) -> int:
-        return _size(_log(self.path))
+        return bytes_of(log_of(self.path))
 
     def _pragma(self, name: str) -> int:
         return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
@@ -429,6 +338,13 @@ class Catalog:
         check = "integrity_check" if deep else "quick_check"
         problems = [str(row[0]) for row in self._db.execute(f"PRAGMA {check}") if row[0] != "ok"]
         return problems + [f"dangling row {row}" for row in self._db.execute("PRAGMA foreign_key_check")]
+
+
+def _today() -> str:
+    """The time, UTC, ISO 8601; SOURCE_DATE_EPOCH (seconds) stands in for the clock where equal bytes are wanted."""
+    fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
+    now = datetime.fromtimestamp(int(fixed), timezone.utc) if fixed.isdigit() else datetime.now(timezone.utc)
+    return now.isoformat(timespec="seconds")
 
 
 def _not_a_catalog(path: Path, error: Exception) -> BankCorruptError:
@@ -446,12 +362,3 @@ def _segment_record(row: tuple[Any, ...]) -> SegmentRecord:
     if not sound or 8 * documents > files[0] or chunks > files[0]:
         raise BankCorruptError(f"the catalog's row of segment {uuid!r:.80} is damaged; run `msa bank verify`")
     return SegmentRecord(uuid, namespace, first, last, documents, chunks, FileRecord(*files[:3]), content, number)
-
-
-def _log(path: Path) -> Path:
-    """SQLite's write-ahead log of the database at `path`."""
-    return path.with_name(path.name + "-wal")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from msa_plugin.bank import compaction
-from msa_plugin.bank.catalog import CATALOG_FILE, Catalog, connect, new_catalog
+from msa_plugin.bank.catalog import Catalog
 from msa_plugin.bank.disk import disk_errors, fsync_folder
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.lock import WriterLock
+from msa_plugin.bank.schema import CATALOG_FILE, connect, new_catalog
+from msa_plugin.bank.seal import unseal
 from msa_plugin.bank.segment import Segment
 from msa_plugin.bank.verify import Check, verify_bank
 from msa_plugin.errors import BankCorruptError
@@ -49,15 +51,20 @@ def repair_bank(path: str | Path, lock_timeout: float = 10.0) -> RepairReport:
     if before.ok:
         return RepairReport()
     with disk_errors(folder), WriterLock(folder, lock_timeout).hold():
-        unreadable = _sound_catalog(folder)
+        unreadable, doubtful = _sound_catalog(folder)
         check = Check(folder, deep=True)
         check.run()
-        with closing(Catalog(folder, writable=True)) as catalog:
+        check.spoiled.extend(doubtful)
+        catalog = Catalog(folder, writable=True, older=True)
+        try:
             salvaged, lost = _texts_of(folder, check)
             files = _write(folder / SALVAGE, salvaged)
             _drop(catalog, check)
             reached("repair.dropped")
             _close_gaps(catalog, folder / "segments", check)
+            catalog.close_sealed()
+        finally:
+            catalog.close()
     after = verify_bank(folder)
     if not after.ok:
         raise BankCorruptError(f"{folder}: still damaged after repair: {after.problems[0]}; restore it from a backup")
@@ -65,14 +72,14 @@ def repair_bank(path: str | Path, lock_timeout: float = 10.0) -> RepairReport:
         before.problems,
         tuple(row.id for row in salvaged),
         tuple(dict.fromkeys(lost)),
-        unreadable,
+        unreadable + check.lost_versions,
         tuple(map(str, files)),
     )
 
 
 def _texts_of(folder: Path, check: Check) -> tuple[list[_Row], list[str]]:
-    """Live documents of damaged segments with their texts, and the ids of those whose text cannot be trusted."""
-    doomed, altered = set(check.damaged), set(check.altered)
+    """Live documents of damaged latents with their texts, and the ids of those whose text cannot be trusted."""
+    doomed, altered, spoiled = set(check.damaged), set(check.altered), set(check.spoiled)
     salvaged, lost = [], []
     with closing(connect(folder / CATALOG_FILE, writable=False)) as db:
         sql = (
@@ -82,7 +89,7 @@ def _texts_of(folder: Path, check: Check) -> tuple[list[_Row], list[str]]:
         for ordinal, namespace, name, segment, title, metadata, text in db.execute(sql):
             if ordinal in altered:
                 lost.append(name)
-            elif segment in doomed:
+            elif segment in doomed or ordinal in spoiled:
                 record = {"id": name, "title": title, "text": text, "metadata": json.loads(metadata)}
                 salvaged.append(_Row(ordinal, namespace, name, record))
     return salvaged, lost
@@ -114,11 +121,12 @@ def _write(folder: Path, rows: Sequence[_Row]) -> list[Path]:
 
 
 def _drop(catalog: Catalog, check: Check) -> None:
-    """Forget the rows of damaged segments and the altered rows, and with them segments that no row points at."""
+    """Forget the rows of damaged latents and the altered rows, and with them segments that no row points at."""
     with catalog.transaction():
         for number in check.damaged:
             catalog.documents.forget_segment(number)
-        catalog.documents.forget(check.altered)
+        catalog.documents.forget([*check.altered, *check.spoiled])
+        catalog.forget_snapshots(check.snapshots)
         catalog.drop_empty_segments()
 
 
@@ -134,27 +142,41 @@ def _close_gaps(catalog: Catalog, root: Path, check: Check) -> None:
         compaction.compact(catalog, root, holed, compaction.SEGMENT_BYTES)
 
 
-def _sound_catalog(folder: Path) -> int:
-    """Replace a catalog that SQLite finds damaged by a copy of its readable rows; returns how many were not."""
+def _sound_catalog(folder: Path) -> tuple[int, set[int]]:
+    """Replace a catalog that SQLite finds damaged by a copy of its readable rows.
+
+    Returns how many were not, and the ordinals of rows of which nobody can say whether they were deleted.
+    """
     with closing(Catalog(folder, writable=False)) as catalog:
         try:
             problems = catalog.integrity(deep=True)
         except sqlite3.DatabaseError as error:
             problems = [str(error)]
     if not [p for p in problems if not p.startswith("dangling row")]:
-        return 0
+        return 0, set()
     path = folder / CATALOG_FILE
     _keep(path)
     reached("repair.catalog-kept")
     new = new_catalog(folder)
     with closing(connect(path, writable=True)) as old, closing(sqlite3.connect(new, isolation_level=None)) as copy:
-        unreadable = _copy(old, copy)
+        unreadable, doubtful = _copy(old, copy), _doubtful(old)
+        unseal(path)
         reached("repair.catalog-filled")
         copy.backup(old)  # one transaction of the old file: no moment has no catalog, or one beside another's log
         reached("repair.catalog-replaced")
     for leftover in folder.glob("catalog.new*"):
         leftover.unlink()
-    return unreadable
+    return unreadable, doubtful
+
+
+def _doubtful(db: sqlite3.Connection) -> set[int]:
+    """Ordinals of rows that the table and its index do not agree on: whether, or when, they were deleted."""
+    try:
+        table = set(db.execute("SELECT ordinal, ifnull(deleted, 0) FROM documents NOT INDEXED"))
+        index = set(db.execute("SELECT ordinal, ifnull(deleted, 0) FROM documents INDEXED BY documents_by_namespace"))
+    except sqlite3.DatabaseError:
+        return set()
+    return {ordinal for ordinal, _ in table ^ index if isinstance(ordinal, int)}
 
 
 def _keep(path: Path) -> None:
@@ -176,7 +198,8 @@ def _copy(old: sqlite3.Connection, new: sqlite3.Connection) -> int:
     new.execute("DELETE FROM meta")
     try:
         for table in ("meta", "segments", "snapshots"):
-            _insert(new, table, old.execute(f"SELECT * FROM {table}").fetchall())
+            names = ", ".join(row[1] for row in old.execute(f"PRAGMA table_info({table})"))
+            _insert(new, f"{table}({names})", old.execute(f"SELECT {names} FROM {table}").fetchall())
         last = old.execute("SELECT max(last_ordinal) FROM segments").fetchone()[0] or 0
     except sqlite3.DatabaseError as error:
         raise BankCorruptError(f"the catalog's lists of segments cannot be read ({error}); restore a backup") from error

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 
-from msa_plugin.bank.catalog import CATALOG_FILE, Catalog
+from msa_plugin.bank.catalog import Catalog
 from msa_plugin.bank.documents import DocumentRows
+from msa_plugin.bank.schema import CATALOG_FILE
+from msa_plugin.bank.seal import broken, noted_version
 from msa_plugin.bank.segment import Segment, SegmentRecord, sha256_file
 from msa_plugin.errors import BankError
 from msa_plugin.types import VerifyReport
@@ -34,8 +36,9 @@ def verify_bank(path: str | Path, *, deep: bool = True, namespace: str | None = 
 class Check:
     """One verification. Beside the report's parts it knows what `repair` acts on.
 
-    `damaged` are numbers of segments whose latents cannot be trusted, `incomplete` of those that merely lack rows, and
-    `altered` the ordinals of rows that do not match their checksums.
+    `damaged` are numbers of segments whose latents cannot be trusted, `incomplete` of those that merely lack rows;
+    `altered` the ordinals of rows that do not match their checksums, `spoiled` of those whose latents do not, though
+    the rest of their segment is sound; `snapshots` are the names of altered ones.
     """
 
     def __init__(self, folder: Path, deep: bool, namespace: str | None = None) -> None:
@@ -43,6 +46,9 @@ class Check:
         self.damaged: list[int] = []
         self.incomplete: list[int] = []
         self.altered: list[int] = []
+        self.spoiled: list[int] = []
+        self.snapshots: list[str] = []
+        self.lost_versions = 0
         self.folder, self.deep, self.namespace = folder, deep, namespace
         self.root = folder / "segments"
         self.files = self.bytes = 0
@@ -55,9 +61,16 @@ class Check:
 
     def run(self) -> None:
         """Check everything. Raises what a damaged catalog raises."""
+        path = self.folder / CATALOG_FILE
+        for text in broken(path):
+            self.problem(text)
+        noted = noted_version(path)
         catalog = Catalog(self.folder, writable=False)
         try:
             catalog.hold_snapshot()
+            self.lost_versions = max(0, noted - catalog.version())
+            if self.lost_versions:
+                self.problem(f"{path}: the last {self.lost_versions} commits are gone; its log was damaged or removed")
             self._catalog(catalog)
             for record in catalog.segments():
                 self._segment(catalog.documents, record)
@@ -69,6 +82,9 @@ class Check:
         for text in catalog.integrity(deep=self.deep):
             self.problem(f"{catalog.path}: {text}")
         catalog.fingerprint()
+        for name in catalog.altered_snapshots():
+            self.problem(f"{catalog.path}: snapshot {name!r:.80} does not match its checksum")
+            self.snapshots.append(name)
         if not self.deep:
             return
         for ordinal, namespace, name in catalog.documents.altered():
@@ -95,8 +111,24 @@ class Check:
                 acted_on = self.incomplete
         if found and not self._compacted_away(record):
             self.problems.extend(found)
+            spoiled = self._altered_rows(record)
+            if spoiled and acted_on is self.damaged:
+                held = [row for row in held if row[0] in spoiled]
+                self.spoiled.extend(ordinal for _, ordinal, *_ in held)
+            else:
+                acted_on.append(record.number)
             self._names((namespace, name) for *_, namespace, name in held)
-            acted_on.append(record.number)
+
+    def _altered_rows(self, record: SegmentRecord) -> list[int]:
+        """Positions of the documents with altered latents, where they can be told from the rest of the segment."""
+        if not self.deep:
+            return []
+        try:
+            segment = Segment(record, self.root)
+            segment.check()
+            return segment.altered()
+        except (BankError, OSError):
+            return []
 
     def _file(self, path: Path, size: int, sha256: str) -> str | None:
         self.files += 1
@@ -122,6 +154,8 @@ class Check:
         known = (record.first_ordinal, record.last_ordinal, record.documents, record.chunks)
         if (ordinals[0], ordinals[-1], len(ordinals), chunks) != known:
             return [f"{name}: its ordinals or number of chunks are not those of the catalog"]
+        if record.namespace is not None and {space for *_, space, _ in held} - {record.namespace}:
+            return [f"{name}: the catalog's rows have other namespaces than {record.namespace!r:.80}"]
         positions = [position for position, *_ in held]
         if positions and not 0 <= min(positions) <= max(positions) < record.documents:
             return [f"{name}: holds {record.documents} documents, the catalog has rows at other positions"]

@@ -85,6 +85,29 @@ def repair(bank: Bank = Path("bank"), as_json: Json = False) -> None:
 
 
 @app.command()
+def migrate(
+    bank: Bank = Path("bank"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be written.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring a bank of an older format into the present one.
+
+    Example: msa bank migrate --bank bank --dry-run
+    """
+    from msa_plugin.bank.migrate import migrate_bank
+
+    out = Output(as_json)
+    report = migrate_bank(bank, dry_run=dry_run)
+    if report.found == report.now:
+        out.say(f"the bank has format version {report.now} already")
+    else:
+        done = "would be" if dry_run else "were"
+        out.say(f"from format {report.found} to {report.now}: {report.segments} segments {done} written anew")
+        out.say(f"  {size(report.bytes)} of latents")
+    out.result({**report._asdict(), "dry_run": dry_run})
+
+
+@app.command()
 def compact(bank: Bank = Path("bank"), as_json: Json = False) -> None:
     """Free the space of deleted documents and merge small segments.
 
