@@ -1,0 +1,54 @@
+"""An approximate index is one tenant's own: what it finds does not depend on what others store, nor do they reach it."""
+
+from __future__ import annotations
+
+import pytest
+from test_tenants_scores import others
+
+from facade import TOPICS, about, opened
+
+pytest.importorskip("faiss", reason='this needs FAISS: pip install "msa-plugin[faiss]"')
+MINE = [{"id": f"{t}-{n}", "text": f"{about(t)} {n} {'x' * n}"} for t in TOPICS for n in range(8)]
+QUESTIONS = [*TOPICS, *(about(t) for t in TOPICS)]
+
+
+def found(memory):
+    return [[(h.id, h.score) for h in row] for row in memory.retrieve(QUESTIONS, 4)]
+
+
+def prepared(memory, folder, factory):
+    memory.refresh()
+    memory.engine.use_prefilter(factory, folder, memory.engine.bank.select(memory.namespace))
+    return found(memory)
+
+
+@pytest.mark.parametrize("factory", ["faiss:Flat@candidates=6", "faiss:IVF8,Flat@nprobe=1,candidates=6"])
+def test_recall_does_not_depend_on_another_tenant(tmp_path, backbone, factory):
+    with opened(tmp_path / "alone", backbone, namespace="a") as a:
+        a.add(MINE)
+        expected = prepared(a, tmp_path / "indices", factory)
+    with (
+        opened(tmp_path / "beside", backbone, namespace="a") as a,
+        opened(tmp_path / "beside", backbone, namespace="b") as b,
+    ):
+        b.add(others(200))
+        a.add(MINE)
+        b.add([{"id": d["id"], "text": d["text"]} for d in MINE])  # word for word, under the same ids
+        assert prepared(a, tmp_path / "indices", factory) == expected
+        b.compact()  # one segment for both
+        assert prepared(a, tmp_path / "indices", factory) == expected
+        assert all(row for row in found(b))
+
+
+def test_an_index_of_one_tenant_leads_another_nowhere(tmp_path, backbone):
+    with (
+        opened(tmp_path, backbone, namespace="a") as a,
+        opened(tmp_path, backbone, namespace="b") as b,
+    ):
+        b.add(others(40))
+        a.add(MINE)
+        a.compact()
+        b.refresh()
+        exact = found(b)
+        b.engine.use_prefilter("faiss:Flat", tmp_path / "indices", a.engine.bank.select("a"))
+        assert found(b) == exact
