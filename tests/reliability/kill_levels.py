@@ -150,6 +150,5 @@ def matching(level: BankLevel, folder: Path, models: list[Model]) -> Model | Non
             return None
     for name, spaces in model.snapshots.items():
         with level.open(folder, name) as reader:
-            if not level.holds(reader, spaces):
-                return None
+            assert level.holds(reader, spaces), f"snapshot {name} is not what was named"
     return model

@@ -114,7 +114,7 @@ class World:
         for _ in range(self.rng.randint(0, 2)):
             self._make(child, self.generator.next(self.model))
         op = self.generator.next(self.model)
-        delay = self.rng.uniform(0, 1.1 * self.took.get(op["op"], 0.02))
+        delay = self.rng.uniform(0, 0.6 * self.took.get(op["op"], 0.02))
         child.send(op)
         said = child.answer(delay) or ""
         said += child.kill()
