@@ -80,12 +80,12 @@ class Adapter:
         """Read an adapter. Raises AdapterError naming the file or field that is wrong."""
         try:
             raw = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+            _check_version(folder / _CONFIG, raw)
             tensors = load_file(str(folder / _WEIGHTS))
+        except AdapterError:
+            raise
         except (OSError, ValueError, RecursionError, SafetensorError) as error:
             raise AdapterError(f"cannot read an adapter from {folder}: {error}") from error
-        if not isinstance(raw, dict) or raw.get("format_version") != ADAPTER_FORMAT:
-            found = raw.get("format_version") if isinstance(raw, dict) else None
-            raise AdapterError(f"{folder / _CONFIG}: format_version {found!r}; this package reads {ADAPTER_FORMAT}")
         try:
             config = AdapterConfig(**raw)
         except ConfigError as error:
@@ -115,6 +115,16 @@ class Adapter:
             digest.update(name.encode())
             digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:32]
+
+
+def _check_version(path: Path, raw: object) -> None:
+    """Raises AdapterError for another format; before weights are looked for, which may lie elsewhere in it."""
+    found = raw.get("format_version") if isinstance(raw, dict) else None
+    if found != ADAPTER_FORMAT:
+        raise AdapterError(
+            f"{path}: format_version {found!r}; this package reads {ADAPTER_FORMAT}; "
+            "use the package version that wrote it, or a newer one"
+        )
 
 
 def _check_numbers(tensors: Mapping[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -66,7 +67,8 @@ class MemoryBank:
         try:
             if not read_only:
                 check_writable(path)
-            found = catalog.fingerprint()
+            # The format is none of the settings: the catalog has checked it.
+            found = replace(catalog.fingerprint(), format_version=fingerprint.format_version)
             if found != fingerprint:
                 raise FingerprintMismatchError(
                     f"{path} was built with other settings: {'; '.join(fingerprint.differences(found))}. "

@@ -16,6 +16,7 @@ import re
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,11 +71,11 @@ class Catalog:
         self._connected = Connected(self.path)
         try:
             self._db = connect(self.path, writable=writable)
-        except sqlite3.Error as error:
+        except BaseException as error:
             self._connected.release()
-            if isinstance(error, sqlite3.OperationalError):
-                raise
-            raise _not_a_catalog(self.path, error) from error
+            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+                raise _not_a_catalog(self.path, error) from error
+            raise
         self.documents = DocumentRows(self._db)
         self._truncate_at = _TRUNCATE_BYTES
         try:
@@ -308,7 +309,9 @@ class Catalog:
             self._db.execute("ALTER TABLE snapshots ADD COLUMN checksum INTEGER")
         for row in self._db.execute("SELECT name, version, last_ordinal, created FROM snapshots").fetchall():
             self._db.execute("UPDATE snapshots SET checksum = ? WHERE name = ?", (row_checksum(row), row[0]))
-        self._db.execute("UPDATE meta SET value = ? WHERE key = 'format_version'", (FORMAT_VERSION,))
+        made_with = json.dumps({**asdict(self.fingerprint()), "format_version": FORMAT_VERSION})
+        for key, value in {"format_version": FORMAT_VERSION, "fingerprint": made_with}.items():
+            self._db.execute("UPDATE meta SET value = ? WHERE key = ?", (value, key))
 
     def _truncate(self, patience: float = _READER_SECONDS) -> bool:
         """Empty the write-ahead log; False where a reader stays in the way, which only delays this."""

@@ -18,6 +18,7 @@ from msa_plugin.errors import (
     MSAError,
 )
 
+_DAMAGE = ("decode", "malformed", "no such", "not present in both")  # what SQLite says of a schema that was altered
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -32,6 +33,8 @@ def disk_errors(path: Path, *, reading: bool = False) -> Iterator[None]:
         raise _from_os(error, path, reading) from error
     except sqlite3.Error as error:
         raise _from_sqlite(error, path, reading) from error
+    except UnicodeDecodeError as error:  # of a message that quotes the damage
+        raise _unreadable(f"{path / 'catalog.sqlite'}: {error}") from error
 
 
 def _from_os(error: OSError, path: Path, reading: bool) -> BankError:
@@ -53,7 +56,7 @@ def _from_sqlite(error: sqlite3.Error, path: Path, reading: bool) -> BankError:
         return _read_only(path, error)
     if "closed database" in message:
         return BankError(f"{path}: the bank was closed; open it again")
-    if isinstance(error, sqlite3.OperationalError) and not reading:
+    if isinstance(error, sqlite3.OperationalError) and not reading and not any(sign in message for sign in _DAMAGE):
         return _refused(what)
     return _unreadable(what)
 

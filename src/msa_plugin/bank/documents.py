@@ -111,7 +111,7 @@ class DocumentRows:
                 f"SELECT {columns} FROM documents JOIN texts USING (ordinal) "
                 f"WHERE ordinal IN ({_marks(batch)}) AND ordinal <= ?"
             )
-            yield from self._db.execute(sql, (*batch, at.last_ordinal))
+            yield from self._db.execute(sql, (*batch, at.last_ordinal)).fetchall()
 
     # -- reading by id ----------------------------------------------------------------------------------------------
 
@@ -132,7 +132,7 @@ class DocumentRows:
             names = {f"i{n}": name for n, name in enumerate(batch)}
             marks = ", ".join(f":{name}" for name in names)
             sql = f"SELECT {columns} FROM {source} WHERE namespace = :namespace AND id IN ({marks}) AND {_SEEN}"
-            yield from self._db.execute(sql, _bind(at, namespace=namespace, **names))
+            yield from self._db.execute(sql, _bind(at, namespace=namespace, **names)).fetchall()
 
     def page_of_ids(self, at: At, namespace: str, after: str | None, size: int) -> list[str]:
         """The next `size` live ids after `after` (None: from the start), in code point order."""
