@@ -20,15 +20,14 @@ Size = Annotated[int, Field(gt=0, le=1 << 20)]
 
 
 def problems(error: ValidationError) -> str:
-    """What is wrong with which field, as text that any log can hold: names come from the input."""
-    found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
-    return found.encode("utf-8", "backslashreplace").decode()
+    """What is wrong with which field."""
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, no unknown fields, and `ConfigError` instead of pydantic's own error."""
+    """Base of all settings: frozen, finite, no unknown fields, and `ConfigError` instead of pydantic's own error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def __init__(self, /, **data: object) -> None:
         """Validate `data`; raises ConfigError naming each wrong field."""
@@ -61,10 +60,10 @@ class RoutingConfig(Settings):
     query_reduce: QueryReduce = "max"
     chunk_reduce: ChunkReduce = "max"
     normalize: bool = True
-    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    scale: float = Field(default=1.0, gt=0)
     token_weighted: bool = False
     joint: bool = False
-    document_mix: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    document_mix: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> RoutingConfig:
@@ -120,7 +119,7 @@ class GenerationConfig(Settings):
     max_new_tokens: int = Field(default=64, gt=0)
     temperature: float = Field(default=0.0, ge=0.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)
     stop: tuple[str, ...] = ()
 
     @model_validator(mode="after")

@@ -10,6 +10,10 @@ from __future__ import annotations
 class MSAError(Exception):
     """Base class of every error raised by this package."""
 
+    def __str__(self) -> str:
+        """The message, as text that any log can hold: it may name what came from a file, lone surrogates and all."""
+        return super().__str__().encode("utf-8", "backslashreplace").decode()
+
 
 class ConfigError(MSAError, ValueError):
     """A setting is out of range, unknown, or contradicts another one."""

@@ -10,7 +10,7 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen3ForCausalLM
+from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from msa_plugin.backbone.adapter import Adapter, AdapterConfig
 from msa_plugin.backbone.backbone import Backbone
@@ -25,7 +25,7 @@ from msa_plugin.backbone.checkpoint_format import (
     read_extra,
     router_names,
 )
-from msa_plugin.backbone.loading import NO_CODE
+from msa_plugin.backbone.loading import load_tokenizer
 from msa_plugin.backbone.placement import Placement, dispatch
 from msa_plugin.backbone.router import Router, RouterLayer
 from msa_plugin.config import Abilities, ContentConfig
@@ -71,7 +71,7 @@ def empty_model(reference: Reference) -> Qwen3ForCausalLM:
 
 def _tokenizer(reference: Reference) -> PreTrainedTokenizerBase:
     with foreign_errors(reference.folder / "tokenizer.json"):
-        tokenizer = AutoTokenizer.from_pretrained(reference.folder, config=reference.model, **NO_CODE)
+        tokenizer = load_tokenizer(reference.folder, config=reference.model)
     check_markers(tokenizer, reference.folder)
     if len(tokenizer) > reference.model.vocab_size:
         raise CheckpointError(

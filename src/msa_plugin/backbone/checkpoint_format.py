@@ -73,7 +73,7 @@ def foreign_errors(file: Path) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{file}: {error!r}".encode("utf-8", "backslashreplace").decode()) from error
+        raise CheckpointError(f"{file}: {error!r}") from error
 
 
 def is_reference(raw: Mapping[str, Any]) -> bool:

