@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install lock demo test lint bench compare matrix clean
+.PHONY: install lock demo test lint bench compare matrix kills flips load fuzz hostile tenants sbom clean
 
 install: $(STAMP)
 
@@ -59,6 +59,29 @@ matrix: install
 		--target $(VENV)/matrix/llama-index-$(OLDEST_LLAMA_INDEX) "llama-index-core==$(OLDEST_LLAMA_INDEX)"
 	NLTK_DATA=$$($(BIN)/python -c "import llama_index.core as core; print(core.__path__[0])")/_static/nltk_cache \
 		PYTHONPATH=$(VENV)/matrix/llama-index-$(OLDEST_LLAMA_INDEX) $(BIN)/python -m pytest tests/integrations/llama_index -m "not slow"
+
+# Reliability, at full length (minutes to hours each); `make test` runs short versions. Figures: docs/reliability.md.
+kills: install
+	$(BIN)/python tests/reliability/kills.py --kills 1000 --every-point --hits 3 --facade 100
+
+flips: install
+	$(BIN)/python tests/reliability/flips.py --every 1
+
+load: install
+	$(BIN)/python tests/reliability/load.py --minutes 17 --documents 100000 --questions 1000 --cancel 150 --seed 1
+
+fuzz: install
+	$(BIN)/python tests/reliability/fuzz.py --inputs 100000 --seed 1
+
+hostile: install
+	$(BIN)/python tests/reliability/hostile.py --questions 12 --answers 4
+
+tenants: install
+	$(BIN)/python tests/reliability/timing.py
+
+# What is in the lock file, as CycloneDX JSON.
+sbom: install
+	$(BIN)/python .ci/sbom.py constraints.txt > sbom.json
 
 clean:
 	rm -rf $(VENV) demo-bank
