@@ -5,27 +5,35 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import fuzz
 import pytest
 
 import reference_checkpoint
-from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.backbone.adapter import Adapter, AdapterConfig
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench import datasets, jsonl
 from msa_plugin.bench.store import Results
-from msa_plugin.config import GenerationConfig
+from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig, Settings
 from msa_plugin.engine.adapters import find_adapter
-from msa_plugin.errors import AdapterError, BankCorruptError, CheckpointError, ConfigError, IngestError, MSAError
+from msa_plugin.errors import (
+    AdapterError,
+    BackboneNotFoundError,
+    BankCorruptError,
+    BankWriteError,
+    CheckpointError,
+    ConfigError,
+    IngestError,
+    MSAError,
+)
 from msa_plugin.plaintext import html_to_text
 from tiny import tiny_adapter, tiny_backbone, tiny_model, tiny_tokenizer
 
-# Stock models and crafted banks still raise foreign errors for some inputs; the command runs them too.
-OPEN = {"backbone", "bank"}
 
-
-@pytest.mark.parametrize("target", sorted(set(fuzz.TARGETS) - OPEN))
+@pytest.mark.parametrize("target", sorted(fuzz.TARGETS))
 def test_a_short_fuzz(target: str) -> None:
     count = 20 if target in ("backbone", "bank", "checkpoint", "export") else 60
     figures = fuzz.fuzz(fuzz.TARGETS[target](), 7, 0, count)
@@ -41,6 +49,49 @@ def test_a_character_reference_of_any_length() -> None:
 def test_a_field_named_self() -> None:
     with pytest.raises(ConfigError):
         GenerationConfig(**{"self": 1})
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (InterleaveConfig, {"cut": math.inf}),
+        (InterleaveConfig, {"follow_weight": math.nan}),
+        (MemoryConfig, {"lock_timeout": math.inf}),
+        (GenerationConfig, {"temperature": math.inf}),
+        (GenerationConfig, {"seed": 2**64}),
+        (GenerationConfig, {"seed": -(2**63) - 1}),
+    ],
+)
+def test_a_setting_that_no_arithmetic_can_use(kind: type[Settings], wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        kind(**wrong)
+
+
+def test_measured_values_are_json() -> None:
+    config = tiny_adapter(tiny_backbone()).config
+    with pytest.raises(ConfigError, match="JSON"):
+        AdapterConfig(**{**config.model_dump(), "measured": {"recall": [math.inf]}})
+
+
+def test_any_log_can_hold_a_message(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"parts": {"qa": {"\ud800": 1}}}))
+    with pytest.raises(ConfigError, match=r"\\ud800") as caught, Results(tmp_path) as results:
+        results.configure("qa", {})
+    str(caught.value).encode()
+    assert str(BankWriteError(28, "full", "x\ud800")) == "[Errno 28] full: 'x\\ud800'"
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_tokenizer_that_fails_in_use(tmp_path: Path, reference: bool) -> None:
+    if reference:
+        reference_checkpoint.write(tmp_path)
+    else:
+        tiny_model("qwen3", tie_word_embeddings=True).save_pretrained(tmp_path)
+        tiny_tokenizer().save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": [1]}))
+    with pytest.raises(CheckpointError if reference else BackboneNotFoundError):
+        Backbone.load(str(tmp_path), device="cpu")
 
 
 def test_a_packed_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,8 @@ class AdapterConfig(Settings):
             raise ValueError("a numbered document starts with a marker already; prefix must be null")
         if self.abilities.emit_ids and self.id_width and not self.numbered:
             raise ValueError("id_width is the width of the numbers documents are encoded with; it needs numbered")
+        for notes in (self.provenance, self.measured):
+            json.dumps(dict(notes), default=str, allow_nan=False)  # a ValueError for what no JSON can hold
         return self
 
 
