@@ -1,4 +1,4 @@
-"""Repairs that are killed at each of their points: repeated, they end where an undisturbed one does."""
+"""Repairs and migrations that are killed at each of their points: repeated, they end where an undisturbed one does."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import contextlib
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from bank_builder import NS, open_bank, picture
 from operations import damage, fresh, make_seed
 
 from msa_plugin.bank import faults
+from msa_plugin.bank.bank import MemoryBank, read_fingerprint
+from msa_plugin.bank.migrate import migrate_bank
 from msa_plugin.bank.repair import repair_bank
 from msa_plugin.bank.verify import verify_bank
 from msa_plugin.errors import BankError
 
 REPAIR = tuple(point for point in faults.POINTS if point.startswith("repair."))
+MIGRATE = tuple(point for point in faults.POINTS if point.startswith("migrate."))
+APART = REPAIR + MIGRATE  # what no change of a bank passes
+GOLDEN = Path(__file__).parents[1] / "golden_banks" / "v1" / "bank"
 
 
 def kills_of_repairs(root: Path) -> dict[str, object]:
@@ -28,12 +34,38 @@ def kills_of_repairs(root: Path) -> dict[str, object]:
     expected = _holds(folder)
     for point in REPAIR:
         fresh(damaged, folder)
-        assert _killed(folder, point), f"{point} was not passed"
+        assert _killed(repair_bank, folder, point), f"{point} was not passed"
         with contextlib.suppress(BankError):  # somebody may try to go on without a repair
             open_bank(folder).close()
         repair_bank(folder)
         assert verify_bank(folder).ok and _holds(folder) == expected, f"after {point}"
     return {"kills": len(REPAIR), "at": REPAIR}
+
+
+def kills_of_migrations(root: Path) -> dict[str, object]:
+    """Figures. Raises AssertionError where a killed migration cost anything, or left what cannot be migrated."""
+    folder = root / "bank"
+    expected = _documents(fresh(GOLDEN, folder))
+    points = (*MIGRATE, "segment.durable", "transaction.ready", "transaction.committed")
+    for point in points:
+        fresh(GOLDEN, folder)
+        assert _killed(migrate_bank, folder, point), f"{point} was not passed"
+        assert _documents(folder) == expected and verify_bank(folder).ok, f"before going on after {point}"
+        migrate_bank(folder)
+        assert _documents(folder) == expected and verify_bank(folder).ok, f"after {point}"
+    return {"kills": len(points), "at": points}
+
+
+def _documents(folder: Path) -> object:
+    """Everything of every namespace."""
+    with MemoryBank.open(folder, read_fingerprint(folder), read_only=True) as bank:
+        found = {}
+        for space in bank.stats(NS).namespaces:
+            for name, stored in bank.get(bank.iter_ids(space), space).items():
+                latents = bank.latents(stored.ordinal)
+                tensors = {key: t.tolist() for key, t in (latents.keys | latents.content).items()}
+                found[space, name] = (stored, tensors)
+        return found, [tuple(snapshot)[:2] for snapshot in bank.snapshots()]
 
 
 def _holds(folder: Path) -> object:
@@ -44,11 +76,11 @@ def _holds(folder: Path) -> object:
     return seen, {json.loads(line)["id"] for line in lines}
 
 
-def _killed(folder: Path, point: str) -> bool:
+def _killed(work: Callable[[Path], object], folder: Path, point: str) -> bool:
     if (child := os.fork()) == 0:
         try:
             with faults.injected(lambda at: os.kill(os.getpid(), signal.SIGKILL) if at == point else None):
-                repair_bank(folder)
+                work(folder)
         finally:
             os._exit(0)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])

@@ -30,7 +30,7 @@ for place in (HERE, HERE.parent, HERE.parent / "bank", HERE.parents[1] / "src"):
 
 from kill_levels import BankLevel, FacadeLevel, matching  # noqa: E402
 from kill_model import Generator, Model, Op  # noqa: E402
-from kill_repairs import REPAIR, kills_of_repairs  # noqa: E402
+from kill_repairs import APART, kills_of_migrations, kills_of_repairs  # noqa: E402
 
 from msa_plugin.bank import faults  # noqa: E402
 from msa_plugin.bank.verify import verify_bank  # noqa: E402
@@ -196,11 +196,11 @@ def random_kills(level: BankLevel, folder: Path, *, kills: int, seed: int) -> di
 
 
 def kills_at_points(level: BankLevel, folder: Path, *, hits: int, seed: int) -> dict[str, object]:
-    """Figures of kills at every point (those of repair excepted), when it is passed the first to the `hits`-th time."""
+    """Figures of kills at every point (but `APART`), when it is passed the first to the `hits`-th time."""
     world, at = World(level, folder / "bank", seed), Counter()
     for point in POINTS:
-        for hit in range(1, hits + 1) if point not in REPAIR else ():
-            new = point.startswith("create.")
+        for hit in range(1, hits + 1) if point not in APART else ():
+            new = point.startswith(("create.", "seal."))
             here = World(level, folder / f"new-{point}", seed) if new else world
             try:
                 at[point] += here.point_kill(point, 1 if new else hit)
@@ -228,6 +228,7 @@ def main() -> None:
         if given.every_point:
             figures["points"] = kills_at_points(BankLevel(), root / "points", hits=given.hits, seed=given.seed)
             figures["repairs"] = kills_of_repairs(root / "repairs")
+            figures["migrations"] = kills_of_migrations(root / "migrations")
         if given.facade:
             level = FacadeLevel(root / "scratch")
             figures["facade"] = random_kills(level, root / "facade", kills=given.facade, seed=given.seed)

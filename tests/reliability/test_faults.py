@@ -10,9 +10,11 @@ from operations import OPERATIONS, damage, fresh, make_seed, outcome, state
 
 import msa_plugin
 from msa_plugin.bank import faults
+from msa_plugin.bank.migrate import migrate_bank
 from msa_plugin.bank.repair import repair_bank
 
 PACKAGE = Path(msa_plugin.__file__).parent
+GOLDEN = Path(__file__).parents[1] / "golden_banks" / "v1" / "bank"
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,7 @@ def test_every_point_is_passed_by_some_change(seed, tmp_path):
         open_bank(folder).close()
         damage(folder)
         repair_bank(folder)
+        migrate_bank(fresh(GOLDEN, folder))
     assert passed == set(faults.POINTS)
 
 

@@ -4,8 +4,8 @@ import os
 
 import pytest
 from kill_levels import BankLevel, FacadeLevel
-from kill_repairs import kills_of_repairs
-from kills import POINTS, REPAIR, kills_at_points, random_kills
+from kill_repairs import APART, kills_of_migrations, kills_of_repairs
+from kills import POINTS, kills_at_points, random_kills
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
 
@@ -18,7 +18,7 @@ def test_kills_at_random_moments(tmp_path):
 
 def test_kills_at_every_point(tmp_path):
     figures = kills_at_points(BankLevel(), tmp_path, hits=1, seed=4)
-    assert {point for point, kills in figures["at"].items() if kills} == set(POINTS) - set(REPAIR)
+    assert {point for point, kills in figures["at"].items() if kills} == set(POINTS) - set(APART)
     assert figures["counts"]["in flight, absent"] > 5 and figures["counts"]["in flight, whole"] > 2
 
 
@@ -29,3 +29,7 @@ def test_kills_of_what_encodes(tmp_path):
 
 def test_kills_of_a_repair(tmp_path):
     kills_of_repairs(tmp_path)
+
+
+def test_kills_of_a_migration(tmp_path):
+    kills_of_migrations(tmp_path)

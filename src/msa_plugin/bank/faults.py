@@ -17,6 +17,8 @@ POINTS = {
     # Writing.
     "writer.locked": "the writer lock is held and leftovers are gone; nothing is changed",
     "writer.refreshed": "the change is done or undone, and the handle sees so; leftovers may lie about",
+    "seal.removed": "the catalog's seal is gone, durably; nothing is changed",
+    "seal.written": "a catalog that is at rest has its seal",
     # A segment, which nobody sees before the catalog names it.
     "segment.folder-made": "its folder is there under a temporary name, and empty",
     "segment.file-begun": "a file has its header; no latents",
@@ -58,6 +60,9 @@ POINTS = {
     "repair.texts-written": "the texts of one more namespace are in a file without its name",
     "repair.texts-saved": "the texts of all damaged documents are durable; their rows are there",
     "repair.dropped": "damaged documents have no rows any more; sound ones near them may lie in gapped segments",
+    # Migrating, under the writer lock.
+    "migrate.segments-written": "all segments are there in the present format; the catalog names the old ones",
+    "migrate.committed": "the bank is in the present format; the old segments' folders are there",
 }
 """Each point, and what is and is not done there."""
 

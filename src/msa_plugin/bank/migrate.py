@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from msa_plugin.bank.catalog import Catalog
 from msa_plugin.bank.disk import disk_errors
+from msa_plugin.bank.faults import reached
 from msa_plugin.bank.lock import WriterLock
 from msa_plugin.bank.segment import Segment, SegmentRecord, orphans, write_segment
 from msa_plugin.bank.verify import verify_bank
@@ -62,11 +63,13 @@ def _migrate(folder: Path) -> None:
     catalog = Catalog(folder, writable=True, older=True)
     try:
         written = [(record, *_rewrite(catalog, root, record)) for record in _without_sums(catalog, root)]
+        reached("migrate.segments-written")
         with catalog.transaction():
             for _, new, ordinals in written:
                 catalog.documents.move(ordinals, catalog.add_segment(new))
             catalog.drop_empty_segments()
             catalog.upgrade()
+        reached("migrate.committed")
         for old in orphans(root, {record.uuid for record in catalog.segments()}):
             with suppress(OSError):
                 shutil.rmtree(old)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from msa_plugin.bank.descriptors import unconnected
 from msa_plugin.bank.disk import fsync_folder
+from msa_plugin.bank.faults import reached
 from msa_plugin.errors import BankCorruptError
 
 SEAL_FILE, HEAD_FILE = "catalog.seal", "catalog.head"
@@ -31,6 +32,7 @@ def seal(catalog: Path) -> None:
         if alone:
             text = json.dumps({"bytes": catalog.stat().st_size, "crc32": list(_blocks(catalog))})
             _replace(catalog.with_name(SEAL_FILE), _with_sum(text), durable=True)
+            reached("seal.written")
 
 
 def unseal(catalog: Path) -> None:
@@ -40,6 +42,7 @@ def unseal(catalog: Path) -> None:
     except FileNotFoundError:
         return
     fsync_folder(catalog.parent)
+    reached("seal.removed")
 
 
 def differs_from_seal(catalog: Path) -> str:
