@@ -34,7 +34,7 @@ with opened(Path(sys.argv[1]), tiny_backbone(), reading=sys.argv[2]) as memory:
     memory.compact()
     answers = [
         memory.ask("glacier or saffron?", max_new_tokens=12, **how)
-        for how in ({}, {"temperature": 1.0, "seed": 5}, {"temperature": 1.0, "seed": 5}, {"temperature": 1.0, "seed": 6})
+        for how in ({}, *({"temperature": 1.0, "seed": seed} for seed in (5, 5, 6)))
     ]
     print(json.dumps([[a.text, [(s.id, s.score) for s in a.sources]] for a in answers]))
 """
