@@ -28,6 +28,7 @@ from msa_plugin.errors import (
     ConfigError,
     IngestError,
     MSAError,
+    UnsupportedBackboneError,
 )
 from msa_plugin.plaintext import html_to_text
 from tiny import tiny_adapter, tiny_backbone, tiny_model, tiny_tokenizer
@@ -82,15 +83,23 @@ def test_any_log_can_hold_a_message(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reference", [False, True])
-def test_a_tokenizer_that_fails_in_use(tmp_path: Path, reference: bool) -> None:
+@pytest.mark.parametrize(
+    ("file", "wrong"),
+    [
+        ("tokenizer_config.json", {"model_max_length": [1]}),
+        ("generation_config.json", {"eos_token_id": {"id": 7}}),
+        ("generation_config.json", {"eos_token_id": [[None]]}),
+    ],
+)
+def test_a_field_that_fails_in_use(tmp_path: Path, reference: bool, file: str, wrong: dict[str, Any]) -> None:
     if reference:
         reference_checkpoint.write(tmp_path)
     else:
         tiny_model("qwen3", tie_word_embeddings=True).save_pretrained(tmp_path)
         tiny_tokenizer().save_pretrained(tmp_path)
-    path = tmp_path / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": [1]}))
-    with pytest.raises(CheckpointError if reference else BackboneNotFoundError):
+    path = tmp_path / file
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **wrong}))
+    with pytest.raises((CheckpointError, BackboneNotFoundError, UnsupportedBackboneError)):
         Backbone.load(str(tmp_path), device="cpu")
 
 

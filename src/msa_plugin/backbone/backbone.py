@@ -18,7 +18,7 @@ from msa_plugin.backbone.attention import KEYWORD, DepthReached, Pass, installed
 from msa_plugin.backbone.cpu import avoid_faulty_amx, fast_bfloat16
 from msa_plugin.backbone.families import BackboneSpec, describe
 from msa_plugin.backbone.placement import BALANCED, pick_device
-from msa_plugin.errors import ConfigError
+from msa_plugin.errors import ConfigError, UnsupportedBackboneError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,9 +38,10 @@ class Backbone:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str = "backbone"
     ) -> None:
-        """Wrap a loaded model. Raises UnsupportedBackboneError for a family outside the table."""
+        """Wrap a loaded model. Raises UnsupportedBackboneError for an unknown family, or damaged end tokens."""
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.spec: BackboneSpec = describe(model.config)
+        self._model_ends()
         self.own_adapter: Adapter | None = None
         self._lock = threading.RLock()
         self._reserved: frozenset[int] | None = None
@@ -191,11 +192,20 @@ class Backbone:
     @property
     def end_ids(self) -> frozenset[int]:
         """Token ids that end a turn."""
-        ends = getattr(self.model.generation_config, "eos_token_id", None)
-        ids = set(ends if isinstance(ends, list) else [ends])
+        ids = self._model_ends()
         if self.tokenizer is not None:
-            ids.add(self.tokenizer.eos_token_id)
+            ids.append(self.tokenizer.eos_token_id)
         return frozenset(i for i in ids if i is not None)
+
+    def _model_ends(self) -> list[int | None]:
+        found = getattr(self.model.generation_config, "eos_token_id", None)
+        ends = list(found) if isinstance(found, list) else [found]
+        if not all(isinstance(i, int | None) for i in ends):
+            raise UnsupportedBackboneError(
+                f"eos_token_id of {self.name} is {found!r:.80}; "
+                "it must be a number or a list of numbers, in generation_config.json or config.json"
+            )
+        return ends
 
     def _need_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
