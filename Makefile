@@ -65,7 +65,7 @@ kills: install
 	$(BIN)/python tests/reliability/kills.py --kills 1000 --every-point --hits 3 --facade 100
 
 flips: install
-	$(BIN)/python tests/reliability/flips.py --every 1
+	$(BIN)/python tests/reliability/flips.py --every 1 --repair-every 25
 
 load: install
 	$(BIN)/python tests/reliability/load.py --minutes 17 --documents 100000 --questions 1000 --cancel 150 --seed 1
