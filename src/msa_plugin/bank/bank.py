@@ -28,12 +28,7 @@ from msa_plugin.bank.schema import create_bank
 from msa_plugin.bank.segment import Segment, orphans, write_segment
 from msa_plugin.bank.verify import verify_bank
 from msa_plugin.bank.view import Selection, View
-from msa_plugin.errors import (
-    BankError,
-    BankReadOnlyError,
-    FingerprintMismatchError,
-    InvalidQueryError,
-)
+from msa_plugin.errors import BankError, BankReadOnlyError, FingerprintMismatchError, InvalidQueryError
 from msa_plugin.types import EncodedDocument, Filter, Fingerprint, KeyBlock, Stats, VerifyReport
 
 _PAGE = 1000
@@ -255,20 +250,7 @@ class MemoryBank:
     def stats(self, namespace: str) -> Stats:
         """Sizes of a namespace and of the bank."""
         with self._reading() as view:
-            totals = view.totals(namespace)
-            records = [segment.record for segment in view.segments.values()]
-            return Stats(
-                documents=totals.documents,
-                tokens=totals.tokens,
-                chunks=totals.chunks,
-                segments=len(records),
-                bytes_keys=sum(record.keys.bytes for record in records),
-                bytes_content=sum(record.content.bytes for record in records if record.content),
-                bytes_catalog=view.catalog.bytes(),
-                deleted=totals.deleted,
-                namespaces=view.catalog.documents.namespaces(view.at),
-                snapshots=tuple(snapshot.name for snapshot in view.catalog.snapshots()),
-            )
+            return view.stats(namespace)
 
     def verify(self, deep: bool = True) -> VerifyReport:
         """Check the bank on disk, in its newest version; see `verify_bank`, which needs no handle."""

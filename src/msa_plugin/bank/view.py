@@ -16,7 +16,7 @@ from msa_plugin.bank.documents import At, Place, Totals
 from msa_plugin.bank.filters import compile_filter
 from msa_plugin.bank.segment import Segment
 from msa_plugin.errors import BankCorruptError, InvalidQueryError
-from msa_plugin.types import Filter, KeyBlock
+from msa_plugin.types import Filter, KeyBlock, Stats
 
 _Parts: TypeAlias = "tuple[tuple[Segment, Tensor | None], ...]"
 
@@ -101,6 +101,23 @@ class View:
         if namespace not in self._totals:
             self._totals[namespace] = self._rows.totals(self.at, namespace)
         return self._totals[namespace]
+
+    def stats(self, namespace: str) -> Stats:
+        """Sizes of a namespace and of the bank."""
+        totals = self.totals(namespace)
+        records = [segment.record for segment in self.segments.values()]
+        return Stats(
+            documents=totals.documents,
+            tokens=totals.tokens,
+            chunks=totals.chunks,
+            segments=len(records),
+            bytes_keys=sum(record.keys.bytes for record in records),
+            bytes_content=sum(record.content.bytes for record in records if record.content),
+            bytes_catalog=self.catalog.bytes(),
+            deleted=totals.deleted,
+            namespaces=self.catalog.documents.namespaces(self.at),
+            snapshots=tuple(snapshot.name for snapshot in self.catalog.snapshots()),
+        )
 
     def select(self, namespace: str, where: Filter | None) -> Selection:
         """Documents of `namespace` that are alive and pass `where`. Raises InvalidQueryError for a malformed filter."""
