@@ -2,6 +2,22 @@
 
 from __future__ import annotations
 
+from msa_kernels.backend import Backend, BackendUnavailableError
+from msa_kernels.dispatch import attend_ranges, pool_chunks, route_topk
 from msa_kernels.reference import chunk_offsets, collapse_heads, mean_pool, plain_scores
+from msa_kernels.reference_routing import TopDocuments, chunk_owners, heads_apart
 
-__all__ = ["chunk_offsets", "collapse_heads", "mean_pool", "plain_scores"]
+__all__ = [
+    "Backend",
+    "BackendUnavailableError",
+    "TopDocuments",
+    "attend_ranges",
+    "chunk_offsets",
+    "chunk_owners",
+    "collapse_heads",
+    "heads_apart",
+    "mean_pool",
+    "plain_scores",
+    "pool_chunks",
+    "route_topk",
+]
