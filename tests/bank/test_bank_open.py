@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 from bank_builder import FINGERPRINT, NS, encoded, open_bank, picture, run_child, segment_folders, start_child
 
-from msa_plugin.bank.bank import MemoryBank, read_fingerprint
+from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.catalog import read_fingerprint
 from msa_plugin.bank.lock import WriterLock
 from msa_plugin.errors import (
     BankCorruptError,

@@ -19,7 +19,8 @@ import reference_checkpoint
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.convert import from_reference, to_reference
-from msa_plugin.bank.bank import MemoryBank, read_fingerprint
+from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.catalog import read_fingerprint
 from msa_plugin.bank.repair import repair_bank
 from msa_plugin.bank.segment import sha256_file
 from msa_plugin.bank.verify import verify_bank

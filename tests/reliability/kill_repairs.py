@@ -13,7 +13,8 @@ from bank_builder import NS, open_bank, picture
 from operations import damage, fresh, make_seed
 
 from msa_plugin.bank import faults
-from msa_plugin.bank.bank import MemoryBank, read_fingerprint
+from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.catalog import read_fingerprint
 from msa_plugin.bank.migrate import migrate_bank
 from msa_plugin.bank.repair import repair_bank
 from msa_plugin.bank.verify import verify_bank

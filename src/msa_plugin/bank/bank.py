@@ -34,16 +34,6 @@ from msa_plugin.types import EncodedDocument, Filter, Fingerprint, KeyBlock, Sta
 _PAGE = 1000
 
 
-def read_fingerprint(path: str | Path) -> Fingerprint:
-    """What the bank at `path` was built with. Raises like `MemoryBank.open`."""
-    with disk_errors(Path(path), reading=True):
-        catalog = Catalog(Path(path), writable=False, checked=True)
-        try:
-            return catalog.fingerprint()
-        finally:
-            catalog.close()
-
-
 class MemoryBank:
     """A handle on a bank. Safe to share among threads; close it, or use it as a context manager."""
 

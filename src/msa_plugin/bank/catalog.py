@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from msa_plugin.bank.descriptors import Connected
+from msa_plugin.bank.disk import disk_errors
 from msa_plugin.bank.documents import At, DocumentRows, row_checksum
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.schema import BUSY_SECONDS, CATALOG_FILE, bytes_of, connect, log_of
@@ -365,3 +366,13 @@ def _segment_record(row: tuple[Any, ...]) -> SegmentRecord:
     if not sound or 8 * documents > files[0] or chunks > files[0]:
         raise BankCorruptError(f"the catalog's row of segment {uuid!r:.80} is damaged; run `msa bank verify`")
     return SegmentRecord(uuid, namespace, first, last, documents, chunks, FileRecord(*files[:3]), content, number)
+
+
+def read_fingerprint(path: str | Path) -> Fingerprint:
+    """What the bank at `path` was built with. Raises like `MemoryBank.open`."""
+    with disk_errors(Path(path), reading=True):
+        catalog = Catalog(Path(path), writable=False, checked=True)
+        try:
+            return catalog.fingerprint()
+        finally:
+            catalog.close()

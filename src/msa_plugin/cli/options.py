@@ -39,7 +39,7 @@ def open_memory(
     **settings: Any,
 ) -> LatentMemory:
     """Open a memory, saying so; `must_exist` refuses to create an empty one for a command that only reads."""
-    from msa_plugin.bank.bank import read_fingerprint
+    from msa_plugin.bank.catalog import read_fingerprint
     from msa_plugin.memory import LatentMemory
 
     if must_exist:
@@ -50,7 +50,8 @@ def open_memory(
 
 def open_bank(path: Path, *, read_only: bool) -> MemoryBank:
     """Open a bank that exists, whatever it was built with."""
-    from msa_plugin.bank.bank import MemoryBank, read_fingerprint
+    from msa_plugin.bank.bank import MemoryBank
+    from msa_plugin.bank.catalog import read_fingerprint
 
     return MemoryBank.open(path, read_fingerprint(path), create=False, read_only=read_only)
 
