@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install lock demo test lint bench compare matrix kills flips load fuzz hostile tenants sbom clean
+.PHONY: install lock demo test lint bench compare matrix kills refusals flips load fuzz hostile tenants sbom clean
 
 install: $(STAMP)
 
@@ -63,6 +63,9 @@ matrix: install
 # Reliability, at full length (minutes to hours each); `make test` runs short versions. Figures: docs/reliability.md.
 kills: install
 	$(BIN)/python tests/reliability/kills.py --kills 1000 --every-point --hits 3 --facade 100
+
+refusals: install
+	$(BIN)/python tests/reliability/refusals.py --most 10
 
 flips: install
 	$(BIN)/python tests/reliability/flips.py --every 1 --repair-every 25
