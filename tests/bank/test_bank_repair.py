@@ -11,7 +11,7 @@ from bank_builder import NS, encoded, open_bank, picture
 
 from msa_plugin.bank.repair import repair_bank
 from msa_plugin.bank.verify import verify_bank
-from msa_plugin.errors import BankCorruptError, BankError, BankNotFoundError, MSAError
+from msa_plugin.errors import BankCorruptError, BankError, BankLockedError, BankNotFoundError, MSAError
 
 MANY = 40
 
@@ -85,6 +85,15 @@ def test_latents_that_are_damaged_cost_only_their_documents_and_their_texts_are_
     [(file, records)] = salvaged(report).items()
     assert records == [{"id": "a", "title": "", "text": "text of a", "metadata": {"lang": "en"}}]
     assert file.endswith("000-default.jsonl")
+
+
+def test_a_bank_that_this_process_has_open_is_not_repaired(built):
+    with open_bank(built, read_only=True) as bank:
+        keys = built / "segments" / bank.segments()[0].record.uuid / "keys.safetensors"
+        flip(keys, a_row(keys))
+        with pytest.raises(BankLockedError, match="close it"):
+            repair_bank(built)
+    assert repair_bank(built).problems
 
 
 def test_every_namespace_gets_its_own_file_and_older_ones_stay(built):

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from msa_plugin.bank import compaction
 from msa_plugin.bank.catalog import Catalog
+from msa_plugin.bank.descriptors import unconnected
 from msa_plugin.bank.disk import disk_errors, fsync_folder
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.lock import WriterLock
@@ -26,7 +27,7 @@ from msa_plugin.bank.schema import CATALOG_FILE, connect, new_catalog
 from msa_plugin.bank.seal import unseal
 from msa_plugin.bank.segment import Segment
 from msa_plugin.bank.verify import Check, verify_bank
-from msa_plugin.errors import BankCorruptError
+from msa_plugin.errors import BankCorruptError, BankLockedError
 from msa_plugin.types import RepairReport
 
 SALVAGE = "salvage"
@@ -43,13 +44,16 @@ class _Row(NamedTuple):
 def repair_bank(path: str | Path, lock_timeout: float = 10.0) -> RepairReport:
     """Repair the bank in folder `path`; a sound one is left as it is.
 
-    Raises BankNotFoundError, BankLockedError, BankWriteError, and BankCorruptError when the catalog cannot be read at
-    all: it alone holds the texts, so only a backup helps then.
+    Raises BankNotFoundError, BankWriteError, BankLockedError (also where this process has the bank open), and
+    BankCorruptError when the catalog cannot be read at all: it alone holds the texts, so only a backup helps then.
     """
     folder = Path(path)
     before = verify_bank(folder)
     if before.ok:
         return RepairReport()
+    with unconnected(folder / CATALOG_FILE) as alone:
+        if not alone:  # copying the catalog aside would take the locks of its open connections away
+            raise BankLockedError(f"{folder} is open in this process; close it, then repair it")
     with disk_errors(folder), WriterLock(folder, lock_timeout).hold():
         unreadable, doubtful = _sound_catalog(folder)
         check = Check(folder, deep=True)
