@@ -80,17 +80,24 @@ def test_more_tokens_than_a_tile(device):
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_ties_go_to_the_lower_index(device, backend):
-    """Small whole numbers are exact everywhere, so that ties are ties; both zeros count as one score."""
+    """Small whole numbers are exact everywhere, so that ties are ties."""
     queries = torch.tensor([[[[1.0, 0.0, 0.0, 0.0]]], [[[0.0, 0.0, 0.0, 1.0]]]], device=device)
     keys = torch.zeros(1400, 4, dtype=torch.float16, device=device)
     keys[[7, 700, 1399], 0] = 2
-    keys[::2, 3] = -0.0
     found = route_topk(
         queries, torch.ones(2, 1, dtype=torch.bool, device=device), keys, torch.arange(1401, device=device), 5,
         backend=backend,
     )  # fmt: skip
     assert found.documents.tolist() == [[7, 700, 1399, 0, 1], [0, 1, 2, 3, 4]]
     assert found.scores.tolist() == [[2, 2, 2, 0, 0], [0] * 5]
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_both_zeros_are_one_score(device, backend):
+    queries = torch.full((1, 1, 1, 1), 2.0**-126, device=device)
+    keys = torch.tensor([[-(2.0**-24)], [0.0]], dtype=torch.float16, device=device)  # the product underflows to -0
+    votes, offsets = torch.ones(1, 1, dtype=torch.bool, device=device), torch.arange(3, device=device)
+    assert route_topk(queries, votes, keys, offsets, 2, backend=backend).documents.tolist() == [[0, 1]]
 
 
 def test_more_than_is_picked_in_a_tile(device):
@@ -102,7 +109,7 @@ def test_more_than_is_picked_in_a_tile(device):
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_documents_that_are_not_allowed_are_not_read(device, backend):
+def test_documents_that_are_not_allowed_are_never_returned(device, backend):
     queries, votes = _question(2, 2, 3, 8, device)
     keys, _, offsets = _keys(16, torch.float32, device)
     allowed = torch.tensor([i % 3 != 0 for i in range(len(CHUNKS))], device=device)
@@ -116,12 +123,27 @@ def test_documents_that_are_not_allowed_are_not_read(device, backend):
     assert (found.documents[:, -(~allowed).sum() :] == -1).all()
 
 
+def test_keys_that_are_not_allowed_are_not_loaded(device, monkeypatch):
+    """A key that is loaded raises its document's maximum, which nobody returns: looked at before the choice."""
+    from msa_kernels import triton_routing
+
+    seen = []
+    pick = triton_routing._pick
+    monkeypatch.setattr(triton_routing, "_pick", lambda best, *rest: pick(seen.append(best) or best, *rest))
+    queries, votes = _question(1, 1, 2, 8, device)
+    keys, _, offsets = _keys(8, torch.float32, device)
+    allowed = torch.tensor([i % 3 != 0 for i in range(len(CHUNKS))], device=device)
+    route_topk(queries, votes, keys, offsets, 3, allowed=allowed, backend="triton")
+    raised = seen[0][0] > triton_routing.LOWEST
+    assert torch.equal(raised, allowed & (offsets.diff() > 0))
+
+
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_keys_that_are_not_finite_and_empty_documents_come_last(device, backend):
     queries, votes = _question(1, 1, 2, 8, device)
-    keys, _, offsets = _keys(8, torch.float16, device, (1, 0, 2, 1, 3))
-    keys[0], keys[1, 4], keys[3] = torch.nan, torch.nan, torch.inf
-    found = route_topk(queries, votes, keys, offsets, 5, backend=backend)
+    keys, _, offsets = _keys(8, torch.float32, device, (1, 0, 2, 1, 3))
+    keys[0], keys[1, 4], keys[3, 2] = torch.nan, torch.nan, torch.inf
+    found = route_topk(queries.abs(), votes, keys, offsets, 5, backend=backend)
     assert sorted(found.documents[0, :2].tolist()) == [2, 4]
     assert found.documents[0, 2:].tolist() == [0, 1, 3]
     assert found.scores.isfinite().tolist() == [[True, True, False, False, False]]
