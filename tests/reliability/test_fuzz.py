@@ -15,6 +15,7 @@ import pytest
 import reference_checkpoint
 from msa_plugin.backbone.adapter import Adapter, AdapterConfig
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.convert import from_reference
 from msa_plugin.bench import datasets, jsonl
 from msa_plugin.bench.store import Results
 from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig, Settings
@@ -135,6 +136,13 @@ def test_results_that_nobody_wrote(tmp_path: Path) -> None:
 def test_a_checkpoint_that_claims_sizes(tmp_path: Path, claimed: dict[str, int]) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json"):
         Backbone.load(str(reference_checkpoint.write(tmp_path, top=claimed)), device="cpu")
+
+
+def test_a_config_that_cannot_be_written(tmp_path: Path) -> None:
+    checkpoint = reference_checkpoint.write(tmp_path / "checkpoint", top={"torch_dtype": [[7]]})
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        from_reference(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import Qwen3Config
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
@@ -26,9 +27,11 @@ from msa_plugin.backbone.checkpoint_format import (
     INDEX,
     SCALARS,
     SINGLE,
+    Reference,
     check_markers,
     check_tensors,
     describe_reference,
+    foreign_errors,
     is_reference,
     read_config,
     router_names,
@@ -94,17 +97,26 @@ def from_reference(checkpoint: Path, out: Path, *, shard_bytes: int = SHARD_BYTE
     expected = {n: tuple(t.shape) for n, t in empty_model(reference).state_dict().items()}
     check_tensors(reference, expected)
     adapter = load_reference(checkpoint, dtype=torch.bfloat16, tokenizer=True)[1]
+    config = _plain_config(reference)
     folder = _new_folder(out) / "backbone"
     folder.mkdir()
     _write([piece for piece in _pieces(checkpoint) if piece.name in expected], folder, shard_bytes)
     _copy_companions(checkpoint, folder)
     adapter.save(out / "adapter")
+    with foreign_errors(checkpoint / "config.json"):
+        config.save_pretrained(folder)
+
+
+def _plain_config(reference: Reference) -> Qwen3Config:
+    """The backbone's own config. Raises CheckpointError for one that cannot be written, before anything else is."""
     config = reference.model
     config.architectures = ["Qwen3ForCausalLM"]
     kind = reference.raw.get("torch_dtype", reference.raw.get("dtype"))
     if kind is not None:
         config.dtype = kind
-    config.save_pretrained(folder)
+    with foreign_errors(reference.folder / "config.json"):
+        config.to_json_string()
+    return config
 
 
 def _msa_config(raw: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]:
