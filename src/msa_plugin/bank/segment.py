@@ -224,6 +224,9 @@ class Segment:
         except KeyError as error:
             raise self._damaged(f"it has no tensor {error}") from error
         self.key_sums, self.content_sums = tensors.get("key_sums"), tensors.get("content_sums")
+        for sums in (self.key_sums, self.content_sums):
+            if sums is not None and (sums.shape, sums.dtype) != ((record.documents,), torch.int64):
+                raise self._damaged("its sums are not one for each document")
         self._checked = False
 
     def check(self) -> None:
