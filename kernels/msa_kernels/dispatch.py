@@ -77,6 +77,8 @@ def _check_routing(
         raise ValueError(f"keys {tuple(keys.shape)} do not fit queries {tuple(queries.shape)}")
     if keys.dtype not in KEY_TYPES or (keys.dtype == torch.int8) != (scales is not None):
         raise ValueError(f"keys are {keys.dtype}: expected float16, bfloat16 or float32, or int8 with scales")
+    if (owners is not None and owners.dtype != torch.int32) or (allowed is not None and allowed.dtype != torch.bool):
+        raise ValueError("owners must be int32, as chunk_owners makes them, and allowed must be bool")
     chunks, documents = keys.shape[0], offsets.shape[0] - 1
     for name, tensor, size in (("scales", scales, chunks), ("owners", owners, chunks), ("allowed", allowed, documents)):
         if tensor is not None and tensor.shape != (size,):

@@ -188,7 +188,7 @@ def _widths(inputs: Sequence[Tensor]) -> list[int]:
 def pool_chunks(inputs: Sequence[Tensor], offsets: Tensor, weights: Tensor | None) -> tuple[Tensor, ...]:
     """Means [C, ...] of up to three inputs [T, ...], as `msa_kernels.pool_chunks` says."""
     flat = [(x[:, None] if x.ndim == 1 else x.flatten(1)).contiguous() for x in inputs]
-    offsets = offsets.to(device=flat[0].device)
+    offsets = offsets.to(flat[0].device).contiguous()
     pooled: list[Tensor] = []
     for i in range(0, len(flat), INPUTS):
         pooled += _Pool.apply(offsets, None if weights is None else weights.contiguous(), *flat[i : i + INPUTS])  # type: ignore[no-untyped-call]

@@ -184,8 +184,9 @@ def top_documents(
     rows, documents = queries.shape[0], offsets.shape[0] - 1
     plan = plan or PLANS[keys.dtype]
     question = _split(queries, votes, keys.dtype, plan)
-    owners = chunk_owners(offsets, keys.shape[0]) if owners is None else owners
-    allowed = None if allowed is None else allowed.view(torch.uint8)
+    owners = chunk_owners(offsets, keys.shape[0]) if owners is None else owners.contiguous()
+    allowed = None if allowed is None else allowed.contiguous().view(torch.uint8)
+    scales = None if scales is None else scales.contiguous()
     held = torch.empty((rows, 0), dtype=torch.int64, device=keys.device)
     for slab in slabs(offsets, keys.shape[0], rows, slab_numbers):
         best = torch.full((rows, slab.last - slab.first), LOWEST, dtype=torch.int32, device=keys.device)

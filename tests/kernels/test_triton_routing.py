@@ -63,6 +63,16 @@ def test_int8_keys_with_scales(device, poisoned):
     _same((collapse_heads(queries, 2)[:, None], votes), keys, scales, offsets, 4)
 
 
+def test_tensors_that_are_views_of_others(device):
+    queries, votes = _question(2, 2, 3, 8, device)
+    keys, scales, offsets = _keys(16, torch.int8, device)
+    wide = torch.stack([keys, -keys], 1).flatten(1)[:, :16]
+    allowed = torch.tensor([[i % 2 > 0, i % 2 == 0] for i in range(len(CHUNKS))], device=device)[:, 0]
+    owners = torch.stack([chunk_owners(offsets, keys.shape[0])] * 2, 1)[:, 1]
+    question = collapse_heads(queries, 2)[:, None], votes
+    _same(question, wide, torch.stack([scales, -scales], 1)[:, 0], offsets, 4, allowed=allowed, owners=owners)
+
+
 @pytest.mark.parametrize(("heads", "kv"), [(4, 4), (9, 3), (8, 1)])
 def test_maximum_over_heads(device, dtype, heads, kv):
     queries, votes = _question(2, heads, 5, 16, device)
@@ -186,7 +196,12 @@ def test_twin_equals_the_definition(heads, kv):
 def test_refuses_what_does_not_fit():
     queries, votes = _question(1, 1, 2, 8, "cpu")
     keys, _, offsets = _keys(8, torch.float32, "cpu", (1, 2))
-    for k, given in ((0, {}), (1, {"scales": torch.ones(3)}), (1, {"allowed": torch.ones(3, dtype=torch.bool)})):
+    for k, given in (
+        (0, {}),
+        (1, {"scales": torch.ones(3)}),
+        (1, {"allowed": torch.ones(3, dtype=torch.bool)}),
+        (1, {"allowed": torch.ones(2)}),
+    ):
         with pytest.raises(ValueError):
             route_topk(queries, votes, keys, offsets, k, **given)
     for wrong in (keys[:, :7], keys.double(), keys.to(torch.int8)):
