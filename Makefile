@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install lock demo test lint bench compare matrix kills refusals flips load fuzz hostile tenants sbom clean
+.PHONY: install lock demo test lint bench compare matrix kills refusals flips load fuzz hostile hostile-paired tenants sbom clean
 
 install: $(STAMP)
 
@@ -78,6 +78,9 @@ fuzz: install
 
 hostile: install
 	$(BIN)/python tests/reliability/hostile.py --questions 12 --answers 4
+
+hostile-paired: install
+	$(BIN)/python tests/reliability/hostile_paired.py --seeds 2 --seed 200
 
 tenants: install
 	$(BIN)/python tests/reliability/timing.py
