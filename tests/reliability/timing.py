@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 import tempfile
 import time
@@ -85,12 +86,14 @@ def rows_read(action: Callable[[], object]) -> int:
 
 
 def timed(actions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each action, the actions taking turns."""
+    """Median seconds of each action; they take turns in an order that is drawn anew, since what came before matters."""
     taken: dict[str, list[float]] = {name: [] for name in actions}
+    turns, order = list(actions), random.Random(0)
     for _ in range(repeats):
-        for name, action in actions.items():
+        order.shuffle(turns)
+        for name in turns:
             began = time.perf_counter()
-            action()
+            actions[name]()
             taken[name].append(time.perf_counter() - began)
     return {name: median(values) for name, values in taken.items()}
 
