@@ -84,6 +84,8 @@ def test_maximum_over_heads(device, dtype, heads, kv):
 
 def test_more_tokens_than_a_tile(device):
     queries, votes = _question(2, 1, 130, 16, device)
+    queries[:, :, -1] *= 10  # the last token decides
+    votes[:, -1] = True
     keys, _, offsets = _keys(16, torch.float16, device, (40, 3))
     _same((queries, votes), keys, None, offsets, 2)
 
