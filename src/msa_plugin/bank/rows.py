@@ -26,7 +26,8 @@ class Rows:
         self._parts = [
             (memory_of(tensor), tensor[0].numel() * tensor.element_size()) for tensor in tensors if len(tensor)
         ]
-        self._sound = torch.zeros(0 if sums is None else len(sums), dtype=torch.bool)
+        with torch.inference_mode(False):  # a question may come first, and a compaction note more outside of one
+            self._sound = torch.zeros(0 if sums is None else len(sums), dtype=torch.bool)
 
     def altered(self, positions: Tensor | None = None) -> list[int]:
         """Those of `positions` (int64; None: all) whose rows are not what was written."""
