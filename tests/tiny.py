@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +24,8 @@ from transformers import (
 
 from msa_plugin.backbone.adapter import Adapter, AdapterConfig
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.families import decoder_layers
+from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.router import Router, RouterLayer
 from msa_plugin.config import Abilities, ContentConfig, RoutingConfig
 
@@ -82,6 +87,30 @@ def tiny_model(family: str = "llama", seed: int = 0, **overrides: Any) -> Any:
 def tiny_backbone(family: str = "llama", seed: int = 0, **overrides: Any) -> Backbone:
     """A random backbone with the byte-level tokenizer."""
     return Backbone(tiny_model(family, seed, **overrides), tiny_tokenizer(), f"tiny-{family}")
+
+
+def tiny_lora(model: Any, layers: Sequence[int] = (0, 1), rank: int = 3) -> Lora:
+    """A random update that changes what a model computes, though not beyond recognition."""
+    generator = torch.Generator().manual_seed(3)
+    lora = Lora.fresh(model, layers, rank, generator=generator)
+    for update in lora.updates.values():
+        update.up.normal_(std=0.1, generator=generator)
+    return lora
+
+
+def merged(backbone: Backbone, lora: Lora) -> Backbone:
+    """A copy of `backbone` whose weights have taken the update up."""
+    model = deepcopy(backbone.model)
+    with torch.no_grad():
+        for (layer, module), update in lora.updates.items():
+            decoder_layers(model)[layer].get_submodule(module).weight += update.up.float() @ update.down.float()
+    return Backbone(model, tiny_tokenizer(), backbone.name)
+
+
+def with_lora(adapter: Adapter, lora: Lora, *, answers: bool = False) -> Adapter:
+    """The same adapter with a LoRA beside its router."""
+    config = adapter.config.model_copy(update={"lora": lora.described(answers=answers)})
+    return replace(adapter, config=config, lora=lora)
 
 
 def tiny_adapter(backbone: Backbone, *, read_latent: bool = False, **routing: Any) -> Adapter:

@@ -113,6 +113,19 @@ class Abilities(Settings):
     emit_ids: bool = False
 
 
+class LoraConfig(Settings):
+    """Which decoder layers an adapter's LoRA updates, and its rank (the largest, where modules differ).
+
+    Documents are encoded and questions routed with it, always. `answers` says whether what has been found is read with
+    it too; if not, answers are the stock model's. Where each layer selects for itself, one forward routes and reads, so
+    that latents are read with the update whatever `answers` says.
+    """
+
+    layers: Layers
+    rank: Size
+    answers: bool = False
+
+
 class GenerationConfig(Settings):
     """Decoding: greedy at temperature 0, otherwise sampling from the `top_p` nucleus; `stop` strings end the answer."""
 

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.loading import cache_dir
+from msa_plugin.backbone.lora import Lora, Update
 from msa_plugin.engine.adapters import calibrated_path, find_adapter
 from msa_plugin.errors import AdapterError, ConfigError
-from tiny import tiny_adapter, tiny_backbone
+from tiny import tiny_adapter, tiny_backbone, tiny_lora, with_lora
 
 VARIANTS = [
     {},
@@ -125,3 +126,96 @@ def test_settings_report_every_wrong_field() -> None:
 
     with pytest.raises(ConfigError, match=r"window.*top_k"):
         MemoryConfig(window=1, top_k=0)
+
+
+# Adapters with a LoRA
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_lora_goes_to_disk_and_back(tmp_path, backbone: Backbone, adapter: Adapter, dtype, answers: bool) -> None:
+    lora = tiny_lora(backbone.model).to(backbone.device, dtype)
+    saved = with_lora(adapter, lora, answers=answers)
+    saved.save(tmp_path)
+    loaded = find_adapter(backbone, tmp_path)
+    assert loaded.config == saved.config and loaded.hash() == saved.hash()
+    assert loaded.answers_with_lora is answers
+    assert loaded.lora is not None and loaded.lora.updates.keys() == lora.updates.keys()
+    for where, update in lora.updates.items():
+        for part in ("down", "up"):
+            mine, theirs = getattr(update, part), getattr(loaded.lora.updates[where], part)
+            assert mine.dtype == theirs.dtype == dtype and torch.equal(mine, theirs)
+
+
+def test_one_in_training_is_saved_as_it_stands(tmp_path, backbone: Backbone, adapter: Adapter) -> None:
+    lora = tiny_lora(backbone.model)
+    for update in lora.updates.values():
+        update.up.requires_grad_()
+    training = Adapter(adapter.config, adapter.router, lora)
+    assert training.config.lora == lora.described()
+    training.save(tmp_path)
+    assert Adapter.load(tmp_path).hash() == training.hash()
+
+
+def test_only_an_adapter_with_a_lora_has_the_newer_format(tmp_path, backbone: Backbone, adapter: Adapter) -> None:
+    adapter.save(tmp_path / "plain")
+    with_lora(adapter, tiny_lora(backbone.model)).save(tmp_path / "updated")
+    plain, updated = (json.loads((tmp_path / f / "adapter.json").read_text()) for f in ("plain", "updated"))
+    assert plain["format_version"] == 1 and "lora" not in plain
+    assert updated["format_version"] == 2 and updated["lora"] == {"layers": [0, 1], "rank": 3, "answers": False}
+
+
+def test_the_hash_covers_the_update_and_not_whether_answers_use_it(backbone: Backbone, adapter: Adapter) -> None:
+    lora = tiny_lora(backbone.model)
+    before = with_lora(adapter, lora).hash()
+    assert before != adapter.hash()
+    assert with_lora(adapter, lora, answers=True).hash() == before
+    lora.updates[0, "mlp.up_proj"].up[0, 0] += 1
+    assert with_lora(adapter, lora).hash() != before
+
+
+@pytest.mark.parametrize(
+    ("drop", "add", "message"),
+    [
+        ("lora.", {}, "weights hold none"),
+        ("lora.1.", {}, r"rank 3 on layers \[0, 1\].*rank 3 on \[0\]"),
+        ("lora.0.mlp.up_proj.up", {}, "lacks its up half"),
+        ("-", {"lora.0.mlp.down_proj.sideways": torch.zeros(3, 48)}, "no name of a LoRA tensor"),
+        ("-", {"lora.0.mlp.up_proj.up": torch.zeros(64, 2)}, "are not"),
+        ("-", {"lora.0.mlp.up_proj.up": torch.full((64, 3), torch.nan)}, "NaN"),
+        ("-", {"lora.0.mlp.up_proj.up": torch.zeros(64, 3, dtype=torch.int64)}, "int64"),
+        ("-", {"lora.0.mlp.up_proj.up": torch.zeros(65, 3)}, "another model"),
+        ("-", {"lora.9.mlp.up_proj.up": torch.zeros(64, 3), "lora.9.mlp.up_proj.down": torch.zeros(3, 48)}, "layers"),
+    ],
+)
+def test_malformed_updates_are_refused(tmp_path, backbone: Backbone, adapter: Adapter, drop, add, message) -> None:
+    with_lora(adapter, tiny_lora(backbone.model)).save(tmp_path)
+    weights = tmp_path / "adapter.safetensors"
+    tensors = {n: t for n, t in load_file(str(weights)).items() if not n.startswith(drop)}
+    save_file({**tensors, **add}, str(weights))
+    with pytest.raises(AdapterError, match=message):
+        find_adapter(backbone, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 1}, "do not go together"),
+        ({"lora": None}, "do not go together"),
+        ({"lora": None, "format_version": 1}, "does not describe"),
+        ({"lora__rank": 4}, "rank 4"),
+        ({"lora__rank": 0}, "rank"),
+        ({"lora__surprise": 1}, "surprise"),
+    ],
+)
+def test_a_description_that_is_wrong(tmp_path, backbone: Backbone, adapter: Adapter, change, message: str) -> None:
+    with_lora(adapter, tiny_lora(backbone.model)).save(tmp_path)
+    _break_config(tmp_path, **change)
+    with pytest.raises(AdapterError, match=message):
+        Adapter.load(tmp_path)
+
+
+def test_an_update_of_another_shape_does_not_reach_the_engine(backbone: Backbone, adapter: Adapter) -> None:
+    wide = Lora({(0, "mlp.up_proj"): Update(torch.zeros(2, 50), torch.zeros(64, 2))})
+    with pytest.raises(AdapterError, match="another model"):
+        find_adapter(backbone, Adapter(adapter.config, adapter.router, wide))

@@ -1,12 +1,16 @@
 """Low-rank updates: what they add, that they vanish, and what does not fit."""
 
+import threading
+
 import pytest
 import torch
 
+from msa_plugin.backbone.attention import Pass, Sink
 from msa_plugin.backbone.families import decoder_layers
+from msa_plugin.backbone.joining import joined
 from msa_plugin.backbone.lora import TARGETS, Lora, Update
 from msa_plugin.errors import AdapterError
-from tiny import tiny_model
+from tiny import merged, tiny_backbone, tiny_lora, tiny_model
 
 
 def logits(model, ids):
@@ -22,14 +26,6 @@ def model():
 IDS = torch.tensor([[5, 6, 7, 8]])
 
 
-def trained(model, layers=(0, 1), rank=3):
-    """An update that changes something."""
-    lora = Lora.fresh(model, layers, rank, generator=torch.Generator().manual_seed(0))
-    for update in lora.updates.values():
-        update.up.normal_(generator=torch.Generator().manual_seed(1))
-    return lora
-
-
 def test_a_fresh_update_changes_nothing(model):
     before = logits(model, IDS)
     lora = Lora.fresh(model, [0, 1], 2)
@@ -39,7 +35,7 @@ def test_a_fresh_update_changes_nothing(model):
 
 
 def test_it_is_the_sum_of_weight_and_product(model):
-    lora = trained(model)
+    lora = tiny_lora(model)
     with lora.added(model):
         hooked = logits(model, IDS)
     before = logits(model, IDS)
@@ -53,7 +49,7 @@ def test_it_is_the_sum_of_weight_and_product(model):
 
 def test_the_stock_model_is_back_afterwards(model):
     before = logits(model, IDS)
-    with pytest.raises(RuntimeError), trained(model).added(model):
+    with pytest.raises(RuntimeError), tiny_lora(model).added(model):
         raise RuntimeError
     assert torch.equal(logits(model, IDS), before)
 
@@ -61,7 +57,7 @@ def test_the_stock_model_is_back_afterwards(model):
 def test_only_the_update_learns(model):
     for weight in model.parameters():
         weight.requires_grad_(False)
-    lora = trained(model)
+    lora = tiny_lora(model)
     for update in lora.updates.values():
         update.down.requires_grad_()
         update.up.requires_grad_()
@@ -71,7 +67,7 @@ def test_only_the_update_learns(model):
 
 
 def test_names_go_both_ways(model):
-    lora = trained(model)
+    lora = tiny_lora(model)
     again = Lora.named({**lora.tensors(), "router.0.q_weight": torch.zeros(1)})
     assert again.updates.keys() == lora.updates.keys()
     assert all(torch.equal(again.updates[k].up, u.up) for k, u in lora.updates.items())
@@ -102,4 +98,107 @@ def test_what_fits_another_backbone_is_refused(model):
     deep = Lora({(99, "mlp.up_proj"): Update(torch.zeros(2, 5), torch.zeros(7, 2))})
     with pytest.raises(AdapterError, match="layers"):
         deep.check(model)
-    trained(model).check(model)
+    tiny_lora(model).check(model)
+
+
+# Passes that run with an update
+
+
+def step(backbone, state, ids, start=0):
+    """Logits [B, V] behind one more forward of `state`."""
+    positions = torch.arange(start, start + ids.shape[1]).expand_as(ids)
+    return backbone.run(state, ids, torch.ones_like(ids, dtype=torch.bool), positions)[:, -1]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
+def test_a_pass_keeps_its_update_from_prefill_to_decoding(family):
+    backbone = tiny_backbone(family)
+    lora = tiny_lora(backbone.model)
+    other = merged(backbone, lora)
+    ids, following = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]]), torch.tensor([[13]])
+    with_update, taken_up = Pass(keep_cache=True, lora=lora), Pass(keep_cache=True)
+    torch.testing.assert_close(step(backbone, with_update, ids), step(other, taken_up, ids), atol=1e-4, rtol=1e-4)
+    alone, beside = joined([(with_update, [1])]), joined([(taken_up, [1])])
+    found, expected = step(backbone, alone, following, 4), step(other, beside, following, 4)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(found, step(backbone, beside, following, 4), atol=1e-2)
+
+
+def test_passes_with_different_updates_do_not_join(model):
+    backbone = tiny_backbone()
+    states = [Pass(keep_cache=True, lora=lora) for lora in (None, tiny_lora(backbone.model))]
+    for state in states:
+        step(backbone, state, IDS)
+    with pytest.raises(ValueError, match="too many values"):
+        joined([(state, [0]) for state in states])
+
+
+class Stops(Sink):
+    """Fails in the middle of a forward, or says that it has seen enough."""
+
+    def __init__(self, fails):
+        self.fails = fails
+
+    def on_kv(self, layer, keys, values):
+        if self.fails and layer == 1:
+            raise MemoryError
+
+    def done_at(self, layer):
+        return layer == 1
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_forward_that_ends_early_leaves_the_stock_model(fails):
+    backbone = tiny_backbone()
+    before = step(backbone, Pass(), IDS)
+    try:
+        assert step_none(backbone, Pass(sink=Stops(fails), lora=tiny_lora(backbone.model))) is None
+    except MemoryError:
+        assert fails
+    assert not any(module._forward_hooks for module in backbone.model.modules())
+    assert torch.equal(step(backbone, Pass(), IDS), before)
+
+
+def step_none(backbone, state):
+    return backbone.run(state, IDS, torch.ones_like(IDS, dtype=torch.bool), torch.arange(4)[None])
+
+
+def test_an_update_that_does_not_fit_leaves_nothing_behind(model):
+    fits, no_layer = tiny_lora(model, layers=(0,)), Update(torch.zeros(2, 48), torch.zeros(64, 2))
+    half = Lora({**fits.updates, (99, "mlp.up_proj"): no_layer})
+    with pytest.raises(AdapterError, match="99"), half.added(model):
+        raise AssertionError
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_threads_with_and_without_do_not_see_each_other():
+    backbone = tiny_backbone()
+    kinds = [None, tiny_lora(backbone.model)]
+    alone = [step(backbone, Pass(lora=lora), IDS) for lora in kinds]
+    wrong = []
+
+    def work(index):
+        seen = [step(backbone, Pass(lora=kinds[index]), IDS) for _ in range(30)]
+        wrong.extend(index for logits in seen if not torch.equal(logits, alone[index]))
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1, 0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and not torch.allclose(*alone)
+
+
+def test_a_fitted_copy_is_in_the_model_s_dtype_and_has_no_gradients(model):
+    lora = tiny_lora(model.bfloat16())
+    for update in lora.updates.values():
+        update.down.requires_grad_()
+    fitted = lora.fitted(model)
+    assert all(u.down.dtype == u.up.dtype == torch.bfloat16 for u in fitted.updates.values())
+    assert not any(u.down.requires_grad for u in fitted.updates.values())
+
+
+def test_it_describes_itself(model):
+    lora = tiny_lora(model, layers=(2, 0), rank=3)
+    told = lora.described(answers=True)
+    assert (told.layers, told.rank, told.answers) == ((0, 2), 3, True)

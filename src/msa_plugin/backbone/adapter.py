@@ -15,11 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.router import Router, RouterLayer
-from msa_plugin.config import Abilities, ContentConfig, RoutingConfig, Settings, Size
+from msa_plugin.config import Abilities, ContentConfig, LoraConfig, RoutingConfig, Settings, Size
 from msa_plugin.errors import AdapterError, ConfigError
 
-ADAPTER_FORMAT = 1
+# Format 2 is format 1 with LoRA. Adapters without it stay format 1, which earlier packages read.
+PLAIN_FORMAT, LORA_FORMAT = 1, 2
 _CONFIG, _WEIGHTS, _TOKENS = "adapter.json", "adapter.safetensors", "token_weights"
 _PARTS = ("q_weight", "k_weight", "q_bias", "k_bias")
 
@@ -32,6 +34,7 @@ class AdapterConfig(Settings):
     selected, and a question over latents starts at the template head's length plus `top_k` (golden spec section 2).
     `numbered` adapters encode a document between markers and its number, as the reference does (golden spec 3.1), and
     `id_width` is how many digits the numbers had that it was trained on (None: any number will do).
+    `lora` (None: the backbone is left as it is) describes the updates that lie beside the router.
     `provenance` and `measured` are for people.
     """
 
@@ -46,7 +49,8 @@ class AdapterConfig(Settings):
     prefix: str | None = None
     numbered: bool = False
     id_width: int | None = Field(default=None, gt=0, le=18)
-    format_version: int = ADAPTER_FORMAT
+    lora: LoraConfig | None = None
+    format_version: int = PLAIN_FORMAT
     provenance: Mapping[str, Any] = Field(default_factory=dict)
     measured: Mapping[str, Any] = Field(default_factory=dict)
 
@@ -65,16 +69,39 @@ class AdapterConfig(Settings):
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's configuration and its router."""
+    """An adapter's configuration, its router, and its updates of the backbone, if it has any."""
 
     config: AdapterConfig
     router: Router
+    lora: Lora | None = None
+
+    def __post_init__(self) -> None:
+        """Describes `lora` where the config does not. Raises AdapterError for a config that describes another one."""
+        stated = self.config.lora
+        if self.lora is None:
+            if stated is not None:
+                raise AdapterError(f"adapter {self.config.name} says it has a LoRA, and its weights hold none")
+            return
+        found = self.lora.described(answers=stated is not None and stated.answers)
+        if stated is not None and stated != found:
+            raise AdapterError(
+                f"adapter {self.config.name} says its LoRA has rank {stated.rank} on layers {list(stated.layers)}; "
+                f"its weights have rank {found.rank} on {list(found.layers)}"
+            )
+        told = {"lora": found, "format_version": LORA_FORMAT}
+        object.__setattr__(self, "config", self.config.model_copy(update=told))
+
+    @property
+    def answers_with_lora(self) -> bool:
+        """Whether what has been found is read with the updates too."""
+        return self.config.lora is not None and self.config.lora.answers
 
     def save(self, folder: Path) -> None:
         """Write both files into `folder`, weights first, so that a folder with a config is complete."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self._tensors(), str(folder / _WEIGHTS))
-        text = json.dumps(self.config.model_dump(mode="json"), indent=1, sort_keys=True)
+        absent = {"lora"} if self.lora is None else set()  # earlier packages refuse a field they do not know
+        text = json.dumps(self.config.model_dump(mode="json", exclude=absent), indent=1, sort_keys=True)
         (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -93,7 +120,10 @@ class Adapter:
         except ConfigError as error:
             raise AdapterError(f"{folder / _CONFIG}: {error}") from error
         _check_numbers(tensors)
-        return cls(config, Router(config.routing, _layers(tensors, config), tensors.get(_TOKENS)))
+        lora = Lora.named(tensors)
+        if lora is not None and config.lora is None:
+            raise AdapterError(f"{folder / _WEIGHTS} holds a LoRA that {_CONFIG} does not describe in its field 'lora'")
+        return cls(config, Router(config.routing, _layers(tensors, config), tensors.get(_TOKENS)), lora)
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {
@@ -104,6 +134,8 @@ class Adapter:
         }
         if self.router.token_weights is not None:
             tensors[_TOKENS] = self.router.token_weights.contiguous()
+        if self.lora is not None:
+            tensors |= {name: tensor.detach() for name, tensor in self.lora.tensors().items()}
         return tensors
 
     def hash(self) -> str:
@@ -121,11 +153,17 @@ class Adapter:
 
 def _check_version(path: Path, raw: object) -> None:
     """Raises AdapterError for another format; before weights are looked for, which may lie elsewhere in it."""
-    found = raw.get("format_version") if isinstance(raw, dict) else None
-    if found != ADAPTER_FORMAT:
+    fields = raw if isinstance(raw, dict) else {}
+    found = fields.get("format_version")
+    if found not in (PLAIN_FORMAT, LORA_FORMAT):
         raise AdapterError(
-            f"{path}: format_version {found!r}; this package reads {ADAPTER_FORMAT}; "
+            f"{path}: format_version {found!r}; this package reads {PLAIN_FORMAT} and {LORA_FORMAT}; "
             "use the package version that wrote it, or a newer one"
+        )
+    if (found == LORA_FORMAT) != (fields.get("lora") is not None):
+        raise AdapterError(
+            f"{path}: format_version {found} and the field 'lora' do not go together: format {LORA_FORMAT} is the one "
+            "with a LoRA"
         )
 
 

@@ -9,7 +9,7 @@ Shapes: B rows, T new tokens, S keys, H heads, KV key/value heads, D head dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +24,7 @@ from msa_plugin.types import LayerContext, MemorySource
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from msa_plugin.backbone.lora import Lora
     from msa_plugin.backbone.router import Router
 
 NAME = "msa"
@@ -67,9 +68,13 @@ class Pass:
         router: Router | None = None,
         sink: Sink | None = None,
         keep_cache: bool = False,
+        lora: Lora | None = None,
     ) -> None:
-        """`source` supplies memory, `router` makes the queries for `source.select`, `sink` records states."""
-        self.source, self.router, self.sink = source, router, sink
+        """`source` supplies memory, `router` makes the queries for `source.select`, `sink` records states.
+
+        All forwards of the pass run with the updates of `lora`.
+        """
+        self.source, self.router, self.sink, self.lora = source, router, sink, lora
         self.keep_cache = keep_cache
         self.caches: dict[int, LayerCache] = {}
         self.row_mask: Tensor | None = None
@@ -236,7 +241,7 @@ AttentionInterface.register(NAME, msa_attention)
 
 @contextmanager
 def installed(model: PreTrainedModel, state: Pass) -> Iterator[None]:
-    """Run `model` with memory attention; on exit it is the stock model again, whatever happened inside.
+    """Run `model` with memory attention and `state.lora`; on exit it is the stock model again, whatever happened.
 
     The caller must pass `msa_pass=state` to the forward, and must not share the model between threads meanwhile.
     """
@@ -248,7 +253,8 @@ def installed(model: PreTrainedModel, state: Pass) -> Iterator[None]:
     ]
     try:
         model.config._attn_implementation = NAME
-        yield
+        with nullcontext() if state.lora is None else state.lora.added(model):
+            yield
     finally:
         model.config._attn_implementation = before
         for handle in handles:

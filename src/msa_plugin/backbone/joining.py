@@ -21,10 +21,12 @@ Part = tuple[Pass, Sequence[int]]
 def joined(parts: Sequence[Part]) -> Pass:
     """One pass, to be decoded further, with the rows named of each of `parts`, in that order.
 
-    The passes have been prefilled with a cache. Slots that no chosen row uses are dropped; rows of different lengths
-    are padded on the left, where masks hide it, so each row goes on exactly as it would have alone.
+    The passes have been prefilled with a cache, all with the same LoRA. Slots that no chosen row uses are dropped;
+    rows of different lengths are padded on the left, where masks hide it, so each row goes on exactly as it would have
+    alone.
     """
-    result = Pass(keep_cache=True)
+    [lora] = {state.lora for state, _ in parts}
+    result = Pass(keep_cache=True, lora=lora)
     masks = [state.row_mask[list(rows)] for state, rows in parts if state.row_mask is not None]
     used = [mask.any(0) for mask in masks]
     width = max(int(columns.sum()) for columns in used)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from msa_plugin.backbone.families import decoder_layers
+from msa_plugin.config import LoraConfig
 from msa_plugin.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -98,9 +99,24 @@ class Lora:
         """The last decoder layer that is updated."""
         return max(layer for layer, _ in self.updates)
 
+    def described(self, *, answers: bool = False) -> LoraConfig:
+        """What an adapter's configuration says about it; `answers` as there."""
+        layers = tuple(sorted({layer for layer, _ in self.updates}))
+        return LoraConfig(layers=layers, rank=max(len(u.down) for u in self.updates.values()), answers=answers)
+
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Lora:
         """A copy on `device`, in `dtype` (None: in those it has)."""
         return Lora({k: Update(u.down.to(device, dtype), u.up.to(device, dtype)) for k, u in self.updates.items()})
+
+    def fitted(self, model: PreTrainedModel) -> Lora:
+        """A copy without gradients, each update where its layer's weight is and in its dtype. Raises as `check`."""
+        self.check(model)
+        found = {}
+        for layer, name, linear in _linears(model, self.updates):
+            update, weight = self.updates[layer, name], linear.weight
+            down, up = (t.detach().to(weight.device, weight.dtype) for t in (update.down, update.up))
+            found[layer, name] = Update(down, up)
+        return Lora(found)
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises AdapterError unless every update fits its layer of `model`."""
@@ -115,11 +131,10 @@ class Lora:
     @contextmanager
     def added(self, model: PreTrainedModel) -> Iterator[None]:
         """`model` computes with the updates inside, and without them afterwards, whatever happens."""
-        handles = [
-            linear.register_forward_hook(_hook(self.updates[layer, name]))
-            for layer, name, linear in _linears(model, self.updates)
-        ]
+        handles = []
         try:
+            for layer, name, linear in _linears(model, self.updates):
+                handles.append(linear.register_forward_hook(_hook(self.updates[layer, name])))
             yield
         finally:
             for handle in handles:

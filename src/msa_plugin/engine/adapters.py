@@ -71,3 +71,5 @@ def _check_fits(adapter: Adapter, backbone: Backbone) -> None:
         problem = f"{routing.heads} heads of {routing.head_dim} where the model has {spec.heads} of {spec.head_dim}"
     if problem:
         raise AdapterError(f"adapter {adapter.config.name} names {problem}; it does not fit {backbone.name}")
+    if adapter.lora is not None:
+        adapter.lora.check(backbone.model)

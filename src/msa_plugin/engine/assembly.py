@@ -17,6 +17,7 @@ from torch import Tensor
 
 from msa_plugin.backbone.attention import Pass, Sink
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.lora import Lora
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.tiers import KeyTier
 from msa_plugin.bank.view import Selection
@@ -59,12 +60,12 @@ class _HeadSink(Sink):
         self.keys[layer], self.values[layer] = keys[0].clone(), values[0].clone()
 
 
-def encode_head(backbone: Backbone, ids: Sequence[int]) -> TemplateHead:
-    """Run the template head alone, at positions from 0."""
+def encode_head(backbone: Backbone, ids: Sequence[int], lora: Lora | None = None) -> TemplateHead:
+    """Run the template head alone, at positions from 0, with the `lora` of the passes that it will stand before."""
     sink = _HeadSink()
     row = torch.tensor([list(ids)], device=backbone.device)
     positions = torch.arange(len(ids), device=backbone.device)[None]
-    backbone.run(Pass(sink=sink), row, torch.ones_like(row, dtype=torch.bool), positions, logits="none")
+    backbone.run(Pass(sink=sink, lora=lora), row, torch.ones_like(row, dtype=torch.bool), positions, logits="none")
     return TemplateHead(sink.keys, sink.values)
 
 

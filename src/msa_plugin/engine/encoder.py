@@ -15,6 +15,7 @@ from torch import Tensor
 from msa_kernels import chunk_offsets, mean_pool
 from msa_plugin.backbone.attention import CausalRows, Sink
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.positions import WindowLayout
 from msa_plugin.backbone.router import Router
 from msa_plugin.cancellation import check_cancelled
@@ -122,12 +123,13 @@ class Encoder:
         batch_tokens: int = 4096,
         keys_dtype: torch.dtype = torch.float16,
         numbering: Numbering | None = None,
+        lora: Lora | None = None,
     ) -> None:
         """`prefix` ids start every window; `window` and `batch_tokens` are in tokens, prefix included.
 
-        With a `numbering`, documents carry their numbers; see `encode`.
+        With a `numbering`, documents carry their numbers; see `encode`. Forwards run with `lora`.
         """
-        self.backbone, self.router, self.content = backbone, router, content
+        self.backbone, self.router, self.content, self.lora = backbone, router, content, lora
         self.prefix = list(prefix)
         self.layout = WindowLayout(window, len(self.prefix))
         self.batch_tokens, self.keys_dtype, self.numbering = batch_tokens, keys_dtype, numbering
@@ -195,7 +197,7 @@ class Encoder:
         ids, mask = pad_right(windows, self.backbone.device)
         sink = WindowSink(self.router, self.content, ids, mask)
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        self.backbone.run(CausalRows(sink=sink), ids, mask, positions, logits="none")
+        self.backbone.run(CausalRows(sink=sink, lora=self.lora), ids, mask, positions, logits="none")
         return sink.latents(self.keys_dtype)
 
 

@@ -57,6 +57,7 @@ class Engine:
             )
         self.backbone, self.adapter, self.bank, self.config = backbone, adapter, bank, config
         self.router = adapter.router.to(backbone.device)
+        self.lora = None if adapter.lora is None else adapter.lora.fitted(backbone.model)
         self.mode = reading_mode(adapter, config)
         self.content = content_config(backbone, adapter, config)
         self.top_k = config.top_k or adapter.config.top_k
@@ -70,15 +71,17 @@ class Engine:
             batch_tokens=config.batch_tokens,
             keys_dtype=getattr(torch, config.keys_dtype),
             numbering=Numbering.of(backbone, adapter.config),
+            lora=self.lora,
         )
+        layout, answering_lora = self.encoder.layout, self.lora if adapter.answers_with_lora else None
         self.reader = Reader(
-            backbone, bank, self.mode, self.content, self.encoder.layout, self.top_k, config.instruction
+            backbone, bank, self.mode, self.content, layout, self.top_k, config.instruction, answering_lora
         )
         self._tiles = (config.tile_chunks, config.tile_tokens)
         self._tier = KeyTier(backbone.device)
         self.prefilter: Prefilter | None = None
         self._layers = LayerRouting(
-            backbone, self.router, bank, self._reading_layers, self.top_k, self._tiles, self._tier
+            backbone, self.router, bank, self._reading_layers, self.top_k, self._tiles, self._tier, self.lora
         )
 
     def encode(self, documents: Iterable[Document]) -> Iterator[EncodedDocument]:
@@ -122,7 +125,7 @@ class Engine:
         """Routing queries of texts, each different one encoded once."""
         distinct = list(dict.fromkeys(texts))
         rows = [self._query_ids(ids) for ids in self.backbone.tokenize_batch(distinct)]
-        vectors = shared_queries(self.backbone, self.router, rows, self.config.batch_tokens)
+        vectors = shared_queries(self.backbone, self.router, rows, self.config.batch_tokens, self.lora)
         order = [distinct.index(text) for text in texts]
         return SharedQueries(vectors.queries[order], vectors.shares[:, order], vectors.votes[order])
 
@@ -149,7 +152,7 @@ class Engine:
         asked = [ids[: self.encoder.layout.text] for ids in asked]  # a follow-up may hold a long document
         tail = self.reader.tail_ids
         rows = [Row(ids + tail, [True] * len(ids) + [False] * len(tail)) for ids in asked]
-        return self._layers.run(rows, self.reader.head, k, selection, answering=answering)
+        return self._layers.run(rows, self.reader.head_with(self.lora), k, selection, answering=answering)
 
     def check_question(self, text: object) -> None:
         """Raises InvalidQueryError for a question that is not text, is blank, or is longer than a window."""

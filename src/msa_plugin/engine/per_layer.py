@@ -13,6 +13,7 @@ from torch import Tensor
 
 from msa_plugin.backbone.attention import Pass, Sink
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.router import Router
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.tiers import KeyTier
@@ -51,9 +52,14 @@ class LayerRouting:
         top_k: int,
         tiles: tuple[int, int],
         tier: KeyTier,
+        lora: Lora | None = None,
     ) -> None:
-        """`reading` layers attend to what they selected; `tiles` is (chunks, tokens) of the search."""
+        """`reading` layers attend to what they selected; `tiles` is (chunks, tokens) of the search.
+
+        Prefills, and what is decoded after them, run with `lora`: routing and reading are one forward here.
+        """
         self.backbone, self.router, self.bank, self.reading = backbone, router, bank, tuple(reading)
+        self.lora = lora
         self.top_k, self._tiles, self._tier = top_k, tiles, tier
 
     def run(
@@ -85,7 +91,7 @@ class LayerRouting:
         route = bank_route(self.bank, selection, self.router.config, votes, k, self._tiles, self._tier)
         source = BankSource(self.bank, self.reading, head, ids.shape[0], route=route)
         sink = None if answering else _UntilRouted(self.router.config.layers[-1])
-        state = kind(source=source, router=self.router, sink=sink, keep_cache=answering)
+        state = kind(source=source, router=self.router, sink=sink, keep_cache=answering, lora=self.lora)
         return self._finish(state, source, ids, mask, votes, positions, answering)
 
     def read(self, rows: Sequence[Row], head: TemplateHead, selected: Sequence[Sequence[Span]]) -> RoutedPass:
@@ -93,7 +99,8 @@ class LayerRouting:
         ids, mask = pad_left([row.ids for row in rows], self.backbone.device)
         positions = head.length + self.top_k + (mask.cumsum(1) - 1).clamp(min=0)
         source = BankSource(self.bank, self.reading, head, len(rows), selected=selected)
-        return self._finish(Pass(source=source, keep_cache=True), source, ids, mask, mask, positions, True)
+        state = Pass(source=source, keep_cache=True, lora=self.lora)
+        return self._finish(state, source, ids, mask, mask, positions, True)
 
     def _finish(
         self,

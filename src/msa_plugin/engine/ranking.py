@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 from msa_kernels import plain_scores
 from msa_plugin.backbone.attention import CausalRows, Sink
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.router import Router
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.tiers import KeyTier
@@ -69,14 +70,14 @@ class SharedQueries(NamedTuple):
 
 
 def shared_queries(
-    backbone: Backbone, router: Router, rows: Sequence[Sequence[int]], batch_tokens: int
+    backbone: Backbone, router: Router, rows: Sequence[Sequence[int]], batch_tokens: int, lora: Lora | None = None
 ) -> SharedQueries:
     """Routing queries of token rows for a shared selection; T is 1 where the router pools a question's tokens.
 
-    Rows share a forward up to `batch_tokens`, so that memory does not grow with their number.
+    Rows share a forward up to `batch_tokens`, so that memory does not grow with their number. It runs with `lora`.
     """
     batches = plan_batches([len(row) for row in rows], batch_tokens)
-    parts = [_one_forward(backbone, router, [rows[i] for i in batch]) for batch in batches]
+    parts = [_one_forward(backbone, router, [rows[i] for i in batch], lora) for batch in batches]
     longest = max(part.votes.shape[1] for part in parts)
     padded = [_lengthened(part, longest - part.votes.shape[1]) for part in parts]
     order = torch.tensor([i for batch in batches for i in batch]).argsort()
@@ -90,12 +91,12 @@ def _lengthened(part: SharedQueries, by: int) -> SharedQueries:
     return SharedQueries(pad(part.queries, rows), pad(part.shares, rows), pad(part.votes, (0, by)))
 
 
-def _one_forward(backbone: Backbone, router: Router, rows: Sequence[Sequence[int]]) -> SharedQueries:
+def _one_forward(backbone: Backbone, router: Router, rows: Sequence[Sequence[int]], lora: Lora | None) -> SharedQueries:
     check_cancelled()
     ids, mask = pad_right(rows, backbone.device)
     sink = _RouteSink(router, ids, mask)
     positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    backbone.run(CausalRows(sink=sink), ids, mask, positions, logits="none")
+    backbone.run(CausalRows(sink=sink, lora=lora), ids, mask, positions, logits="none")
     queries, shares = router.shared_queries(sink.parts)
     votes = mask.new_ones(mask.shape[0], 1) if queries.shape[2] == 1 else mask
     return SharedQueries(queries, shares, votes)

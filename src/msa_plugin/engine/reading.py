@@ -17,6 +17,7 @@ from msa_plugin import prompts
 from msa_plugin.backbone.attention import Pass
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.families import shift_keys
+from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.positions import WindowLayout
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.config import ContentConfig, ReadingMode
@@ -76,9 +77,14 @@ class Reader:
         layout: WindowLayout,
         top_k: int,
         instruction: str | None = None,
+        lora: Lora | None = None,
     ) -> None:
-        """`content` is what the bank keeps (None in text mode), of documents cut as `layout` says."""
-        self.instruction = instruction
+        """`content` is what the bank keeps (None in text mode), of documents cut as `layout` says.
+
+        Prefills, and what is decoded after them, run with `lora`.
+        """
+        self.instruction, self.lora = instruction, lora
+        self._heads: dict[Lora | None, TemplateHead] = {}
         self.backbone, self.bank, self.mode, self.content = backbone, bank, mode, content
         self.layout, self.top_k = layout, top_k
 
@@ -97,10 +103,16 @@ class Reader:
         """Token ids of the frame after the user's message."""
         return self.backbone.tokenize_frame(self.frame.tail)
 
-    @cached_property
+    @property
     def head(self) -> TemplateHead:
         """K and V of the frame's head in every layer, computed once."""
-        return encode_head(self.backbone, self.head_ids)
+        return self.head_with(self.lora)
+
+    def head_with(self, lora: Lora | None) -> TemplateHead:
+        """The head before passes that run with `lora`, which is not the reader's where one forward routes and reads."""
+        if lora not in self._heads:
+            self._heads[lora] = encode_head(self.backbone, self.head_ids, lora)
+        return self._heads[lora]
 
     def prefill(self, questions: Sequence[str], excerpts: Sequence[Sequence[Excerpt]]) -> Prefill:
         """Prefill one row per question over the excerpts chosen for it."""
@@ -184,7 +196,7 @@ class Reader:
         ids, mask = pad_left(rows, self.backbone.device)
         first = torch.tensor(starts, device=ids.device)[:, None]
         positions = first + (mask.cumsum(1) - 1).clamp(min=0)
-        state = Pass(source=source, keep_cache=True)
+        state = Pass(source=source, keep_cache=True, lora=self.lora)
         logits = self.backbone.run(state, ids, mask, positions)
         assert logits is not None
         gather = 0.0 if source is None else source.seconds["gather"]

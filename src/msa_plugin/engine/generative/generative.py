@@ -89,7 +89,7 @@ class Generative:
         self.layers, self.bank, self.numbering, self.cut = layers, bank, numbering, cut
         self.context_tokens, self.abilities = context_tokens, abilities
         self.backbone = layers.backbone
-        self.wire = Wire(self.backbone)
+        self.wire = Wire(self.backbone, layers.lora)
 
     def ask(
         self, questions: Sequence[str], selection: Selection, generation: GenerationConfig, rounds: InterleaveConfig

@@ -44,7 +44,8 @@ class ReferenceLoop:
         """`layers` runs the prefills."""
         self.layers, self.bank, self.top_k = layers, bank, top_k
         self.backbone = layers.backbone
-        self.head: TemplateHead = encode_head(self.backbone, self.backbone.tokenize_frame(prompts.TEMPLATE_HEAD))
+        words = self.backbone.tokenize_frame(prompts.TEMPLATE_HEAD)
+        self.head: TemplateHead = encode_head(self.backbone, words, layers.lora)
 
     def start(self, selection: Selection) -> Start:
         """Begins calls over the documents of `selection`."""

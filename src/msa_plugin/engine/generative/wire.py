@@ -12,6 +12,7 @@ from functools import cached_property
 
 from msa_plugin import prompts
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.lora import Lora
 from msa_plugin.engine.assembly import TemplateHead, encode_head
 from msa_plugin.engine.generative.constraint import IdVocabulary
 from msa_plugin.engine.per_layer import Row
@@ -21,9 +22,12 @@ from msa_plugin.errors import ConfigError
 class Wire:
     """Markers, template and sentences of one backbone."""
 
-    def __init__(self, backbone: Backbone) -> None:
-        """Raises ConfigError when the tokenizer lacks a marker, or would read one out of plain text."""
-        self.backbone = backbone
+    def __init__(self, backbone: Backbone, lora: Lora | None = None) -> None:
+        """`lora` is that of the passes behind `head`.
+
+        Raises ConfigError when the tokenizer lacks a marker, or would read one out of plain text.
+        """
+        self.backbone, self._lora = backbone, lora
         self.start, self.end, self.list_end = (
             backbone.special(m) for m in (prompts.TURN_START, prompts.TURN_END, prompts.LIST_END)
         )
@@ -35,7 +39,7 @@ class Wire:
     @cached_property
     def head(self) -> TemplateHead:
         """K and V of the template's head in every layer."""
-        return encode_head(self.backbone, self.backbone.tokenize_frame(prompts.TEMPLATE_HEAD))
+        return encode_head(self.backbone, self.backbone.tokenize_frame(prompts.TEMPLATE_HEAD), self._lora)
 
     @cached_property
     def retrieved(self) -> list[int]:

@@ -1,0 +1,136 @@
+"""Adapters with a LoRA in the engine: who runs with the update, and that everybody else has the stock model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from facade import PER_LAYER, opened, topics
+from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.backbone.attention import Pass
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.engine.ranking import shared_queries
+from msa_plugin.errors import FingerprintMismatchError
+from msa_plugin.memory import LatentMemory
+from tiny import merged, tiny_adapter, tiny_lora, with_lora
+
+CLOSE: dict[str, Any] = {"atol": 2e-4, "rtol": 2e-3}
+QUESTION = "what is said of the glacier?"
+
+
+@pytest.fixture(scope="module")
+def taken_up(backbone: Backbone) -> Backbone:
+    """The backbone with the update merged into its weights."""
+    return merged(backbone, tiny_lora(backbone.model, (0, 1, 3)))
+
+
+def updated(backbone: Backbone, *, answers: bool = False, **routing: Any) -> Adapter:
+    lora = tiny_lora(backbone.model, (0, 1, 3))
+    return with_lora(tiny_adapter(backbone, read_latent=True, **routing), lora, answers=answers)
+
+
+def filled(path: Path, backbone: Backbone, adapter: Adapter, **settings: Any) -> LatentMemory:
+    memory = opened(path, backbone, adapter, keys_dtype="float32", **settings)
+    memory.add(topics())
+    return memory
+
+
+def _latents(memory: LatentMemory, layer: int) -> list[torch.Tensor]:
+    bank, router = memory.engine.bank, memory.engine.adapter.config.routing
+    ordinals = list(range(8))
+    keys = [rows for group in router.key_groups for rows in bank.key_rows(ordinals, group)]
+    return [torch.cat([k.float() for k in keys]), torch.cat([c.float() for c in bank.content(ordinals, layer)])]
+
+
+@pytest.mark.parametrize("routing", [{}, PER_LAYER, {**PER_LAYER, "source": "attention"}])
+def test_encoding_and_routing_are_those_of_merged_weights(
+    tmp_path: Path, backbone: Backbone, taken_up: Backbone, routing: dict[str, Any]
+) -> None:
+    with (
+        filled(tmp_path / "lora", backbone, updated(backbone, **routing), reading="latent") as ours,
+        filled(tmp_path / "merged", taken_up, tiny_adapter(taken_up, **routing), reading="latent") as theirs,
+        filled(tmp_path / "stock", backbone, tiny_adapter(backbone, **routing), reading="latent") as without,
+    ):
+        for layer in (2, 3):
+            for mine, wanted, plain in zip(*(_latents(m, layer) for m in (ours, theirs, without)), strict=True):
+                torch.testing.assert_close(mine, wanted, **CLOSE)
+                assert not torch.allclose(mine, plain, atol=1e-2)
+        found, expected, plainly = (m.retrieve(QUESTION, k=8) for m in (ours, theirs, without))
+        assert [h.score for h in found] == pytest.approx([h.score for h in expected], abs=1e-3)
+        assert [h.score for h in found] != pytest.approx([h.score for h in plainly], abs=1e-3)
+
+
+def test_routing_queries_are_those_of_merged_weights(backbone: Backbone, taken_up: Backbone) -> None:
+    router, rows = tiny_adapter(backbone).router, [[5, 6, 7], [8, 9]]
+    mine = shared_queries(backbone, router, rows, 64, tiny_lora(backbone.model, (0, 1, 3)))
+    theirs = shared_queries(taken_up, router, rows, 64)
+    torch.testing.assert_close(mine.queries, theirs.queries, **CLOSE)
+
+
+def _prefill(memory: LatentMemory) -> torch.Tensor:
+    """Logits behind a prompt with documents that are the same whatever was routed to."""
+    engine = memory.engine
+    asked = engine._given([QUESTION], [[2, 4]], engine.bank.select("default"))
+    return engine.reader.prefill([QUESTION], [a.excerpts for a in asked]).logits
+
+
+def test_text_is_answered_from_by_the_stock_model(tmp_path: Path, backbone: Backbone, taken_up: Backbone) -> None:
+    with (
+        filled(tmp_path / "off", backbone, updated(backbone), reading="text") as off,
+        filled(tmp_path / "on", backbone, updated(backbone, answers=True), reading="text") as on,
+        filled(tmp_path / "stock", backbone, tiny_adapter(backbone), reading="text") as stock,
+        filled(tmp_path / "merged", taken_up, tiny_adapter(taken_up), reading="text") as theirs,
+    ):
+        assert torch.equal(_prefill(off), _prefill(stock))
+        torch.testing.assert_close(_prefill(on), _prefill(theirs), **CLOSE)
+        assert not torch.allclose(_prefill(on), _prefill(off), atol=1e-2)
+        given = [{"max_new_tokens": 12, "documents": ["glacier", "harbour"]}] * 3
+        plain, same, other = (m.ask(QUESTION, **g).text for m, g in zip((stock, off, on), given, strict=True))
+        assert plain == same != other
+        messages = [{"role": "user", "content": "hello"}]
+        assert off.chat(messages, max_new_tokens=8).text == stock.chat(messages, max_new_tokens=8).text
+
+
+def test_where_one_forward_routes_and_reads_it_is_on_to_the_end(
+    tmp_path: Path, backbone: Backbone, taken_up: Backbone
+) -> None:
+    with (
+        filled(tmp_path / "lora", backbone, updated(backbone, **PER_LAYER), reading="latent") as ours,
+        filled(tmp_path / "merged", taken_up, tiny_adapter(taken_up, **PER_LAYER), reading="latent") as theirs,
+    ):
+        found = []
+        for memory in (ours, theirs):
+            engine = memory.engine
+            _, prefill = engine._read_while_routing([QUESTION], engine.bank.select("default"))
+            after = engine.backbone.run(
+                prefill.state, torch.tensor([[9]]), torch.ones(1, 1, dtype=torch.bool), prefill.positions[:, None]
+            )
+            assert after is not None
+            found.append((prefill.logits, after[:, -1]))
+        for mine, wanted in zip(*found, strict=True):
+            torch.testing.assert_close(mine, wanted, **CLOSE)
+
+
+def test_a_bank_belongs_to_the_adapter_with_its_update(tmp_path: Path, backbone: Backbone) -> None:
+    adapter = updated(backbone)
+    filled(tmp_path, backbone, adapter).close()
+    opened(tmp_path, backbone, with_lora(adapter, adapter.lora, answers=True), keys_dtype="float32").close()
+    plain = tiny_adapter(backbone, read_latent=True)
+    with pytest.raises(FingerprintMismatchError, match="adapter"):
+        opened(tmp_path, backbone, plain, keys_dtype="float32")
+
+
+def test_the_model_is_stock_after_everything(tmp_path: Path, backbone: Backbone) -> None:
+    ids = torch.tensor([[5, 6, 7]])
+    mask, positions = torch.ones_like(ids, dtype=torch.bool), torch.arange(3)[None]
+    before, weights = backbone.run(Pass(), ids, mask, positions), backbone.weights_hash()
+    with filled(tmp_path, backbone, updated(backbone, answers=True, **PER_LAYER), reading="latent") as memory:
+        assert memory.retrieve(QUESTION, k=2)
+        memory.ask([QUESTION, "and of the harbour?"], max_new_tokens=4)
+        assert memory.stats().documents == 8
+    assert torch.equal(backbone.run(Pass(), ids, mask, positions), before)
+    assert backbone.weights_hash() == weights
+    assert not any(module._forward_hooks for module in backbone.model.modules())
