@@ -40,7 +40,7 @@ def filled(path: Path, backbone: Backbone, adapter: Adapter, **settings: Any) ->
 
 def _latents(memory: LatentMemory, layer: int) -> list[torch.Tensor]:
     bank, router = memory.engine.bank, memory.engine.adapter.config.routing
-    ordinals = list(range(8))
+    ordinals = list(range(1, 9))  # ordinals count from 1
     keys = [rows for group in router.key_groups for rows in bank.key_rows(ordinals, group)]
     return [torch.cat([k.float() for k in keys]), torch.cat([c.float() for c in bank.content(ordinals, layer)])]
 
