@@ -8,10 +8,11 @@ from itertools import count
 
 import pytest
 
-from facade import about, count_runs, opened, topics
+from facade import TOPICS, about, count_runs, opened, topics
 from msa_plugin.errors import (
     ConfigError,
     DuplicateDocumentError,
+    FingerprintMismatchError,
     InvalidDocumentError,
     InvalidQueryError,
     UnknownDocumentError,
@@ -345,3 +346,21 @@ def test_latents_of_a_batch_are_those_of_one_at_a_time(tmp_path, backbone, adapt
         for mine, theirs in zip(*(m.retrieve(about("violin"), 8) for m in (batch, single)), strict=True):
             assert mine.id == theirs.id
             assert mine.score == pytest.approx(theirs.score, abs=2e-3)
+
+
+def test_int8_routing_keys_halve_the_keys_and_find_the_same(tmp_path, backbone, adapter):
+    found, sizes = {}, {}
+    for dtype in ("float16", "int8"):
+        with opened(tmp_path / dtype, backbone, adapter, keys_dtype=dtype) as memory:
+            memory.add(topics())
+            found[dtype] = [[(h.id, h.score) for h in memory.retrieve(about(t), k=3)] for t in TOPICS]
+            block = next(memory.engine.bank.key_blocks("shared", memory.engine.bank.select("default")))
+            sizes[dtype] = block.keys.nbytes
+            memory.update({**topics(1)[0], "metadata": {"changed": True}})  # stores the latents again as they are
+            assert memory.retrieve(about(TOPICS[0]), k=1)[0].metadata == {"changed": True}
+    assert sizes["int8"] * 2 == sizes["float16"]
+    assert [row[0][0] for row in found["int8"]] == [row[0][0] for row in found["float16"]]
+    for one, other in zip(found["int8"], found["float16"], strict=True):
+        assert one[0][1] == pytest.approx(other[0][1], abs=0.02)
+    with pytest.raises(FingerprintMismatchError, match="keys int8"):
+        opened(tmp_path / "int8", backbone, adapter)

@@ -172,6 +172,7 @@ class MemoryConfig(Settings):
     `batch_questions` is how many questions of a batch are answered together: more are faster where memory allows.
     `top_k` None takes the adapter's. `device` is `auto`, a device, or `balanced` (layers spread over all GPUs).
     `cosine` says whether a checkpoint in the reference's format routes by cosines; None does what the reference does.
+    `keys_dtype` is how routing keys are stored; int8 (a scale for each chunk) halves them at a small loss.
     `compat` answers exactly as the reference, mistakes included (docs/compatibility.md). `lock_timeout` (seconds) is
     how long a write waits for another writer.
     """
@@ -179,7 +180,7 @@ class MemoryConfig(Settings):
     reading: ReadingMode | Literal["auto"] = "auto"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    keys_dtype: Literal["float32", "bfloat16", "float16"] = "float16"
+    keys_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float16"
     content_pooling: int | None = Field(default=None, gt=0)
     window: int = Field(default=2048, ge=8)
     batch_tokens: int = Field(default=4096, ge=8)

@@ -133,7 +133,8 @@ class Fingerprint:
 class EncodedDocument:
     """A document's latents on their way into the bank.
 
-    `keys`: per key group, routing keys [C, W]. `content`: per reading layer, pooled K and V [C', 2, KV, D] (empty
+    `keys`: per key group, routing keys [C, W]; int8 ones have their scales beside them (`bank.quantize.stored_keys`
+    makes both). `content`: per reading layer, pooled K and V [C', 2, KV, D] (empty
     where the bank keeps none). C and C' differ where routing and content are pooled differently.
     """
 
@@ -147,13 +148,15 @@ class KeyBlock(NamedTuple):
     """A run of whole documents for the scorer.
 
     `keys` [C, W]; `offsets` int64 [n + 1], chunk range of each document; `ordinals` int64 [n], ascending;
-    `allowed` bool [n] or None when every document may be returned.
+    `allowed` bool [n] or None when every document may be returned. `scales` float32 [C] belong to int8 keys: a key is
+    its integers times its scale.
     """
 
     keys: Tensor
     offsets: Tensor
     ordinals: Tensor
     allowed: Tensor | None
+    scales: Tensor | None = None
 
 
 class LayerContext(NamedTuple):

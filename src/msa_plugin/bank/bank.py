@@ -170,11 +170,11 @@ class MemoryBank:
             return tuple(view.segments.values())
 
     def key_rows(self, ordinals: Sequence[int], group: str) -> list[Tensor]:
-        """Routing keys [C_i, W] of each document, sliced from the map. Raises BankError, InvalidQueryError."""
+        """Routing keys [C_i, W] of each document, sliced from the map (int8: as float32). Raises as `content`."""
         places = self._places(ordinals)
         if any(group not in segment.keys for segment, _ in places):
             raise InvalidQueryError(f"no key group {group!r} in this bank; there are {sorted(places[0][0].keys)}")
-        return [segment.key_rows(position, group) for segment, position in places]
+        return [_numbers(segment, position, group) for segment, position in places]
 
     def content(self, ordinals: Sequence[int], layer: int) -> list[Tensor]:
         """Content [C_i', 2, KV, D] of each document, sliced from the map. Raises BankError, InvalidQueryError."""
@@ -393,3 +393,8 @@ class MemoryBank:
                 for folder in left:
                     shutil.rmtree(folder, ignore_errors=True)
                     reached("sweep.removed")
+
+
+def _numbers(segment: Segment, position: int, group: str) -> Tensor:
+    keys, scales = segment.key_rows(position, group), segment.scale_rows(position, group)
+    return keys if scales is None else keys * scales[:, None]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
+from msa_plugin.bank.quantize import is_scale, scale_name
 from msa_plugin.bank.segment import DTYPES, Latents
 from msa_plugin.errors import DuplicateDocumentError, InvalidDocumentError, InvalidQueryError
 from msa_plugin.types import Document, EncodedDocument
@@ -61,4 +63,15 @@ def _checked(name: str, latents: Latents) -> Latents:
         raise InvalidDocumentError(
             f"document {name!r}: its routing keys hold NaN or infinity and would spoil every ranking"
         )
+    _check_scales(name, latents.keys)
     return latents
+
+
+def _check_scales(name: str, keys: Mapping[str, Tensor]) -> None:
+    """int8 keys have positive scales beside them, and nothing else does."""
+    wanted = {scale_name(group) for group, tensor in keys.items() if tensor.dtype == torch.int8}
+    if wanted != {group for group in keys if is_scale(group)}:
+        raise InvalidDocumentError(f"document {name!r}: int8 routing keys, and only those, come with their scales")
+    for scales in map(keys.__getitem__, wanted):
+        if scales.dtype != torch.float32 or scales.shape[1] != 1 or not bool((scales > 0).all()):
+            raise InvalidDocumentError(f"document {name!r}: scales of int8 keys are float32 [chunks, 1] and positive")

@@ -1,10 +1,11 @@
 """A segment: one immutable folder of latents, written once, checksummed, and read through memory maps.
 
 `keys.safetensors` holds `ordinals` int64 [n] (ascending), `key_offsets` int64 [n + 1], `key_sums` int64 [n] and, per
-key group, `key.<group>` [C, W]. `content.safetensors`, present only where content is kept, holds `content_offsets`
-int64 [n + 1], `content_sums` int64 [n] and, per layer, `content.<layer>` [C', 2, KV, D]. Rows of one document are
-adjacent (chunk-major), so that reading a document is one contiguous read per tensor. The sums are each document's
-CRC-32 over its rows of all tensors, in order of their names; rows are compared with them when they are first read.
+key group, `key.<group>` [C, W] and, where that is int8, `key.<group>.scale` float32 [C, 1]. `content.safetensors`,
+present only where content is kept, holds `content_offsets` int64 [n + 1], `content_sums` int64 [n] and, per layer,
+`content.<layer>` [C', 2, KV, D]. Rows of one document are adjacent (chunk-major), so that reading a document is one
+contiguous read per tensor. The sums are each document's CRC-32 over its rows of all tensors, in order of their names;
+rows are compared with them when they are first read.
 Segments of format 1 have no sums. Nothing here knows about versions, namespaces or filters.
 """
 
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from msa_plugin.bank.disk import fsync_folder, make_folder
 from msa_plugin.bank.faults import reached
+from msa_plugin.bank.quantize import is_scale, scale_name
 from msa_plugin.bank.rows import Rows, memory_of
 from msa_plugin.errors import BankCorruptError
 
@@ -47,7 +49,10 @@ DTYPES = {
 
 
 class Latents(NamedTuple):
-    """One document's tensors: `keys` per group [C, W], `content` per layer [C', 2, KV, D] (empty: none kept)."""
+    """One document's tensors: `keys` per group [C, W], `content` per layer [C', 2, KV, D] (empty: none kept).
+
+    Beside int8 keys stand their scales, float32 [C, 1], under the name that `quantize.scale_name` gives.
+    """
 
     keys: Mapping[str, Tensor]
     content: Mapping[int, Tensor]
@@ -216,7 +221,9 @@ class Segment:
             header, found = _map(path, known.bytes)
             self._headers.append(header)
             tensors.update(found)
-        self.keys = {name[4:]: t for name, t in tensors.items() if name.startswith("key.")}
+        self._stored = {name[4:]: t for name, t in tensors.items() if name.startswith("key.")}
+        self.keys = {name: t for name, t in self._stored.items() if not is_scale(name)}
+        self.scales = {group: self._scales(group) for group, t in self.keys.items() if t.dtype == torch.int8}
         self.content = {int(name[8:]): t for name, t in tensors.items() if re.fullmatch(r"content\.\d+", name)}
         try:
             self.ordinals, self.key_offsets = tensors["ordinals"], tensors["key_offsets"]
@@ -253,8 +260,21 @@ class Segment:
 
     def key_rows(self, position: int, group: str) -> Tensor:
         """Routing keys [C, W] of the document at `position`; call `check` first. Raises BankCorruptError."""
+        return self._rows_of(self.keys[group], position)
+
+    def scale_rows(self, position: int, group: str) -> Tensor | None:
+        """Scales [C] of int8 keys, None beside others; else as `key_rows`."""
+        return self._rows_of(self.scales[group], position) if group in self.scales else None
+
+    def _rows_of(self, keys: Tensor, position: int) -> Tensor:
         self._check_rows(self._key_rows, torch.tensor([position]))
-        return self.keys[group][int(self.key_offsets[position]) : int(self.key_offsets[position + 1])]
+        return keys[int(self.key_offsets[position]) : int(self.key_offsets[position + 1])]
+
+    def _scales(self, group: str) -> Tensor:
+        found = self._stored.get(scale_name(group))
+        if found is None or (found.shape, found.dtype) != ((len(self.keys[group]), 1), torch.float32):
+            raise self._damaged(f"its int8 keys {group!r:.80} have no scales that fit")
+        return found[:, 0]
 
     def content_rows(self, position: int, layer: int) -> Tensor:
         """Content [C', 2, KV, D] of the document at `position`; call `check` first. Raises BankCorruptError."""
@@ -263,7 +283,7 @@ class Segment:
 
     def latents(self, position: int) -> Latents:
         """Everything kept of the document at `position`, as slices of the memory maps; see `key_rows`."""
-        keys = {group: self.key_rows(position, group) for group in self.keys}
+        keys = {name: self._rows_of(stored, position) for name, stored in self._stored.items()}
         return Latents(keys, {layer: self.content_rows(position, layer) for layer in self.content})
 
     def altered(self) -> list[int]:
@@ -272,7 +292,7 @@ class Segment:
 
     @cached_property
     def _key_rows(self) -> Rows:
-        return Rows([self.keys[group] for group in sorted(self.keys)], self.key_offsets, self.key_sums)
+        return Rows([self._stored[name] for name in sorted(self._stored)], self.key_offsets, self.key_sums)
 
     @cached_property
     def _content_rows(self) -> Rows:
@@ -286,7 +306,9 @@ class Segment:
     @cached_property
     def latent_bytes(self) -> int:
         """Bytes of all its latents."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys.values(), *self.content.values()))
+        return sum(
+            tensor.numel() * tensor.element_size() for tensor in (*self._stored.values(), *self.content.values())
+        )
 
     def document_bytes(self, position: int) -> int:
         """Bytes of the latents of the document at `position`."""
@@ -301,7 +323,7 @@ class Segment:
     @property
     def signature(self) -> tuple[tuple[object, ...], ...]:
         """See `Latents.signature`."""
-        return Latents(self.keys, self.content).signature
+        return Latents(self._stored, self.content).signature
 
     def _damaged(self, why: str) -> BankCorruptError:
         return BankCorruptError(

@@ -28,7 +28,8 @@ class KeyTier:
             if self.device.type == "cpu" or (block.allowed is not None and not bool(block.allowed.any())):
                 yield block
             else:
-                yield block._replace(keys=self._on_device(block.keys))
+                scales = None if block.scales is None else self._on_device(block.scales)
+                yield block._replace(keys=self._on_device(block.keys), scales=scales)
 
     def _on_device(self, keys: Tensor) -> Tensor:
         if keys not in self._resident:

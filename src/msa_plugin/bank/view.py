@@ -47,7 +47,8 @@ class Selection:
             if group not in segment.keys:
                 raise InvalidQueryError(f"no key group {group!r} in this bank; there are {sorted(segment.keys)}")
             segment.check_keys(allowed)
-            yield KeyBlock(segment.keys[group], segment.key_offsets, segment.ordinals, allowed)
+            scales = segment.scales.get(group)
+            yield KeyBlock(segment.keys[group], segment.key_offsets, segment.ordinals, allowed, scales)
 
     def ordinals(self) -> Tensor:
         """Ordinals of all allowed documents, ascending int64 [n]."""

@@ -18,6 +18,7 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.positions import WindowLayout
 from msa_plugin.backbone.router import Router
+from msa_plugin.bank.quantize import stored_keys
 from msa_plugin.cancellation import check_cancelled
 from msa_plugin.config import ContentConfig
 from msa_plugin.engine.numbering import Numbering
@@ -88,8 +89,8 @@ class WindowSink(Sink):
     def latents(self, keys_dtype: torch.dtype) -> list[Latents]:
         """One `Latents` a row, on the CPU, keys in `keys_dtype`."""
         split_keys = {
-            name: keys.to(device="cpu", dtype=keys_dtype).split_with_sizes(self.key_chunks.tolist())
-            for name, keys in self.router.finish_keys(self.keys).items()
+            name: keys.cpu().split_with_sizes(self.key_chunks.tolist())
+            for name, keys in stored_keys(self.router.finish_keys(self.keys), keys_dtype).items()
         }
         split_content = {
             layer: values.cpu().split_with_sizes(self.content_chunks.tolist()) for layer, values in self.values.items()

@@ -62,9 +62,9 @@ def route(
 
     `queries` [B, H, T, D] for one key group, normalised and scaled by the caller as `config` says (a shared selection:
     the layers' heads one after the other), or already collapsed [B, T, W]; `mask` bool [B, T], the voting tokens.
-    `blocks` are read once, in order; keys float16, bfloat16 or float32 [C, W], on any device: the products run in
-    float32 on the queries' device. Documents that a block does not allow are never returned, and their keys are not
-    read: what others store beside one's documents costs a look at the mask. A key that is NaN never wins.
+    `blocks` are read once, in order; keys float16, bfloat16, float32 or int8 with scales, [C, W], on any device: the
+    products run in float32 on the queries' device. Documents that a block does not allow are never returned, and their
+    keys are not read: what others store beside one's documents costs a look at the mask. A key that is NaN never wins.
 
     Returns int64 and float32 [B, k'], k' = min(k, allowed documents).
     Raises InvalidQueryError for k < 1, tiles < 1, and questions or blocks that do not fit `config`.
@@ -131,7 +131,7 @@ class _ChunkScorer:
         if self._scores.shape[1] < wide:
             self._scores = self._scores.new_empty((self._scores.shape[0], wide))
         for span in _spans(block, self.tile_chunks):
-            yield span, self._tile(block.keys, span.rows) if span.fits else self._large(block.keys[span.rows])
+            yield span, self._tile(block, span.rows) if span.fits else self._large(block, span.rows)
 
     def _check(self, block: KeyBlock) -> None:
         count = block.ordinals.shape[0]
@@ -139,19 +139,24 @@ class _ChunkScorer:
             raise InvalidQueryError(f"routing keys are {tuple(block.keys.shape)}, the routing needs [C, {self.width}]")
         if block.offsets.shape != (count + 1,) or (block.allowed is not None and block.allowed.shape != (count,)):
             raise InvalidQueryError(f"offsets or allowed do not fit a block of {count} documents")
+        if (block.keys.dtype == torch.int8) != (block.scales is not None):
+            raise InvalidQueryError(f"routing keys are {block.keys.dtype}: int8 keys, and no others, come with scales")
+        if block.scales is not None and block.scales.shape != block.keys.shape[:1]:
+            raise InvalidQueryError(f"{block.scales.shape[0]} scales do not fit {block.keys.shape[0]} keys")
 
-    def _large(self, keys: Tensor) -> Tensor:
+    def _large(self, block: KeyBlock, rows: slice | Tensor) -> Tensor:
         """Score [B, 1] of one document with more chunks than a tile, carried across tiles."""
         mean = self.config.chunk_reduce == "mean"
         total: Tensor | None = None
-        for start in range(0, keys.shape[0], self.tile_chunks):
-            scores = self._tile(keys, slice(start, min(start + self.tile_chunks, keys.shape[0])))
+        assert isinstance(rows, slice)  # one document lies in one piece
+        for start in range(rows.start, rows.stop, self.tile_chunks):
+            scores = self._tile(block, slice(start, min(start + self.tile_chunks, rows.stop)))
             part = scores.sum(1, keepdim=True) if mean else _without_nan(scores).amax(1, keepdim=True)
             total = part if total is None else (total + part if mean else torch.maximum(total, part))
         assert total is not None
-        return _without_nan(total / keys.shape[0] if mean else total)
+        return _without_nan(total / (rows.stop - rows.start) if mean else total)
 
-    def _tile(self, keys: Tensor, rows: slice | Tensor) -> Tensor:
+    def _tile(self, block: KeyBlock, rows: slice | Tensor) -> Tensor:
         """Chunk scores [B, c] of the keys at `rows`, a tile of them; those of keys that are NaN are NaN."""
         tiles = (self._only,) if self._only is not None else token_tiles(self._voting, self.config, self.tile_tokens)
         for tile in tiles:
@@ -159,13 +164,15 @@ class _ChunkScorer:
             left = tile.parts[0]
             # Whole panels of scores, leftovers included: the buffer is padded, and a slice less per product counts.
             columns = torch.split(self._scores[tile.rows], self._rows, 1)
-            for part, out in zip(self._panels(keys, rows), columns, strict=False):
+            for part, out in zip(self._panels(block.keys, rows), columns, strict=False):
                 panel = self._load(part)
                 if single:
                     torch.mm(left, panel, out=out)
                 else:
                     self._product(tile, panel, out)
-        return self._scores[:, : rows.stop - rows.start if isinstance(rows, slice) else rows.shape[0]]
+        scores = self._scores[:, : rows.stop - rows.start if isinstance(rows, slice) else rows.shape[0]]
+        # A scale is positive: it may as well be multiplied after the maximum over tokens, or their mean, as before.
+        return scores if block.scales is None else scores.mul_(block.scales[rows].to(self.device))
 
     def _panels(self, keys: Tensor, rows: slice | Tensor) -> Iterator[Tensor]:
         """The keys at `rows`, a panel's height at a time; gathered only where they do not lie side by side."""
