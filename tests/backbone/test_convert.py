@@ -19,10 +19,11 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.checkpoint import load_reference
 from msa_plugin.backbone.checkpoint_format import shards
 from msa_plugin.backbone.convert import from_reference, to_reference
+from msa_plugin.backbone.lora import Lora, Update
 from msa_plugin.cli.app import app
 from msa_plugin.config import Abilities
-from msa_plugin.errors import CheckpointError
-from tiny import tiny_adapter, tiny_model
+from msa_plugin.errors import AdapterError, CheckpointError
+from tiny import tiny_adapter, tiny_lora, tiny_model, with_lora
 
 LAYERS: dict[str, Any] = {
     "selection": "per_layer",
@@ -96,6 +97,35 @@ def test_what_is_written_loads_as_a_checkpoint(tmp_path: Path) -> None:
     ids = torch.tensor([[5, 6, 7]])
     stock = Backbone.load(str(plain), device="cpu", dtype="float32").model
     assert torch.equal(backbone.model(ids).logits, stock(ids).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_lora_is_added_to_the_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    plain = _plain(tmp_path / "plain", dtype)
+    backbone = Backbone.load(str(plain), device="cpu", dtype="float32")
+    lora = tiny_lora(backbone.model)
+    adapter = with_lora(_adapter(plain), lora)
+    to_reference(plain, adapter, tmp_path / "checkpoint", shard_bytes=20_000)
+    before, after = _all(plain), _all(tmp_path / "checkpoint")
+    changed = {n for n in before if not torch.equal(before[n], after[n])}
+    assert changed == {f"model.layers.{layer}.{module}.weight" for layer, module in lora.updates}
+    assert all(after[n].dtype == dtype for n in before)
+    loaded, written = load_reference(tmp_path / "checkpoint", tokenizer=True)
+    assert written.lora is None and written.config.lora is None
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.inference_mode(), lora.added(backbone.model):
+        expected = backbone.model(ids).logits
+    close = 1e-4 if dtype == torch.float32 else 0.1  # the sum is rounded to what the file stores
+    torch.testing.assert_close(loaded.model(ids).logits, expected, atol=close, rtol=close)
+
+
+def test_a_lora_of_another_model_is_not_written(tmp_path: Path) -> None:
+    plain = _plain(tmp_path / "plain")
+    wide = Lora({(0, "mlp.up_proj"): Update(torch.zeros(2, 50), torch.zeros(64, 2))})
+    adapter = _adapter(plain)
+    with pytest.raises(AdapterError, match="another model"):
+        to_reference(plain, Adapter(adapter.config, adapter.router, wide), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @absent

@@ -7,6 +7,7 @@ adapter that change no number travel in a file beside the checkpoint, which the 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,6 +39,7 @@ from msa_plugin.backbone.checkpoint_format import (
     routing_of,
     shards,
 )
+from msa_plugin.backbone.lora import Lora
 from msa_plugin.config import RoutingConfig
 from msa_plugin.errors import CheckpointError, MSAError
 
@@ -51,6 +53,7 @@ _LOSSES = {
     "ansloss_weight": 1.0,
     "infonce_loss_temp": 0.1,
 }
+_WEIGHT = re.compile(r"model\.layers\.(\d+)\.([a-z_.]+)\.weight")
 _COMPANIONS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
 _ALSO = ("chat_template*", "generation_config.json")
 
@@ -66,6 +69,7 @@ class _Piece(NamedTuple):
 def to_reference(model: Path, adapter: Adapter, out: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """Write the Qwen3 model in folder `model` with `adapter` to `out`, in the reference's format.
 
+    The format knows no LoRA: an adapter's is added to the weights, in the dtype that they are stored in.
     Raises CheckpointError for what the format cannot express, or when the adapter is another model's.
     """
     raw = read_config(model)
@@ -79,7 +83,11 @@ def to_reference(model: Path, adapter: Adapter, out: Path, *, shard_bytes: int =
         for layer, both in adapter.router.layers.items()
         for name, tensor in zip(router_names(layer), (both.q_weight, both.k_weight), strict=True)
     ]
-    _write([*_pieces(model), *routers, *_scalars(adapter, msa)], out, shard_bytes)
+    _write(
+        [*(_updated(piece, adapter.lora) for piece in _pieces(model)), *routers, *_scalars(adapter, msa)],
+        out,
+        shard_bytes,
+    )
     _copy_companions(model, out)
     kept = adapter.config.model_dump(mode="json", include={"name", "abilities", "id_width", "provenance", "measured"})
     _write_json(out / EXTRA, kept)
@@ -188,6 +196,8 @@ def _check_backbone(model: Path, adapter: Adapter) -> Backbone:
     backbone = Backbone.load(str(model), device="cpu", dtype="bfloat16")
     if backbone.weights_hash() != adapter.config.backbone:
         raise CheckpointError(f"adapter {adapter.config.name} was made for other weights than those in {model}")
+    if adapter.lora is not None:
+        adapter.lora.check(backbone.model)
     return backbone
 
 
@@ -209,6 +219,20 @@ def _scalar(name: str, saved: Mapping[str, Any]) -> Tensor:
         return torch.tensor(saved["value"], dtype=kinds[saved["dtype"]]).reshape(saved["shape"])
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"the adapter's provenance.{name} is no scalar of a checkpoint: {error!r}") from error
+
+
+def _updated(piece: _Piece, lora: Lora | None) -> _Piece:
+    """The same piece, or the weight that it is after its update."""
+    match = _WEIGHT.fullmatch(piece.name)
+    update = lora.updates.get((int(match[1]), match[2])) if lora is not None and match is not None else None
+    if update is None:
+        return piece
+
+    def read() -> Tensor:
+        weight = piece.read()
+        return (weight.float() + update.up.detach().float() @ update.down.detach().float()).to(weight.dtype)
+
+    return _Piece(piece.name, piece.size, read)
 
 
 def _constant(tensor: Tensor) -> Callable[[], Tensor]:
