@@ -110,11 +110,17 @@ def step(backbone, state, ids, start=0):
     return backbone.run(state, ids, torch.ones_like(ids, dtype=torch.bool), positions)[:, -1]
 
 
+def untouched(model):
+    return not any(module._forward_hooks or "forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("fitted", [False, True])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
-def test_a_pass_keeps_its_update_from_prefill_to_decoding(family):
+def test_a_pass_keeps_its_update_from_prefill_to_decoding(family, fitted):
     backbone = tiny_backbone(family)
     lora = tiny_lora(backbone.model)
     other = merged(backbone, lora)
+    lora = lora.fitted(backbone.model) if fitted else lora
     ids, following = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]]), torch.tensor([[13]])
     with_update, taken_up = Pass(keep_cache=True, lora=lora), Pass(keep_cache=True)
     torch.testing.assert_close(step(backbone, with_update, ids), step(other, taken_up, ids), atol=1e-4, rtol=1e-4)
@@ -147,15 +153,18 @@ class Stops(Sink):
         return layer == 1
 
 
+@pytest.mark.parametrize("fitted", [False, True])
 @pytest.mark.parametrize("fails", [True, False])
-def test_a_forward_that_ends_early_leaves_the_stock_model(fails):
+def test_a_forward_that_ends_early_leaves_the_stock_model(fails, fitted):
     backbone = tiny_backbone()
+    lora = tiny_lora(backbone.model)
+    lora = lora.fitted(backbone.model) if fitted else lora
     before = step(backbone, Pass(), IDS)
     try:
-        assert step_none(backbone, Pass(sink=Stops(fails), lora=tiny_lora(backbone.model))) is None
+        assert step_none(backbone, Pass(sink=Stops(fails), lora=lora)) is None
     except MemoryError:
         assert fails
-    assert not any(module._forward_hooks for module in backbone.model.modules())
+    assert untouched(backbone.model)
     assert torch.equal(step(backbone, Pass(), IDS), before)
 
 
@@ -168,12 +177,12 @@ def test_an_update_that_does_not_fit_leaves_nothing_behind(model):
     half = Lora({**fits.updates, (99, "mlp.up_proj"): no_layer})
     with pytest.raises(AdapterError, match="99"), half.added(model):
         raise AssertionError
-    assert not any(module._forward_hooks for module in model.modules())
+    assert untouched(model)
 
 
 def test_threads_with_and_without_do_not_see_each_other():
     backbone = tiny_backbone()
-    kinds = [None, tiny_lora(backbone.model)]
+    kinds = [None, tiny_lora(backbone.model).fitted(backbone.model)]
     alone = [step(backbone, Pass(lora=lora), IDS) for lora in kinds]
     wrong = []
 
@@ -202,3 +211,22 @@ def test_it_describes_itself(model):
     lora = tiny_lora(model, layers=(2, 0), rank=3)
     told = lora.described(answers=True)
     assert (told.layers, told.rank, told.answers) == ((0, 2), 3, True)
+
+
+def test_a_fitted_copy_merges_where_nothing_is_rounded_and_leaves_the_weights(model):
+    backbone = tiny_backbone()
+    lora, weights = tiny_lora(backbone.model).fitted(backbone.model), backbone.weights_hash()
+    assert all(update.whole is not None for update in lora.updates.values())
+    with lora.added(backbone.model):
+        assert backbone.weights_hash() == weights
+    halves = tiny_lora(model.bfloat16()).fitted(model)
+    assert all(update.whole is None for update in halves.updates.values())
+
+
+def test_what_replaced_a_layer_s_forward_before_is_put_back(model):
+    lora = tiny_lora(model).fitted(model)
+    linear = decoder_layers(model)[0].get_submodule("mlp.up_proj")
+    linear.forward = doubled = lambda x: 2 * torch.nn.functional.linear(x, linear.weight)
+    with lora.added(model):
+        assert linear.forward is not doubled
+    assert linear.forward is doubled
