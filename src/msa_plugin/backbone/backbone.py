@@ -105,17 +105,21 @@ class Backbone:
         mask: Tensor,
         positions: Tensor,
         *,
-        logits: Literal["none", "last", "all"] = "last",
+        logits: Literal["none", "last", "all"] | Tensor = "last",
     ) -> Tensor | None:
-        """`run` with the gradients that the caller's context and the weights ask for."""
+        """`run` with the gradients that the caller's context and the weights ask for.
+
+        `logits` may also name the columns [K] of which logits [B, K, V] are wanted.
+        """
         state.feed(mask)
         arguments = {"input_ids": ids, "position_ids": positions, "use_cache": False, KEYWORD: state}
         with self._lock, installed(self.model, state):
             try:
-                if logits == "none":
+                if isinstance(logits, str) and logits == "none":
                     self.model.model(**arguments)
                     return None
-                output = self.model(**arguments, logits_to_keep=1 if logits == "last" else 0)
+                kept = {"last": 1, "all": 0}[logits] if isinstance(logits, str) else logits
+                output = self.model(**arguments, logits_to_keep=kept)
             except DepthReached:
                 return None
         result: Tensor = output.logits

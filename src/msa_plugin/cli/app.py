@@ -1,4 +1,4 @@
-"""The command line: adding, asking, retrieving, deleting, calibrating, and the groups `bank` and `bench`."""
+"""The command line: adding, asking, retrieving, deleting, calibrating, training, and the groups `bank` and `bench`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from msa_plugin.cli.options import (
     parse_filter,
 )
 from msa_plugin.cli.output import Output, report_error, seconds, set_up_logging
+from msa_plugin.cli.train import train
 from msa_plugin.errors import IngestError, MSAError
 
 app = typer.Typer(
@@ -38,6 +39,7 @@ app.add_typer(bank.app, name="bank")
 app.add_typer(bench.app, name="bench")
 app.add_typer(convert.app, name="convert")
 app.command()(demo)
+app.command()(train)
 
 
 def _version(wanted: bool) -> None:

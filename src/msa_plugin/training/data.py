@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from msa_plugin.bench.base import Dataset, Question
@@ -38,6 +39,11 @@ class Corpus:
     documents: dict[str, Document]
     steps: tuple[Step, ...]
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Ids of the passages, in order."""
+        return tuple(self.documents)
 
 
 def load_corpora(folder: str | Path, seed: int = 0) -> list[Corpus]:

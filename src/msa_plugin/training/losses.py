@@ -28,11 +28,15 @@ def response_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     `labels` int64 [B, T], IGNORED where nothing is learnt. Raises TrainingError when there is nothing to learn.
     """
-    wanted = labels[:, 1:]
+    return token_loss(logits[:, :-1], labels[:, 1:])
+
+
+def token_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Mean cross entropy of `logits` [B, K, V] where `wanted` [B, K] is not IGNORED. Raises as `response_loss`."""
     kept = wanted != IGNORED
     if not bool(kept.any()):
         raise TrainingError("no token of this batch has a label: a sample needs a response")
-    return F.cross_entropy(logits[:, :-1][kept].float(), wanted[kept])
+    return F.cross_entropy(logits[kept].float(), wanted[kept])
 
 
 def routing_loss(

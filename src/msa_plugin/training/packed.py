@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from msa_kernels import chunk_offsets, mean_pool, plain_scores
 from msa_plugin.backbone.attention import Pass
+from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.router import Router
 from msa_plugin.config import ContentConfig
 from msa_plugin.errors import ConfigError
@@ -116,12 +117,14 @@ class PackedPass(Pass):
     documents -inf, with gradients; selection itself has none, so the language-model loss teaches routing nothing.
     """
 
-    def __init__(self, packed: Packed, router: Router, reading: ContentConfig | None, top_k: int) -> None:
+    def __init__(
+        self, packed: Packed, router: Router, reading: ContentConfig | None, top_k: int, lora: Lora | None = None
+    ) -> None:
         """`reading` names the layers that attend to chunks and how these are pooled; None: none does.
 
         Raises ConfigError for a shared ranking that comes after a layer which would need it.
         """
-        super().__init__(router=router)
+        super().__init__(router=router, lora=lora)
         config = router.config
         if reading is not None and config.selection == "shared" and min(reading.layers) <= max(config.layers):
             raise ConfigError("layers that read must follow the last routing layer where one ranking serves all")

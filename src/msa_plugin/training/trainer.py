@@ -32,6 +32,7 @@ from msa_plugin.training.settings import FREE, TrainConfig
 from msa_plugin.types import OnProgress, Progress
 
 _LOG = logging.getLogger("msa_plugin.training")
+_DRAW_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self._groups(), lr=config.lr, betas=config.betas, eps=config.eps)
         self.checkpoints = Checkpoints(out)
         self.measured: dict[str, float] = {}
+        self._drawn = time.monotonic()
 
     def run(self, on_progress: OnProgress | None = None) -> Trained:
         """Train to the end, from the newest checkpoint in `out` if there is one.
@@ -184,7 +186,7 @@ class Trainer:
         for i in range(share):
             batch = ((step - 1) * share + i) * count + self.devices.rank
             torch.manual_seed(self.config.seed * 1_000_003 + batch)
-            with self._precision():
+            with precision(self.config, next(iter(self.parameters.values())).device):
                 losses = self.objective.losses(batch)
             loss = float(losses.total.detach())
             parts = {name: value if _finite(value) else str(value) for name, value in losses.parts.items()}
@@ -193,12 +195,6 @@ class Trainer:
                 break
             (losses.total / share).backward()  # type: ignore[no-untyped-call]
         return found
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.config.precision == "float32":
-            return nullcontext()
-        device = next(iter(self.parameters.values())).device.type
-        return torch.autocast(device, dtype=torch.bfloat16)
 
     def _refuse(self, state: State, what: str) -> None:
         """Keep what the steps before taught, and raise TrainingError."""
@@ -237,12 +233,19 @@ class Trainer:
             if state.step == self.config.steps:  # before the checkpoint, which says that all is done
                 self._save_adapter("adapter" if state.best is None else "adapter-last", state)
             self.checkpoints.save(state, self.parameters, self.optimizer, self.config.keep)
-            try:
-                with writing(self.out / "curve.png", "the checkpoint was written"):
-                    curve.draw(self.out / "curve.png")
-            except MissingExtraError as error:
-                _LOG.info("no curve.png: %s", error)
+            self._draw(curve, at_once=state.step == self.config.steps)
         self.devices.wait()
+
+    def _draw(self, curve: Curve, *, at_once: bool) -> None:
+        """Draw the curves; at most every minute, because that takes a second."""
+        if not at_once and time.monotonic() - self._drawn < _DRAW_SECONDS:
+            return
+        self._drawn = time.monotonic()
+        try:
+            with writing(self.out / "curve.png", "the checkpoint was written"):
+                curve.draw(self.out / "curve.png")
+        except MissingExtraError as error:
+            _LOG.info("no curve.png: %s", error)
 
     def _save_adapter(self, name: str, state: State) -> None:
         measured = {"step": state.step, **self.measured}
@@ -295,6 +298,11 @@ class Trainer:
             {"params": some, "factor": factor, "weight_decay": self.config.weight_decay if decays else 0.0}
             for (factor, decays), some in groups.items()
         ]
+
+
+def precision(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """What micro-batches are computed within."""
+    return nullcontext() if config.precision == "float32" else torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:

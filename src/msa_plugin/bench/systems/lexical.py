@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from msa_plugin.bench.base import Cost, Found, Scored, Workspace
 from msa_plugin.bench.systems.common import Options, Seconds, best, shared, text_bytes, texts, timed
@@ -79,3 +82,25 @@ def _libraries() -> tuple[Any, Any]:
     except ImportError as error:
         raise MissingExtraError('bm25 needs bm25s and PyStemmer: pip install "msa-plugin[bench]"') from error
     return bm25s, Stemmer.Stemmer("english")
+
+
+def stemmed_bm25(corpus: Sequence[str]) -> Callable[[str], NDArray[np.float32]]:
+    """A function that gives every text of `corpus` its score for a question, as `Bm25` scores passages."""
+    bm25s, stemmer = _libraries()
+
+    def words(given: list[str]) -> list[list[str]]:
+        rows: list[list[str]] = bm25s.tokenize(
+            given, stopwords="en", stemmer=stemmer, return_ids=False, show_progress=False
+        )
+        return rows
+
+    index = bm25s.BM25()
+    tokens = words(list(corpus))
+    if any(tokens):
+        index.index(tokens, show_progress=False)
+
+    def score(question: str) -> NDArray[np.float32]:
+        known = [w for w in words([question])[0] if any(tokens) and w in index.vocab_dict]
+        return np.asarray(index.get_scores(known), dtype=np.float32) if known else np.zeros(len(corpus), np.float32)
+
+    return score

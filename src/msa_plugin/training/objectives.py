@@ -1,0 +1,43 @@
+"""Objectives by the name that recipes give them. A new one is a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.config import Settings
+from msa_plugin.errors import ConfigError
+from msa_plugin.training.data import Corpus
+from msa_plugin.training.packed_objective import PackedConfig, packed_objective
+from msa_plugin.training.trainer import Objective
+
+
+class Build(Protocol):
+    """Makes an objective; `adapter` is where training begins (None: afresh)."""
+
+    def __call__(
+        self, backbone: Backbone, config: Any, data: Sequence[Corpus], seed: int, adapter: Adapter | None = None
+    ) -> Objective:
+        """Raises ConfigError and TrainingError for what does not fit together."""
+        ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The settings of an objective, and how it is made of them."""
+
+    settings: type[Settings]
+    build: Build
+
+
+OBJECTIVES: Mapping[str, Kind] = {"packed": Kind(PackedConfig, packed_objective)}
+
+
+def kind_of(name: str) -> Kind:
+    """Raises ConfigError for an unknown objective, naming those there are."""
+    if name not in OBJECTIVES:
+        raise ConfigError(f"unknown objective {name!r}; there are {', '.join(sorted(OBJECTIVES))}")
+    return OBJECTIVES[name]
