@@ -42,7 +42,7 @@ class Ranked:
     best_chunk: int
 
 
-class _RouteSink(Sink):
+class RouteSink(Sink):
     """Collects routing queries layer by layer and ends the forward before the deepest layer's attention."""
 
     def __init__(self, router: Router, ids: Tensor, mask: Tensor) -> None:
@@ -94,7 +94,7 @@ def _lengthened(part: SharedQueries, by: int) -> SharedQueries:
 def _one_forward(backbone: Backbone, router: Router, rows: Sequence[Sequence[int]], lora: Lora | None) -> SharedQueries:
     check_cancelled()
     ids, mask = pad_right(rows, backbone.device)
-    sink = _RouteSink(router, ids, mask)
+    sink = RouteSink(router, ids, mask)
     positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     backbone.run(CausalRows(sink=sink, lora=lora), ids, mask, positions, logits="none")
     queries, shares = router.shared_queries(sink.parts)

@@ -1,0 +1,322 @@
+"""Contrastive training of an adapter that ranks once for all layers: documents and questions are read as in inference.
+
+Every document of a group is encoded alone and every question for itself, by the code paths that fill and search a bank,
+with gradients; a step's loss is the paper's equation 5 over the group's documents, plus the divergence from a teacher's
+similarities. A step after the first asks as Memory Interleave does: its question's vector plus that of question and a
+piece of what was found. Shapes: P documents, Q steps, C chunks, D routing-key width.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from msa_kernels import chunk_offsets
+from msa_plugin import prompts
+from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.backbone.attention import CausalRows
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.lora import TARGETS, Lora, Update
+from msa_plugin.backbone.router import Router, RouterLayer
+from msa_plugin.config import InterleaveConfig, Settings
+from msa_plugin.engine.encoder import WindowSink, pad_right, plan_batches
+from msa_plugin.engine.ranking import RouteSink
+from msa_plugin.errors import ConfigError
+from msa_plugin.training.groups import Ask, Group, GroupConfig, Groups, Pool
+from msa_plugin.training.losses import distillation_loss, routing_loss
+from msa_plugin.training.trainer import Losses
+
+_TOKENS = "token_weights"
+_EVALUATION = 4  # groups
+
+
+class ContrastiveConfig(Settings):
+    """What trains, on which groups, and how the losses are mixed.
+
+    LoRA of `rank` on `modules` of `layers` (None: all below the last routing layer; rank 0: none), the router's
+    projections always, `train_token_weights` the weights tokens are pooled with. Documents are cut to
+    `document_tokens`, prefix included. `labels` weighs the contrastive loss, `teacher` the distillation; the teacher's
+    similarity of a question and a passage is the embedding's cosine plus `lexical` times BM25 as a share of the
+    question's best. Temperatures divide scores. `pieces` of found documents make a later step's queries.
+    """
+
+    rank: int = Field(default=32, ge=0)
+    layers: tuple[int, ...] | None = None
+    modules: tuple[str, ...] = TARGETS
+    train_token_weights: bool = True
+    groups: GroupConfig = GroupConfig()
+    document_tokens: int = Field(default=128, ge=8)
+    batch_tokens: int = Field(default=4096, ge=8)
+    labels: float = Field(default=1.0, ge=0)
+    teacher: float = Field(default=1.0, ge=0)
+    lexical: float = Field(default=0.3, ge=0)
+    temperature: float = Field(default=0.05, gt=0)
+    teacher_temperature: float = Field(default=0.05, gt=0)
+    pieces: int = Field(default=2, ge=1)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Cosines [Q, P] of a group, and the tokens that went through the backbone for them."""
+
+    scores: Tensor
+    tokens: int
+
+
+class Contrastive:
+    """The objective for `Trainer`: router projections, token weights and LoRA of one adapter."""
+
+    def __init__(
+        self, backbone: Backbone, start: Adapter, pool: Pool, config: ContrastiveConfig, seed: int = 0
+    ) -> None:
+        """`start` is where training begins, a calibrated adapter for example.
+
+        Raises ConfigError for an adapter that does not rank once for all layers by one vector a question.
+        """
+        routing = start.config.routing
+        if routing.selection != "shared" or routing.query_reduce != "pooled" or routing.heads > 1:
+            raise ConfigError("contrastive training is for adapters with one ranking and one vector a question")
+        self.backbone, self.start, self.pool, self.config, self.seed = backbone, start, pool, config, seed
+        self.groups = Groups(pool, config.groups, seed)
+        self.prefix = [] if start.config.prefix is None else [backbone.special(start.config.prefix)]
+        self._held = list(self.groups.evaluation(_EVALUATION))
+        backbone.model.requires_grad_(False)
+        self._router, weights = _leaves(start.router, backbone.device)
+        self._log_weights = None if weights is None else weights.clamp(min=1e-8).log().requires_grad_()
+        self._silent = None if weights is None else weights == 0
+        self.lora = self._fresh_lora(seed)
+
+    def _fresh_lora(self, seed: int) -> Lora | None:
+        c, last = self.config, self.start.config.routing.layers[-1]
+        if self.start.lora is not None:
+            begun = self.start.lora.to(self.backbone.device, torch.float32)
+        elif c.rank == 0:
+            return None
+        else:
+            layers = range(last) if c.layers is None else c.layers
+            generator = torch.Generator().manual_seed(seed)
+            begun = Lora.fresh(self.backbone.model, layers, c.rank, c.modules, generator).to(self.backbone.device)
+        if begun.deepest >= last:
+            raise ConfigError(f"LoRA of layer {begun.deepest} changes nothing before the last routing layer, {last}")
+        return Lora({w: Update(u.down.requires_grad_(), u.up.requires_grad_()) for w, u in begun.updates.items()})
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """What trains, by its name in an adapter file; token weights as their logarithms."""
+        found = {
+            f"router.{index}.{part}": value
+            for index, layer in self._router.layers.items()
+            for part, value in vars(layer).items()
+            if value is not None
+        }
+        if self._log_weights is not None and self.config.train_token_weights:
+            found[_TOKENS] = self._log_weights
+        return found | ({} if self.lora is None else self.lora.tensors())
+
+    def router(self) -> Router:
+        """The router as it is now, differentiable."""
+        weights = None
+        if self._log_weights is not None and self._silent is not None:
+            weights = self._log_weights.exp().masked_fill(self._silent, 0.0)
+        return Router(self._router.config, self._router.layers, weights)
+
+    def losses(self, batch: int) -> Losses:
+        """The loss of group `batch`."""
+        group = self.groups.training(batch)
+        scored = self.score(group, random.Random(f"{self.seed}/pieces/{batch}"))
+        parts = self._parts(group, scored.scores)
+        weights = {"labels": self.config.labels, "teacher": self.config.teacher}
+        total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+        shown = {name: float(value.detach()) for name, value in parts.items()}
+        return Losses(total, {**shown, "asks": float(len(group.asks))}, scored.tokens)
+
+    def evaluate(self) -> Mapping[str, float]:
+        """Recall within held-out groups: the share of a step's right passages among its best 1 and 5."""
+        if not self._held:
+            return {}
+        found: dict[int, list[float]] = {1: [], 5: []}
+        for number, group in enumerate(self._held):
+            with torch.no_grad():
+                scores = self.score(group, random.Random(f"{self.seed}/held/{number}")).scores
+            for k, shares in found.items():
+                best = scores.masked_fill(group.absent, -torch.inf).topk(min(k, scores.shape[1]), dim=1).indices
+                hits = group.positives.gather(1, best).sum(1) / group.positives.sum(1).clamp(max=k)
+                shares += hits.tolist()
+        return {f"held_out_recall@{k}": sum(shares) / len(shares) for k, shares in found.items()}
+
+    def adapter(self, measured: Mapping[str, Any]) -> Adapter:
+        """What was trained so far."""
+        router = self.router()
+        layers = {
+            i: RouterLayer(*(None if t is None else t.detach().clone() for t in _parts_of(layer)))  # type: ignore[arg-type]
+            for i, layer in router.layers.items()
+        }
+        weights = None if router.token_weights is None else router.token_weights.detach().clone()
+        lora = None
+        if self.lora is not None:
+            lora = Lora(
+                {w: Update(u.down.detach().clone(), u.up.detach().clone()) for w, u in self.lora.updates.items()}
+            )
+        name = f"{self.backbone.name} trained"
+        config = self.start.config.model_copy(update={"name": name, "measured": dict(measured), "provenance": {}})
+        return replace(self.start, config=config, router=Router(router.config, layers, weights), lora=lora)
+
+    # Scores
+
+    def score(self, group: Group, draw: random.Random) -> _Scored:
+        """Cosine of every step with every document of a group, best over a document's chunks and a step's pieces."""
+        router = self.router()
+        with torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
+            if self.lora is None:
+                return self._score(group, router, draw)
+            with self.lora.added(self.backbone.model):
+                return self._score(group, router, draw)
+
+    def _score(self, group: Group, router: Router, draw: random.Random) -> _Scored:
+        texts = [self.pool.texts[p] for p in group.passages]
+        rows = [(self.prefix + ids)[: self.config.document_tokens] for ids in self.backbone.tokenize_batch(texts)]
+        keys, chunks = self._keys(rows, router)
+        questions, owners = self._queries(group.asks, rows, draw)
+        vectors = self._vectors(questions, router)
+        asked = self._asked(vectors, group.asks, owners)
+        products = asked @ keys.T
+        by_document = _best(products, torch.repeat_interleave(torch.arange(len(rows)), chunks), len(rows))
+        scores = _best(by_document.T, torch.tensor(owners.step), len(group.asks)).T
+        return _Scored(scores, sum(map(len, rows)) + sum(map(len, questions)))
+
+    def _keys(self, rows: Sequence[list[int]], router: Router) -> tuple[Tensor, Tensor]:
+        """Routing keys [C, D] of documents in their order, and the number of chunks of each [P]."""
+        parts: dict[int, Tensor] = {}
+        for batch in plan_batches([len(r) for r in rows], self.config.batch_tokens):
+            ids, mask = pad_right([rows[i] for i in batch], self.backbone.device)
+            sink = WindowSink(router, None, ids, mask)
+            self._run(sink, ids, mask)
+            keys = router.finish_keys(sink.keys)["shared"]
+            parts.update(zip(batch, keys.split_with_sizes(sink.key_chunks.tolist()), strict=True))
+        counts = torch.tensor([len(parts[i]) for i in range(len(rows))])
+        return torch.cat([parts[i] for i in range(len(rows))]), counts
+
+    def _vectors(self, rows: Sequence[list[int]], router: Router) -> Tensor:
+        """Routing queries [N, D] of token rows."""
+        batches = plan_batches([len(r) for r in rows], self.config.batch_tokens)
+        parts = []
+        for batch in batches:
+            ids, mask = pad_right([rows[i] for i in batch], self.backbone.device)
+            sink = RouteSink(router, ids, mask)
+            self._run(sink, ids, mask)
+            parts.append(router.shared_queries(sink.parts)[0][:, 0, 0])
+        order = torch.tensor([i for batch in batches for i in batch]).argsort()
+        return torch.cat(parts)[order]
+
+    def _run(self, sink: WindowSink | RouteSink, ids: Tensor, mask: Tensor) -> None:
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        self.backbone.forward(CausalRows(sink=sink), ids, mask, positions, logits="none")
+
+    def _queries(
+        self, asks: Sequence[Ask], rows: Sequence[list[int]], draw: random.Random
+    ) -> tuple[list[list[int]], _Owners]:
+        """Token rows of all questions, then of question and piece for steps after the first; whose query is which."""
+        asked = list(dict.fromkeys(ask.question for ask in asks))
+        place = {question: i for i, question in enumerate(asked)}
+        texts = [self.pool.questions[q] for q in asked]
+        step, question, follow = [], [], []
+        for number, ask in enumerate(asks):
+            pieces: list[str | None] = [*self._pieces(ask, draw)] or [None]
+            for piece in pieces:
+                step.append(number)
+                question.append(place[ask.question])
+                follow.append(-1 if piece is None else len(texts))
+                if piece is not None:
+                    texts.append(prompts.follow_up(self.pool.questions[ask.question], piece))
+        return [self.prefix + ids for ids in self.backbone.tokenize_batch(texts)], _Owners(step, question, follow)
+
+    def _pieces(self, ask: Ask, draw: random.Random) -> list[str]:
+        size = self.start.config.routing.pooling
+        found = []
+        for passage in ask.found:
+            ids = self.backbone.tokenize(self.pool.texts[passage])
+            found += [ids[at : at + size] for at in range(0, len(ids), size)]
+        chosen = draw.sample(found, min(self.config.pieces, len(found)))
+        return [self.backbone.detokenize(ids).strip("\ufffd") for ids in chosen]
+
+    def _asked(self, vectors: Tensor, asks: Sequence[Ask], owners: _Owners) -> Tensor:
+        """Vectors [S, D] of every query: the question's, or its sum with that of question and piece (Interleave)."""
+        questions = vectors[torch.tensor(owners.question)]
+        follow = torch.tensor(owners.follow)
+        weight = InterleaveConfig().follow_weight * (follow >= 0)[:, None]
+        return F.normalize(questions + weight * vectors[follow.clamp(min=0)], dim=1)
+
+    # Losses
+
+    def _parts(self, group: Group, scores: Tensor) -> dict[str, Tensor]:
+        parts = {}
+        if self.config.labels:
+            parts["labels"] = torch.stack(
+                [
+                    routing_loss(row[~absent], right[~absent], temperature=self.config.temperature)
+                    for row, right, absent in zip(scores, group.positives, group.absent, strict=True)
+                ]
+            ).mean()
+        first = torch.tensor([not ask.found for ask in group.asks])
+        if self.config.teacher and self.pool.teacher is not None and bool(first.any()):
+            asks = [ask for ask in group.asks if not ask.found]
+            parts["teacher"] = distillation_loss(
+                scores[first],
+                self._teacher(group, asks).to(scores.device),
+                temperature=self.config.temperature,
+                teacher_temperature=self.config.teacher_temperature,
+            )
+        return parts
+
+    def _teacher(self, group: Group, asks: Sequence[Ask]) -> Tensor:
+        """What the teacher thinks [Q', P] of the first steps' questions."""
+        assert self.pool.teacher is not None
+        passages, questions = self.pool.teacher
+        columns, numbers = list(group.passages), [ask.question for ask in asks]
+        cosines = torch.from_numpy(questions[numbers] @ passages[columns].T)
+        lexical = torch.stack([_share(torch.from_numpy(self.pool.lexical(q)), columns) for q in numbers])
+        return cosines + self.config.lexical * lexical
+
+
+@dataclass(frozen=True)
+class _Owners:
+    """Of every query: its step, its question's vector, and the vector of question and piece (-1: there is none)."""
+
+    step: list[int]
+    question: list[int]
+    follow: list[int]
+
+
+def _share(scores: Tensor, columns: list[int]) -> Tensor:
+    return scores[columns] / scores.max().clamp(min=1e-6)
+
+
+def _best(values: Tensor, owners: Tensor, count: int) -> Tensor:
+    """Maximum [N, count] over the columns of `values` [N, C] that belong to each owner."""
+    out = values.new_full((values.shape[0], count), -torch.inf)
+    return out.scatter_reduce(1, owners.to(values.device).expand(values.shape[0], -1), values, "amax")
+
+
+def _parts_of(layer: RouterLayer) -> tuple[Tensor | None, ...]:
+    return layer.q_weight, layer.k_weight, layer.q_bias, layer.k_bias
+
+
+def _leaves(router: Router, device: torch.device) -> tuple[Router, Tensor | None]:
+    """A float32 copy whose projections train, and the token weights."""
+
+    def leaf(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.detach().to(device, torch.float32).clone().requires_grad_()
+
+    layers = {
+        i: RouterLayer(*(leaf(t) for t in _parts_of(layer)))  # type: ignore[arg-type]
+        for i, layer in router.layers.items()
+    }
+    weights = None if router.token_weights is None else router.token_weights.detach().to(device, torch.float32)
+    return Router(router.config, layers, weights), weights
