@@ -18,19 +18,22 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from msa_kernels import chunk_offsets
 from msa_plugin import prompts
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.attention import CausalRows
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import TARGETS, Lora, Update
 from msa_plugin.backbone.router import Router, RouterLayer
+from msa_plugin.backbone.loading import cache_dir
 from msa_plugin.config import InterleaveConfig, Settings
+from msa_plugin.engine.calibrate import Calibration, CalibrationConfig
 from msa_plugin.engine.encoder import WindowSink, pad_right, plan_batches
 from msa_plugin.engine.ranking import RouteSink
 from msa_plugin.errors import ConfigError
+from msa_plugin.training.data import Corpus
 from msa_plugin.training.groups import Ask, Group, GroupConfig, Groups, Pool
 from msa_plugin.training.losses import distillation_loss, routing_loss
+from msa_plugin.training.teacher import load_teacher, teach
 from msa_plugin.training.trainer import Losses
 
 _TOKENS = "token_weights"
@@ -45,8 +48,12 @@ class ContrastiveConfig(Settings):
     `document_tokens`, prefix included. `labels` weighs the contrastive loss, `teacher` the distillation; the teacher's
     similarity of a question and a passage is the embedding's cosine plus `lexical` times BM25 as a share of the
     question's best. Temperatures divide scores. `pieces` of found documents make a later step's queries.
+    `calibration` makes the router that training begins from when no adapter is given, from the training text.
+    `teacher_model` is a sentence-transformers model (None: all-MiniLM-L6-v2).
     """
 
+    calibration: CalibrationConfig = CalibrationConfig(passages=1000, questions=1000)
+    teacher_model: str | None = None
     rank: int = Field(default=32, ge=0)
     layers: tuple[int, ...] | None = None
     modules: tuple[str, ...] = TARGETS
@@ -173,19 +180,18 @@ class Contrastive:
     def score(self, group: Group, draw: random.Random) -> _Scored:
         """Cosine of every step with every document of a group, best over a document's chunks and a step's pieces."""
         router = self.router()
-        with torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
-            if self.lora is None:
-                return self._score(group, router, draw)
-            with self.lora.added(self.backbone.model):
-                return self._score(group, router, draw)
+        if self.lora is None:
+            return self._score(group, router, draw)
+        with self.lora.added(self.backbone.model):
+            return self._score(group, router, draw)
 
     def _score(self, group: Group, router: Router, draw: random.Random) -> _Scored:
         texts = [self.pool.texts[p] for p in group.passages]
         rows = [(self.prefix + ids)[: self.config.document_tokens] for ids in self.backbone.tokenize_batch(texts)]
         keys, chunks = self._keys(rows, router)
-        questions, owners = self._queries(group.asks, rows, draw)
+        questions, owners = self._queries(group.asks, draw)
         vectors = self._vectors(questions, router)
-        asked = self._asked(vectors, group.asks, owners)
+        asked = self._asked(vectors, owners)
         products = asked @ keys.T
         by_document = _best(products, torch.repeat_interleave(torch.arange(len(rows)), chunks), len(rows))
         scores = _best(by_document.T, torch.tensor(owners.step), len(group.asks)).T
@@ -219,9 +225,7 @@ class Contrastive:
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         self.backbone.forward(CausalRows(sink=sink), ids, mask, positions, logits="none")
 
-    def _queries(
-        self, asks: Sequence[Ask], rows: Sequence[list[int]], draw: random.Random
-    ) -> tuple[list[list[int]], _Owners]:
+    def _queries(self, asks: Sequence[Ask], draw: random.Random) -> tuple[list[list[int]], _Owners]:
         """Token rows of all questions, then of question and piece for steps after the first; whose query is which."""
         asked = list(dict.fromkeys(ask.question for ask in asks))
         place = {question: i for i, question in enumerate(asked)}
@@ -246,7 +250,7 @@ class Contrastive:
         chosen = draw.sample(found, min(self.config.pieces, len(found)))
         return [self.backbone.detokenize(ids).strip("\ufffd") for ids in chosen]
 
-    def _asked(self, vectors: Tensor, asks: Sequence[Ask], owners: _Owners) -> Tensor:
+    def _asked(self, vectors: Tensor, owners: _Owners) -> Tensor:
         """Vectors [S, D] of every query: the question's, or its sum with that of question and piece (Interleave)."""
         questions = vectors[torch.tensor(owners.question)]
         follow = torch.tensor(owners.follow)
@@ -320,3 +324,25 @@ def _leaves(router: Router, device: torch.device) -> tuple[Router, Tensor | None
     }
     weights = None if router.token_weights is None else router.token_weights.detach().to(device, torch.float32)
     return Router(router.config, layers, weights), weights
+
+
+def contrastive_objective(
+    backbone: Backbone, config: ContrastiveConfig, data: Sequence[Corpus], seed: int, adapter: Adapter | None = None
+) -> Contrastive:
+    """The objective over `data`, from `adapter` or a router calibrated on it; teacher vectors are kept in the cache.
+
+    Raises TrainingError and ConfigError as `Pool` and `Contrastive`, MissingExtraError without the extra bench.
+    """
+    pool = Pool.of(data)
+    if config.teacher:
+        teacher = load_teacher(config.teacher_model, str(backbone.device))
+        pool.teacher = teach(teacher, pool.texts, pool.questions, cache_dir() / "teachers", _unwatched)
+    if adapter is None:
+        draw = random.Random(seed)
+        passages, questions = (draw.sample(texts, len(texts)) for texts in (pool.texts, pool.questions))
+        adapter = Calibration(backbone, config.calibration).run(passages, questions)
+    return Contrastive(backbone, adapter, pool, config, seed)
+
+
+def _unwatched(done: int, total: int) -> None:
+    """Embedding is not part of the steps that a progress bar counts."""

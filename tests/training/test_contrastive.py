@@ -1,0 +1,169 @@
+"""Contrastive training: it scores as a memory does, learns what it is told, and ends as an adapter that opens."""
+
+import hashlib
+import random
+
+import numpy as np
+import pytest
+import torch
+from facade import opened
+from test_groups import corpus
+from tiny import tiny_adapter, tiny_backbone, tiny_lora, with_lora
+
+from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.backbone.lora import Lora
+from msa_plugin.errors import ConfigError
+from msa_plugin.training import contrastive
+from msa_plugin.training.contrastive import Contrastive, ContrastiveConfig, contrastive_objective
+from msa_plugin.training.groups import GroupConfig, Pool
+from msa_plugin.training.settings import TrainConfig
+from msa_plugin.training.teacher import teach
+from msa_plugin.training.trainer import Trainer
+from msa_plugin.types import Document
+
+GROUPS = GroupConfig(passages=8, seeds=2, steps=20, follow_ups=0.5, held_out=0.2)
+SETTINGS = {"rank": 4, "groups": GROUPS, "document_tokens": 64, "teacher": 0.0}
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return Pool.of([corpus()])
+
+
+@pytest.fixture
+def backbone():
+    return tiny_backbone()
+
+
+def objective(backbone, pool, start=None, **settings):
+    start = start or tiny_adapter(backbone, token_weighted=True, document_mix=0.5, joint=True)
+    return Contrastive(backbone, start, pool, ContrastiveConfig(**{**SETTINGS, **settings}), seed=1)
+
+
+def test_scores_are_those_of_a_memory(tmp_path, backbone, pool):
+    start = tiny_adapter(backbone, token_weighted=True, document_mix=0.5, joint=True)
+    made = objective(backbone, pool, with_lora(start, tiny_lora(backbone.model, layers=(0, 1))))
+    group = next(g for g in map(made.groups.training, range(20)) if not g.asks[0].found)
+    scores = made.score(group, random.Random(0)).scores
+    with opened(tmp_path, backbone, made.adapter({}), keys_dtype="float32") as memory:
+        memory.add([Document(str(p), pool.texts[p]) for p in group.passages])
+        hits = memory.retrieve(pool.questions[group.asks[0].question], k=len(group.passages))
+    found = {int(hit.id): hit.score for hit in hits}
+    assert [found[p] for p in group.passages] == pytest.approx(scores[0].tolist(), abs=1e-4)
+
+
+def test_a_later_step_asks_with_a_piece_of_what_was_found(backbone, pool):
+    made = objective(backbone, pool)
+    later = next(a for a in pool.asks if a.found)
+    rows, owners = made._queries([later], random.Random(0))
+    assert len(owners.step) == 2 and owners.follow == [1, 2]
+    texts = [backbone.detokenize(row) for row in rows]
+    assert texts[0] == pool.questions[later.question]
+    assert all(t.startswith(texts[0] + "\n") and t.split("\n", 1)[1] in pool.texts[later.found[0]] for t in texts[1:])
+    vectors = torch.nn.functional.normalize(torch.randn(3, 24), dim=1)
+    asked = made._asked(vectors, owners)
+    assert torch.allclose(asked[0], torch.nn.functional.normalize(vectors[0] + vectors[1], dim=0))
+
+
+def test_gradients_reach_all_that_trains(backbone, pool):
+    made = objective(backbone, pool)
+    made.losses(0).total.backward()
+    names = set(made.parameters)
+    assert {"token_weights", "router.0.q_weight", "router.2.k_weight", "lora.1.mlp.down_proj.up"} <= names
+    for name, value in made.parameters.items():
+        # An update's `down` half has none before its `up` half has moved from zero.
+        assert value.grad is not None and (bool(value.grad.any()) or name.endswith(".down"))
+    assert all(weight.grad is None for weight in backbone.model.parameters())
+    assert set(objective(backbone, pool, rank=0, train_token_weights=False).parameters) == {
+        f"router.{layer}.{side}_weight" for layer in (0, 2) for side in "qk"
+    }
+
+
+def test_it_learns_and_what_it_learnt_opens(tmp_path, backbone, pool):
+    made = objective(backbone, pool)
+    before = [float(made.losses(n).total.detach()) for n in range(100, 106)]
+    recall = made.evaluate()["held_out_recall@1"]
+    training = TrainConfig(steps=25, lr=5e-3, checkpoint_every=100)
+    Trainer(made, training, tmp_path / "out").run()
+    after = [float(made.losses(n).total.detach()) for n in range(100, 106)]
+    assert sum(after) < 0.7 * sum(before)
+    assert made.evaluate()["held_out_recall@1"] >= recall
+    adapter = Adapter.load(tmp_path / "out" / "adapter")
+    assert adapter.lora is not None and adapter.lora.deepest == 1
+    silent = made.start.router.token_weights == 0
+    assert bool((adapter.router.token_weights[silent] == 0).all())
+    with opened(tmp_path, backbone, adapter) as memory:
+        memory.add([Document(str(i), text) for i, text in enumerate(pool.texts)])
+        assert len(memory.retrieve(pool.questions[0], k=3)) == 3
+
+
+def test_a_teacher_is_followed(backbone, pool):
+    """Without labels, the order of the teacher is learnt; a passage that a step found already is not part of it."""
+    rng = np.random.default_rng(0)
+    pool = Pool.of([corpus()])
+    unit = [rng.normal(size=(n, 6)).astype(np.float32) for n in (len(pool.texts), len(pool.questions))]
+    pool.teacher = tuple(v / np.linalg.norm(v, axis=1, keepdims=True) for v in unit)
+    made = objective(backbone, pool, labels=0.0, teacher=1.0, lexical=0.0)
+    group = made.groups.training(0)
+    assert made._teacher(group, group.asks[:1])[0].numpy() == pytest.approx(
+        pool.teacher[1][group.asks[0].question] @ pool.teacher[0][list(group.passages)].T, abs=1e-6
+    )
+    optimizer = torch.optim.AdamW(made.parameters.values(), lr=5e-3)
+    losses = []
+    for _ in range(15):
+        loss = made.losses(0)
+        assert set(loss.parts) == {"teacher", "asks"}
+        losses.append(float(loss.total.detach()))
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_what_it_refuses(backbone, pool):
+    with pytest.raises(ConfigError, match="one ranking"):
+        per_layer = tiny_adapter(
+            backbone, selection="per_layer", heads=4, kv_heads=2, head_dim=16, query_reduce="max", layers=(2, 3)
+        )
+        objective(backbone, pool, per_layer)
+    with pytest.raises(ConfigError, match="changes nothing"):
+        objective(backbone, pool, layers=(0, 2))
+
+
+class Letters:
+    """A teacher that counts letters, and its own calls."""
+
+    key = "letters"
+
+    def __init__(self):
+        self.calls = 0
+
+    def documents(self, given):
+        self.calls += 1
+        rows = [[text.lower().count(c) + 0.1 for c in "aeiou"] for text in given]
+        return np.array(rows, dtype=np.float32) / np.linalg.norm(rows, axis=1, keepdims=True).astype(np.float32)
+
+    queries = documents
+
+    def lengths(self, given):
+        return [len(t.split()) for t in given]
+
+
+def test_a_teacher_is_asked_once(tmp_path):
+    teacher, silent = Letters(), lambda done, total: None
+    passages, questions = teach(teacher, ["a text", "e text"], ["a text"], tmp_path, silent)
+    assert teacher.calls == 2 and passages.shape == (2, 5) and questions.shape == (1, 5)
+    again = teach(teacher, ["e text", "a text"], ["a text"], tmp_path, silent)
+    assert teacher.calls == 2
+    assert np.array_equal(again[0], passages[::-1]) and np.array_equal(again[1], questions)
+
+
+def test_from_text_alone(tmp_path, backbone, monkeypatch):
+    """Without an adapter the router is calibrated on the training text, the same each time."""
+    monkeypatch.setattr(contrastive, "load_teacher", lambda model, device: Letters())
+    monkeypatch.setenv("MSA_CACHE", str(tmp_path))
+    settings = {**SETTINGS, "teacher": 1.0, "calibration": {"layers": (0, 2), "dims": 16, "pooling": 8, "passages": 16}}
+    made = [contrastive_objective(backbone, ContrastiveConfig(**settings), [corpus()], 3) for _ in range(2)]
+    digests = [hashlib.sha256(m.start.hash().encode()).hexdigest() for m in made]
+    assert digests[0] == digests[1] and made[0].pool.teacher is not None
+    assert isinstance(made[0].lora, Lora) and {"labels", "teacher"} < set(made[0].losses(0).parts)
