@@ -6,10 +6,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from facade import opened
 from test_groups import corpus
-from tiny import tiny_adapter, tiny_backbone, tiny_lora, with_lora
 
+from facade import opened
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.errors import ConfigError
@@ -20,6 +19,7 @@ from msa_plugin.training.settings import TrainConfig
 from msa_plugin.training.teacher import teach
 from msa_plugin.training.trainer import Trainer
 from msa_plugin.types import Document
+from tiny import tiny_adapter, tiny_backbone, tiny_lora, with_lora
 
 GROUPS = GroupConfig(passages=8, seeds=2, steps=20, follow_ups=0.5, held_out=0.2)
 SETTINGS = {"rank": 4, "groups": GROUPS, "document_tokens": 64, "teacher": 0.0}

@@ -46,10 +46,12 @@ class RouteSink(Sink):
     """Collects routing queries layer by layer and ends the forward before the deepest layer's attention."""
 
     def __init__(self, router: Router, ids: Tensor, mask: Tensor) -> None:
+        """`ids` and `mask` [B, T], right padded."""
         self.router, self.ids, self.mask = router, ids, mask
         self.parts: dict[int, Tensor] = {}
 
     def on_input(self, layer: int, hidden: Tensor) -> None:
+        """Keep a routing layer's queries."""
         if layer not in self.router.config.layers:
             return
         if self.router.config.query_reduce == "pooled":
@@ -58,6 +60,7 @@ class RouteSink(Sink):
             self.parts[layer] = self.router.query_part(layer, hidden)
 
     def done_before(self, layer: int) -> bool:
+        """The last routing layer's input is the last state wanted."""
         return layer == self.router.config.layers[-1]
 
 

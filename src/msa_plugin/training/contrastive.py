@@ -22,9 +22,9 @@ from msa_plugin import prompts
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.attention import CausalRows
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.loading import cache_dir
 from msa_plugin.backbone.lora import TARGETS, Lora, Update
 from msa_plugin.backbone.router import Router, RouterLayer
-from msa_plugin.backbone.loading import cache_dir
 from msa_plugin.config import InterleaveConfig, Settings
 from msa_plugin.engine.calibrate import Calibration, CalibrationConfig
 from msa_plugin.engine.encoder import WindowSink, pad_right, plan_batches
@@ -60,7 +60,7 @@ class ContrastiveConfig(Settings):
     train_token_weights: bool = True
     groups: GroupConfig = GroupConfig()
     document_tokens: int = Field(default=128, ge=8)
-    batch_tokens: int = Field(default=4096, ge=8)
+    batch_tokens: int = Field(default=1024, ge=8)
     labels: float = Field(default=1.0, ge=0)
     teacher: float = Field(default=1.0, ge=0)
     lexical: float = Field(default=0.3, ge=0)

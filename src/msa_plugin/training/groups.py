@@ -97,7 +97,7 @@ class Pool:
                 found, wanted = (tuple(numbers[i] for i in ids) for ids in (step.found, step.wanted))
                 asks.append(Ask(place, question, found, wanted))
         if not asks:
-            raise TrainingError("none of the data sets has a question with a gold passage; routing has nothing to learn")
+            raise TrainingError("no data set has a question with a gold passage; routing has nothing to learn")
         pool = cls(texts, list(questions), asks, [c.name for c in corpora], _bm25=stemmed_bm25(texts))
         for place, ask in enumerate(asks):
             for passage in ask.wanted:

@@ -10,6 +10,7 @@ from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.config import Settings
 from msa_plugin.errors import ConfigError
+from msa_plugin.training.contrastive import ContrastiveConfig, contrastive_objective
 from msa_plugin.training.data import Corpus
 from msa_plugin.training.packed_objective import PackedConfig, packed_objective
 from msa_plugin.training.trainer import Objective
@@ -33,7 +34,10 @@ class Kind:
     build: Build
 
 
-OBJECTIVES: Mapping[str, Kind] = {"packed": Kind(PackedConfig, packed_objective)}
+OBJECTIVES: Mapping[str, Kind] = {
+    "contrastive": Kind(ContrastiveConfig, contrastive_objective),
+    "packed": Kind(PackedConfig, packed_objective),
+}
 
 
 def kind_of(name: str) -> Kind:
