@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.quantize import stored_keys
 from msa_plugin.config import RoutingConfig
 from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.routing import prefilter as module
@@ -25,20 +26,20 @@ CONFIG = RoutingConfig(
 )
 
 
-def encoded(first, count, seed=0, longest=9):
+def encoded(first, count, seed=0, longest=9, dtype=torch.float16):
     generator = torch.Generator().manual_seed(seed)
     for n in range(first, first + count):
         chunks = 1 + n % longest
-        keys = F.normalize(torch.randn(chunks, WIDTH, generator=generator), dim=1).half()
+        keys = F.normalize(torch.randn(chunks, WIDTH, generator=generator), dim=1)
         document = Document(f"d{n}", f"text {n}", metadata={"number": n})
-        yield EncodedDocument(document, 8 * chunks, {GROUP: keys}, {})
+        yield EncodedDocument(document, 8 * chunks, stored_keys({GROUP: keys}, dtype), {})
 
 
-@pytest.fixture
-def bank(tmp_path):
+@pytest.fixture(params=[torch.float16, torch.int8], ids=str)
+def bank(tmp_path, request):
     with MemoryBank.open(tmp_path / "bank", MADE_WITH) as opened:
         for part in range(3):
-            opened.commit(list(encoded(100 * part, 100, seed=part)), "default")
+            opened.commit(list(encoded(100 * part, 100, seed=part, dtype=request.param)), "default")
         opened.delete([f"d{n}" for n in range(0, 300, 7)], "default")
         yield opened
 
@@ -61,7 +62,9 @@ def assert_same(found, wanted):
     assert torch.allclose(torch.cat([f.scores for f in found]), wanted.scores, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("spec", ["faiss:Flat@candidates=10", "faiss:IVF8,Flat@nprobe=8,candidates=10"])
+@pytest.mark.parametrize(
+    "spec", ["faiss:Flat@candidates=10", "faiss:IVF8,Flat@nprobe=8,candidates=10", "coarse:all@candidates=40"]
+)
 def test_full_probing_is_the_exact_ranking(bank, spec):
     selection, (queries, mask) = bank.select("default"), asked()
     found = Prefilter.build(selection, CONFIG, spec)
@@ -107,22 +110,25 @@ def test_recall_by_hand():
     assert recall_against_exact([], []) == 1.0
 
 
-@pytest.mark.parametrize("factory", ["HNSW32", "IVF8,PQ4x4", "PCA8,IVF4,Flat"])
-def test_other_indexes_return_exact_scores_of_allowed_documents(bank, factory):
+@pytest.mark.parametrize(
+    "spec", ["faiss:HNSW32", "faiss:PQ4x4", "faiss:IVF8,PQ4x4", "faiss:PCA8,IVF4,Flat", "coarse:4"]
+)
+def test_other_indexes_return_exact_scores_of_allowed_documents(bank, spec):
     selection, (queries, mask) = bank.select("default"), asked()
     scores = exact(queries, mask, selection, selection.documents)
     known = [dict(zip(o.tolist(), s.tolist(), strict=True)) for o, s in zip(*scores, strict=True)]
-    found = Prefilter.build(selection, CONFIG, f"faiss:{factory}@candidates=40").search(queries, mask, selection, 10)
+    found = Prefilter.build(selection, CONFIG, f"{spec}@candidates=40").search(queries, mask, selection, 10)
     for one, by_ordinal in zip(found, known, strict=True):
         assert one.ordinals.shape == (1, 10)
         for ordinal, score in zip(one.ordinals[0].tolist(), one.scores[0].tolist(), strict=True):
             assert score == pytest.approx(by_ordinal[ordinal], abs=1e-6)
 
 
-def test_a_filter_at_question_time_is_respected(bank):
+@pytest.mark.parametrize("spec", ["faiss:Flat", "coarse:all"])
+def test_a_filter_at_question_time_is_respected(bank, spec):
     whole, (queries, mask) = bank.select("default"), asked()
     narrow = bank.select("default", {"number": {"$lt": 40}})
-    found = Prefilter.build(whole, CONFIG, "faiss:Flat@candidates=5")
+    found = Prefilter.build(whole, CONFIG, f"{spec}@candidates=20")
     assert_same(found.search(queries, mask, narrow, 5), exact(queries, mask, narrow, 5))
 
 
@@ -192,7 +198,21 @@ def test_spec_reads_back():
     assert PrefilterSpec.parse(str(spec)) == spec
 
 
-@pytest.mark.parametrize("text", ["", "HNSW32", "faiss:", "annoy:x", "faiss:Flat@nprobe", "faiss:Flat@candidates=0.5"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "HNSW32",
+        "faiss:",
+        "annoy:x",
+        "faiss:Flat@nprobe",
+        "coarse:",
+        "coarse:0",
+        "coarse:x",
+        "coarse:all@nprobe=3",
+        "faiss:Flat@candidates=0.5",
+    ],
+)
 def test_malformed_specs(text):
     with pytest.raises(ConfigError, match="prefilter"):
         PrefilterSpec.parse(text)

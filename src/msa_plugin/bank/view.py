@@ -43,12 +43,7 @@ class Selection:
         Raises InvalidQueryError for an unknown group and BankCorruptError for a damaged segment.
         """
         for segment, allowed in self.parts:
-            segment.check()
-            if group not in segment.keys:
-                raise InvalidQueryError(f"no key group {group!r} in this bank; there are {sorted(segment.keys)}")
-            segment.check_keys(allowed)
-            scales = segment.scales.get(group)
-            yield KeyBlock(segment.keys[group], segment.key_offsets, segment.ordinals, allowed, scales)
+            yield key_block(segment, group, allowed)
 
     def ordinals(self) -> Tensor:
         """Ordinals of all allowed documents, ascending int64 [n]."""
@@ -67,6 +62,15 @@ class Selection:
             mask = torch.isin(segment.ordinals, wanted)
             parts.append((segment, mask if allowed is None else mask & allowed))
         return _selection(parts, self.moment)
+
+
+def key_block(segment: Segment, group: str, allowed: Tensor | None) -> KeyBlock:
+    """A segment's keys for the scorer, those of the `allowed` documents checked; see `Selection.key_blocks`."""
+    segment.check()
+    if group not in segment.keys:
+        raise InvalidQueryError(f"no key group {group!r} in this bank; there are {sorted(segment.keys)}")
+    segment.check_keys(allowed)
+    return KeyBlock(segment.keys[group], segment.key_offsets, segment.ordinals, allowed, segment.scales.get(group))
 
 
 class View:

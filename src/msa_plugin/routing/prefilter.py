@@ -1,8 +1,9 @@
-"""An optional FAISS index in front of the exact router: it names candidates, exact scores rank them.
+"""An optional index in front of the exact router: it names candidates, exact scores rank them.
 
-The index holds the collapsed routing keys of a shared selection and answers with the largest inner products, so with an
-exhaustive index the ranking is the exact one; any other index may miss documents, and how many it misses is measured
-against the exact search (`Prefilter.recall_against_exact`), never assumed.
+FAISS's (`faiss_index`), or a coarse pass over all chunks in a few bytes each (`coarse`). The index holds the collapsed
+routing keys of a shared selection and answers with the largest inner products, so with an exhaustive index the ranking
+is the exact one; any other index may miss documents, and how many it misses is measured against the exact search
+(`Prefilter.recall_against_exact`), never assumed.
 Shape legend: B rows, T question tokens, H heads, D head dim, W routing-key width, C chunks, N documents.
 """
 
@@ -10,11 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -23,10 +23,11 @@ from torch import Tensor
 
 from msa_kernels import collapse_heads
 from msa_plugin.bank.segment import Segment
-from msa_plugin.bank.view import Selection
+from msa_plugin.bank.view import Selection, key_block
 from msa_plugin.config import RoutingConfig
 from msa_plugin.errors import ConfigError
-from msa_plugin.routing.faiss_library import faiss_threads, load_faiss
+from msa_plugin.routing.coarse import EVERYTHING, CoarseIndex
+from msa_plugin.routing.faiss_index import FaissIndex
 from msa_plugin.routing.queries import key_width, voters
 from msa_plugin.routing.scorer import TILE_CHUNKS, TILE_TOKENS, RoutedDocuments, route
 from msa_plugin.types import Fingerprint, KeyBlock
@@ -34,28 +35,36 @@ from msa_plugin.types import Fingerprint, KeyBlock
 GROUP = "shared"
 TRAIN_CHUNKS = 1 << 17
 ADD_CHUNKS = 1 << 14
-_DEFAULTS = {"nprobe": 16.0, "efSearch": 128.0}
-_SYNTAX = "faiss:FACTORY[@name=number,...], such as faiss:HNSW32 or faiss:IVF256,Flat@nprobe=32,candidates=200"
-logger = logging.getLogger(__name__)
+KINDS = ("faiss", "coarse")
+_SYNTAX = (
+    "faiss:FACTORY[@name=number,...], such as faiss:HNSW32 or faiss:IVF256,Flat@nprobe=32,candidates=200, or "
+    f"coarse:NUMBERS[@candidates=number], such as coarse:{EVERYTHING} or coarse:128"
+)
+Index: TypeAlias = FaissIndex | CoarseIndex
 
 
 @dataclass(frozen=True)
 class PrefilterSpec:
-    """Which index: a `faiss.index_factory` string, documents handed to exact scoring, and FAISS search parameters."""
+    """Which index, and how many documents are handed to exact scoring.
+
+    `factory` is a `faiss.index_factory` string, with FAISS search `parameters`, or, of kind `coarse`, how many leading
+    numbers of each layer's key are read (`all`: int8 of all of them).
+    """
 
     factory: str
     candidates: int = 128
     parameters: Mapping[str, float] = field(default_factory=dict)
+    kind: str = "faiss"
 
     @classmethod
     def parse(cls, text: str) -> PrefilterSpec:
-        """Read `faiss:FACTORY[@name=number,...]`; `candidates` is ours, every other name FAISS's own.
+        """Read `KIND:FACTORY[@name=number,...]`; `candidates` is ours, every other name FAISS's own.
 
         Raises ConfigError for anything else.
         """
         kind, _, rest = text.partition(":")
         factory, _, options = rest.partition("@")
-        if kind != "faiss" or not factory.strip():
+        if kind not in KINDS or not factory.strip():
             raise ConfigError(f"a prefilter is {_SYNTAX}; not {text!r}")
         given: dict[str, float] = {}
         for option in filter(None, options.split(",")):
@@ -67,24 +76,29 @@ class PrefilterSpec:
         candidates = given.pop("candidates", cls.candidates)
         if candidates < 1 or candidates != int(candidates):
             raise ConfigError(f"a prefilter's candidates are a whole number of at least 1, not {candidates:g}")
-        return cls(factory.strip(), int(candidates), given)
+        return cls(factory.strip(), int(candidates), given, kind)._checked(text)
 
     def __str__(self) -> str:
         """The text that `parse` reads."""
         options = {"candidates": float(self.candidates), **self.parameters}
-        return f"faiss:{self.factory}@" + ",".join(f"{name}={value:g}" for name, value in options.items())
+        return f"{self.kind}:{self.factory}@" + ",".join(f"{name}={value:g}" for name, value in options.items())
+
+    def _checked(self, text: str) -> PrefilterSpec:
+        numbers = self.factory == EVERYTHING or (self.factory.isdecimal() and int(self.factory) > 0)
+        if self.kind == "coarse" and (not numbers or self.parameters):
+            raise ConfigError(f"a prefilter is {_SYNTAX}; not {text!r}")
+        return self
 
 
 class Prefilter:
     """An index over the documents of one selection. Documents that it does not cover are always scored exactly."""
 
-    def __init__(self, index: Any, selection: Selection, config: RoutingConfig, spec: PrefilterSpec) -> None:
+    def __init__(self, index: Index, selection: Selection, config: RoutingConfig, spec: PrefilterSpec) -> None:
         """Use `build` or `open`."""
         self.index, self.config, self.spec = index, config, spec
         self._owners = np.concatenate([_owners(*part) for part in selection.parts])
         self.documents = selection.documents
         self._covered = {segment.record.uuid: allowed for segment, allowed in selection.parts}
-        self._set_parameters()
 
     @classmethod
     def build(cls, selection: Selection, config: RoutingConfig, spec: PrefilterSpec | str) -> Prefilter:
@@ -96,15 +110,12 @@ class Prefilter:
         """
         spec = PrefilterSpec.parse(spec) if isinstance(spec, str) else spec
         _check(selection, config)
-        faiss = load_faiss()
-        try:
-            index = faiss.index_factory(key_width(config), spec.factory, faiss.METRIC_INNER_PRODUCT)
-            if not index.is_trained:
-                index.train(_sample(selection))
-            for keys in _key_panels(selection):
-                index.add(keys)
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"FAISS cannot build {spec.factory!r} over these keys: {_reason(error)}") from error
+        width, panels = key_width(config), _key_panels(selection)
+        index: Index
+        if spec.kind == "coarse":
+            index = CoarseIndex.build(spec.factory, width, width // config.key_width, panels)
+        else:
+            index = FaissIndex.build(spec.factory, spec.parameters, width, lambda: _sample(selection), panels)
         return cls(index, selection, config, spec)
 
     @classmethod
@@ -122,21 +133,22 @@ class Prefilter:
         """
         spec = PrefilterSpec.parse(spec) if isinstance(spec, str) else spec
         _check(selection, config)
-        path = folder / f"prefilter-{_key(made_with, selection, spec.factory)}.faiss"
-        index = _read(path, selection, key_width(config))
+        suffix = CoarseIndex.suffix if spec.kind == "coarse" else FaissIndex.suffix
+        path = folder / f"prefilter-{_key(made_with, selection, spec.factory)}{suffix}"
+        index = _read(path, selection, config, spec)
         if index is not None:
             return cls(index, selection, config, spec)
         built = cls.build(selection, config, spec)
         folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        load_faiss().write_index(built.index, str(temporary))
+        built.index.save(temporary)
         temporary.replace(path)
         return built
 
     @property
     def bytes(self) -> int:
         """Memory of the index and of the table that leads from its chunks to documents."""
-        return int(load_faiss().serialize_index(self.index).nbytes) + self._owners.nbytes
+        return self.index.bytes + self._owners.nbytes
 
     def candidates(self, queries: Tensor, n: int, *, votes: Tensor | None = None) -> list[list[int]]:
         """Ordinals of about the `n` best indexed documents of each question, best first by the index's own scores.
@@ -189,17 +201,18 @@ class Prefilter:
         """Search deeper until every vector has named `n` documents: then none of the n best can be missing."""
         total = len(self._owners)
         n = min(n, self.documents if admitted is None else len(admitted))
-        depth = min(total, 2 * n)
+        # A coarse pass reads everything however deep it looks: once is enough for documents of usual length.
+        chunks_each = -(-total // self.documents) if self.spec.kind == "coarse" else 1
+        depth = min(total, 2 * n * chunks_each)
         if depth == 0:
             return []
-        with faiss_threads():
-            while True:
-                scores, chunks = self.index.search(vectors, depth)
-                named = [self._named(s, c, admitted) for s, c in zip(scores, chunks, strict=True)]
-                exhausted = depth == total or bool((chunks < 0).any())
-                if exhausted or all(len(set(owners.tolist())) >= n for _, owners in named):
-                    break
-                depth = min(total, 2 * depth)
+        while True:
+            scores, chunks = self.index.search(vectors, depth)
+            named = [self._named(s, c, admitted) for s, c in zip(scores, chunks, strict=True)]
+            exhausted = depth == total or bool((chunks < 0).any())
+            if exhausted or all(len(set(owners.tolist())) >= n for _, owners in named):
+                break
+            depth = min(total, 2 * depth)
         best: dict[int, float] = {}
         for values, owners in named:
             for value, owner in zip(values.tolist(), owners.tolist(), strict=True):
@@ -232,21 +245,15 @@ class Prefilter:
         """
         wanted = torch.tensor(sorted(ordinals), dtype=torch.int64)
         for segment, allowed in selection.parts:
-            segment.check()
             if segment.record.uuid not in self._covered or not _within(allowed, self._covered[segment.record.uuid]):
-                yield KeyBlock(segment.keys[GROUP], segment.key_offsets, segment.ordinals, allowed)
+                yield key_block(segment, GROUP, allowed)
                 continue
-            mask = torch.isin(segment.ordinals, wanted)
-            positions = (mask if allowed is None else mask & allowed).nonzero()[:, 0].tolist()
-            if positions:
+            segment.check()
+            at = torch.searchsorted(segment.ordinals, wanted).clamp(max=segment.record.documents - 1)
+            here = segment.ordinals[at] == wanted
+            here = here if allowed is None else here & allowed[at]
+            if positions := at[here].tolist():
                 yield _gathered(segment, positions)
-
-    def _set_parameters(self) -> None:
-        given = self.spec.parameters
-        for name, value in {**_DEFAULTS, **given}.items():
-            refused = _refused(self.index, name, value)
-            if refused and name in given:  # a default may be another kind of index's
-                raise ConfigError(f"{self.spec.factory} has no search parameter {name}={value:g}: {refused}")
 
 
 def recall_against_exact(exact: Sequence[Sequence[Hashable]], found: Sequence[Sequence[Hashable]]) -> float:
@@ -265,20 +272,6 @@ def _check(selection: Selection, config: RoutingConfig) -> None:
         raise ConfigError("there is no document to build a prefilter over; add documents first")
 
 
-def _refused(index: Any, name: str, value: float) -> str:
-    """Set a search parameter; why FAISS refused, or nothing."""
-    try:
-        load_faiss().ParameterSpace().set_index_parameter(index, name, value)
-    except RuntimeError as error:
-        return _reason(error)
-    return ""
-
-
-def _reason(error: BaseException) -> str:
-    """FAISS's own words without the C++ frame in front of them."""
-    return (str(error) or type(error).__name__).splitlines()[-1].removeprefix("Error: ")
-
-
 def _chunk_mask(segment: Segment, allowed: Tensor) -> Tensor:
     return torch.repeat_interleave(allowed, segment.key_offsets.diff())
 
@@ -294,10 +287,12 @@ def _key_panels(selection: Selection) -> Iterator[NDArray[np.float32]]:
     for block, (segment, allowed) in zip(selection.key_blocks(GROUP), selection.parts, strict=True):
         kept = None if allowed is None else _chunk_mask(segment, allowed)
         for start in range(0, block.keys.shape[0], ADD_CHUNKS):
-            keys = block.keys[start : start + ADD_CHUNKS]
-            part = keys if kept is None else keys[kept[start : start + ADD_CHUNKS]]
+            rows = slice(start, start + ADD_CHUNKS)
+            keys = block.keys[rows].float()
+            keys = keys if block.scales is None else keys * block.scales[rows, None]
+            part = keys if kept is None else keys[kept[rows]]
             if part.shape[0]:
-                yield part.float().numpy()
+                yield part.numpy()
 
 
 def _sample(selection: Selection, seed: int = 0) -> NDArray[np.float32]:
@@ -315,8 +310,10 @@ def _sample(selection: Selection, seed: int = 0) -> NDArray[np.float32]:
 def _gathered(segment: Segment, positions: Sequence[int]) -> KeyBlock:
     """The documents at `positions`, copied side by side into one small block."""
     rows = [segment.key_rows(position, GROUP) for position in positions]
+    found = [segment.scale_rows(position, GROUP) for position in positions]
+    scales = [part for part in found if part is not None]
     offsets = torch.tensor([0, *(len(r) for r in rows)]).cumsum(0)
-    return KeyBlock(torch.cat(rows), offsets, segment.ordinals[positions], None)
+    return KeyBlock(torch.cat(rows), offsets, segment.ordinals[positions], None, torch.cat(scales) if scales else None)
 
 
 def _collapsed(queries: Tensor, config: RoutingConfig) -> Tensor:
@@ -347,14 +344,15 @@ def _key(made_with: Fingerprint, selection: Selection, factory: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(path: Path, selection: Selection, width: int) -> Any:
+def _read(path: Path, selection: Selection, config: RoutingConfig, spec: PrefilterSpec) -> Index | None:
     """A saved index that fits, or None."""
     if not path.exists():
         return None
-    try:
-        index = load_faiss().read_index(str(path))
-    except RuntimeError as error:
-        logger.warning("%s cannot be read (%s); building it again", path, _reason(error))
-        return None
+    width = key_width(config)
+    index: Index | None
+    if spec.kind == "coarse":
+        index = CoarseIndex.read(path, spec.factory, width, width // config.key_width)
+    else:
+        index = FaissIndex.read(path, spec.factory, spec.parameters, width)
     chunks = sum(len(_owners(*part)) for part in selection.parts)
-    return index if (index.d, index.ntotal) == (width, chunks) else None
+    return index if index is not None and index.ntotal == chunks else None
