@@ -12,7 +12,7 @@ from msa_plugin.bench.base import Cost, System, Workspace
 from msa_plugin.bench.growth import NAMESPACE
 from msa_plugin.bench.systems import Options
 from msa_plugin.errors import ConfigError
-from msa_plugin.routing.prefilter import Prefilter, recall_against_exact
+from msa_plugin.routing.prefilter import Prefilter, apart, recall_against_exact
 
 READING = ("gather", "prefill", "decode")
 # Searching an index is what routing is for a memory; one name lets a table put them side by side.
@@ -39,14 +39,14 @@ class Contestant:
     """One system ready to be asked, whose `ask` says where the time went."""
 
     def __init__(self, name: str, workspace: Workspace, create: Create, *, hops: int, per_round: int) -> None:
-        """`hops` rounds may find `per_round` passages each. `name` may end in `+faiss:...`: MSA behind that index.
+        """`hops` rounds may find `per_round` passages each. `name` may end in a prefilter, such as `+faiss:...`.
 
         Raises what `create` raises, and ConfigError for a system that does not search.
         """
         self.name, self.workspace, self.hops, self.per_round = name, workspace, hops, per_round
         self.msa = name.startswith("msa")
-        plain, _, index = name.partition("+faiss:")
-        self.prefilter = f"faiss:{index}" if self.msa and index else None
+        plain, spec = apart(name)
+        self.prefilter = spec if self.msa else None
         self.system = create(plain, workspace, Options(rounds=hops, per_round=per_round))
         if not self.msa and not isinstance(self.system, System):
             raise ConfigError(f"{name} does not search; times are compared between systems that do")

@@ -24,7 +24,7 @@ from msa_plugin.bench.store import Results
 from msa_plugin.bench.timing import percentiles, reason
 from msa_plugin.errors import ConfigError, MSAError
 from msa_plugin.memory import LatentMemory
-from msa_plugin.routing.prefilter import PrefilterSpec, recall_against_exact
+from msa_plugin.routing.prefilter import PrefilterSpec, apart, recall_against_exact
 from msa_plugin.types import Document
 
 PART = "scale"
@@ -72,8 +72,8 @@ class Settings:
         """Name in the results, name in the registry, and prefilter."""
         found: list[tuple[str, str, str | None]] = []
         for name in self.systems:
-            plain, _, index = name.partition("+faiss:")
-            spec = str(PrefilterSpec.parse(f"faiss:{index}")) if index else None
+            plain, given = apart(name)
+            spec = None if given is None else str(PrefilterSpec.parse(given))
             found.append((f"{plain}+{spec}" if spec else name, plain, spec))
         if self.prefilter is not None:
             spec = str(PrefilterSpec.parse(self.prefilter))

@@ -21,7 +21,9 @@ from msa_plugin.errors import ConfigError
 
 BASE = "msa"  # what other systems are tested against
 ADAPTIVE = "adaptive"
-_PREFILTER = re.compile(r"\+faiss:[^+~,)]*")  # in the name of a system: candidates come from an approximate index
+_PREFILTER = re.compile(
+    r"\+(?:faiss|coarse):[^+~,)]*"
+)  # in the name of a system: candidates come from an approximate index
 EXACT = "exact_recall@10"  # what that costs: how many of the exact search's ten best it still finds
 EXACT_READ = "exact_read"  # and for answers: the share of what is read behind exact search that is read here too
 PARTS = ("retrieval", "qa")

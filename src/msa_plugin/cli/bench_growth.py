@@ -39,7 +39,7 @@ Budget = Annotated[
     typer.Option(help="Minutes to ask in all, without indexing; fewer questions are asked, evenly.", min=0.01),
 ]
 Prefilter = Annotated[
-    str | None, typer.Option(help="Also measure MSA behind this index, e.g. faiss:HNSW32@candidates=200.")
+    str | None, typer.Option(help="Also measure MSA behind this index, e.g. faiss:HNSW32@candidates=200 or coarse:128.")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget earlier results of this part in OUT.")]
 NEW_TOKENS = 32

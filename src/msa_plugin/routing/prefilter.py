@@ -90,6 +90,15 @@ class PrefilterSpec:
         return self
 
 
+def apart(name: str) -> tuple[str, str | None]:
+    """A system's name such as `msa+coarse:128` without its prefilter, and that prefilter; None where it has none."""
+    for kind in KINDS:
+        plain, _, rest = name.partition(f"+{kind}:")
+        if rest:
+            return plain, f"{kind}:{rest}"
+    return name, None
+
+
 class Prefilter:
     """An index over the documents of one selection. Documents that it does not cover are always scored exactly."""
 

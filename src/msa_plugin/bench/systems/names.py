@@ -1,7 +1,7 @@
 """Names of systems as the command line gives them, read into a tree and checked before anything is loaded.
 
     name     = kind [":" argument] {suffix}
-    suffix   = "+rerank" ["@" depth] [":" cross-encoder]   |   "+faiss:" index
+    suffix   = "+rerank" ["@" depth] [":" cross-encoder]   |   "+faiss:" index   |   "+coarse:" numbers
 
 What belongs together goes in parentheses: `iterative:(dense+rerank)` reranks in every round, `iterative:dense+rerank`
 only at the end. A fusion's members are separated by "~" or, where the name stands alone, by commas.
@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from msa_plugin.errors import ConfigError
-from msa_plugin.routing.prefilter import PrefilterSpec
+from msa_plugin.routing.prefilter import KINDS, PrefilterSpec
 
 NAMES = {
-    "msa": "MSA, one round of routing; answers from its adaptive choice of what to read (+faiss:INDEX prefilters)",
-    "msa-interleave": "MSA with rounds of Memory Interleave (+faiss:INDEX prefilters)",
+    "msa": "MSA, one round of routing; answers from what it chooses to read (+faiss:... or +coarse:... prefilters)",
+    "msa-interleave": "MSA with rounds of Memory Interleave (+faiss:... or +coarse:... prefilters)",
     "bm25": "BM25 (bm25s) with English stemming and stop words",
     "dense": "a sentence-transformers model, by default all-MiniLM-L6-v2, and exact FAISS search: dense[:MODEL]",
     "dense-same-backbone": "the backbone's own last hidden states, mean pooled, and exact FAISS search",
@@ -35,7 +35,7 @@ SUFFIXES = {
 }
 _ROUNDS = ("iterative", "decompose")
 _ANSWER_ONLY = ("full-context", "closed-book")
-_SUFFIX = re.compile(r"\+(?=(?:rerank|faiss)(?:[:@+]|$))")
+_SUFFIX = re.compile(r"\+(?=(?:rerank|faiss|coarse)(?:[:@+]|$))")
 _RERANK = re.compile(r"rerank(?:@(?P<depth>\d+))?(?::(?P<model>.+))?")
 
 
@@ -111,7 +111,7 @@ def _bases(kind: str, argument: str, name: str) -> Iterator[Parsed]:
 
 
 def _with_suffix(parsed: Parsed, suffix: str, name: str) -> Parsed:
-    if suffix.startswith("faiss"):
+    if suffix.startswith(KINDS):
         if parsed.kind not in ("msa", "msa-interleave") or parsed.reranks or parsed.prefilter:
             raise ConfigError(f"one prefilter directly behind msa or msa-interleave, not as in {name!r}")
         return Parsed(parsed.kind, prefilter=str(PrefilterSpec.parse(suffix)))
