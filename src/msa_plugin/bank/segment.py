@@ -266,6 +266,16 @@ class Segment:
         """Scales [C] of int8 keys, None beside others; else as `key_rows`."""
         return self._rows_of(self.scales[group], position) if group in self.scales else None
 
+    def gathered(self, positions: Sequence[int], group: str) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Keys [C, W], scales [C] and chunk counts [n] of the documents at `positions`, side by side; as `key_rows`."""
+        at = torch.tensor(positions, dtype=torch.int64)
+        self._check_rows(self._key_rows, at)
+        starts, ends = self.key_offsets[at], self.key_offsets[at + 1]
+        spans = [slice(*span) for span in zip(starts.tolist(), ends.tolist(), strict=True)]
+        scales = self.scales.get(group)
+        keys = torch.cat([self.keys[group][span] for span in spans])
+        return keys, None if scales is None else torch.cat([scales[span] for span in spans]), ends - starts
+
     def _rows_of(self, keys: Tensor, position: int) -> Tensor:
         self._check_rows(self._key_rows, torch.tensor([position]))
         return keys[int(self.key_offsets[position]) : int(self.key_offsets[position + 1])]

@@ -250,9 +250,11 @@ class Prefilter:
     def _blocks(self, selection: Selection, ordinals: Sequence[int]) -> Iterator[KeyBlock]:
         """The candidates' keys gathered, and whole segments where the index does not know all allowed documents.
 
-        Masking the candidates in the segments would have the scorer walk masks as long as the segments.
+        Masking the candidates in the segments would have the scorer walk masks as long as the segments; a block for
+        each segment would have it multiply a panel for each.
         """
         wanted = torch.tensor(sorted(ordinals), dtype=torch.int64)
+        found: list[tuple[Segment, list[int]]] = []
         for segment, allowed in selection.parts:
             if segment.record.uuid not in self._covered or not _within(allowed, self._covered[segment.record.uuid]):
                 yield key_block(segment, GROUP, allowed)
@@ -262,7 +264,9 @@ class Prefilter:
             here = segment.ordinals[at] == wanted
             here = here if allowed is None else here & allowed[at]
             if positions := at[here].tolist():
-                yield _gathered(segment, positions)
+                found.append((segment, positions))
+        for dtype in {segment.keys[GROUP].dtype for segment, _ in found}:
+            yield _gathered([part for part in found if part[0].keys[GROUP].dtype == dtype])
 
 
 def recall_against_exact(exact: Sequence[Sequence[Hashable]], found: Sequence[Sequence[Hashable]]) -> float:
@@ -316,13 +320,12 @@ def _sample(selection: Selection, seed: int = 0) -> NDArray[np.float32]:
     return np.concatenate(taken)
 
 
-def _gathered(segment: Segment, positions: Sequence[int]) -> KeyBlock:
-    """The documents at `positions`, copied side by side into one small block."""
-    rows = [segment.key_rows(position, GROUP) for position in positions]
-    found = [segment.scale_rows(position, GROUP) for position in positions]
-    scales = [part for part in found if part is not None]
-    offsets = torch.tensor([0, *(len(r) for r in rows)]).cumsum(0)
-    return KeyBlock(torch.cat(rows), offsets, segment.ordinals[positions], None, torch.cat(scales) if scales else None)
+def _gathered(found: Sequence[tuple[Segment, list[int]]]) -> KeyBlock:
+    """The documents at these positions of segments, copied side by side into one small block."""
+    keys, scales, counts = zip(*(segment.gathered(positions, GROUP) for segment, positions in found), strict=True)
+    offsets = torch.cat((torch.zeros(1, dtype=torch.int64), *counts)).cumsum(0)
+    ordinals = torch.cat([segment.ordinals[positions] for segment, positions in found])
+    return KeyBlock(torch.cat(keys), offsets, ordinals, None, None if scales[0] is None else torch.cat(scales))
 
 
 def _collapsed(queries: Tensor, config: RoutingConfig) -> Tensor:

@@ -1,0 +1,109 @@
+"""Routing at scale, small: real searches over small synthetic banks, with what must be equal between backends."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bench import scale_routing as bench
+from msa_plugin.bench.datasets import sample_dataset
+from msa_plugin.bench.scale_sample import CHUNKS_PER_DOCUMENT, Shape, build, encoded_sample, reference_shape
+from msa_plugin.errors import ConfigError
+from msa_plugin.types import Fingerprint
+from tiny import tiny_adapter, tiny_backbone
+
+TOKENS = 8 * CHUNKS_PER_DOCUMENT * 20  # twenty documents of the tiny adapter's chunks of 8 tokens
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    backbone = tiny_backbone()
+    return backbone, tiny_adapter(backbone)
+
+
+@pytest.fixture(scope="module")
+def sample(tiny):
+    return encoded_sample(*tiny, sample_dataset(), passages=6, questions=4)
+
+
+def test_every_backend_is_measured_and_exact_ones_agree(tiny, tmp_path):
+    plan = bench.Plan(tokens=(TOKENS,), backends=("torch", "int8", "coarse:all"), questions=4, passages=6)
+    rows = list(bench.run(*tiny, sample_dataset(), tmp_path, plan))
+    drawn = [row for row in rows if "noise" in row["keys_from"]]
+    default = {row["backend"]: row for row in drawn if row["shape"] == "default"}
+    real = {row["backend"]: row for row in rows if row not in drawn}
+    assert set(real) == set(default) and real["coarse:all"]["recall@10"] == 1.0, "six documents are all candidates"
+    assert set(default) == {"build float16", "build int8", "torch", "int8", "coarse:all", "facade"}
+    assert all(row["chunks"] == 640 and row["seconds"] > 0 for row in default.values())
+    width = default["torch"]["width"]
+    assert default["torch"]["bytes_needed"] == default["torch"]["bytes_read"] == 640 * width * 2
+    assert default["int8"]["bytes_needed"] == 640 * (width + 4)
+    assert default["torch"]["recall@10"] == 1.0 and default["int8"]["recall@10"] >= 0.8
+    assert default["coarse:all"]["recall@10"] == 1.0, "128 candidates are all there are"
+    reference = {row["backend"]: row for row in rows if row["shape"] == "msa-4b layer"}
+    assert set(reference) == {"build float16", "build int8", "torch", "int8"}, "no shared selection, no prefilter"
+    assert reference["torch"]["width"] == 1024 and reference["torch"]["searches"] == 18
+    assert not list(tmp_path.iterdir()), "banks do not pile up"
+    text = bench.table(rows)
+    assert len(text.splitlines()) == len(rows) + 1 and "coarse:all" in text
+
+
+def test_both_precisions_hold_the_same_keys(sample, tiny, tmp_path):
+    shape = Shape("default", tiny[1].config.routing, sample, 1)
+    made, keys = Fingerprint("b", "t", "a", "r", "none", "k", "x", 128), {}
+    for dtype in (torch.float32, torch.int8):
+        path = tmp_path / str(dtype)
+        assert build(path, made, shape, TOKENS, dtype, seed=3) == 640
+        with MemoryBank.open(path, made) as bank:
+            stats = bank.stats("default")
+            assert (stats.documents, stats.chunks, stats.tokens) == (20, 640, TOKENS)
+            keys[dtype] = torch.cat(bank.key_rows(bank.select("default").ordinals().tolist(), shape.group))
+    assert torch.allclose(keys[torch.float32], keys[torch.int8], atol=float(keys[torch.float32].abs().max()) / 127)
+    length = sample.keys.norm(dim=1)[:1]
+    assert torch.allclose(keys[torch.float32].norm(dim=1), length.expand(640), atol=1e-5), "as long as real keys"
+    assert keys[torch.float32].unique(dim=0).shape[0] == 640, "noise makes every chunk another"
+
+
+def test_synthetic_documents_stay_near_the_real_one_they_come_from(sample, tiny, tmp_path):
+    shape, made = Shape("default", tiny[1].config.routing, sample, 1), Fingerprint(*"btarnkx", 128)
+    build(tmp_path, made, shape, TOKENS, torch.float32, seed=4)
+    with MemoryBank.open(tmp_path, made) as bank:
+        for rows in bank.key_rows([1, 7, 20], shape.group):
+            nearest = (rows @ sample.keys.T).argmax(1)
+            owner = torch.searchsorted(sample.offsets, nearest, right=True)
+            assert int(owner.mode().values) == int(owner.float().median()), "most chunks agree on where they come from"
+            assert (owner == owner.mode().values).float().mean() > 0.5
+
+
+def test_the_reference_shape_keeps_products(sample):
+    shape = reference_shape(sample, tokens=3)
+    assert shape.sample.keys.shape[1] == 1024 and shape.sample.questions.shape[1:] == (3, 1024)
+    assert torch.allclose(shape.sample.keys @ shape.sample.keys.T, sample.keys @ sample.keys.T, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"tokens": (0,)}, {"tokens": ()}, {"questions": 0}, {"backends": ("gpu",)}, {"backends": ("coarse:x",)}]
+)
+def test_what_cannot_be_measured(wrong):
+    with pytest.raises(ConfigError):
+        bench.Plan(**wrong)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_triton_needs_a_gpu():
+    with pytest.raises(ConfigError, match="CUDA"):
+        bench.Plan(backends=("triton",))
+
+
+def test_sizes_are_read_as_people_write_them():
+    assert bench.sizes("1e5, 2000000") == (100_000, 2_000_000)
+    with pytest.raises(ConfigError, match="1e5"):
+        bench.sizes("many")
+
+
+def test_a_per_layer_adapter_is_refused(tiny):
+    from facade import PER_LAYER
+
+    with pytest.raises(ConfigError, match="shared selection"):
+        encoded_sample(tiny[0], tiny_adapter(tiny[0], **PER_LAYER), sample_dataset(), 2, 2)
