@@ -18,6 +18,7 @@ from msa_plugin.errors import (
     UnknownDocumentError,
 )
 from msa_plugin.types import Document, EncodedDocument, content_hash
+from tiny import tiny_adapter
 
 
 @pytest.mark.parametrize(
@@ -364,3 +365,19 @@ def test_int8_routing_keys_halve_the_keys_and_find_the_same(tmp_path, backbone, 
         assert one[0][1] == pytest.approx(other[0][1], abs=0.02)
     with pytest.raises(FingerprintMismatchError, match="keys int8"):
         opened(tmp_path / "int8", backbone, adapter)
+
+
+@pytest.mark.parametrize("reading", ["kv", "latent"])
+def test_content_in_eight_bits_halves_it_or_more_and_is_read(tmp_path, backbone, reading):
+    adapter, sizes, answers = tiny_adapter(backbone, read_latent=True), {}, {}
+    for dtype in ("auto", "float8_e4m3fn"):
+        long = {"id": "long", "text": " ".join(about(t) for t in TOPICS)}
+        with opened(tmp_path / dtype, backbone, adapter, reading=reading, content_dtype=dtype, window=128) as memory:
+            memory.add([*topics(), long])
+            answers[dtype] = memory.ask("the glacier", max_new_tokens=4)
+            sizes[dtype] = memory.engine.bank.latents(1).content[0 if reading == "kv" else 2].nbytes
+    assert sizes["float8_e4m3fn"] * backbone.dtype.itemsize == sizes["auto"]
+    assert [s.id for s in answers["auto"].sources] == [s.id for s in answers["float8_e4m3fn"].sources]
+    assert answers["float8_e4m3fn"].trace.new_tokens > 0
+    with pytest.raises(FingerprintMismatchError, match="content float8_e4m3fn"):
+        opened(tmp_path / "float8_e4m3fn", backbone, adapter, reading=reading, window=128)

@@ -24,6 +24,7 @@ from msa_plugin.bank.faults import reached
 from msa_plugin.bank.intake import check_documents, check_namespace
 from msa_plugin.bank.lock import WriterLock
 from msa_plugin.bank.moments import Moments
+from msa_plugin.bank.quantize import read_content
 from msa_plugin.bank.schema import create_bank
 from msa_plugin.bank.segment import Segment, orphans, write_segment
 from msa_plugin.bank.verify import verify_bank
@@ -174,15 +175,15 @@ class MemoryBank:
         places = self._places(ordinals)
         if any(group not in segment.keys for segment, _ in places):
             raise InvalidQueryError(f"no key group {group!r} in this bank; there are {sorted(places[0][0].keys)}")
-        return [_numbers(segment, position, group) for segment, position in places]
+        return [segment.key_numbers(position, group) for segment, position in places]
 
     def content(self, ordinals: Sequence[int], layer: int) -> list[Tensor]:
-        """Content [C_i', 2, KV, D] of each document, sliced from the map. Raises BankError, InvalidQueryError."""
+        """Content [C_i', 2, KV, D] of each document (float8: as bfloat16). Raises BankError, InvalidQueryError."""
         places = self._places(ordinals)
         if any(layer not in segment.content for segment, _ in places):
             kept = sorted({kept for segment, _ in places for kept in segment.content})
             raise InvalidQueryError(f"no content of layer {layer} in this bank; there is: {kept or 'none'}")
-        return [segment.content_rows(position, layer) for segment, position in places]
+        return [read_content(segment.content_rows(position, layer)) for segment, position in places]
 
     def latents(self, ordinal: int) -> EncodedDocument:
         """A document with everything kept of it, ready to be committed again (under new metadata, say)."""
@@ -393,8 +394,3 @@ class MemoryBank:
                 for folder in left:
                     shutil.rmtree(folder, ignore_errors=True)
                     reached("sweep.removed")
-
-
-def _numbers(segment: Segment, position: int, group: str) -> Tensor:
-    keys, scales = segment.key_rows(position, group), segment.scale_rows(position, group)
-    return keys if scales is None else keys * scales[:, None]

@@ -1,4 +1,4 @@
-"""Numbers in eight bits: routing keys as int8 with a scale for each chunk, symmetric around zero.
+"""Numbers in eight bits: routing keys as int8 with a scale for each chunk, symmetric around zero; content as float8.
 
 A key x [W] is stored as round(x / s) with s = max|x| / 127, so every number is off by at most s / 2. Its score is the
 product with the stored integers times s: nothing has to be turned back first.
@@ -32,6 +32,19 @@ def quantized(keys: Tensor) -> tuple[Tensor, Tensor]:
     scales = numbers.abs().amax(1, keepdim=True) / _LARGEST
     scales = torch.where(scales > 0, scales, 1.0)  # also where a key is so small that its scale is zero
     return (numbers / scales).round().clamp(-_LARGEST, _LARGEST).to(torch.int8), scales
+
+
+def stored_content(content: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Content K, V as the bank keeps it: as it is (None), or in an 8-bit floating type, cut to what that can hold."""
+    if dtype is None:
+        return content
+    largest = torch.finfo(dtype).max
+    return content.clamp(-largest, largest).to(dtype)  # without the clamp larger numbers would become NaN
+
+
+def read_content(stored: Tensor) -> Tensor:
+    """The same as numbers that can be computed with: 8-bit floating types become bfloat16, which holds all of them."""
+    return stored.to(torch.bfloat16) if stored.is_floating_point() and stored.element_size() == 1 else stored
 
 
 def stored_keys(keys: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -43,6 +43,7 @@ DTYPES = {
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
     torch.int8: "I8",
     torch.uint8: "U8",
 }
@@ -262,9 +263,10 @@ class Segment:
         """Routing keys [C, W] of the document at `position`; call `check` first. Raises BankCorruptError."""
         return self._rows_of(self.keys[group], position)
 
-    def scale_rows(self, position: int, group: str) -> Tensor | None:
-        """Scales [C] of int8 keys, None beside others; else as `key_rows`."""
-        return self._rows_of(self.scales[group], position) if group in self.scales else None
+    def key_numbers(self, position: int, group: str) -> Tensor:
+        """As `key_rows`, int8 keys as the float32 numbers that they stand for."""
+        keys = self.key_rows(position, group)
+        return keys * self._rows_of(self.scales[group], position)[:, None] if group in self.scales else keys
 
     def gathered(self, positions: Sequence[int], group: str) -> tuple[Tensor, Tensor | None, Tensor]:
         """Keys [C, W], scales [C] and chunk counts [n] of the documents at `positions`, side by side; as `key_rows`."""

@@ -18,7 +18,7 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.positions import WindowLayout
 from msa_plugin.backbone.router import Router
-from msa_plugin.bank.quantize import stored_keys
+from msa_plugin.bank.quantize import stored_content, stored_keys
 from msa_plugin.cancellation import check_cancelled
 from msa_plugin.config import ContentConfig
 from msa_plugin.engine.numbering import Numbering
@@ -86,14 +86,15 @@ class WindowSink(Sink):
         """Stop once the deepest layer's K and V are pooled: its output would be read by nobody."""
         return layer == self.deepest
 
-    def latents(self, keys_dtype: torch.dtype) -> list[Latents]:
-        """One `Latents` a row, on the CPU, keys in `keys_dtype`."""
+    def latents(self, keys_dtype: torch.dtype, content_dtype: torch.dtype | None = None) -> list[Latents]:
+        """One `Latents` a row, on the CPU, keys in `keys_dtype`, content in `content_dtype` (None: as computed)."""
         split_keys = {
             name: keys.cpu().split_with_sizes(self.key_chunks.tolist())
             for name, keys in stored_keys(self.router.finish_keys(self.keys), keys_dtype).items()
         }
         split_content = {
-            layer: values.cpu().split_with_sizes(self.content_chunks.tolist()) for layer, values in self.values.items()
+            layer: stored_content(values, content_dtype).cpu().split_with_sizes(self.content_chunks.tolist())
+            for layer, values in self.values.items()
         }
         rows = range(self.mask.shape[0])
         return [
@@ -123,6 +124,7 @@ class Encoder:
         window: int = 2048,
         batch_tokens: int = 4096,
         keys_dtype: torch.dtype = torch.float16,
+        content_dtype: torch.dtype | None = None,
         numbering: Numbering | None = None,
         lora: Lora | None = None,
     ) -> None:
@@ -133,7 +135,8 @@ class Encoder:
         self.backbone, self.router, self.content, self.lora = backbone, router, content, lora
         self.prefix = list(prefix)
         self.layout = WindowLayout(window, len(self.prefix))
-        self.batch_tokens, self.keys_dtype, self.numbering = batch_tokens, keys_dtype, numbering
+        self.batch_tokens, self.numbering = batch_tokens, numbering
+        self.keys_dtype, self.content_dtype = keys_dtype, content_dtype
 
     def encode(self, documents: Iterable[Document], first: int = 0) -> Iterator[EncodedDocument]:
         """Encode a stream of documents; reads ahead about `lookahead` tokens and no further.
@@ -199,7 +202,7 @@ class Encoder:
         sink = WindowSink(self.router, self.content, ids, mask)
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         self.backbone.run(CausalRows(sink=sink, lora=self.lora), ids, mask, positions, logits="none")
-        return sink.latents(self.keys_dtype)
+        return sink.latents(self.keys_dtype, self.content_dtype)
 
 
 def _joined(parts: list[Latents]) -> tuple[dict[str, Tensor], dict[int, Tensor]]:

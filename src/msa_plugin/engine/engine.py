@@ -70,6 +70,7 @@ class Engine:
             window=config.window,
             batch_tokens=config.batch_tokens,
             keys_dtype=getattr(torch, config.keys_dtype),
+            content_dtype=None if config.content_dtype == "auto" else getattr(torch, config.content_dtype),
             numbering=Numbering.of(backbone, adapter.config),
             lora=self.lora,
         )

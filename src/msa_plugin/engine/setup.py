@@ -42,13 +42,14 @@ def check_window(backbone: Backbone, config: MemoryConfig) -> None:
 def fingerprint(backbone: Backbone, adapter: Adapter, config: MemoryConfig) -> Fingerprint:
     """What the latents of a bank made with these three depend on."""
     routing, content = adapter.config.routing, content_config(backbone, adapter, config)
+    kept = str(backbone.dtype).removeprefix("torch.") if config.content_dtype == "auto" else config.content_dtype
     return Fingerprint(
         backbone=backbone.weights_hash(),
         tokenizer=backbone.tokenizer_hash(),
         adapter=adapter.hash(),
         routing=f"layers {list(routing.layers)}, pooling {routing.pooling}, {routing.selection}",
         content="none" if content is None else f"layers {list(content.layers)}, pooling {content.pooling}",
-        dtype=f"keys {config.keys_dtype}, content {str(backbone.dtype).removeprefix('torch.') if content else 'none'}",
+        dtype=f"keys {config.keys_dtype}, content {kept if content else 'none'}",
         template="numbered" if adapter.config.numbered else f"prefix {adapter.config.prefix}",
         window=config.window,
     )
