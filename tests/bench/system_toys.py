@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from facade import TOPICS, topics
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.base import Cost, Dataset, Found, Question, Scored, Workspace
-from msa_plugin.bench.workspaces import ENCODING
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Document
 from tiny import tiny_adapter, tiny_tokenizer
@@ -28,12 +26,8 @@ def workspace(path: Path, backbone: Backbone, dataset: Dataset | None = None, **
     dataset = dataset or toy_dataset()
     given = {"instruction": "Be brief.", "context_tokens": 300, **settings}
     memory = LatentMemory.open(path / "bank", model=backbone, adapter=tiny_adapter(backbone), **given)
-    cache = path / "cache"
-    cache.mkdir(exist_ok=True)
-    report = memory.add(list(dataset.documents), on_progress=lambda _: None)
-    account = {"seconds": report.seconds, "tokens": report.tokens}
-    (cache / ENCODING).write_text(json.dumps(account), encoding="utf-8")
-    return Workspace(dataset, memory, cache, {"max_new_tokens": 3})
+    memory.add(list(dataset.documents), on_progress=lambda _: None)
+    return Workspace(dataset, memory, path / "cache", {"max_new_tokens": 3})
 
 
 def static_model(folder: Path, seed: int = 0) -> str:

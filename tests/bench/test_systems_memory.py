@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from system_toys import ids, toy_dataset, workspace
 
 from facade import PER_LAYER
-from msa_plugin.bench.base import Dataset, Workspace
+from msa_plugin.bench.base import Workspace
 from msa_plugin.bench.datasets import sample_dataset
 from msa_plugin.bench.systems import FoundInRounds, Options, create
-from msa_plugin.bench.workspaces import ENCODING
 from msa_plugin.config import InterleaveConfig
 from msa_plugin.errors import ConfigError, InvalidQueryError
 from msa_plugin.memory import LatentMemory
@@ -79,22 +76,12 @@ def test_layers_that_select_for_themselves(tmp_path, backbone):
             assert [len(f.ranking) for f in found] == [5, 5]
 
 
-def test_what_is_missing_is_added_and_its_time_remembered(tmp_path, backbone):
-    dataset = toy_dataset()
-    given = workspace(tmp_path, backbone, Dataset("part", dataset.documents[:3], dataset.questions))
-    before = json.loads((given.cache / ENCODING).read_text())["seconds"]
-    grown = Workspace(dataset, given.memory, given.cache)
-    cost = create("msa", grown).prepare()
-    assert cost.seconds > before
-    assert create("msa", grown).prepare() == cost
-    stats = given.memory.stats()
-    assert (stats.documents, cost.disk_bytes, cost.memory_bytes) == (8, stats.bytes_total, stats.bytes_keys)
-
-
-def test_a_bank_from_elsewhere_has_no_time(tmp_path, backbone):
-    given = workspace(tmp_path, backbone)
-    (given.cache / ENCODING).unlink()
-    assert create("msa", given).prepare().seconds == 0
+def test_what_indexing_cost(toy):
+    cost, stats = create("msa", toy).prepare(), toy.memory.stats()
+    assert (cost.disk_bytes, cost.memory_bytes, cost.tokens) == (stats.bytes_total, stats.bytes_keys, toy.tokens)
+    assert cost.seconds == 0  # the memory came with its documents
+    encoded = Workspace(toy.dataset, toy.opened, toy.cache, fill=lambda: 2.5)
+    assert create("msa", encoded).prepare().seconds == 2.5
 
 
 def test_a_prefilter_is_in_place_only_while_its_system_is_asked(toy, monkeypatch):

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from msa_plugin.engine.engine import Engine
 from msa_plugin.memory import LatentMemory
+from msa_plugin.prompts import document_text
 from msa_plugin.types import Answer, Document
 
 
@@ -115,15 +118,40 @@ OnStep = Callable[[str, int, int], None]  # what is being done, done so far, of 
 class Workspace:
     """What the systems of one run share: the data set, the memory that holds its corpus, and a folder for caches.
 
-    `memory` holds every document of `dataset`; all systems that answer read through it, so that backbone, prompt,
-    token budget and decoding are the same. `generation` are options of `LatentMemory.ask` for every answer.
+    All systems that answer read through `memory`, so that backbone, prompt, token budget and decoding are the same.
+    `fill` adds to `opened` what it lacks of `dataset`, and returns the seconds that encoding the corpus took, whenever
+    that was; None for one that holds it already. `cache` keeps things by content, for any number of workspaces.
+    `generation` are options of `LatentMemory.ask` for every answer.
     """
 
     dataset: Dataset
-    memory: LatentMemory
+    opened: LatentMemory
     cache: Path
     generation: Mapping[str, Any] = field(default_factory=dict)
     on_step: OnStep = lambda what, done, total: None
+    fill: Callable[[], float] | None = None
+
+    @property
+    def memory(self) -> LatentMemory:
+        """The memory with every document of `dataset`, which are encoded when first needed. Raises as `fill`."""
+        _ = self.encoding_seconds
+        return self.opened
+
+    @cached_property
+    def encoding_seconds(self) -> float:
+        """What encoding the corpus took; 0 for a memory that came with its documents."""
+        return 0.0 if self.fill is None else self.fill()
+
+    @property
+    def engine(self) -> Engine:
+        """Backbone, encoder and settings, for systems that need no document encoded."""
+        return self.opened.engine
+
+    @cached_property
+    def tokens(self) -> int:
+        """Tokens of the corpus as the encoder reads it."""
+        texts = [document_text(d.title, d.text) for d in self.dataset.documents]
+        return sum(map(len, self.engine.backbone.tokenize_batch(texts))) if texts else 0
 
     def read(self, questions: Sequence[str], passages: Sequence[Sequence[str]]) -> list[Reply]:
         """Answer each question from the passages found for it, best first; none of them means closed book."""

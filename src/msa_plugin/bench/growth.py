@@ -20,6 +20,7 @@ from msa_plugin import prompts
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bench import jsonl
 from msa_plugin.bench.base import Dataset, OnStep, Question
 from msa_plugin.bench.datasets import corpus_hash
 from msa_plugin.bench.sampling import in_order
@@ -30,8 +31,10 @@ from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Document, EncodedDocument
 
 NAMESPACE = "default"
+BANKS = "banks"  # folder of `Banks` in a cache
 NOISE = 0.5
 _COUNTED = 1024
+_ACCOUNT = "encoding.json"  # beside the encoded passages: {"seconds", "tokens"} that encoding took in all
 Tokens = Callable[[Sequence[Document]], list[int]]
 
 
@@ -198,10 +201,26 @@ class Banks:
         """Encode those of `documents` that were not encoded before; what is done stays when this is interrupted."""
         unnamed = {d.content_hash: Document(d.content_hash, d.text, d.title) for d in documents}
         with self._open(self.folder / "encoded") as memory:
-            memory.add(
+            report = memory.add(
                 list(unnamed.values()),
                 on_progress=lambda p: on_step("encoding", p.documents, len(unnamed)),
             )
+        if report.tokens:  # finding out that all are known is not encoding
+            spent = self._account()
+            total = {"seconds": spent["seconds"] + report.seconds, "tokens": spent["tokens"] + report.tokens}
+            jsonl.write_atomic(self.folder / _ACCOUNT, json.dumps(total))
+
+    def seconds(self, tokens: int) -> float:
+        """What encoding so many tokens took, at the mean pace of everything that was encoded here; 0 before that."""
+        spent = self._account()
+        return tokens * spent["seconds"] / spent["tokens"] if spent["tokens"] else 0.0
+
+    def _account(self) -> dict[str, float]:
+        path = self.folder / _ACCOUNT
+        if not path.exists():
+            return {"seconds": 0.0, "tokens": 0}
+        spent: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+        return spent
 
     def open(
         self, documents: Sequence[Document], synthetic: int = 0, like: Sequence[Document] = (), seed: int = 0
@@ -211,8 +230,20 @@ class Banks:
         `synthetic` more get the routing keys of randomly chosen ones of `like` with noise of `NOISE` times a key's
         length added.
         """
-        name = f"bank-{corpus_hash(documents)}" + (f"-{synthetic}-{seed}" if synthetic else "")
-        path = self.folder / name
+        return self._open(self.build(documents, synthetic, like, seed))
+
+    def unfilled(self, documents: Sequence[Document]) -> LatentMemory:
+        """The memory that `build` fills with these documents, with what it holds so far."""
+        return self._open(self._path(documents))
+
+    def _path(self, documents: Sequence[Document], synthetic: int = 0, seed: int = 0) -> Path:
+        return self.folder / (f"bank-{corpus_hash(documents)}" + (f"-{synthetic}-{seed}" if synthetic else ""))
+
+    def build(
+        self, documents: Sequence[Document], synthetic: int = 0, like: Sequence[Document] = (), seed: int = 0
+    ) -> Path:
+        """Make the bank that `open` opens."""
+        path = self._path(documents, synthetic, seed)
         with (
             MemoryBank.open(self.folder / "encoded", self.made_with, create=False, read_only=True) as source,
             MemoryBank.open(path, self.made_with) as bank,
@@ -224,7 +255,7 @@ class Banks:
             made = max(0, done - len(documents))
             if made < synthetic:
                 self._add_synthetic(bank, source, like or documents, synthetic, made, seed)
-        return self._open(path)
+        return path
 
     def _open(self, path: Path) -> LatentMemory:
         return LatentMemory.open(path, model=self.backbone, adapter=self.adapter, config=self.config)

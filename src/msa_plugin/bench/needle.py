@@ -19,7 +19,7 @@ from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.base import Answers, Dataset, OnStep, Question, Row, System, Workspace
 from msa_plugin.bench.datasets import load_distractors
-from msa_plugin.bench.growth import Banks
+from msa_plugin.bench.growth import BANKS, Banks
 from msa_plugin.bench.metrics import bootstrap
 from msa_plugin.bench.needle_cases import TASKS, CountTokens, NeedleCase, answered, make_task
 from msa_plugin.bench.store import Results
@@ -128,7 +128,7 @@ def run(
     """
     backbone = backbone or Backbone.load(config.model, device=config.memory.device, dtype=config.memory.dtype)
     adapter = find_adapter(backbone, adapter or config.adapter)
-    banks = Banks(config.kept, backbone, adapter, config.memory)
+    banks = Banks(config.kept / BANKS, backbone, adapter, config.memory)
 
     def count(text: str) -> int:
         return len(backbone.tokenize(text))
@@ -268,10 +268,8 @@ def _workspace(dataset: Dataset, banks: Banks, config: NeedleConfig, on_step: On
     """A bank of the haystack; passages that other haystacks share are encoded once."""
     banks.encode(dataset.documents)
     with banks.open(dataset.documents) as memory:
-        cache = config.kept / "systems"
-        cache.mkdir(parents=True, exist_ok=True)
         generation = config.generation.model_dump(exclude_none=True)
-        yield Workspace(dataset, memory, cache, generation, on_step)
+        yield Workspace(dataset, memory, config.kept, generation, on_step)
 
 
 def _filler(config: NeedleConfig, count: CountTokens) -> list[Document]:

@@ -19,6 +19,7 @@ from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.base import Answers, Dataset, Question, Row, System, Workspace
 from msa_plugin.bench.datasets import dataset_hash, find_datasets, load_dataset, sample_dataset
+from msa_plugin.bench.growth import BANKS, Banks
 from msa_plugin.bench.judge import Judge
 from msa_plugin.bench.judging import judge_replies, unjudged
 from msa_plugin.bench.sampling import Pace, affordable, in_order
@@ -30,6 +31,7 @@ from msa_plugin.bench.workspaces import made_with, open_workspace
 from msa_plugin.config import GenerationConfig, MemoryConfig, Settings
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.errors import ConfigError, MSAError
+from msa_plugin.memory import LatentMemory
 
 _LOG = logging.getLogger("msa_plugin.bench.runner")
 PILOT = 4  # questions of each data set that every system answers first, to measure its pace
@@ -260,11 +262,14 @@ def _ask(session: _Session, dataset: Dataset, questions: Sequence[Question], *, 
     """Ask what is missing of `questions`, system by system; rows are computed when these are all (`final`)."""
     c, results = session.config, session.results
     generation = {**c.generation.model_dump(exclude_defaults=True), "max_new_tokens": c.generation.max_new_tokens}
-    memory = (session.backbone, session.adapter, c.memory, generation, session.watch.step)
-    with open_workspace(dataset, c.cache or c.out / "cache", *memory) as workspace:
+    banks = Banks((c.cache or c.out / "cache") / BANKS, session.backbone, session.adapter, c.memory)
+    with open_workspace(
+        dataset, banks, generation, session.watch.step, lambda memory: _warm(c.part, memory)
+    ) as workspace:
         facts = results.dataset_facts(dataset.name)
-        results.describe(dataset.name, {**facts, "tokens": workspace.memory.stats().tokens})
-        _warm(c.part, workspace)
+        results.describe(dataset.name, {**facts, "tokens": workspace.tokens})
+        if c.part == "qa":  # every answer is read through the memory; where nobody asks MSA, finding needs none
+            _ = workspace.memory
         turn = Turn(c.part, results, workspace, session.watch, c.k, c.passages, c.batch)
         for system in c.systems:
             if (dataset.name, system) not in session.failed:
@@ -273,11 +278,11 @@ def _ask(session: _Session, dataset: Dataset, questions: Sequence[Question], *, 
                     results.put(rows_of(results, c.part, dataset.name))
 
 
-def _warm(part: str, workspace: Workspace) -> None:
+def _warm(part: str, memory: LatentMemory) -> None:
     """What is computed once per memory (the prompt's head, mapped keys) is not charged to whoever comes first."""
-    workspace.memory.retrieve("Is everything ready?", 1)
+    memory.retrieve("Is everything ready?", 1)
     if part == "qa":
-        workspace.memory.ask("Is everything ready?", documents=[], max_new_tokens=1)
+        memory.ask("Is everything ready?", documents=[], max_new_tokens=1)
 
 
 def _guarded(session: _Session, turn: Turn, name: str, questions: Sequence[Question]) -> None:

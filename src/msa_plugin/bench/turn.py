@@ -75,10 +75,10 @@ class Turn:
             self._cost(name, per_token)
 
     def _cost(self, name: str, values: dict[str, float]) -> None:
-        dataset, memory = self.workspace.dataset, self.workspace.memory.stats()
+        dataset = self.workspace.dataset
         known = {r.metric for r in self.results.rows() if (r.part, r.dataset, r.system) == ("cost", dataset.name, name)}
         new = {metric: value for metric, value in values.items() if metric not in known}
-        size, tokens = memory.documents, memory.tokens
+        size, tokens = len(dataset.documents), self.workspace.tokens
         rows = [Row("cost", dataset.name, name, m, v, n=1, documents=size, tokens=tokens) for m, v in new.items()]
         self.results.add(rows)
 

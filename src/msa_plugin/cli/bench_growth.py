@@ -302,7 +302,7 @@ def _running(
 ) -> Iterator[_Run]:
     """Open everything, let the body measure, and report; what is measured is kept whatever happens."""
     from msa_plugin.backbone.backbone import Backbone
-    from msa_plugin.bench.growth import Banks
+    from msa_plugin.bench.growth import BANKS, Banks
     from msa_plugin.bench.store import Results
     from msa_plugin.bench.watch import Watch
     from msa_plugin.bench.workspaces import made_with
@@ -316,9 +316,7 @@ def _running(
     chosen = find_adapter(backbone, adapter)
     with Results(folder, seed=seed) as results, Watch(sys.stderr) as watch:
         results.configure(part, {**told, "made_with": made_with(backbone, chosen, config)}, fresh=fresh)
-        systems = cache / "systems"
-        systems.mkdir(parents=True, exist_ok=True)
-        yield _Run(results, Banks(cache / "growth", backbone, chosen, config), systems, watch, out.note)
+        yield _Run(results, Banks(cache / BANKS, backbone, chosen, config), cache, watch, out.note)
         rows = [row for row in results.rows() if row.part in (part, "cost")]
     _report(out, folder, rows)
 

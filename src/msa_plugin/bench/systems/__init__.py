@@ -61,7 +61,7 @@ def _build_finding(name: str, parsed: Parsed, workspace: Workspace, options: Opt
     if parsed.kind == "dense":
         return SentenceModel(name, workspace, parsed.argument)
     if parsed.kind == "dense-same-backbone":
-        return Dense(name, workspace, BackboneEmbedder(workspace.memory.engine))
+        return Dense(name, workspace, BackboneEmbedder(workspace.engine))
     bases = [_base(base, workspace, options) for base in parsed.bases]
     if parsed.kind in ("iterative", "decompose"):
         kind = Iterative if parsed.kind == "iterative" else Decomposed

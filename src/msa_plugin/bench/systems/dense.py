@@ -80,7 +80,7 @@ class Dense:
                 f"{cut} of {len(documents)} passages have more than {limit} tokens: the rest is not embedded",
             )
         held = embedded.vectors.nbytes
-        return Cost(seconds, self.workspace.memory.stats().tokens, held + text_bytes(documents), held)
+        return Cost(seconds, self.workspace.tokens, held + text_bytes(documents), held)
 
     def find(self, questions: Sequence[str], k: int) -> list[Found]:
         """The best `k` passages of each question."""
@@ -145,7 +145,7 @@ class SentenceModel(Dense):
     def prepare(self) -> Cost:
         """Load the model, and embed as `Dense` does. Raises ConfigError for a model that cannot be loaded."""
         if self.embedder is None:
-            self.embedder = SentenceEmbedder(self.model, str(self.workspace.memory.engine.backbone.device))
+            self.embedder = SentenceEmbedder(self.model, str(self.workspace.engine.backbone.device))
         return super().prepare()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -73,11 +74,14 @@ class EmbeddingCache:
         for path in sorted(self.folder.glob("*.npz")):
             try:
                 with np.load(path, allow_pickle=False) as block:
-                    keys, vectors, seconds, tokens = (block[n] for n in ("keys", "vectors", "seconds", "tokens"))
+                    keys = block["keys"].tolist()
+                    if wanted.isdisjoint(keys):
+                        continue
+                    vectors, seconds, tokens = (block[n] for n in ("vectors", "seconds", "tokens"))
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
                 _LOG.warning("%s cannot be read (%s); what it held is embedded again", path.name, error)
                 continue
-            for place, key in enumerate(keys.tolist()):
+            for place, key in enumerate(keys):
                 if key in wanted:
                     yield key, _Row(vectors[place], float(seconds[place]), int(tokens[place]))
 
@@ -93,7 +97,7 @@ class EmbeddingCache:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{hashlib.sha256(' '.join(keys).encode()).hexdigest()[:16]}.npz"
-        draft = path.with_suffix(".part")
+        draft = path.with_suffix(f".{os.getpid()}.part")  # another run may save the same block
         with draft.open("wb") as file:
             np.savez(file, **arrays)
         draft.replace(path)

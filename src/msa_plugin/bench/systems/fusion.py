@@ -34,7 +34,7 @@ class Fusion:
     def prepare(self) -> Cost:
         """Index with each system; the costs add up."""
         costs = [system.prepare() for system in self.systems]
-        return total_cost(costs, self.workspace.dataset.documents, self.workspace.memory.stats().tokens)
+        return total_cost(costs, self.workspace.dataset.documents, self.workspace.tokens)
 
     def find(self, questions: Sequence[str], k: int) -> list[Found]:
         """The best `k` passages of each question, from the best `fusion_depth` (or `k`, if more) of each system."""

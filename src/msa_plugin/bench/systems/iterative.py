@@ -59,7 +59,7 @@ class Iterative:
     def __init__(self, name: str, workspace: Workspace, base: System, options: Options) -> None:
         """`base` becomes its own: it prepares and closes it."""
         self.name, self.workspace, self.base, self.options = name, workspace, base, options
-        self.backbone = workspace.memory.engine.backbone
+        self.backbone = workspace.engine.backbone
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -102,7 +102,7 @@ class Iterative:
     def _follow_up(self, question: str, passages: list[str]) -> str:
         """Question and passages, cut where they are longer than a query may be."""
         found = "\n".join(passages)
-        limit = self.workspace.memory.engine.encoder.layout.text
+        limit = self.workspace.engine.encoder.layout.text
         room = limit - len(self.backbone.tokenize(f"{question}\n"))
         ids = self.backbone.tokenize(found)
         if len(ids) > room:
@@ -128,7 +128,7 @@ class Decomposed(Iterative):
         options = {name: v for name, v in self.workspace.generation.items() if name in GenerationConfig.model_fields}
         options["max_new_tokens"] = QUERY_TOKENS
         messages = prompts.next_query(course.question, self._fitting(course.question, passages))
-        text = self.workspace.memory.chat(messages, **options).text
+        text = self.workspace.opened.chat(messages, **options).text
         line = next((line.strip() for line in text.splitlines() if line.strip()), "")
         return "" if _NOTHING_MISSING.match(line.lstrip("\"'.-* ")) else line
 
@@ -140,7 +140,7 @@ class Decomposed(Iterative):
         )
         room = self.backbone.spec.max_positions - used - QUERY_TOKENS - len(passages)
         rows = self.backbone.tokenize_batch(passages) if passages else []
-        budget = max(0, min(room, self.workspace.memory.config.context_tokens))
+        budget = max(0, min(room, self.workspace.opened.config.context_tokens))
         granted = allowances([len(ids) for ids in rows], budget)
         return [
             text if size >= len(ids) else self.backbone.detokenize(ids[:size]).strip("\ufffd")

@@ -34,7 +34,7 @@ class Bm25:
             self._index = index
         seconds = time.perf_counter() - began
         held = self._held()
-        return Cost(seconds, self.workspace.memory.stats().tokens, held + text_bytes(documents), held)
+        return Cost(seconds, self.workspace.tokens, held + text_bytes(documents), held)
 
     def find(self, questions: Sequence[str], k: int) -> list[Found]:
         """The best `k` passages of each question."""

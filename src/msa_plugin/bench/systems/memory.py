@@ -6,14 +6,11 @@ Nothing is ranked here that the engine does not rank for a user: `msa` is `engin
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from msa_plugin.bench import jsonl
 from msa_plugin.bench.base import Cost, Found, Reply, Scored, Workspace
 from msa_plugin.bench.systems.common import FoundInRounds, Options, merged, shared, summed
-from msa_plugin.bench.workspaces import ENCODING
 from msa_plugin.engine.answering import Asked
 from msa_plugin.engine.interleave import Ranking
 from msa_plugin.engine.ranking import Ranked
@@ -35,21 +32,13 @@ class Msa:
         return 1
 
     def prepare(self) -> Cost:
-        """Add what the memory lacks of the corpus. Raises as `LatentMemory.add` and `Engine.use_prefilter`.
+        """The memory holds the corpus; what is built is the prefilter. Raises as `Engine.use_prefilter`.
 
-        `seconds` is what encoding took in all, as recorded in the workspace's cache; 0 for a bank that came from
-        elsewhere. `disk_bytes` include the passages' texts, `memory_bytes` are routing keys and a prefilter's index.
+        `seconds` is what encoding took in all, as the workspace knows it. `disk_bytes` include the passages' texts,
+        `memory_bytes` are routing keys and a prefilter's index.
         """
-        documents, account = self.workspace.dataset.documents, self.workspace.cache / ENCODING
-        spent = json.loads(account.read_text(encoding="utf-8"))["seconds"] if account.exists() else 0.0
-        if self.memory.stats().documents < len(documents):
-            report = self.memory.add(
-                list(documents), on_progress=lambda p: self.workspace.on_step("encoding", p.documents, len(documents))
-            )
-            spent += report.seconds
-            jsonl.write_atomic(account, json.dumps({"seconds": spent, "tokens": self.memory.stats().tokens}))
-        stats = self.memory.stats()
-        return Cost(spent, stats.tokens, stats.bytes_total, stats.bytes_keys + self._build_prefilter())
+        stats, seconds = self.memory.stats(), self.workspace.encoding_seconds
+        return Cost(seconds, stats.tokens, stats.bytes_total, stats.bytes_keys + self._build_prefilter())
 
     def find(self, questions: Sequence[str], k: int) -> list[Found]:
         """The best `k` passages of each question. Raises InvalidQueryError as `LatentMemory.retrieve`."""

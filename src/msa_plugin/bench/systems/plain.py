@@ -39,7 +39,7 @@ class FullContext:
         """Nothing is indexed. Raises ConfigError, with both numbers, for a corpus that does not fit."""
         self._wide = self._whole()
         stored = text_bytes(self.workspace.dataset.documents)
-        return Cost(0.0, self.workspace.memory.stats().tokens, stored, stored)
+        return Cost(0.0, self.workspace.tokens, stored, stored)
 
     def answer(self, questions: Sequence[str]) -> list[Reply]:
         """Answers from all passages, one question at a time: prompts this long leave no room for a batch.
@@ -49,7 +49,7 @@ class FullContext:
         """
         wide = self._wide or self._whole()
         ids = [d.id for d in self.workspace.dataset.documents]
-        engine = wide.memory.engine
+        engine = wide.engine
         for question in questions:
             asked = len(engine.backbone.tokenize(prompts.question_part(question, briefly=True)))
             self._check(engine, engine.config.context_tokens, asked)
@@ -61,13 +61,13 @@ class FullContext:
 
     def _whole(self) -> Workspace:
         """The same workspace with a budget for all documents: the same bank, prompt and decoding."""
-        engine = self.workspace.memory.engine
+        engine = self.workspace.engine
         parts = prompts.reading_parts(texts(self.workspace.dataset.documents))
         tokens = sum(map(len, engine.backbone.tokenize_batch(parts))) if parts else 0
         self._check(engine, tokens, 0)
         config = engine.config.model_copy(update={"context_tokens": max(1, tokens)})
         wide = Engine(engine.backbone, engine.adapter, engine.bank, config)
-        return replace(self.workspace, memory=LatentMemory(wide, engine.bank, self.workspace.memory.namespace))
+        return replace(self.workspace, opened=LatentMemory(wide, engine.bank, self.workspace.opened.namespace))
 
     def _check(self, engine: Engine, documents: int, question: int) -> None:
         generation = self.workspace.generation

@@ -44,7 +44,7 @@ class Reranked:
 
     def prepare(self) -> Cost:
         """The base's; a reranker indexes nothing. Raises ConfigError for a cross-encoder that cannot be loaded."""
-        engine = self.workspace.memory.engine
+        engine = self.workspace.engine
         if self.scorer is None:
             self.scorer = (
                 Likelihood(engine) if self.model is None else CrossEncoder(self.model, str(engine.backbone.device))
