@@ -70,6 +70,7 @@ def test_layers_that_select_for_themselves(tmp_path, backbone):
     dataset = toy_dataset()
     adapter = tiny_adapter(backbone, **PER_LAYER)
     with LatentMemory.open(tmp_path / "bank", model=backbone, adapter=adapter, instruction="Be brief.") as memory:
+        memory.add(list(dataset.documents))
         given = Workspace(dataset, memory, tmp_path / "cache", {"max_new_tokens": 2})
         for name in ("msa", "msa-interleave"):
             found = made(name, given).find(QUESTIONS, 5)
