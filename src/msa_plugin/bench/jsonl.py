@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -31,16 +33,29 @@ class Lines(NamedTuple):
         return [line.record for line in self.lines]
 
 
+def content(path: Path) -> bytes:
+    """What `path` holds, or `path`.gz where only that is there (`packing`); nothing when neither is.
+
+    Raises ConfigError for a .gz that is damaged.
+    """
+    if path.exists():
+        return path.read_bytes()
+    packed = path.with_name(f"{path.name}.gz")
+    if not packed.exists():
+        return b""
+    try:
+        return gzip.decompress(packed.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"{packed.name} cannot be unpacked ({error}); restore the file or remove it") from error
+
+
 def read(path: Path) -> Lines:
-    """All whole lines of `path`; a file that is absent is empty.
+    """All whole lines of `path` or `path`.gz; a file that is absent is empty.
 
     A last line without its newline was being written when the process died: it is left out and reported as torn.
     Raises ConfigError naming file and line for anything else that is not a JSON object.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return Lines([], 0, False)
+    data = content(path)
     found: list[Line] = []
     offset = 0
     for number, raw in enumerate(data.split(b"\n")[:-1], start=1):

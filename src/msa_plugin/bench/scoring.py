@@ -96,7 +96,7 @@ def _retrieval(results: Results, dataset: str) -> dict[Series, Values]:
         if not _whole(results, "retrieval", dataset, records):
             continue
         run = {q: [s.id for s in ranking] for q, ranking in results.read_run(dataset, system).items()}
-        rankings = run or {q: [hit[0] for hit in r["ranking"]] for q, r in records.items()}
+        rankings = run or {q: [hit[0] for hit in r.get("ranking", ())] for q, r in records.items()}
         positives = {q: r["positives"] for q, r in records.items()}
         values = metrics.retrieval_scores(positives, rankings, metrics.within(metrics.RETRIEVAL, k))
         found[system, None] = {**values, "seconds": {q: r["wall"] for q, r in records.items()}}
@@ -144,7 +144,7 @@ def _qa(results: Results, dataset: str) -> dict[Series, Values]:
 def _answers(records: Mapping[str, Record], judged: Mapping[str, float]) -> Values:
     values: Values = {}
     for name, r in records.items():
-        question = Question(name, r["text"], tuple(r["answers"]), r["positives"])
+        question = Question(name, r.get("text", ""), tuple(r["answers"]), r["positives"])
         for metric, value in metrics.question_scores(r["reply"], r["read"], question).items():
             values.setdefault(metric, {})[name] = value
         for metric, key in (("seconds", "wall"), ("input_tokens",) * 2, ("output_tokens",) * 2, ("rounds",) * 2):

@@ -156,8 +156,11 @@ class Results:
     def configure(self, part: str, settings: Mapping[str, Any], *, fresh: bool = False) -> None:
         """Save what `part` is run with; a later run in this folder has to be the same, or `fresh`.
 
-        Raises ConfigError naming what differs. `fresh` removes what the folder holds of this part; caches stay.
+        Raises ConfigError naming what differs, and for a packed folder. `fresh` removes what the folder holds of this
+        part; caches stay.
         """
+        if next(self.out.glob("*/*.gz"), None) is not None:
+            raise ConfigError(f"{self.out.name} is a packed run, from which reports are made; give another --out")
         wanted = json.loads(json.dumps(settings, default=str))
         saved = self.config()
         before = saved.get("parts", {}).get(part)
@@ -220,8 +223,8 @@ class Results:
     def question_sets(self, part: str) -> list[tuple[str, str]]:
         """(dataset, system) of every question file of a part."""
         found = []
-        for path in sorted((self.out / "questions").glob(f"{_safe(part)}.*.jsonl")):
-            names = path.name.split(".")
+        for path in sorted((self.out / "questions").glob(f"{_safe(part)}.*.jsonl*")):
+            names = path.name.removesuffix(".gz").split(".")
             if len(names) == 4:  # dots within names are encoded
                 found.append((unquote(names[1]), unquote(names[2])))
         return found
@@ -249,10 +252,8 @@ class Results:
         """Rankings as `write_run` wrote them, best first; empty when there is no file."""
         path = self.run_file(dataset, system)
         rankings: dict[str, list[Scored]] = {}
-        if not path.exists():
-            return rankings
         try:
-            text = path.read_text(encoding="utf-8")
+            text = jsonl.content(path).decode("utf-8")
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path.name} is not UTF-8 ({error.reason}); restore the file or remove it") from error
         for number, line in enumerate(text.splitlines(), start=1):

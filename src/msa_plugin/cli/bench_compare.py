@@ -118,12 +118,17 @@ def report(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="First rebuild the rows from the runs and question files.")
     ] = False,
+    pack: Annotated[
+        Path | None,
+        typer.Option(help="Report on a small copy made in this folder: packed files, no texts of the data sets."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write report.md, report.html and the plots of a run from its results alone.
 
     Example: msa bench report results --recompute
     """
+    from msa_plugin.bench.packing import pack as packed
     from msa_plugin.bench.scoring import recompute as rebuild
 
     said = Output(as_json)
@@ -132,7 +137,7 @@ def report(
     rebuilt = rebuild(out) if recompute else None
     if rebuilt is not None:
         said.note(f"{rebuilt} rows rebuilt from what happened to each question")
-    path = _report(out)
+    path = _report(out if pack is None else packed(out, pack))
     said.say(f"report: {path}")
     said.result({"report": str(path), "recomputed": rebuilt})
 
