@@ -8,7 +8,7 @@ import types
 
 import pytest
 import typer
-from fakes import Fakes, toy
+from fakes import Fakes, Few, toy
 from test_judge import Endpoint
 from typer.testing import CliRunner
 
@@ -18,6 +18,7 @@ from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.cli import bench_compare
 from msa_plugin.config import GenerationConfig, MemoryConfig
 from msa_plugin.errors import ConfigError, IngestError
+from msa_plugin.routing.prefilter import PrefilterSpec
 from tiny import tiny_adapter
 
 
@@ -109,6 +110,8 @@ def test_answers_graded_by_a_judge(bench, fakes, tmp_path):
         (("retrieval", "--data", "none"), IngestError, "not a folder"),
         (("retrieval", "--data", "toy", "--systems", "words,nonsense"), ConfigError, "nonsense"),
         (("retrieval", "--data", "toy", "--budget", "0"), ConfigError, "budget_minutes"),
+        (("retrieval", "--data", "toy", "--systems", "words", "--prefilter", "faiss:HNSW32"), ConfigError, "for msa"),
+        (("retrieval", "--data", "toy", "--systems", "msa", "--prefilter", "HNSW32"), ConfigError, "faiss:"),
         (("report", "none"), ConfigError, "holds no results"),
     ],
 )
@@ -122,6 +125,17 @@ def test_what_was_skipped_is_said(bench, fakes, tmp_path):
     toy(tmp_path / "toy")
     _, said = bench("retrieval", "--data", "toy", "--systems", "words,knows", "--out", "out")
     assert "skipped: knows on toy: it does not rank passages" in said
+
+
+def test_msa_behind_an_index_too(bench, fakes, tmp_path):
+    toy(tmp_path / "toy")
+    name = f"msa+{PrefilterSpec.parse('faiss:HNSW32')}"
+    fakes.kinds[name] = Few
+    words = ["retrieval", "--data", "toy", "--systems", "words,msa", "--prefilter", "faiss:HNSW32", "--out", "out"]
+    _, said = bench(*words, "--json")
+    rows = json.loads(said)
+    assert {r["system"] for r in rows if r["metric"] == "AP"} == {"words", "msa", name}
+    assert [r["value"] for r in rows if r["metric"] == "exact_recall@10"] == [3 / 8]
 
 
 @pytest.mark.parametrize("part", ["retrieval", "qa"])

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from msa_plugin.bench.packing import pack
 from msa_plugin.bench.scoring import recompute
 from msa_plugin.bench.store import Results
-from msa_plugin.cli.main import app
+from msa_plugin.cli.app import app
 from msa_plugin.errors import ConfigError
 
 

@@ -239,3 +239,11 @@ def test_a_judge_that_fails_midway(tmp_path, backbone):
 def test_settings_that_make_no_sense(tmp_path, change):
     with pytest.raises(ConfigError):
         config(tmp_path, None, **change)
+
+
+def test_smallest_corpora_come_first(tmp_path, backbone):
+    toy(tmp_path / "sets" / "a")
+    corpus = toy(tmp_path / "sets" / "b") / "corpus.jsonl"
+    corpus.write_text("".join(corpus.read_text().splitlines(keepends=True)[:5]))
+    rows = run(backbone, Fakes(), config(tmp_path / "out", tmp_path / "sets", systems=("words",)))
+    assert [r.dataset for r in rows if r.metric == "AP"] == ["b", "a"]

@@ -36,6 +36,9 @@ Cache = Annotated[
 Budget = Annotated[
     float | None, typer.Option(help="Minutes to find and answer in all, without indexing; questions are sampled.")
 ]
+Prefilter = Annotated[
+    str | None, typer.Option(help="Also run MSA behind this index, e.g. faiss:HNSW32@candidates=200.")
+]
 Questions = Annotated[int | None, typer.Option(help="At most this many questions of each data set.", min=1)]
 Seed = Annotated[int, typer.Option(help="Decides which questions are sampled.")]
 Batch = Annotated[int, typer.Option(help="Questions asked at once.", min=1)]
@@ -55,6 +58,7 @@ def retrieval(
     out: Out = Path("bench-results"),
     data: Data = None,
     systems: Systems = None,
+    prefilter: Prefilter = None,
     k: Annotated[int | None, typer.Option("-k", help="Passages ranked for each question (100).", min=1)] = None,
     budget: Budget = None,
     questions: Questions = None,
@@ -72,7 +76,7 @@ def retrieval(
     Interrupted runs go on when the same command is given again. Example: msa bench retrieval --quick --out results
     """
     settings = {"k": k, "budget_minutes": budget, "questions": questions, "seed": seed, "batch": batch, "fresh": fresh}
-    config = _config("retrieval", out, data, systems, quick, {**settings, **_where(model, adapter, cache)})
+    config = _config("retrieval", out, data, systems, prefilter, quick, {**settings, **_where(model, adapter, cache)})
     _run(Output(as_json), config, None)
 
 
@@ -80,6 +84,7 @@ def qa(
     out: Out = Path("bench-results"),
     data: Data = None,
     systems: Systems = None,
+    prefilter: Prefilter = None,
     passages: Annotated[str, typer.Option(help="How many of the passages found are read.")] = "1,5,10",
     budget: Budget = None,
     questions: Questions = None,
@@ -109,7 +114,7 @@ def qa(
         memory["context_tokens"] = context_tokens
     settings = {"budget_minutes": budget, "questions": questions, "seed": seed, "batch": batch, "fresh": fresh}
     more = {"passages": _numbers(passages), "generation": {"max_new_tokens": max_new_tokens}, "memory": memory}
-    config = _config("qa", out, data, systems, quick, {**settings, **more, **_where(model, adapter, cache)})
+    config = _config("qa", out, data, systems, prefilter, quick, {**settings, **more, **_where(model, adapter, cache)})
     _run(Output(as_json), config, _judge(judge, judge_model, judge_key_env))
 
 
@@ -149,7 +154,13 @@ def _report(out: Path) -> Path:
 
 
 def _config(
-    part: Part, out: Path, data: Path | None, systems: str | None, quick: bool, given: dict[str, Any]
+    part: Part,
+    out: Path,
+    data: Path | None,
+    systems: str | None,
+    prefilter: str | None,
+    quick: bool,
+    given: dict[str, Any],
 ) -> CompareConfig:
     from msa_plugin.bench import profiles
     from msa_plugin.bench.runner import CompareConfig
@@ -157,11 +168,22 @@ def _config(
     if (data is None) != quick:
         raise ConfigError("give --data DIR, or --quick for the sample corpus; not both, and not neither")
     chosen = {name: value for name, value in given.items() if value is not None}
-    if systems is not None:
-        chosen["systems"] = _names(systems)
+    names = (profiles.QUICK if quick else profiles.USUAL)[part] if systems is None else _names(systems)
+    chosen["systems"] = names if prefilter is None else (*names, *_behind(names, prefilter))
     if quick:
         return profiles.quick(part, out, **chosen)
-    return CompareConfig(**{"part": part, "out": out, "data": data, "systems": profiles.USUAL[part], **chosen})
+    return CompareConfig(**{"part": part, "out": out, "data": data, **chosen})
+
+
+def _behind(systems: Sequence[str], spec: str) -> list[str]:
+    """The MSA systems among `systems`, behind an index."""
+    from msa_plugin.routing.prefilter import PrefilterSpec
+
+    index = PrefilterSpec.parse(spec)
+    found = [f"{name}+{index}" for name in systems if name in ("msa", "msa-interleave")]
+    if not found:
+        raise ConfigError("--prefilter is for msa and msa-interleave; name one of them in --systems")
+    return found
 
 
 def _where(model: str | None, adapter: Path | None, cache: Path | None) -> dict[str, Any]:
