@@ -128,7 +128,7 @@ def test_needle(invoke, tmp_path):
     options[options.index("single-words")] = next(iter(TASKS))
     result, rows = invoke("needle", *options, "--cache", tmp_path / "shared")
     assert result.exit_code == 0, result.output
-    assert [*(tmp_path / "shared").glob("*/encoded")]
+    assert [*(tmp_path / "shared" / "banks").glob("*/encoded")]
     assert {r.settings["depth"] for r in rows if r.metric == "recall"} == {0.0, 1.0}
 
 
