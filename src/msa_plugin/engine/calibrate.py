@@ -50,7 +50,7 @@ class CalibrationConfig(Settings):
     passages: int = Field(default=4000, ge=2)
     questions: int = Field(default=2000, ge=1)
     window: int = Field(default=512, ge=8)
-    batch_tokens: int = Field(default=4096, ge=8)
+    batch_tokens: int = Field(default=1024, ge=8)
     prefix: str | None = "auto"
     top_k: int = Field(default=8, gt=0)
 

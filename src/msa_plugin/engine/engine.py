@@ -33,7 +33,7 @@ from msa_plugin.engine.numbering import Numbering
 from msa_plugin.engine.per_layer import LayerRouting, RoutedPass, Row
 from msa_plugin.engine.ranking import Ranked, SharedQueries, blended, rank_routed, rank_shared, shared_queries
 from msa_plugin.engine.reading import Excerpt, Prefill, Reader, allowances, around
-from msa_plugin.engine.setup import check_window, content_config, fingerprint, reading_mode
+from msa_plugin.engine.setup import batch_tokens, check_window, content_config, fingerprint, reading_mode
 from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
 from msa_plugin.events import RetrievalEnded, RetrievalEvent, RoundStarted
 from msa_plugin.routing.prefilter import Prefilter, PrefilterSpec
@@ -61,6 +61,7 @@ class Engine:
         self.mode = reading_mode(adapter, config)
         self.content = content_config(backbone, adapter, config)
         self.top_k = config.top_k or adapter.config.top_k
+        self.batch_tokens = batch_tokens(config, backbone.device)
         prefix = adapter.config.prefix
         self.encoder = Encoder(
             backbone,
@@ -68,7 +69,7 @@ class Engine:
             self.content,
             prefix=[] if prefix is None else [backbone.special(prefix)],
             window=config.window,
-            batch_tokens=config.batch_tokens,
+            batch_tokens=self.batch_tokens,
             keys_dtype=getattr(torch, config.keys_dtype),
             content_dtype=None if config.content_dtype == "auto" else getattr(torch, config.content_dtype),
             numbering=Numbering.of(backbone, adapter.config),
@@ -126,7 +127,7 @@ class Engine:
         """Routing queries of texts, each different one encoded once."""
         distinct = list(dict.fromkeys(texts))
         rows = [self._query_ids(ids) for ids in self.backbone.tokenize_batch(distinct)]
-        vectors = shared_queries(self.backbone, self.router, rows, self.config.batch_tokens, self.lora)
+        vectors = shared_queries(self.backbone, self.router, rows, self.batch_tokens, self.lora)
         order = [distinct.index(text) for text in texts]
         return SharedQueries(vectors.queries[order], vectors.shares[:, order], vectors.votes[order])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.config import ContentConfig, MemoryConfig, ReadingMode
@@ -30,6 +32,13 @@ def content_config(backbone: Backbone, adapter: Adapter, config: MemoryConfig) -
         return ContentConfig(layers=tuple(range(backbone.spec.layers)), pooling=config.content_pooling or 1)
     reading = adapter.config.reading
     return ContentConfig(layers=reading.layers, pooling=config.content_pooling or reading.pooling)
+
+
+def batch_tokens(config: MemoryConfig, device: torch.device) -> int:
+    """Tokens of one forward that encodes: what was asked for, else what was fastest where it was measured."""
+    if config.batch_tokens is not None:
+        return config.batch_tokens
+    return 1024 if device.type == "cpu" else 16384
 
 
 def check_window(backbone: Backbone, config: MemoryConfig) -> None:

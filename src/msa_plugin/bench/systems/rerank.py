@@ -93,6 +93,7 @@ class Likelihood:
     def __init__(self, engine: Engine) -> None:
         """`engine` supplies the backbone and the sizes."""
         self.backbone, self.config = engine.backbone, engine.config
+        self.batch_tokens = engine.batch_tokens
         before, after = prompts.question_of()
         frame = prompts.conversation(self.backbone.tokenizer, [{"role": "user", "content": ""}])
         at = next(place for place, (_, is_frame) in enumerate(frame) if not is_frame)
@@ -110,7 +111,7 @@ class Likelihood:
         rows = self.rows(asked, passages)
         most = max(1, _LOGITS // (len(asked) * self.backbone.spec.vocab))
         found = [0.0] * len(rows)
-        for planned in plan_batches([len(row) + len(asked) for row in rows], self.config.batch_tokens):
+        for planned in plan_batches([len(row) + len(asked) for row in rows], self.batch_tokens):
             for start in range(0, len(planned), most):
                 batch = planned[start : start + most]
                 for place, value in zip(batch, self._batch([rows[i] for i in batch], asked), strict=True):
