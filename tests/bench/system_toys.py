@@ -26,8 +26,8 @@ def workspace(path: Path, backbone: Backbone, dataset: Dataset | None = None, **
     dataset = dataset or toy_dataset()
     given = {"instruction": "Be brief.", "context_tokens": 300, **settings}
     memory = LatentMemory.open(path / "bank", model=backbone, adapter=tiny_adapter(backbone), **given)
-    memory.add(list(dataset.documents), on_progress=lambda _: None)
-    return Workspace(dataset, memory, path / "cache", {"max_new_tokens": 3})
+    seconds = memory.add(list(dataset.documents), on_progress=lambda _: None).seconds
+    return Workspace(dataset, memory, path / "cache", {"max_new_tokens": 3}, fill=lambda: seconds)
 
 
 def static_model(folder: Path, seed: int = 0) -> str:
