@@ -164,9 +164,10 @@ class InterleaveConfig(Settings):
 class MemoryConfig(Settings):
     """Everything a `LatentMemory` can be told at `open`; every value has a default that suits a laptop.
 
-    `window` (tokens) splits long documents; `batch_tokens` bounds one encoding batch (None: 1,024 on a
-    CPU, whose caches hold the states of no more, else 16,384); `segment_bytes` and `segment_documents` bound what is
-    held in memory before it is committed. `context_tokens` is the budget for documents in the prompt. `instruction` replaces the default system message, which asks for short answers.
+    `window` (tokens) splits long documents; `batch_tokens` bounds one encoding batch (None: 1,024 on a CPU, whose
+    caches hold the states of no more, else 16,384); `segment_bytes` and `segment_documents` bound what is held in
+    memory before it is committed. `context_tokens` is the budget for documents in the prompt. `instruction` replaces
+    the default system message, which asks for short answers.
     `reading` is how answers read memory: `text`, `latent` (pooled K, V) or `kv` (unpooled K, V of all layers); `auto`
     is `latent` where the adapter can read latents, else `text`; `content_pooling` overrides how K, V are pooled.
     `batch_questions` is how many questions of a batch are answered together: more are faster where memory allows.
