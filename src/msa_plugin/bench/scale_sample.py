@@ -74,7 +74,7 @@ def encoded_sample(backbone: Backbone, adapter: Adapter, dataset: Dataset, passa
             offsets = torch.cat([torch.zeros(1, dtype=torch.int64), *(block.offsets.diff() for block in blocks)])
             prefix, longest = engine.encoder.prefix, engine.encoder.layout.text
             rows = [prefix + ids[:longest] for ids in backbone.tokenize_batch(list(texts))]
-            asked = shared_queries(backbone, engine.router, rows, engine.config.batch_tokens, engine.lora)
+            asked = shared_queries(backbone, engine.router, rows, engine.batch_tokens, engine.lora)
     return Sample(keys, offsets.cumsum(0), asked.queries.cpu(), asked.votes.cpu(), texts)
 
 
