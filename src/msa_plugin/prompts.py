@@ -168,6 +168,7 @@ def question_part(question: str, *, briefly: bool = False) -> str:
 
 # The reference's text level (golden spec 3.1, 4.1, 6.1); a model trained on it knows no other words.
 TURN_START, TURN_END, LIST_END = "<|im_start|>", "<|im_end|>", "<|object_ref_end|>"
+LIST_END_ELSE = "<file_sep>"  # for tokenizers without the reference's marker
 RETRIEVED = "<End-of-Retrieve>"
 TEMPLATE_HEAD, TEMPLATE_TAIL = f"{TURN_START}user\n", f"{TURN_END}\n"
 ASKING = "\nPlease answer the question based on the above historical document information\n\n"

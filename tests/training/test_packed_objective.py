@@ -10,6 +10,7 @@ import torch
 from chains import chains, corpus, packed_backbone
 
 from msa_plugin import prompts
+from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.checkpoint import load_reference
 from msa_plugin.config import Abilities
 from msa_plugin.engine.generative.wire import Transcript, Wire
@@ -22,7 +23,7 @@ from msa_plugin.training.recipe_run import export
 from msa_plugin.training.samples import Batch, Lexical, Sampler
 from msa_plugin.training.settings import TrainConfig
 from msa_plugin.training.trainer import Trainer
-from tiny import tiny_backbone
+from tiny import tiny_backbone, tiny_model, tiny_tokenizer
 
 CONFIG = PackedConfig(
     pooling=8, top_k=3, id_width=3, memory_tokens=400, rows=2, hard=2, rank=3, window=96,
@@ -265,6 +266,14 @@ def test_everything_trained_is_written_in_the_references_format(tmp_path, data):
     assert folder.name == "reference" and adapter.config.abilities.emit_ids
     torch.testing.assert_close(loaded.model.model.layers[0].mlp.up_proj.weight, weight)
     torch.testing.assert_close(adapter.router.layers[3].k_weight, objective.router.layers[3].k_weight.detach())
+
+
+def test_a_tokenizer_without_the_references_marker_may_have_another(data):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": [prompts.LIST_END_ELSE]})
+    own = Backbone(tiny_model("llama"), tokenizer, "other")
+    sample = sampler(own).sample(data, steps(data)[0], (), random.Random(0))
+    assert sample.ids[-1] == Wire(own).list_end == own.special(prompts.LIST_END_ELSE)
 
 
 def test_what_cannot_be_trained_is_refused(backbone, data):

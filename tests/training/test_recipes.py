@@ -199,7 +199,8 @@ def test_what_it_would_take(saved):
         ("b", 12, 12, 6),
     ]
     first = found["phases"][0]
-    lora = 4 * 2 * sum((48 + o) for o in (64, 32, 32)) + 4 * 2 * (64 + 48) + 4 * 2 * (2 * (48 + 64) + (64 + 48))
+    attention, mlp = (48 + 64) + 2 * (48 + 32) + (64 + 48), 3 * (48 + 64)
+    lora = 2 * 2 * (attention + mlp)  # rank 2 in two layers of four
     assert first["trained_parameters"] == lora + 2 * (64 + 32) * 48
     assert first["micro_batches"] == 3 and first["tokens"] == pytest.approx(
         3 * first["tokens_per_micro_batch"], rel=0.01

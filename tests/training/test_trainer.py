@@ -18,7 +18,7 @@ from toy_objective import Regression, config
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.errors import ConfigError, TrainingError
-from msa_plugin.training import checkpoint
+from msa_plugin.training import checkpoint, trainer
 from msa_plugin.training.checkpoint import Checkpoints
 from msa_plugin.training.curves import Curve
 from msa_plugin.training.settings import TrainConfig
@@ -100,13 +100,13 @@ def test_accumulation_is_the_mean_over_micro_batches(tmp_path):
 
 def test_gradients_are_clipped(tmp_path):
     found = []
-    trainer = Trainer(Regression(), config(steps=3, warmup=0, clip=0.01), tmp_path)
-    update = trainer.optimizer.step
-    trainer.optimizer.step = lambda: (
-        found.append(sum(float(p.grad.square().sum()) for p in trainer.parameters.values() if p.grad is not None)),
+    training = Trainer(Regression(), config(steps=3, warmup=0, clip=0.01), tmp_path)
+    update = training.optimizer.step
+    training.optimizer.step = lambda: (
+        found.append(sum(float(p.grad.square().sum()) for p in training.parameters.values() if p.grad is not None)),
         update(),
     )
-    trainer.run()
+    training.run()
     assert all(value == pytest.approx(0.01**2, rel=1e-3) for value in found)
     assert all(line["norm"] > 0.01 for line in lines(tmp_path))
 
@@ -121,11 +121,11 @@ def test_factors_and_schedules():
 
 
 def test_learning_rates_reach_the_parameters(tmp_path):
-    trainer = Trainer(Regression(), config(factors={"lora.": 0.5}, weight_decay=0.1), tmp_path)
-    groups = {(g["factor"], g["weight_decay"]): len(g["params"]) for g in trainer.optimizer.param_groups}
+    training = Trainer(Regression(), config(factors={"lora.": 0.5}, weight_decay=0.1), tmp_path)
+    groups = {(g["factor"], g["weight_decay"]): len(g["params"]) for g in training.optimizer.param_groups}
     assert groups == {(1.0, 0.1): 2, (0.5, 0.0): 1}
-    trainer.run()
-    rates = {g["factor"]: g["lr"] for g in trainer.optimizer.param_groups}
+    training.run()
+    rates = {g["factor"]: g["lr"] for g in training.optimizer.param_groups}
     assert rates[0.5] == pytest.approx(rates[1.0] / 2)
 
 
@@ -299,6 +299,14 @@ def test_bf16_computes_in_bf16_and_keeps_float32(tmp_path):
     objective = Watched()
     Trainer(objective, config(precision="bf16", steps=3), tmp_path).run()
     assert kinds == {torch.bfloat16} and objective.q.dtype == torch.float32
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_is_bf16_where_that_is_fast(monkeypatch, fast):
+    monkeypatch.setattr(trainer, "fast_bfloat16", lambda: fast)
+    a = torch.ones(2, 2)
+    with trainer.precision(config(precision="auto"), torch.device("cpu")):
+        assert (a @ a).dtype == (torch.bfloat16 if fast else torch.float32)
 
 
 def test_two_processes_do_what_one_does_with_twice_the_micro_batches(tmp_path):

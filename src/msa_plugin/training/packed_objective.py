@@ -45,10 +45,11 @@ class PackedConfig(Settings):
     """The adapter to be trained, what of it trains, its samples, and how the two losses are mixed.
 
     `layers` route (None: the latter half), their keys and the K, V that they read pooled over `pooling` tokens. Router
-    projections always train; besides, LoRA of `rank` on `modules` of `lora_layers` (None: all), or everything. A new
-    router starts from the attention's own projections, or at random. `rows` samples make a micro-batch; for
-    `memory_tokens`, `window`, `hard` and `latent` see `Sampler`. `held_out` questions of each data set are kept aside
-    for `evaluate`, which takes at most `evaluate_rows` of their steps. `abilities` are what the adapter will claim.
+    projections always train; besides, LoRA of `rank` on `modules` of `lora_layers` (None: from the first that routes),
+    or everything. A new router starts from the attention's own projections, or at random. `rows` samples make a
+    micro-batch; for `memory_tokens`, `window`, `hard` and `latent` see `Sampler`. `held_out` questions of each data set
+    are kept aside for `evaluate`, which takes at most `evaluate_rows` of their steps. `abilities` are what the adapter
+    will claim.
     """
 
     name: str = "packed"
@@ -248,7 +249,8 @@ def _lora(backbone: Backbone, config: PackedConfig, adapter: Adapter | None, see
     if adapter is not None and adapter.lora is not None:
         begun = adapter.lora
     else:
-        layers = range(backbone.spec.layers) if config.lora_layers is None else config.lora_layers
+        first = _routing(backbone, config).layers[0]
+        layers = range(first, backbone.spec.layers) if config.lora_layers is None else config.lora_layers
         generator = torch.Generator().manual_seed(seed + 1)
         begun = Lora.fresh(backbone.model, layers, config.rank, config.modules, generator)
     begun.check(backbone.model)

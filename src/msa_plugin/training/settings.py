@@ -12,7 +12,7 @@ from msa_plugin.config import Settings
 from msa_plugin.errors import ConfigError
 
 Schedule = Literal["constant", "linear", "cosine"]
-Precision = Literal["float32", "bf16"]
+Precision = Literal["auto", "float32", "bf16"]
 # What may be another at resume: it changes nothing that is learnt.
 FREE = frozenset({"checkpoint_every", "evaluate_every", "keep"})
 
@@ -22,7 +22,8 @@ class TrainConfig(Settings):
 
     The learning rate rises to `lr` over `warmup` steps and then follows `schedule` down to `floor` times `lr`;
     `factors` multiply it for parameters whose names begin with a prefix (the longest that fits counts). Gradients are
-    scaled to a norm of `clip` at most (None: as they are). Decay is for matrices only. `precision` bf16 is autocast.
+    scaled to a norm of `clip` at most (None: as they are). Decay is for matrices only. `precision` bf16 is autocast,
+    auto that where the device is fast at it and float32 elsewhere.
     Every `checkpoint_every` steps a checkpoint is written, of which the last `keep` stay; every `evaluate_every`
     (None: at the end alone) the objective is evaluated, and the adapter with the best `best` is kept: a held-out
     figure that is to be high, or, with a minus before its name, low.

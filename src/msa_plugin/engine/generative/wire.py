@@ -7,6 +7,7 @@ are tokenised as data, whatever they contain.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -28,12 +29,9 @@ class Wire:
         Raises ConfigError when the tokenizer lacks a marker, or would read one out of plain text.
         """
         self.backbone, self._lora = backbone, lora
-        self.start, self.end, self.list_end = (
-            backbone.special(m) for m in (prompts.TURN_START, prompts.TURN_END, prompts.LIST_END)
-        )
-        if {self.start, self.end, self.list_end} & set(
-            backbone.tokenize(prompts.TURN_START + prompts.TURN_END + prompts.LIST_END)
-        ):
+        markers = (prompts.TURN_START, prompts.TURN_END, _list_end(backbone))
+        self.start, self.end, self.list_end = (backbone.special(m) for m in markers)
+        if {self.start, self.end, self.list_end} & set(backbone.tokenize("".join(markers))):
             raise ConfigError(f"the tokenizer of {backbone.name} reads markers in plain text as control tokens")
 
     @cached_property
@@ -69,6 +67,17 @@ class Wire:
         """What follows the last round: retrieval is over, the question once more, and the answer's first words."""
         again, answering = self.backbone.tokenize_batch([prompts.question_again(question), prompts.ANSWERING])
         return [*self.retrieved, self.start, *again, self.list_end, *answering]
+
+
+def _list_end(backbone: Backbone) -> str:
+    """The reference's marker, or what stands in for it where the tokenizer lacks that (SmolLM2's has no such one)."""
+    try:
+        backbone.special(prompts.LIST_END)
+    except ConfigError:
+        with suppress(ConfigError):
+            backbone.special(prompts.LIST_END_ELSE)
+            return prompts.LIST_END_ELSE
+    return prompts.LIST_END
 
 
 @dataclass
