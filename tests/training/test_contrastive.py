@@ -166,4 +166,6 @@ def test_from_text_alone(tmp_path, backbone, monkeypatch):
     made = [contrastive_objective(backbone, ContrastiveConfig(**settings), [corpus()], 3) for _ in range(2)]
     digests = [hashlib.sha256(m.start.hash().encode()).hexdigest() for m in made]
     assert digests[0] == digests[1] and made[0].pool.teacher is not None
+    light = contrastive.brief(ContrastiveConfig(**settings))
+    assert contrastive_objective(backbone, light, [corpus()], 3).pool.teacher is None
     assert isinstance(made[0].lora, Lora) and {"labels", "teacher"} < set(made[0].losses(0).parts)

@@ -8,6 +8,7 @@ piece of what was found. Shapes: P documents, Q steps, C chunks, D routing-key w
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ from msa_plugin.training.losses import distillation_loss, routing_loss
 from msa_plugin.training.teacher import load_teacher, teach
 from msa_plugin.training.trainer import Losses
 
+_LOG = logging.getLogger("msa_plugin.training")
 _TOKENS = "token_weights"
 _EVALUATION = 4  # groups
 
@@ -336,7 +338,7 @@ def contrastive_objective(
     pool = Pool.of(data)
     if config.teacher:
         teacher = load_teacher(config.teacher_model, str(backbone.device))
-        pool.teacher = teach(teacher, pool.texts, pool.questions, cache_dir() / "teachers", _unwatched)
+        pool.teacher = teach(teacher, pool.texts, pool.questions, cache_dir() / "teachers", _told)
     if adapter is None:
         draw = random.Random(seed)
         passages, questions = (draw.sample(texts, len(texts)) for texts in (pool.texts, pool.questions))
@@ -344,5 +346,12 @@ def contrastive_objective(
     return Contrastive(backbone, adapter, pool, config, seed)
 
 
-def _unwatched(done: int, total: int) -> None:
-    """Embedding is not part of the steps that a progress bar counts."""
+def brief(config: ContrastiveConfig) -> ContrastiveConfig:
+    """Without the teacher, whose vectors of all passages come first, and calibrated on few of them."""
+    few = config.calibration.model_copy(update={"passages": 64, "questions": 64})
+    return config.model_copy(update={"teacher": 0.0, "calibration": few})
+
+
+def _told(done: int, total: int) -> None:
+    """Embedding comes before the steps that a progress bar counts."""
+    _LOG.info("the teacher has embedded %d of %d texts", done, total)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.config import Settings
 from msa_plugin.errors import ConfigError
-from msa_plugin.training.contrastive import ContrastiveConfig, contrastive_objective
+from msa_plugin.training.contrastive import ContrastiveConfig, brief, contrastive_objective
 from msa_plugin.training.data import Corpus
 from msa_plugin.training.packed_objective import PackedConfig, packed_objective
 from msa_plugin.training.trainer import Objective
@@ -28,14 +28,18 @@ class Build(Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """The settings of an objective, and how it is made of them."""
+    """The settings of an objective, and how it is made of them.
+
+    `brief` gives settings under which micro-batches cost the same and nothing long is prepared first, for estimates.
+    """
 
     settings: type[Settings]
     build: Build
+    brief: Callable[[Any], Settings] = lambda settings: settings
 
 
 OBJECTIVES: Mapping[str, Kind] = {
-    "contrastive": Kind(ContrastiveConfig, contrastive_objective),
+    "contrastive": Kind(ContrastiveConfig, contrastive_objective, brief),
     "packed": Kind(PackedConfig, packed_objective),
 }
 

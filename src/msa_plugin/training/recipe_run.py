@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,8 @@ class RecipeRun:
         reset_peak()
         if self.backbone.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        objective = self.objective(phase, self.begun)
+        brief = kind_of(self.recipe.objective).brief(phase.settings)
+        objective = self.objective(replace(phase, settings=brief), self.begun)
         numbers = [_micro_batch(objective, phase.training, batch) for batch in range(_MEASURED + 1)][1:]
         for parameter in objective.parameters.values():
             parameter.grad = None
