@@ -175,6 +175,7 @@ class MemoryConfig(Settings):
     `cosine` says whether a checkpoint in the reference's format routes by cosines; None does what the reference does.
     `keys_dtype` is how routing keys are stored; int8 (a scale for each chunk) halves them at a small loss.
     `content_dtype` is how K, V are stored: as the backbone computes them, or in eight bits (values beyond 448 are cut).
+    `lexical` is the weight of BM25, as a share of a question's best, beside the routing score (0: none is computed).
     `compat` answers exactly as the reference, mistakes included (docs/compatibility.md). `lock_timeout` (seconds) is
     how long a write waits for another writer.
     """
@@ -197,6 +198,7 @@ class MemoryConfig(Settings):
     instruction: str | None = None
     tile_chunks: int = Field(default=16384, gt=0)
     tile_tokens: int = Field(default=256, gt=0)
+    lexical: float = Field(default=0.0, ge=0.0)
     lock_timeout: float = Field(default=10.0, ge=0.0)
     generation: GenerationConfig = GenerationConfig()
     interleave: InterleaveConfig = InterleaveConfig()

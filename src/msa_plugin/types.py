@@ -179,7 +179,10 @@ class MemorySource(Protocol):
 
 @dataclass(frozen=True)
 class Hit:
-    """A routed document. `score` is the aggregated routing score; `layer_scores` the same by routing layer."""
+    """A routed document. `score` is the aggregated routing score; `layer_scores` the same by routing layer.
+
+    With `lexical` set, what `score` has beyond the sum of `layer_scores` is the share of the document's words.
+    """
 
     id: str
     score: float

@@ -16,6 +16,7 @@ from msa_plugin.cli.options import (
     AdapterPath,
     Bank,
     Json,
+    Lexical,
     Model,
     Namespace,
     Reading,
@@ -112,6 +113,7 @@ def ask(
     namespace: Namespace = "default",
     where: Where = None,
     reading: Reading = "auto",
+    lexical: Lexical = 0.0,
     rounds: Annotated[int | None, typer.Option(help="At most this many rounds of routing.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="At most this many tokens of answer.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -125,7 +127,8 @@ def ask(
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     if rounds is not None:
         options["max_rounds"] = rounds
-    with open_memory(out, bank, model, adapter, namespace, must_exist=True, reading=reading) as memory:
+    settings = {"reading": reading, "lexical": lexical}
+    with open_memory(out, bank, model, adapter, namespace, must_exist=True, **settings) as memory:
         stream = memory.stream(question, filter=wanted, **options)
         for piece in stream:
             out.say(piece, end="")
@@ -148,6 +151,7 @@ def retrieve(
     k: Annotated[int, typer.Option("-k", help="How many documents.")] = 10,
     where: Where = None,
     reading: Reading = "auto",
+    lexical: Lexical = 0.0,
     as_json: Json = False,
 ) -> None:
     """List the documents that routing finds for a question, best first.
@@ -155,7 +159,8 @@ def retrieve(
     Example: msa retrieve "lighthouses of Scotland" -k 5 --bank bank
     """
     out, wanted = Output(as_json), parse_filter(where)
-    with open_memory(out, bank, model, adapter, namespace, must_exist=True, reading=reading) as memory:
+    settings = {"reading": reading, "lexical": lexical}
+    with open_memory(out, bank, model, adapter, namespace, must_exist=True, **settings) as memory:
         hits = memory.retrieve(question, k, filter=wanted)
     for hit in hits:
         out.say(f"{hit.score:6.3f}  [{hit.id}] {hit.title or hit.text[:70]!r}")

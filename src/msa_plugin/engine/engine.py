@@ -29,6 +29,7 @@ from msa_plugin.engine.encoder import Encoder
 from msa_plugin.engine.generative.generative import Generative
 from msa_plugin.engine.generative.reference_loop import ReferenceLoop
 from msa_plugin.engine.interleave import Found, Gathered, Query, Ranking, drained, interleave_steps
+from msa_plugin.engine.lexical import Lexical, depth
 from msa_plugin.engine.numbering import Numbering
 from msa_plugin.engine.per_layer import LayerRouting, RoutedPass, Row
 from msa_plugin.engine.ranking import Ranked, SharedQueries, blended, rank_routed, rank_shared, shared_queries
@@ -82,6 +83,8 @@ class Engine:
         self._tiles = (config.tile_chunks, config.tile_tokens)
         self._tier = KeyTier(backbone.device)
         self.prefilter: Prefilter | None = None
+        self.lexical: Lexical | None = None
+        self.use_lexical(config.lexical)
         self._layers = LayerRouting(
             backbone, self.router, bank, self._reading_layers, self.top_k, self._tiles, self._tier, self.lora
         )
@@ -106,6 +109,17 @@ class Engine:
         routing, made_with = self.adapter.config.routing, self.bank.fingerprint
         self.prefilter = None if spec is None else Prefilter.open(folder, made_with, selection, routing, spec)
 
+    def use_lexical(self, weight: float) -> None:
+        """Add BM25 to routing scores, with this weight; 0: routing keys alone.
+
+        Raises ConfigError where layers select for themselves, MissingExtraError without the extra lexical.
+        """
+        if weight and self.adapter.config.routing.selection != "shared":
+            raise ConfigError(
+                "lexical is for adapters with one ranking for all layers; this one's layers each have theirs"
+            )
+        self.lexical = Lexical(self.bank, self.router, weight) if weight else None
+
     def _rank_shared(
         self,
         queries: Sequence[str],
@@ -120,7 +134,10 @@ class Engine:
         if any(q != text for q, text in zip(questions, queries, strict=False)):
             asked = blended(self._vectors(questions), asked, weight, self.router)
         encoded = time.perf_counter()
-        ranked = rank_shared(self.bank, self.router, asked, k, selection, self._tiles, self._tier, self.prefilter)
+        wide = k if self.lexical is None else depth(k)
+        ranked = rank_shared(self.bank, self.router, asked, wide, selection, self._tiles, self._tier, self.prefilter)
+        if self.lexical is not None:
+            ranked = self.lexical.add(queries, asked, ranked, selection, k)
         return Ranking(ranked, {"encode": encoded - began, "route": time.perf_counter() - encoded})
 
     def _vectors(self, texts: Sequence[str]) -> SharedQueries:
@@ -184,7 +201,8 @@ class Engine:
         if not routing.normalize:
             return -math.inf, math.inf
         summed = len(routing.layers) if routing.selection == "shared" and not routing.joint else 1
-        return -summed * routing.scale, summed * routing.scale
+        words = 0.0 if self.lexical is None else self.lexical.weight
+        return -summed * routing.scale, summed * routing.scale + words
 
     def hits(self, ranked: Sequence[Ranked]) -> list[Hit]:
         """Ranked documents with their text and metadata."""

@@ -34,7 +34,10 @@ from msa_plugin.routing.scorer import route
 
 @dataclass(frozen=True)
 class Ranked:
-    """A routed document: its score, that score's parts by routing layer, and the chunk that scored best."""
+    """A routed document: its score, the routing score's parts by layer, and the chunk that scored best.
+
+    With words beside the keys (`engine.lexical`) the score is more than the sum of the layers' parts.
+    """
 
     ordinal: int
     score: float
@@ -142,20 +145,24 @@ def rank_shared(
         found = prefilter.search(queries, votes, selection, k, tile_chunks=tiles[0], tile_tokens=tiles[1])
         rows = [(one.ordinals[0], one.scores[0]) for one in found]
     return [
-        _explained(bank, router, asked.shares[:, row][:, votes[row]], ordinals.tolist(), scores.tolist())
+        explained(bank, router, asked.shares[:, row][:, votes[row]], ordinals.tolist(), scores.tolist())
         for row, (ordinals, scores) in enumerate(rows)
     ]
 
 
-def _explained(
-    bank: MemoryBank, router: Router, shares: Tensor, ordinals: list[int], scores: list[float]
+def explained(
+    bank: MemoryBank, router: Router, shares: Tensor, ordinals: list[int], scores: list[float] | None = None
 ) -> list[Ranked]:
-    """Take each score apart: the chunk (and question token) that gave it, and the share of each layer [L, T, W]."""
+    """Take each score apart: the chunk (and question token) that gave it, and the share of each layer [L, T, W].
+
+    Without `scores` they are worked out here, as the sum of the shares.
+    """
     ranked = []
-    for ordinal, score, keys in zip(ordinals, scores, bank.key_rows(ordinals, "shared"), strict=True):
+    for place, (ordinal, keys) in enumerate(zip(ordinals, bank.key_rows(ordinals, "shared"), strict=True)):
         products = shares @ keys.to(shares).T
         token, chunk = divmod(int(products.sum(0).argmax()), keys.shape[0])
         by_layer = products[:, token, chunk].tolist()
+        score = sum(by_layer) if scores is None else scores[place]
         ranked.append(Ranked(ordinal, score, dict(zip(router.config.layers, by_layer, strict=True)), chunk))
     return ranked
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from msa_plugin.bench.systems.lexical import stemmed_bm25
 from msa_plugin.config import Settings
 from msa_plugin.errors import TrainingError
 from msa_plugin.prompts import document_text
+from msa_plugin.routing.lexical import WordIndex
 from msa_plugin.training.data import Corpus
 
 Vectors = NDArray[np.float32]
@@ -98,7 +98,7 @@ class Pool:
                 asks.append(Ask(place, question, found, wanted))
         if not asks:
             raise TrainingError("no data set has a question with a gold passage; routing has nothing to learn")
-        pool = cls(texts, list(questions), asks, [c.name for c in corpora], _bm25=stemmed_bm25(texts))
+        pool = cls(texts, list(questions), asks, [c.name for c in corpora], _bm25=WordIndex(texts).asked)
         for place, ask in enumerate(asks):
             for passage in ask.wanted:
                 pool._asking[passage].append(place)

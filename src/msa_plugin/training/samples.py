@@ -15,12 +15,12 @@ from torch import Tensor
 
 from msa_plugin import prompts
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.systems.lexical import stemmed_bm25
 from msa_plugin.engine.generative.wire import Transcript, Wire
 from msa_plugin.engine.numbering import FIRST_ORDINAL, Numbering
 from msa_plugin.engine.per_layer import Row
 from msa_plugin.errors import TrainingError
 from msa_plugin.prompts import document_text
+from msa_plugin.routing.lexical import WordIndex
 from msa_plugin.training.data import Corpus, Step, drawn_numbers
 from msa_plugin.training.losses import IGNORED
 from msa_plugin.training.packed import QUESTION, RESPONSE, TEMPLATE, Packed
@@ -210,7 +210,7 @@ class Lexical:
         """Indexes every corpus. Raises MissingExtraError without bm25s."""
         self.depth = depth
         self._score = {
-            c.name: stemmed_bm25([document_text(d.title, d.text) for d in c.documents.values()]) for c in corpora
+            c.name: WordIndex([document_text(d.title, d.text) for d in c.documents.values()]).asked for c in corpora
         }
 
     def __call__(self, corpus: Corpus, step: Step) -> list[str]:

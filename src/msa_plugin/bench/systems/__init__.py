@@ -52,6 +52,8 @@ def _build(name: str, parsed: Parsed, workspace: Workspace, options: Options) ->
         return Reranked(name, workspace, base, outer.depth or options.rerank_depth, outer.model)
     if parsed.prefilter is not None:
         options = replace(options, prefilter=parsed.prefilter)
+    if parsed.lexical:
+        options = replace(options, lexical=parsed.lexical)
     if parsed.kind in _SIMPLE:
         return _SIMPLE[parsed.kind](name, workspace, options)
     return _build_finding(name, parsed, workspace, options)

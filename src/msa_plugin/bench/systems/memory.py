@@ -6,6 +6,7 @@ Nothing is ranked here that the engine does not rank for a user: `msa` is `engin
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ from msa_plugin.bench.base import Cost, Found, Reply, Scored, Workspace
 from msa_plugin.bench.systems.common import FoundInRounds, Options, merged, shared, summed
 from msa_plugin.engine.answering import Asked
 from msa_plugin.engine.interleave import Ranking
+from msa_plugin.engine.lexical import Lexical
 from msa_plugin.engine.ranking import Ranked
 from msa_plugin.routing.prefilter import Prefilter
 
@@ -25,6 +27,7 @@ class Msa:
         self.name, self.workspace, self.options = name, workspace, options
         self.memory = workspace.memory
         self._prefilter: Prefilter | None = None
+        self._lexical: Lexical | None = None
 
     @property
     def rounds(self) -> int:
@@ -32,13 +35,18 @@ class Msa:
         return 1
 
     def prepare(self) -> Cost:
-        """The memory holds the corpus; what is built is the prefilter. Raises as `Engine.use_prefilter`.
+        """The memory holds the corpus; a prefilter and an index of words are built. Raises as the engine's `use_...`.
 
-        `seconds` is what encoding took in all, as the workspace knows it. `disk_bytes` include the passages' texts,
-        `memory_bytes` are routing keys and a prefilter's index.
+        `seconds` is what encoding took in all, as the workspace knows it, and indexing words. `disk_bytes` include the
+        passages' texts, `memory_bytes` are routing keys, a prefilter's index and that of words.
         """
         stats, seconds = self.memory.stats(), self.workspace.encoding_seconds
-        return Cost(seconds, stats.tokens, stats.bytes_total, stats.bytes_keys + self._build_prefilter())
+        held = stats.bytes_keys + self._build_prefilter()
+        if self.options.lexical:
+            began = time.perf_counter()
+            held += self._index_words(self.options.lexical)
+            seconds += time.perf_counter() - began
+        return Cost(seconds, stats.tokens, stats.bytes_total, held)
 
     def find(self, questions: Sequence[str], k: int) -> list[Found]:
         """The best `k` passages of each question. Raises InvalidQueryError as `LatentMemory.retrieve`."""
@@ -59,8 +67,8 @@ class Msa:
         return [Reply.of(answer) for answer in answers]
 
     def close(self) -> None:
-        """Drop the prefilter; the memory is the workspace's."""
-        self._prefilter = None
+        """Drop what was built; the memory is the workspace's."""
+        self._prefilter = self._lexical = None
 
     def _rank(self, questions: Sequence[str], k: int) -> Ranking:
         engine = self.memory.engine
@@ -85,15 +93,24 @@ class Msa:
         self._prefilter, engine.prefilter = engine.prefilter, before
         return self._prefilter.bytes if self._prefilter is not None else 0
 
+    def _index_words(self, weight: float) -> int:
+        """Index the corpus's words; returns the index's bytes."""
+        engine, before = self.memory.engine, self.memory.engine.lexical
+        engine.use_lexical(weight)
+        self._lexical, engine.lexical = engine.lexical, before
+        assert self._lexical is not None
+        return self._lexical.index(engine.bank.select(self.memory.namespace)).bytes
+
     @contextmanager
     def _filtered(self) -> Iterator[None]:
-        """This system's prefilter is the engine's while inside; without one the engine stays as it is."""
-        engine, before = self.memory.engine, self.memory.engine.prefilter
-        engine.prefilter = self._prefilter or before
+        """This system's prefilter and words are the engine's while inside; without them it stays as it is."""
+        engine = self.memory.engine
+        before = engine.prefilter, engine.lexical
+        engine.prefilter, engine.lexical = self._prefilter or before[0], self._lexical or before[1]
         try:
             yield
         finally:
-            engine.prefilter = before
+            engine.prefilter, engine.lexical = before
 
 
 class Interleaved(Msa):

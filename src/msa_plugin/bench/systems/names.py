@@ -2,6 +2,7 @@
 
     name     = kind [":" argument] {suffix}
     suffix   = "+rerank" ["@" depth] [":" cross-encoder]   |   "+faiss:" index   |   "+coarse:" numbers
+             | "+lexical" [":" weight]
 
 What belongs together goes in parentheses: `iterative:(dense+rerank)` reranks in every round, `iterative:dense+rerank`
 only at the end. A fusion's members are separated by "~" or, where the name stands alone, by commas.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from msa_plugin.errors import ConfigError
 from msa_plugin.routing.prefilter import KINDS, PrefilterSpec
@@ -32,10 +33,13 @@ NAMES = {
 SUFFIXES = {
     "+rerank": "what NAME finds, ranked again by the likelihood of the question given the passage, or by a "
     "cross-encoder: NAME+rerank[@DEPTH][:MODEL]",
+    "+lexical": "msa or msa-interleave with BM25 added to its scores, as a user sets it: NAME+lexical[:WEIGHT]",
 }
 _ROUNDS = ("iterative", "decompose")
 _ANSWER_ONLY = ("full-context", "closed-book")
-_SUFFIX = re.compile(r"\+(?=(?:rerank|faiss|coarse)(?:[:@+]|$))")
+_SUFFIX = re.compile(r"\+(?=(?:rerank|faiss|coarse|lexical)(?:[:@+]|$))")
+_LEXICAL = re.compile(r"lexical(?::(?P<weight>\d+(?:\.\d+)?))?")
+LEXICAL = 0.5  # the weight where a name gives none
 _RERANK = re.compile(r"rerank(?:@(?P<depth>\d+))?(?::(?P<model>.+))?")
 
 
@@ -56,6 +60,7 @@ class Parsed:
     bases: tuple[Parsed, ...] = ()
     reranks: tuple[Rerank, ...] = ()
     prefilter: str | None = None
+    lexical: float = 0.0
 
     @property
     def finds(self) -> bool:
@@ -111,17 +116,28 @@ def _bases(kind: str, argument: str, name: str) -> Iterator[Parsed]:
 
 
 def _with_suffix(parsed: Parsed, suffix: str, name: str) -> Parsed:
+    if suffix.startswith("lexical"):
+        return _with_words(parsed, suffix, name)
     if suffix.startswith(KINDS):
         if parsed.kind not in ("msa", "msa-interleave") or parsed.reranks or parsed.prefilter:
             raise ConfigError(f"one prefilter directly behind msa or msa-interleave, not as in {name!r}")
-        return Parsed(parsed.kind, prefilter=str(PrefilterSpec.parse(suffix)))
+        return replace(parsed, prefilter=str(PrefilterSpec.parse(suffix)))
     match = _RERANK.fullmatch(suffix)
     if match is None or match["depth"] == "0":
         raise ConfigError(f"{suffix!r} in {name!r} is not rerank[@DEPTH][:MODEL]")
     if not parsed.finds:
         raise ConfigError(f"{parsed.kind} does not rank passages: there is nothing to rerank in {name!r}")
     rerank = Rerank(int(match["depth"]) if match["depth"] else None, match["model"])
-    return Parsed(parsed.kind, parsed.argument, parsed.bases, (*parsed.reranks, rerank), parsed.prefilter)
+    return replace(parsed, reranks=(*parsed.reranks, rerank))
+
+
+def _with_words(parsed: Parsed, suffix: str, name: str) -> Parsed:
+    match = _LEXICAL.fullmatch(suffix)
+    if match is None or not (weight := float(match["weight"] or LEXICAL)):
+        raise ConfigError(f"{suffix!r} in {name!r} is not lexical[:WEIGHT] with a weight above 0")
+    if parsed.kind not in ("msa", "msa-interleave") or parsed.reranks or parsed.lexical:
+        raise ConfigError(f"one +lexical behind msa or msa-interleave, before any +rerank; not as in {name!r}")
+    return replace(parsed, lexical=weight)
 
 
 def _without_parentheses(text: str) -> str:

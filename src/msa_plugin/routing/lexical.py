@@ -1,0 +1,67 @@
+"""BM25 over documents' words, by bm25s: Lucene's variant with k1 = 1.5 and b = 0.75, English stems and stop words.
+
+Routing keys say what a text is about and blur its rare words; BM25 counts these and knows no synonyms. Added up they
+find more than either (docs/experiments.md). Statistics are those of the documents that are indexed together alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msa_plugin.errors import MissingExtraError
+
+Scores = NDArray[np.float32]
+
+
+class WordIndex:
+    """BM25 of a list of texts, built at once and held in memory."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        """Texts without a single word are allowed and never score. Raises MissingExtraError without the library."""
+        self._library, self._stemmer = _libraries()
+        self._count = len(texts)
+        tokens = self.words(texts)
+        self._index: Any = None
+        if any(tokens):  # bm25s refuses a corpus without a single word
+            self._index = self._library.BM25()
+            self._index.index(tokens, show_progress=False)
+
+    def words(self, texts: Sequence[str]) -> list[list[str]]:
+        """Stems of each text's words, in their order."""
+        rows: list[list[str]] = self._library.tokenize(
+            list(texts), stopwords="en", stemmer=self._stemmer, return_ids=False, show_progress=False
+        )
+        return rows
+
+    def scores(self, words: Sequence[str]) -> Scores:
+        """Score [n] of every text for a question's `words`; 0 for a text that has none of them."""
+        known = [] if self._index is None else [w for w in words if w in self._index.vocab_dict]
+        if not known:
+            return np.zeros(self._count, dtype=np.float32)
+        return np.asarray(self._index.get_scores(known), dtype=np.float32)
+
+    def asked(self, question: str) -> Scores:
+        """`scores` for a question as text."""
+        return self.scores(self.words([question])[0])
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the index: scores, where they are, and the words."""
+        if self._index is None:
+            return 0
+        arrays = sum(getattr(value, "nbytes", 0) for value in self._index.scores.values())
+        return int(arrays) + sum(len(word.encode()) for word in self._index.vocab_dict)
+
+
+def _libraries() -> tuple[Any, Any]:
+    """The module bm25s and an English stemmer; the only place that imports them."""
+    try:
+        import bm25s
+        import Stemmer
+    except ImportError as error:
+        raise MissingExtraError('BM25 needs bm25s and PyStemmer: pip install "msa-plugin[lexical]"') from error
+    return bm25s, Stemmer.Stemmer("english")
