@@ -18,6 +18,8 @@ FINDING = (
     "msa-interleave",
     "msa+faiss:Flat",
     "msa+coarse:16",
+    "msa+lexical:2",
+    "msa-interleave+lexical+coarse:16",
     "bm25",
     "dense",
     "dense-same-backbone",
@@ -141,6 +143,9 @@ def test_names_are_taken_apart():
     index = parse_one("msa+faiss:IVF4,Flat@nprobe=2+rerank")
     assert index.prefilter.startswith("faiss:IVF4,Flat@")
     assert index.reranks == (Rerank(None, None),)
+    words = parse_one("msa+lexical+coarse:all+rerank")
+    assert (words.lexical, words.prefilter, len(words.reranks)) == (0.5, "coarse:all@candidates=128", 1)
+    assert parse_one("msa-interleave+lexical:1.5").lexical == 1.5
 
 
 def test_lists_of_names():
@@ -159,6 +164,11 @@ def test_lists_of_names():
         ("bm25+rerank@0", "not rerank"),
         ("bm25+faiss:Flat", "directly behind msa"),
         ("bm25+coarse:all", "directly behind msa"),
+        ("bm25+lexical", "behind msa"),
+        ("msa+rerank+lexical", "before any"),
+        ("msa+lexical+lexical:2", "one .lexical"),
+        ("msa+lexical:0", "above 0"),
+        ("msa+lexical:much", "above 0"),
         ("msa+coarse:some", "a prefilter is"),
         ("msa+faiss:", "a prefilter is"),
         ("closed-book+rerank", "nothing to rerank"),
@@ -188,12 +198,13 @@ def test_wrong_lists_of_names(names):
         ("dense-same-backbone", "faiss"),
         ("hybrid", "bm25s"),
         ("iterative", "sentence_transformers"),
+        ("msa+lexical", "bm25s"),
         ("msa+rerank:some/cross-encoder", "sentence_transformers"),
     ],
 )
 def test_a_package_that_is_absent_is_named_at_once(name, module, toy, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError, match=r'pip install "msa-plugin\[(bench|faiss)\]"'):
+    with pytest.raises(MissingExtraError, match=r'pip install "msa-plugin\[(bench|faiss|lexical)\]"'):
         create(name, toy)
 
 

@@ -1,13 +1,13 @@
 """Words beside routing keys: the sum is exact, follows what is stored, and sees nobody else's documents."""
 
 import pytest
-from facade import PER_LAYER, TOPICS, opened, topics
-from tiny import tiny_adapter, tiny_backbone
 
+from facade import PER_LAYER, TOPICS, opened, topics
 from msa_plugin.engine.lexical import depth
 from msa_plugin.errors import ConfigError
 from msa_plugin.prompts import document_text
 from msa_plugin.routing.lexical import WordIndex
+from tiny import tiny_adapter, tiny_backbone
 
 QUESTION = "Is there a text on beekeeping and the violin?"
 

@@ -16,6 +16,7 @@ from msa_plugin.engine.answering import Asked
 from msa_plugin.engine.interleave import Ranking
 from msa_plugin.engine.lexical import Lexical
 from msa_plugin.engine.ranking import Ranked
+from msa_plugin.routing.lexical import WordIndex
 from msa_plugin.routing.prefilter import Prefilter
 
 
@@ -23,7 +24,9 @@ class Msa:
     """One round: the question's own ranking; the answer is read from what clears the adaptive cut."""
 
     def __init__(self, name: str, workspace: Workspace, options: Options) -> None:
-        """`name` is what the command line called it."""
+        """`name` is what the command line called it. Raises MissingExtraError for words without the extra lexical."""
+        if options.lexical:
+            WordIndex([])
         self.name, self.workspace, self.options = name, workspace, options
         self.memory = workspace.memory
         self._prefilter: Prefilter | None = None
