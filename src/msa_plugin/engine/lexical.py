@@ -64,9 +64,9 @@ class Lexical:
         key = hashlib.sha256(ordinals.numpy().tobytes()).digest()
         if key not in self._indexes:
             texts: list[str] = []
-            for part in ordinals.split(_READ):
+            for start in range(0, len(ordinals), _READ):
                 check_cancelled()
-                stored = self.bank.documents(part.tolist())
+                stored = self.bank.documents(ordinals[start : start + _READ].tolist())
                 texts += [prompts.document_text(d.title, d.text) for d in stored]
             self._indexes[key] = WordIndex(texts)
         self._indexes.move_to_end(key)
