@@ -115,7 +115,7 @@ def _draw_dots(ax: Any, dots: Sequence[Dot]) -> None:
         colour = BLUE if label.startswith(BASE) else "#555555"
         if low is not None and high is not None:
             ax.plot([low, high], [y, y], color=colour, lw=1.6, alpha=0.45, solid_capstyle="round")
-        ax.plot([value], [y], "o", color=colour, ms=5)
+        ax.plot([value], [y], "o", color=colour, ms=5, clip_on=False)
     ax.set_yticks(range(len(dots)), [short(d[0]) for d in dots], color=INK)
     ax.set_ylim(len(dots) - 0.4, -0.6)
 
