@@ -229,7 +229,8 @@ def _heat_maps(rows: list[Row], metric: str) -> Figure:
     lengths, depths = distinct(rows, growth.length), distinct(rows, growth.depth)
     across = min(4, len(names))
     down = -(-len(names) // across)
-    figure, axes = canvas(9.2, down * (0.9 + 0.27 * len(depths)), down, across, sharex=True, sharey=True)
+    height = max(2.4, down * (0.9 + 0.27 * len(depths)))  # the colour bar's label needs that much
+    figure, axes = canvas(9.2, height, down, across, sharex=True, sharey=True)
     image = None
     for i, (ax, name) in enumerate(zip(axes, names, strict=False)):
         values = growth.heat(rows, name)
