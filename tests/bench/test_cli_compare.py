@@ -121,6 +121,13 @@ def test_wrong_use(bench, fakes, tmp_path, words, error, message):
         bench(*words)
 
 
+def test_a_mistyped_path_is_told_before_a_backbone_is_loaded(bench, fakes, tmp_path, monkeypatch):
+    monkeypatch.setattr("msa_plugin.bench.runner.Backbone.load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(IngestError, match="not a folder"):
+        bench("retrieval", "--data", "none", "--systems", "words", "--out", "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_was_skipped_is_said(bench, fakes, tmp_path):
     toy(tmp_path / "toy")
     _, said = bench("retrieval", "--data", "toy", "--systems", "words,knows", "--out", "out")

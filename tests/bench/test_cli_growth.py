@@ -54,7 +54,7 @@ def quick_reports(request, monkeypatch):
 @pytest.fixture
 def invoke(files, tmp_path):
     def call(command, *options):
-        backbone = ["--model", files / "model", "--adapter", files / "adapter", "--out", tmp_path / "out"]
+        backbone = ["--model", files / "model", "--adapter", files / "adapter", "-o", tmp_path / "out"]
         result = CliRunner().invoke(app, [str(word) for word in (command, *backbone, *options)])
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
@@ -64,8 +64,8 @@ def invoke(files, tmp_path):
 
 
 def grown(files, *options):
-    data = ["--data", files / "toy", "--distractors", files / "more"]
-    return [*data, "--sizes", "1000,2K", "--systems", "msa,bm25", *options]
+    data = ["-d", files / "toy", "--distractors", files / "more"]  # short options as in `msa bench qa`
+    return [*data, "--sizes", "1000,2K", "-s", "msa,bm25", *options]
 
 
 def test_scale(invoke, files, tmp_path):

@@ -39,7 +39,7 @@ def beir(folder, corpus=CORPUS, queries=QUERIES, compress=False, **qrels):
     write(folder / "corpus.jsonl", corpus, compress)
     write(folder / "queries.jsonl", queries, compress)
     for split, text in (qrels or {"test": QRELS}).items():
-        write(folder / "qrels" / f"{split}.tsv", text)
+        write(folder / "qrels" / f"{split}.tsv", text, compress)
     return folder
 
 
@@ -147,7 +147,7 @@ def test_missing_files_are_named(tmp_path):
     write(tmp_path / "a" / "corpus.jsonl", CORPUS)
     with pytest.raises(IngestError, match=r"queries\.jsonl or queries\.jsonl\.gz is missing"):
         load_dataset(tmp_path / "a")
-    with pytest.raises(IngestError, match=r"no qrels/\*\.tsv"):
+    with pytest.raises(IngestError, match=r"no qrels/\*\.tsv\[\.gz\]"):
         load_dataset(named(tmp_path / "b", CORPUS, QUERIES))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
 import pytest
@@ -232,3 +233,14 @@ def test_bad_settings():
     for wrong in ({"systems": ()}, {"hops": 0}, {"per_round": 0}, {"repeats": 0}, {"budget": -1}, {"prefilter": "x"}):
         with pytest.raises(ConfigError):
             Settings(**wrong)
+
+
+def test_a_peak_that_cannot_be_measured_costs_nothing_else(measure, made, monkeypatch):
+    def ended(*_, **__):
+        raise BrokenProcessPool("the system ended it")
+
+    monkeypatch.setattr("msa_plugin.bench.latency.peak_of", ended)
+    _, rows = measure(systems=("words",), sizes=SIZES[:1], source=Source(None, None, CONFIG))
+    assert times(rows, "words")
+    [note] = [r.settings["reason"] for r in rows if r.metric == NOTE and "peak memory" in r.settings["reason"]]
+    assert note.startswith("peak memory of words at 700 tokens was not measured: BrokenProcessPool: the system")

@@ -98,7 +98,8 @@ def test_differences_between_systems():
     assert p_value(ours, theirs) == pytest.approx(0.03535, abs=1e-4)
     assert p_value(theirs, ours) == pytest.approx(p_value(ours, theirs))
     assert p_value(ours, ours) == 1
-    assert p_value([1.0, 2.0], [0.0, 1.0]) == 0
+    assert p_value([1.0, 2.0], [0.0, 1.0]) == 0.5  # two questions with the same difference are no evidence
+    assert p_value([1.0] * 11, [0.0] * 11) == pytest.approx(2**-10)
     assert p_value([1.0], [0.0]) == 1
     with pytest.raises(ConfigError, match="question by question"):
         p_value([1.0], [1.0, 2.0])

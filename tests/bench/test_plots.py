@@ -76,6 +76,13 @@ def test_a_single_size_a_missing_cell_and_no_base_are_drawn() -> None:
     assert len(plots.figures(Saved.of(zero))["scale"]) == 1
 
 
+def test_a_heat_map_of_one_depth_has_room_for_its_labels() -> None:
+    flat = [r for r in needles() if r.settings["depth"] == 0.5]
+    sizes = [shape(figure.png) for figure in plots.figures(Saved.of(flat))["needle"]]
+    assert len(sizes) == 2
+    assert all(height > width / 4 for width, height in sizes)
+
+
 def test_names_do_not_overlap_and_stay_inside() -> None:
     moved = apart([50.0, 51.0, 10.0, 99.0, 98.0], 11, 100)
     ordered = sorted(moved)

@@ -131,6 +131,25 @@ def test_ratios_stay_within_a_run() -> None:
     assert "No ratios" in " ".join(found.notes) or "no ratios" in " ".join(found.notes)
 
 
+def test_fewer_tokens_are_the_better_ones() -> None:
+    asked = [replace(r, metric="input_tokens") for r in qa(("one",)) if r.metric == "seconds"]
+    rows = [replace(r, value=50.0) if r.system == "closed-book" else r for r in asked]
+    found = titled(report_quality.qa(Saved.of(rows)), "Answers, input_tokens (one)")
+    assert found.columns[-1].label == "least ÷ msa"
+    assert [r[0].text for r in found.rows if any(c.best for c in r)] != ["closed-book"]
+    cheap = [replace(r, value=0.1) if r.system == "closed-book" else r for r in asked]
+    found = titled(report_quality.qa(Saved.of(cheap)), "Answers, input_tokens (one)")
+    assert [r[0].text for r in found.rows if any(c.best for c in r)] == ["closed-book"]
+
+
+def test_the_peak_says_whose_it_is() -> None:
+    rows = [row("cost", "one", "msa", "peak_rss_bytes", 1e9)]
+    [shared] = report_growth.cost(Saved.of(rows))
+    [alone] = report_growth.cost(Saved.of([replace(r, settings={"memory_tokens": 1000}) for r in rows]))
+    assert "earlier systems" in " ".join(shared.notes)
+    assert "earlier systems" not in " ".join(alone.notes)
+
+
 def test_answers_stand_by_passages_read() -> None:
     tables = report_quality.qa(Saved.of(qa()))
     found = titled(tables, "Answers, F1 (average of 2 data sets)")

@@ -2,7 +2,7 @@
 
     corpus.jsonl[.gz]    {"_id" or "id", "title", "text", "metadata"?}
     queries.jsonl[.gz]   {"_id" or "id", "text" or "question", "answers"?, "positive_ids"?, "hops"?, "type"?}
-    qrels/<split>.tsv    query-id, corpus-id, score (BEIR; test is taken before dev before train)
+    qrels/<split>.tsv[.gz]   query-id, corpus-id, score (BEIR; test is taken before dev before train)
 
 What is left out is said in `Dataset.notes`; what cannot be read is an error naming file and line.
 """
@@ -269,7 +269,7 @@ def _questions(
 
 def _positive_ids(record: _Record) -> dict[str, int]:
     if "positive_ids" not in record.data:
-        raise IngestError(f'{record.where}: there is no qrels/*.tsv, and the question has no "positive_ids"')
+        raise IngestError(f'{record.where}: there is no qrels/*.tsv[.gz], and the question has no "positive_ids"')
     return dict.fromkeys(_strings(record, "positive_ids"), 1)
 
 
@@ -292,7 +292,11 @@ def _hops(record: _Record) -> int:
 
 def _qrels(folder: Path, questions: set[str], notes: list[str]) -> dict[str, dict[str, int]] | None:
     """Grades above 0 of the chosen split, by question; None when the folder has no qrels."""
-    files = {path.stem: path for path in (folder / "qrels").glob("*.tsv")}
+    files = {
+        path.name.split(".tsv")[0]: path
+        for ending in (".tsv.gz", ".tsv")
+        for path in (folder / "qrels").glob(f"*{ending}")
+    }
     if not files:
         return None
     split = next((name for name in SPLITS if name in files), min(files))

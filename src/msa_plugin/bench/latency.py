@@ -188,16 +188,15 @@ class Latency:
             return []
         chosen = self.settings
         self.on_step(f"peak memory of {name}", 0, 1)
-        peak = peak_of(
-            self.source,
-            self.banks.folder.parent,
-            self.cache,
-            dataset,
-            name,
-            self.create,
-            hops=chosen.hops,
-            per_round=chosen.per_round,
-        )
+        places = (self.banks.folder.parent, self.cache)
+        rounds = {"hops": chosen.hops, "per_round": chosen.per_round}
+        try:
+            peak = peak_of(self.source, *places, dataset, name, self.create, **rounds)
+        except Exception as error:  # a process that the system ended, say; the times that were measured stand
+            _LOG.warning("peak memory of %s was not measured: %s", name, error)
+            note = f"peak memory of {name} at {step.size:,} tokens was not measured: {reason(error)}"
+            self.results.note(PART, dataset.name, note)
+            return []
         return [Row(COST, "", "", "peak_rss_bytes", float(peak), n=1, settings={"memory_tokens": step.size})]
 
     def _indexing(self, planned: Plan) -> None:

@@ -135,6 +135,8 @@ def bootstrap(values: Sequence[float], *, seed: int = 0, samples: int = 1000) ->
 def p_value(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Two-sided p-value of the paired t-test (by ranx) that two systems are equal in the mean on the same questions.
 
+    Where all differences are the same number, by which that test would divide by zero: the chance that as many fair
+    signs agree, so that a handful of questions never looks certain.
     Raises MissingExtraError without ranx and ConfigError when the questions are not the same number.
     """
     if len(ours) != len(theirs):
@@ -144,7 +146,7 @@ def p_value(ours: Sequence[float], theirs: Sequence[float]) -> float:
     if len(control) < 2 or not differences.any():
         return 1.0
     if np.ptp(differences) == 0:
-        return 0.0  # the test divides by the spread of the differences
+        return 2.0 ** (1 - len(differences))
     return float(_significance().paired_student_t_test(control, treatment)[0])
 
 

@@ -115,7 +115,7 @@ def _draw_dots(ax: Any, dots: Sequence[Dot]) -> None:
         colour = BLUE if label.startswith(BASE) else "#555555"
         if low is not None and high is not None:
             ax.plot([low, high], [y, y], color=colour, lw=1.6, alpha=0.45, solid_capstyle="round")
-        ax.plot([value], [y], "o", color=colour, ms=5)
+        ax.plot([value], [y], "o", color=colour, ms=5, clip_on=False)
     ax.set_yticks(range(len(dots)), [short(d[0]) for d in dots], color=INK)
     ax.set_ylim(len(dots) - 0.4, -0.6)
 
@@ -229,7 +229,8 @@ def _heat_maps(rows: list[Row], metric: str) -> Figure:
     lengths, depths = distinct(rows, growth.length), distinct(rows, growth.depth)
     across = min(4, len(names))
     down = -(-len(names) // across)
-    figure, axes = canvas(9.2, down * (0.9 + 0.27 * len(depths)), down, across, sharex=True, sharey=True)
+    height = max(2.4, down * (0.9 + 0.27 * len(depths)))  # the colour bar's label needs that much
+    figure, axes = canvas(9.2, height, down, across, sharex=True, sharey=True)
     image = None
     for i, (ax, name) in enumerate(zip(axes, names, strict=False)):
         values = growth.heat(rows, name)

@@ -26,6 +26,7 @@ memory_tokens, passages = setting("memory_tokens"), setting("passages")
 length, depth, task = setting("length"), setting("depth"), setting("task")
 stage, hop = setting("stage"), setting("hop")
 _NO_RATIOS = "Rows of different runs: no ratios between them."
+_PEAK = "Peak resident memory is that of the whole process, model and libraries included"
 _WHOLE = 10**6  # where the whole of a question stands among its hops
 
 
@@ -283,7 +284,8 @@ def _cost(rows: list[Row], *, folded: bool) -> Table:
     small = f"Small print: the ratio to {base}." if base else ""
     notes += [] if comparable(rows) else [_NO_RATIOS]
     if "peak_rss_bytes" in metrics:
-        notes.append("Peak resident memory is that of the whole process, model and libraries included.")
+        alone = memory_tokens(rows[0]) is not None  # measured in a process of its own
+        notes.append(f"{_PEAK}." if alone else f"{_PEAK}, and what earlier systems left loaded.")
     head = (Column("system", number=False), *(Column(COSTS[m]) for m in metrics))
     said = {name: tokens(v) if name == "memory_tokens" else v for name, v in rows[0].settings.items()}
     where = "".join(f", {name.replace('_', ' ')} {value}" for name, value in said.items())

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from msa_plugin.bench.base import Row
-from msa_plugin.bench.report_rows import BASE, Saved, comparable, distinct, plain, setting, systems, timed, whole
+from msa_plugin.bench.report_rows import BASE, Saved, comparable, costs, distinct, plain, setting, systems, timed, whole
 from msa_plugin.bench.report_tables import DASH, Cell, Column, Table, bold_best, joined, number, times
 
 RETRIEVAL = ("nDCG@10", "R@5", "R@10")
@@ -62,16 +62,16 @@ def _overview(rows: list[Row], metric: str, tests: dict[Any, float]) -> Table:
     for one, value in grid.items():
         only = at.get((datasets[0], one)) if len(datasets) == 1 else None
         cells.append(_cell(only, tests) if only else Cell(DASH if value is None else number(value, metric)))
-    best = dict(zip(grid, bold_best(cells, list(grid.values()), least=timed(metric)), strict=True))
+    best = dict(zip(grid, bold_best(cells, list(grid.values()), least=costs(metric)), strict=True))
     fair = comparable(rows)
-    over = _over_base(grid, names, reads, least=timed(metric)) if fair else {}
+    over = _over_base(grid, names, reads, least=costs(metric)) if fair else {}
     body = [(Cell(n), *(best[n, r] for r in reads), Cell(times(over.get(n)))) for n in names]
     notes = ["The best of the table is in bold.", *_marks_note(cells), *_read_note(reads)]
     notes += [f"{DASH} in place of an average: the system lacks a data set."] if len(datasets) > 1 else []
     notes += [] if fair else ["No ratios: the rows come from different runs."]
     small = intervals(metric) if any(c.small for c in cells) else ""
     where = datasets[0] if len(datasets) == 1 else f"average of {len(datasets)} data sets"
-    ratio = Column(f"{'least' if timed(metric) else 'best'} ÷ {names[0]}")
+    ratio = Column(f"{'least' if costs(metric) else 'best'} ÷ {names[0]}")
     head = (
         Column("system", number=False),
         *(Column(read_label(r) or ("own" if len(reads) > 1 else "value")) for r in reads),
@@ -97,7 +97,7 @@ def by_dataset(
     """Data sets against series, with averages over all sets and over those of several hops, and a line of ratios."""
     datasets, metric = datasets_of(rows), rows[0].metric
     at = {(r.dataset, series_of(r)): r for r in rows}
-    least = timed(metric)
+    least = costs(metric)
     body = []
     for name in datasets:
         found = [at.get((name, c)) for c in columns]

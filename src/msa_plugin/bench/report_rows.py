@@ -118,8 +118,13 @@ def comparable(rows: Sequence[Row]) -> bool:
 
 
 def timed(metric: str) -> bool:
-    """Whether a metric is a cost, of which less is better."""
+    """Whether a metric is a time or a size, whose bounds are percentiles."""
     return "seconds" in metric or "bytes" in metric
+
+
+def costs(metric: str) -> bool:
+    """Whether less of a metric is better."""
+    return timed(metric) or metric in ("input_tokens", "output_tokens", "rounds")
 
 
 def systems(rows: Iterable[Row]) -> list[str]:

@@ -119,6 +119,8 @@ def compare(
     grades the replies in the end. A system that cannot run is recorded as skipped, with the reason.
     Raises ConfigError for another configuration in the same folder, and IngestError when no data set can be read.
     """
+    if config.data is not None:
+        find_datasets(config.data)  # a mistyped path is told before a backbone is loaded
     backbone = backbone or Backbone.load(config.model, device=config.memory.device, dtype=config.memory.dtype)
     adapter = find_adapter(backbone, adapter or config.adapter)
     with Results(config.out, seed=config.seed) as results, watch or Watch() as shown:

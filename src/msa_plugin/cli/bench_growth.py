@@ -23,11 +23,15 @@ if TYPE_CHECKING:
     from msa_plugin.types import Document
 
 Data = Annotated[
-    Path | None, typer.Option(help="A data set, or a folder of data sets; the sample corpus when left out.")
+    Path | None,
+    typer.Option("--data", "-d", help="A data set, or a folder of data sets; the sample corpus when left out."),
 ]
 Distractors = Annotated[Path | None, typer.Option(help="Folder of *.jsonl[.gz] with passages to grow the memory with.")]
-Systems = Annotated[str, typer.Option(help="Names of systems, separated by commas.")]
-Out = Annotated[Path, typer.Option(help="Folder for results and the report; what it holds is not measured again.")]
+Systems = Annotated[str, typer.Option("--systems", "-s", help="Names of systems, separated by commas.")]
+Out = Annotated[
+    Path,
+    typer.Option("--out", "-o", help="Folder for results and the report; what it holds is not measured again."),
+]
 Cache = Annotated[
     Path | None, typer.Option(help="Folder for encoded passages and indexes, to share among runs [OUT/cache].")
 ]
