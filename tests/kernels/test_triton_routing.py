@@ -171,7 +171,9 @@ def test_in_slabs_as_at_once(device, backend):
     whole, parts = (
         search(collapse_heads(queries, 2)[:, None], votes, keys, offsets, 6, slab_numbers=n) for n in (1 << 20, 6)
     )
-    assert torch.equal(whole.documents, parts.documents) and torch.equal(whole.scores, parts.scores)
+    assert torch.equal(whole.documents, parts.documents)
+    # Some CPUs' matrix products round by the size of the matrix.
+    torch.testing.assert_close(whole.scores, parts.scores, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
