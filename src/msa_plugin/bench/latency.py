@@ -188,10 +188,9 @@ class Latency:
             return []
         chosen = self.settings
         self.on_step(f"peak memory of {name}", 0, 1)
-        places = (self.banks.folder.parent, self.cache)
-        rounds = {"hops": chosen.hops, "per_round": chosen.per_round}
+        banks, hops, kept = self.banks.folder.parent, chosen.hops, chosen.per_round
         try:
-            peak = peak_of(self.source, *places, dataset, name, self.create, **rounds)
+            peak = peak_of(self.source, banks, self.cache, dataset, name, self.create, hops=hops, per_round=kept)
         except Exception as error:  # a process that the system ended, say; the times that were measured stand
             _LOG.warning("peak memory of %s was not measured: %s", name, error)
             note = f"peak memory of {name} at {step.size:,} tokens was not measured: {reason(error)}"
