@@ -5,7 +5,6 @@ A question reads as a straight line: interleave -> rank (backbone, router, score
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -32,9 +31,24 @@ from msa_plugin.engine.interleave import Found, Gathered, Query, Ranking, draine
 from msa_plugin.engine.lexical import Lexical, depth
 from msa_plugin.engine.numbering import Numbering
 from msa_plugin.engine.per_layer import LayerRouting, RoutedPass, Row
-from msa_plugin.engine.ranking import Ranked, SharedQueries, blended, rank_routed, rank_shared, shared_queries
+from msa_plugin.engine.ranking import (
+    Ranked,
+    SharedQueries,
+    blended,
+    rank_routed,
+    rank_shared,
+    score_bounds,
+    shared_queries,
+)
 from msa_plugin.engine.reading import Excerpt, Prefill, Reader, allowances, around
-from msa_plugin.engine.setup import batch_tokens, check_window, content_config, fingerprint, reading_mode
+from msa_plugin.engine.setup import (
+    batch_tokens,
+    check_question,
+    check_window,
+    content_config,
+    fingerprint,
+    reading_mode,
+)
 from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
 from msa_plugin.events import RetrievalEnded, RetrievalEvent, RoundStarted
 from msa_plugin.routing.prefilter import Prefilter, PrefilterSpec
@@ -110,14 +124,7 @@ class Engine:
         self.prefilter = None if spec is None else Prefilter.open(folder, made_with, selection, routing, spec)
 
     def use_lexical(self, weight: float) -> None:
-        """Add BM25 to routing scores, with this weight; 0: routing keys alone.
-
-        Raises ConfigError where layers select for themselves, MissingExtraError without the extra lexical.
-        """
-        if weight and self.adapter.config.routing.selection != "shared":
-            raise ConfigError(
-                "lexical is for adapters with one ranking for all layers; this one's layers each have theirs"
-            )
+        """Add BM25 to routing scores, with this weight; 0: routing keys alone. Raises as `Lexical`."""
         self.lexical = Lexical(self.bank, self.router, weight) if weight else None
 
     def _rank_shared(
@@ -175,18 +182,7 @@ class Engine:
 
     def check_question(self, text: object) -> None:
         """Raises InvalidQueryError for a question that is not text, is blank, or is longer than a window."""
-        if not isinstance(text, str) or not text.strip():
-            raise InvalidQueryError("a question must be a string with something in it")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InvalidQueryError(f"the question holds invalid Unicode at character {error.start}") from error
-        limit = self.encoder.layout.text
-        # A token has at least one byte, so only long questions are worth tokenising here.
-        if len(text) > limit and len(self.backbone.tokenize(text)) > limit:
-            raise InvalidQueryError(
-                f"the question is longer than a window of {limit} tokens; shorten it, or add it as a document"
-            )
+        check_question(text, self.backbone, self.encoder.layout.text)
 
     def routing_keys(self, ordinals: Sequence[int]) -> Tensor:
         """One unit vector [n, W] a document, float32: the mean of its chunks' routing keys, key groups side by side."""
@@ -197,12 +193,8 @@ class Engine:
     @property
     def score_bounds(self) -> tuple[float, float]:
         """The lowest and the highest score that a document can have."""
-        routing = self.adapter.config.routing
-        if not routing.normalize:
-            return -math.inf, math.inf
-        summed = len(routing.layers) if routing.selection == "shared" and not routing.joint else 1
-        words = 0.0 if self.lexical is None else self.lexical.weight
-        return -summed * routing.scale, summed * routing.scale + words
+        low, high = score_bounds(self.adapter.config.routing)
+        return low, high + (0.0 if self.lexical is None else self.lexical.weight)
 
     def hits(self, ranked: Sequence[Ranked]) -> list[Hit]:
         """Ranked documents with their text and metadata."""

@@ -21,6 +21,7 @@ from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.view import Selection
 from msa_plugin.cancellation import check_cancelled
 from msa_plugin.engine.ranking import Ranked, SharedQueries, explained
+from msa_plugin.errors import ConfigError
 from msa_plugin.routing.lexical import Scores, WordIndex
 
 _KEPT = 4  # indexes of the selections asked last
@@ -36,7 +37,11 @@ class Lexical:
     """BM25 of a bank's selections, indexed when first asked about and kept while it is asked for."""
 
     def __init__(self, bank: MemoryBank, router: Router, weight: float) -> None:
-        """Raises MissingExtraError without the extra lexical."""
+        """Raises ConfigError where layers select for themselves, MissingExtraError without the extra lexical."""
+        if router.config.selection != "shared":
+            raise ConfigError(
+                "lexical is for adapters with one ranking for all layers; this one's layers each have theirs"
+            )
         self.bank, self.router, self.weight = bank, router, weight
         self._indexes: OrderedDict[bytes, WordIndex] = OrderedDict()
         WordIndex([])  # the extra is missed when a memory is opened, not at its first question

@@ -7,7 +7,7 @@ import torch
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.config import ContentConfig, MemoryConfig, ReadingMode
-from msa_plugin.errors import ConfigError
+from msa_plugin.errors import ConfigError, InvalidQueryError
 from msa_plugin.types import Fingerprint
 
 
@@ -62,3 +62,18 @@ def fingerprint(backbone: Backbone, adapter: Adapter, config: MemoryConfig) -> F
         template="numbered" if adapter.config.numbered else f"prefix {adapter.config.prefix}",
         window=config.window,
     )
+
+
+def check_question(text: object, backbone: Backbone, limit: int) -> None:
+    """Raises InvalidQueryError for a question that is not text, is blank, or has more than `limit` tokens."""
+    if not isinstance(text, str) or not text.strip():
+        raise InvalidQueryError("a question must be a string with something in it")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidQueryError(f"the question holds invalid Unicode at character {error.start}") from error
+    # A token has at least one byte, so only long questions are worth tokenising here.
+    if len(text) > limit and len(backbone.tokenize(text)) > limit:
+        raise InvalidQueryError(
+            f"the question is longer than a window of {limit} tokens; shorten it, or add it as a document"
+        )
