@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -85,6 +86,14 @@ class RoutingConfig(Settings):
     def key_width(self) -> int:
         """Numbers in one layer's routing key: kv_heads * head_dim."""
         return self.kv_heads * self.head_dim
+
+    @property
+    def score_bounds(self) -> tuple[float, float]:
+        """The lowest and the highest score that routing keys can give a document."""
+        if not self.normalize:
+            return -math.inf, math.inf
+        summed = len(self.layers) if self.selection == "shared" and not self.joint else 1
+        return -summed * self.scale, summed * self.scale
 
     @property
     def key_groups(self) -> dict[str, int]:

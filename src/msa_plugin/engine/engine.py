@@ -31,15 +31,7 @@ from msa_plugin.engine.interleave import Found, Gathered, Query, Ranking, draine
 from msa_plugin.engine.lexical import Lexical, depth
 from msa_plugin.engine.numbering import Numbering
 from msa_plugin.engine.per_layer import LayerRouting, RoutedPass, Row
-from msa_plugin.engine.ranking import (
-    Ranked,
-    SharedQueries,
-    blended,
-    rank_routed,
-    rank_shared,
-    score_bounds,
-    shared_queries,
-)
+from msa_plugin.engine.ranking import Ranked, SharedQueries, blended, rank_routed, rank_shared, shared_queries
 from msa_plugin.engine.reading import Excerpt, Prefill, Reader, allowances, around
 from msa_plugin.engine.setup import (
     batch_tokens,
@@ -193,7 +185,7 @@ class Engine:
     @property
     def score_bounds(self) -> tuple[float, float]:
         """The lowest and the highest score that a document can have."""
-        low, high = score_bounds(self.adapter.config.routing)
+        low, high = self.adapter.config.routing.score_bounds
         return low, high + (0.0 if self.lexical is None else self.lexical.weight)
 
     def hits(self, ranked: Sequence[Ranked]) -> list[Hit]:

@@ -8,7 +8,6 @@ Shapes: B rows, T tokens, H heads, D head dim, C chunks, W routing-key width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -166,14 +165,6 @@ def explained(
         score = sum(by_layer) if scores is None else scores[place]
         ranked.append(Ranked(ordinal, score, dict(zip(router.config.layers, by_layer, strict=True)), chunk))
     return ranked
-
-
-def score_bounds(config: RoutingConfig) -> tuple[float, float]:
-    """The lowest and the highest routing score that a document can have."""
-    if not config.normalize:
-        return -math.inf, math.inf
-    summed = len(config.layers) if config.selection == "shared" and not config.joint else 1
-    return -summed * config.scale, summed * config.scale
 
 
 def rank_routed(
