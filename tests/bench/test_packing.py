@@ -49,7 +49,7 @@ def test_it_holds_no_text_and_is_the_same_every_time(done, tmp_path):
 def test_it_is_not_run_on_and_not_packed_over(done, tmp_path, backbone):
     small = pack(done, tmp_path / "small")
     with pytest.raises(ConfigError, match="packed run"):
-        run(backbone, Fakes(), config(small, tmp_path / "toy-that-is-not-read"))
+        run(backbone, Fakes(), config(small, toy(tmp_path / "unread")))
     with pytest.raises(ConfigError, match="holds something"):
         pack(done, small)
     with pytest.raises(ConfigError, match=r"no results\.jsonl"):

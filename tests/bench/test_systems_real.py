@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 def sample(tmp_path_factory, real_backbone):
     folder = tmp_path_factory.mktemp("sample")
     with LatentMemory.open(folder / "bank", model=real_backbone) as memory:
+        memory.add(list(sample_dataset().documents))
         yield Workspace(sample_dataset(), memory, folder / "cache", {"max_new_tokens": 8})
 
 
