@@ -3,7 +3,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import logging
 import os
 import sys
 import time
@@ -11,7 +10,7 @@ import types
 
 import pytest
 
-from msa_plugin.errors import IngestError, MissingExtraError
+from msa_plugin.errors import IngestError
 from msa_plugin.ingest import read_paths
 from msa_plugin.plaintext import html_to_text
 from msa_plugin.types import Document
@@ -30,30 +29,6 @@ def write(path, data):
 
 def lines(*records):
     return "".join(json.dumps(record) + "\n" for record in records)
-
-
-def pdf(*pages):
-    """A minimal PDF with one line of text per page."""
-    kids = " ".join(f"{4 + 2 * i} 0 R" for i in range(len(pages)))
-    objects = [
-        "<< /Type /Catalog /Pages 2 0 R >>",
-        f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>",
-        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-    ]
-    for i, text in enumerate(pages):
-        stream = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET" if text else ""
-        objects += [
-            "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] "
-            f"/Resources << /Font << /F1 3 0 R >> >> /Contents {5 + 2 * i} 0 R >>",
-            f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream",
-        ]
-    out, offsets = "%PDF-1.4\n", []
-    for number, body in enumerate(objects, 1):
-        offsets.append(len(out))
-        out += f"{number} 0 obj\n{body}\nendobj\n"
-    table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
-    trailer = f"trailer\n<< /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{len(out)}\n%%EOF\n"
-    return (out + f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}" + trailer).encode()
 
 
 class TestFiles:
@@ -392,44 +367,3 @@ class TestStdin:
         skips = []
         assert list(read_paths(["-"], on_skip=lambda *skip: skips.append(skip))) == []
         assert skips == [("-", "empty: no text in it")]
-
-
-class TestPdf:
-    @pytest.fixture
-    def pypdf(self):
-        logging.getLogger("pypdf").setLevel(logging.CRITICAL)
-        return pytest.importorskip("pypdf")
-
-    def test_text_and_pages(self, tmp_path, pypdf):
-        path = write(tmp_path / "paper.pdf", pdf("First page", "Second page"))
-        assert one(path) == Document(
-            "paper.pdf", "First page\n\nSecond page", "paper", {"source": str(path), "pages": 2}
-        )
-
-    def test_missing_extra(self, tmp_path, monkeypatch):
-        monkeypatch.setitem(sys.modules, "pypdf", None)
-        with pytest.raises(MissingExtraError, match=r"pip install 'msa-plugin\[pdf\]'"):
-            one(write(tmp_path / "a.pdf", pdf("x")))
-
-    def encrypted(self, pypdf, password):
-        writer = pypdf.PdfWriter(clone_from=io.BytesIO(pdf("secret")))
-        writer.encrypt(password, "owner", algorithm="RC4-128")
-        out = io.BytesIO()
-        writer.write(out)
-        return out.getvalue()
-
-    def test_refusals(self, tmp_path, pypdf):
-        for name, data, message in [
-            ("encrypted.pdf", self.encrypted(pypdf, "key"), "is encrypted; save a copy"),
-            ("scan.pdf", pdf(""), "has no text layer .* OCR"),
-            ("junk.pdf", b"%PDF-1.4 junk", "cannot be read as PDF"),
-        ]:
-            with pytest.raises(IngestError, match=message):
-                one(write(tmp_path / name, data))
-        write(tmp_path / "z.txt", "fine")
-        skips = []
-        assert [d.id for d in read_paths([tmp_path], on_skip=lambda *skip: skips.append(skip))] == ["z.txt"]
-        assert [reason.split(" ")[0] for _, reason in skips] == ["is", "cannot", "has"]
-
-    def test_an_empty_password_is_no_lock(self, tmp_path, pypdf):
-        assert one(write(tmp_path / "a.pdf", self.encrypted(pypdf, ""))).text == "secret"
