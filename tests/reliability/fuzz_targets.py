@@ -26,7 +26,7 @@ from msa_plugin.bench.datasets import dataset_hash, find_datasets, load_dataset,
 from msa_plugin.bench.store import Results
 from msa_plugin.ingest import read_paths
 from msa_plugin.types import Document
-from test_ingest import pdf
+from test_ingest_pdf import pdf
 
 RECORDS = [
     {"_id": "a", "title": "One", "text": "first", "metadata": {"year": 1, "tags": ["x", {"y": None}]}},
