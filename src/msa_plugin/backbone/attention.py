@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from msa_plugin.backbone.lora import Lora
+    from msa_plugin.backbone.lower import LowerLayers
     from msa_plugin.backbone.router import Router
 
 NAME = "msa"
@@ -72,10 +73,11 @@ class Pass:
     ) -> None:
         """`source` supplies memory, `router` makes the queries for `source.select`, `sink` records states.
 
-        All forwards of the pass run with the updates of `lora`.
+        All forwards of the pass run with the updates of `lora`, and the next ones as `lower` says once it is set.
         """
         self.source, self.router, self.sink, self.lora = source, router, sink, lora
         self.keep_cache = keep_cache
+        self.lower: LowerLayers | None = None
         self.caches: dict[int, LayerCache] = {}
         self.row_mask: Tensor | None = None
         self._contexts: dict[int, LayerContext | None] = {}
@@ -241,7 +243,7 @@ AttentionInterface.register(NAME, msa_attention)
 
 @contextmanager
 def installed(model: PreTrainedModel, state: Pass) -> Iterator[None]:
-    """Run `model` with memory attention and `state.lora`; on exit it is the stock model again, whatever happened.
+    """Run `model` with memory attention, `state.lora` and `state.lower`; then it is the stock model again, always.
 
     The caller must pass `msa_pass=state` to the forward, and must not share the model between threads meanwhile.
     """
@@ -253,7 +255,10 @@ def installed(model: PreTrainedModel, state: Pass) -> Iterator[None]:
     ]
     try:
         model.config._attn_implementation = NAME
-        with nullcontext() if state.lora is None else state.lora.added(model):
+        with (
+            nullcontext() if state.lora is None else state.lora.added(model),
+            nullcontext() if state.lower is None else state.lower.installed(model),
+        ):
             yield
     finally:
         model.config._attn_implementation = before

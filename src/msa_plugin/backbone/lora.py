@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from msa_plugin.backbone.families import decoder_layers
+from msa_plugin.backbone.lower import standing_in
 from msa_plugin.config import LoraConfig
 from msa_plugin.errors import AdapterError
 
@@ -161,18 +162,9 @@ def _linears(model: PreTrainedModel, wanted: Iterable[tuple[int, str]]) -> Itera
         yield layer, name, module
 
 
-@contextmanager
-def _multiplying_by(weight: Tensor, linear: nn.Linear) -> Iterator[None]:
-    """`linear` computes with `weight`; its own stays in place, for hashes that another thread may take meanwhile."""
-    own = vars(linear)
-    before = own.get("forward")
-    own["forward"] = lambda x: F.linear(x, weight, linear.bias)
-    try:
-        yield
-    finally:
-        del own["forward"]
-        if before is not None:
-            own["forward"] = before
+def _multiplying_by(weight: Tensor, linear: nn.Linear) -> AbstractContextManager[None]:
+    """`linear` computes with `weight`."""
+    return standing_in(linear, lambda x: F.linear(x, weight, linear.bias))
 
 
 def _hook(update: Update) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:

@@ -144,6 +144,36 @@ def read(model: Model = None, adapter: AdapterPath = None, repeats: Repeats = 3,
     out.result(rows)
 
 
+@app.command()
+def interleave(
+    model: Model = None,
+    adapter: AdapterPath = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of retrieval.", min=1)] = 4,
+    per_round: Annotated[int, typer.Option(help="Documents that a round fetches.", min=1)] = 2,
+    repeats: Repeats = 3,
+    as_json: Json = False,
+) -> None:
+    """Rounds of written ids: prefills that go on from the last one, over prefills of the whole transcript.
+
+    Needs a model that writes document ids, such as a checkpoint in the reference's format.
+
+    Example: msa bench interleave --model MSA-4B
+    """
+    from msa_plugin.bench import interleave as bench
+
+    out = Output(as_json)
+    out.note("encoding the sample corpus, then prefilling each round in both ways ...")
+    rows = bench.run(model, adapter, rounds=rounds, per_round=per_round, repeats=repeats)
+    out.say("round   tokens (new)   layer-tokens computed   time over a whole prefill   largest difference of logits")
+    for row in rows:
+        tokens = f"{row['tokens']} ({row['new_tokens']})"
+        out.say(
+            f"{row['round']:5} {tokens:>14} {row['layer_tokens']:23.2f} {row['time']:27.2f} {row['difference']:30.1e}"
+        )
+    out.say(f"Layers below the first that sees memory: {rows[0]['lower_layers']} of {rows[0]['layers']}.")
+    out.result(rows)
+
+
 @app.command("open")
 def open_(
     chunks: Annotated[int, typer.Option(help="Chunks in the synthetic bank.", min=1)] = 1_000_000,

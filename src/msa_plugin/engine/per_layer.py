@@ -14,12 +14,14 @@ from torch import Tensor
 from msa_plugin.backbone.attention import Pass, Sink
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import Lora
+from msa_plugin.backbone.lower import LowerLayers
 from msa_plugin.backbone.router import Router
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.tiers import KeyTier
 from msa_plugin.bank.view import Selection
 from msa_plugin.engine.assembly import BankSource, Span, TemplateHead, bank_route
 from msa_plugin.engine.encoder import pad_left
+from msa_plugin.engine.resume import Earlier, resume
 
 
 class Row(NamedTuple):
@@ -30,7 +32,10 @@ class Row(NamedTuple):
 
 
 class RoutedPass(NamedTuple):
-    """A prefill that routed inside: `votes` [B, T], `logits` [B, 1, V] or None, next `positions` [B], total seconds."""
+    """A prefill that routed inside: `votes` [B, T], `logits` [B, 1, V] or None, next `positions` [B], total seconds.
+
+    `hidden` [B, T, hidden] is the input of the first layer that routes or sees memory, where it was asked for.
+    """
 
     state: Pass
     source: BankSource
@@ -38,6 +43,7 @@ class RoutedPass(NamedTuple):
     logits: Tensor | None
     positions: Tensor
     seconds: float
+    hidden: Tensor | None = None
 
 
 class LayerRouting:
@@ -62,6 +68,11 @@ class LayerRouting:
         self.lora = lora
         self.top_k, self._tiles, self._tier = top_k, tiles, tier
 
+    @property
+    def depth(self) -> int:
+        """How many layers there are below the first that routes or sees memory."""
+        return min(self.router.config.layers + self.reading)
+
     def run(
         self, rows: Sequence[Row], head: TemplateHead, k: int, selection: Selection, *, answering: bool
     ) -> RoutedPass:
@@ -69,10 +80,34 @@ class LayerRouting:
 
         It goes to the end and keeps its cache when `answering`, else it ends with the last router layer.
         """
+        return self.prefill(*self._padded(rows, head), head, k, selection, answering=answering)
+
+    def resume(
+        self,
+        rows: Sequence[Row],
+        head: TemplateHead,
+        k: int,
+        selection: Selection,
+        earlier: Sequence[Earlier | None],
+    ) -> RoutedPass:
+        """`run` that answers, and below `depth` only on what is new in each row since its `earlier` prefill, if any."""
+        began = time.perf_counter()
+        ids, mask, votes, positions = self._padded(rows, head)
+        state, source = self._pass(votes, head, k, selection, Pass)
+        if self.depth:
+            before = resume(self.backbone, state, self.depth, [row.ids for row in rows], positions, earlier)
+            state.lower = LowerLayers(self.depth, None if before is None else before.hidden)
+            state.caches |= {} if before is None else before.caches
+        run = self._finish(state, source, ids, mask, votes, positions, True)
+        hidden = None if state.lower is None else state.lower.hidden
+        state.lower = None  # every layer decodes
+        return run._replace(seconds=time.perf_counter() - began, hidden=hidden)
+
+    def _padded(self, rows: Sequence[Row], head: TemplateHead) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Ids, mask, votes and positions [B, T] of the rows, padded on the left."""
         ids, mask = pad_left([row.ids for row in rows], self.backbone.device)
         votes, _ = pad_left([row.votes for row in rows], self.backbone.device)
-        positions = head.length + self.top_k + (mask.cumsum(1) - 1).clamp(min=0)
-        return self.prefill(ids, mask, votes.bool(), positions, head, k, selection, answering=answering)
+        return ids, mask, votes.bool(), head.length + self.top_k + (mask.cumsum(1) - 1).clamp(min=0)
 
     def prefill(
         self,
@@ -88,11 +123,18 @@ class LayerRouting:
         kind: type[Pass] = Pass,
     ) -> RoutedPass:
         """`run` for rows [B, T] padded by the caller, in a pass of `kind`."""
-        route = bank_route(self.bank, selection, self.router.config, votes, k, self._tiles, self._tier)
-        source = BankSource(self.bank, self.reading, head, ids.shape[0], route=route)
-        sink = None if answering else _UntilRouted(self.router.config.layers[-1])
-        state = kind(source=source, router=self.router, sink=sink, keep_cache=answering, lora=self.lora)
+        state, source = self._pass(votes, head, k, selection, kind)
+        if not answering:
+            state.keep_cache, state.sink = False, _UntilRouted(self.router.config.layers[-1])
         return self._finish(state, source, ids, mask, votes, positions, answering)
+
+    def _pass(
+        self, votes: Tensor, head: TemplateHead, k: int, selection: Selection, kind: type[Pass]
+    ) -> tuple[Pass, BankSource]:
+        """A pass of `kind` that routes and keeps its cache, and its source."""
+        route = bank_route(self.bank, selection, self.router.config, votes, k, self._tiles, self._tier)
+        source = BankSource(self.bank, self.reading, head, votes.shape[0], route=route)
+        return kind(source=source, router=self.router, keep_cache=True, lora=self.lora), source
 
     def read(self, rows: Sequence[Row], head: TemplateHead, selected: Sequence[Sequence[Span]]) -> RoutedPass:
         """Prefill `rows` that read what was `selected` for each, without routing."""

@@ -18,13 +18,14 @@ from msa_plugin.engine.answering import Events
 from msa_plugin.engine.assembly import BankSource, Span
 from msa_plugin.engine.generate import Sampler, TextStream
 from msa_plugin.engine.generative.ids import Ids, Menu
-from msa_plugin.engine.generative.scheduler import Scheduler, Started
+from msa_plugin.engine.generative.scheduler import Prefill, Scheduler, Started
 from msa_plugin.engine.generative.state import Conversation
 from msa_plugin.engine.generative.wire import Transcript, Wire
 from msa_plugin.engine.numbering import Numbering
 from msa_plugin.engine.per_layer import LayerRouting
 from msa_plugin.engine.ranking import Ranked, score_routed
 from msa_plugin.engine.reading import Excerpt
+from msa_plugin.engine.resume import Earlier, kept_rows
 from msa_plugin.events import DocumentsFetched, RetrievalEnded
 from msa_plugin.types import Answer, Source, Trace
 
@@ -99,7 +100,11 @@ class Generative:
         conversations = [
             self._conversation(row, question, library, generation, rounds) for row, question in enumerate(questions)
         ]
-        yield from self._run(conversations, lambda starting: self._routed(starting, selection), library.ids.mode)
+
+        def prefill(starting: Sequence[Conversation], earlier: Sequence[Earlier | None]) -> Started:
+            return self._routed(starting, earlier, selection)
+
+        yield from self._run(conversations, prefill, library.ids.mode)
 
     def ask_from(
         self,
@@ -138,16 +143,16 @@ class Generative:
             budget=self.context_tokens,
         )
 
-    def _run(
-        self, conversations: Sequence[Conversation], prefill: Callable[[Sequence[Conversation]], Started], ids: str
-    ) -> Events:
+    def _run(self, conversations: Sequence[Conversation], prefill: Prefill, ids: str) -> Events:
         for conversation, step in Scheduler(self.backbone, prefill).run(conversations):
             yield conversation.row, self._answered(conversation, ids) if step is None else step
 
-    def _routed(self, starting: Sequence[Conversation], selection: Selection) -> Started:
+    def _routed(
+        self, starting: Sequence[Conversation], earlier: Sequence[Earlier | None], selection: Selection
+    ) -> Started:
         """Prefill rows of which every router layer selects for itself."""
         rows = [c.prompt() for c in starting]
-        run = self.layers.run(rows, self.wire.head, self.layers.top_k, selection, answering=True)
+        run = self.layers.resume(rows, self.wire.head, self.layers.top_k, selection, earlier)
         assert run.logits is not None
         config = self.layers.router.config
         routed = []
@@ -158,9 +163,10 @@ class Generative:
         spent = run.source.seconds
         seconds = {**spent, "prefill": run.seconds - sum(spent.values())}
         lengths = [len(row.ids) for row in rows]
-        return Started(run.state, run.logits[:, -1], run.positions.tolist(), lengths, routed, seconds)
+        kept = [] if run.hidden is None else kept_rows([row.ids for row in rows], run.hidden)
+        return Started(run.state, run.logits[:, -1], run.positions.tolist(), lengths, routed, seconds, kept)
 
-    def _chosen(self, starting: Sequence[Conversation]) -> Started:
+    def _chosen(self, starting: Sequence[Conversation], earlier: Sequence[Earlier | None]) -> Started:
         """Prefill rows that read the latents of the documents they were given, whole, in every reading layer."""
         rows = [c.prompt() for c in starting]
         run = self.layers.read(rows, self.wire.head, [[Span(o) for o in c.known] for c in starting])

@@ -20,13 +20,17 @@ from msa_plugin.backbone.joining import joined
 from msa_plugin.cancellation import check_cancelled
 from msa_plugin.engine.encoder import pad_left
 from msa_plugin.engine.generative.state import Conversation, Phase, Routed, Step
+from msa_plugin.engine.resume import Earlier, Kept
 
 ROWS = 16
 
 
 @dataclass(frozen=True)
 class Started:
-    """A prefill of several rows: their pass, logits [B, V], next positions, lengths, routing, and seconds by stage."""
+    """A prefill of several rows: their pass, logits [B, V], next positions, lengths, routing, and seconds by stage.
+
+    `kept` is what each row's next prefill can go on from; empty where every one starts anew.
+    """
 
     state: Pass
     logits: Tensor
@@ -34,9 +38,10 @@ class Started:
     lengths: list[int]
     routed: Sequence[Routed | None]
     seconds: dict[str, float]
+    kept: Sequence[Kept] = ()
 
 
-Prefill = Callable[[Sequence[Conversation]], Started]
+Prefill = Callable[[Sequence[Conversation], Sequence[Earlier | None]], Started]
 
 
 class Scheduler:
@@ -47,6 +52,7 @@ class Scheduler:
         self.backbone, self._prefill, self._rows = backbone, prefill, rows
         self._batch: list[Conversation] = []
         self._state: Pass | None = None
+        self._kept: dict[Conversation, Kept] = {}
 
     def run(self, conversations: Sequence[Conversation]) -> Iterator[tuple[Conversation, Step | None]]:
         """Everything that happens, in order, with the conversation it happens to; (conversation, None) when done."""
@@ -61,19 +67,29 @@ class Scheduler:
             else:
                 yield from self._step()
             for c in [c for c in live if c.phase is Phase.DONE]:
+                self._kept.pop(c, None)
                 live.remove(c)
                 yield c, None
 
     def _start(self, starting: Sequence[Conversation]) -> Iterator[tuple[Conversation, Step]]:
         for c in starting:
             yield from ((c, step) for step in c.begin())
-        run = self._prefill(starting)
+        run = self._prefill(starting, [self._earlier(c) for c in starting])
         for index, c in enumerate(starting):
             for stage, seconds in run.seconds.items():
                 c.spend(stage, seconds / len(starting))
             c.prefilled(run.routed[index], run.positions[index], run.lengths[index])
             yield from ((c, step) for step in c.take(run.logits[index]))
         self._join(run.state, starting)
+        # A question that answers needs no further prefill.
+        self._kept |= {c: kept for c, kept in zip(starting, run.kept, strict=False) if c.phase is Phase.CHOOSING}
+
+    def _earlier(self, conversation: Conversation) -> Earlier | None:
+        """What the conversation's last prefill left, with the row that has decoded since."""
+        kept = self._kept.pop(conversation, None)
+        if kept is None or self._state is None or conversation not in self._batch:
+            return None
+        return Earlier(kept, self._state, self._batch.index(conversation))
 
     def _join(self, state: Pass, rows: Sequence[Conversation]) -> None:
         """Let rows that have tokens to feed decode with the others; rows that have none any more leave."""
