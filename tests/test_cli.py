@@ -22,6 +22,7 @@ COMMANDS = [
     ("add",), ("ask",), ("retrieve",), ("delete",), ("calibrate",), ("demo",),
     ("bank", "info"), ("bank", "verify"), ("bank", "compact"), ("bank", "snapshot"),
     ("bench", "encode"), ("bench", "route"), ("bench", "read"), ("bench", "open"),
+    ("bench", "interleave"),
 ]  # fmt: skip
 
 
