@@ -9,8 +9,9 @@ import torch
 from growth_toys import corpus, distractors
 
 from facade import count_runs
+from msa_plugin.bank.quantize import scale_name, stored_keys
 from msa_plugin.bench.base import Dataset
-from msa_plugin.bench.growth import NOISE, Banks, noisy, plan
+from msa_plugin.bench.growth import NOISE, Banks, noisy, noisy_keys, plan
 from msa_plugin.config import MemoryConfig
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
@@ -174,3 +175,15 @@ def test_noise_keeps_the_length_and_most_of_the_direction():
     assert torch.allclose(changed.norm(dim=1), torch.ones(200), atol=1e-4)
     cosines = torch.nn.functional.cosine_similarity(keys, changed)
     assert float(cosines.mean()) == pytest.approx((1 + NOISE**2) ** -0.5, abs=0.02)
+
+
+def test_noise_on_int8_keys_is_noise_on_what_they_stand_for():
+    keys = torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
+    expected = noisy(keys, torch.Generator().manual_seed(1))
+    stored = noisy_keys(stored_keys({"g": keys}, torch.int8), torch.Generator().manual_seed(1))
+    assert stored["g"].dtype == torch.int8
+    assert set(stored) == {"g", scale_name("g")}
+    torch.testing.assert_close(
+        stored["g"] * stored[scale_name("g")], expected, atol=2 / 127 * float(keys.abs().max()), rtol=0
+    )
+    assert set(noisy_keys({"g": keys.half()}, torch.Generator().manual_seed(1))) == {"g"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from msa_plugin import prompts
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.quantize import is_scale, scale_name, stored_keys
 from msa_plugin.bench import jsonl
 from msa_plugin.bench.base import Dataset, OnStep, Question
 from msa_plugin.bench.datasets import corpus_hash
@@ -297,12 +298,24 @@ class Banks:
                 pick = like[int(torch.randint(len(like), (1,), generator=generator))]
                 [known] = source.lookup([pick.content_hash], NAMESPACE).values()
                 latents = source.latents(known.ordinal)
-                keys = {group: noisy(rows, generator) for group, rows in latents.keys.items()}
+                keys = noisy_keys(latents.keys, generator)
                 document = Document(f"synthetic-{number}", f"synthetic passage {number}")
                 yield EncodedDocument(document, latents.tokens, keys, latents.content)
 
         for portion in self._portions(passages()):
             bank.commit(portion, NAMESPACE)
+
+
+def noisy_keys(keys: Mapping[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """`noisy` of each group as the bank keeps it; int8 keys are turned into numbers for it and back."""
+    result = {}
+    for group, rows in keys.items():
+        if is_scale(group):
+            continue
+        scales = keys.get(scale_name(group))
+        exact = rows if scales is None else rows * scales
+        result |= stored_keys({group: noisy(exact, generator)}, rows.dtype)
+    return result
 
 
 def noisy(keys: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -126,14 +126,15 @@ def run(
     Raises ConfigError for another configuration in the same folder and for lengths that the needles do not fit,
     IngestError for a bad folder of distractors.
     """
-    backbone = backbone or Backbone.load(config.model, device=config.memory.device, dtype=config.memory.dtype)
-    adapter = find_adapter(backbone, adapter or config.adapter)
-    banks = Banks(config.kept / BANKS, backbone, adapter, config.memory)
-
-    def count(text: str) -> int:
-        return len(backbone.tokenize(text))
-
     with Results(config.out, seed=config.seed) as results:
+        results.claim()
+        backbone = backbone or Backbone.load(config.model, device=config.memory.device, dtype=config.memory.dtype)
+        adapter = find_adapter(backbone, adapter or config.adapter)
+        banks = Banks(config.kept / BANKS, backbone, adapter, config.memory)
+
+        def count(text: str) -> int:
+            return len(backbone.tokenize(text))
+
         results.configure(PART, config.identity(made_with(backbone, adapter, config.memory)), fresh=config.fresh)
         run_needle(
             lambda dataset: _workspace(dataset, banks, config, on_step),

@@ -81,7 +81,7 @@ class Results:
         stamped = [self._stamped(row) for row in rows]
         if not stamped:
             return
-        self._hold()
+        self.claim()
         known = self._load()
         jsonl.append(self.path, (row.to_dict() for row in stamped), after=self._cut)
         self._cut = None
@@ -89,7 +89,7 @@ class Results:
 
     def put(self, rows: Iterable[Row]) -> None:
         """`add` those rows that are new or say something else than the stored ones."""
-        self._hold()
+        self.claim()
         known = {_measured(row) for row in self.rows()}
         self.add([row for row in rows if _measured(row) not in known])
 
@@ -103,7 +103,7 @@ class Results:
 
     def rewrite(self, rows: Iterable[Row]) -> None:
         """Replace all rows by these, as they are: stamps stay."""
-        self._hold()
+        self.claim()
         kept = list(rows)
         jsonl.write_atomic(self.path, jsonl.text_of(self.path, (row.to_dict() for row in kept)))
         self._loaded, self._cut = kept, None
@@ -193,7 +193,7 @@ class Results:
 
     def remove(self, part: str) -> None:
         """Forget the rows and question files of a part; of retrieval also the rankings."""
-        self._hold()
+        self.claim()
         self.rewrite([row for row in self._load() if row.part != part])
         for path in (self.out / "questions").glob(f"{_safe(part)}.*.jsonl"):
             path.unlink()
@@ -202,7 +202,7 @@ class Results:
                 path.unlink()
 
     def _save(self, config: Mapping[str, Any]) -> None:
-        self._hold()
+        self.claim()
         jsonl.write_atomic(self.out / "config.json", json.dumps(config, ensure_ascii=False, indent=1) + "\n")
 
     # Questions and rankings
@@ -213,7 +213,7 @@ class Results:
 
     def add_questions(self, part: str, dataset: str, system: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Append what happened to questions; on the disk when it returns."""
-        self._hold()
+        self.claim()
         jsonl.append(self.question_file(part, dataset, system), records)
 
     def questions(self, part: str, dataset: str, system: str) -> list[dict[str, Any]]:
@@ -239,7 +239,7 @@ class Results:
         These tools sort by score in single precision and ignore ranks, so scores that tie there, or that do not fall,
         are lowered by the least amount that keeps the system's own order.
         """
-        self._hold()
+        self.claim()
         tag = _token(system)
         lines = []
         for question, ranking in rankings.items():
@@ -268,7 +268,8 @@ class Results:
 
     # One writer
 
-    def _hold(self) -> None:
+    def claim(self) -> None:
+        """Be the one that writes here; every write is. Raises ConfigError when another process is."""
         self.out.mkdir(parents=True, exist_ok=True)
         if self._lock.is_locked:
             return

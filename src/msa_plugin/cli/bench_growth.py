@@ -315,10 +315,11 @@ def _running(
 
     config = MemoryConfig()
     cache = cache or folder / "cache"
-    out.note(f"loading {model or 'the default backbone'} ...")
-    backbone = Backbone.load(model, device=config.device, dtype=config.dtype)
-    chosen = find_adapter(backbone, adapter)
     with Results(folder, seed=seed) as results, Watch(sys.stderr) as watch:
+        results.claim()
+        out.note(f"loading {model or 'the default backbone'} ...")
+        backbone = Backbone.load(model, device=config.device, dtype=config.dtype)
+        chosen = find_adapter(backbone, adapter)
         results.configure(part, {**told, "made_with": made_with(backbone, chosen, config)}, fresh=fresh)
         yield _Run(results, Banks(cache / BANKS, backbone, chosen, config), cache, watch, out.note)
         rows = [row for row in results.rows() if row.part in (part, "cost")]
