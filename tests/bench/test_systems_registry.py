@@ -22,6 +22,7 @@ FINDING = (
     "msa-interleave+lexical+coarse:16",
     "bm25",
     "dense",
+    "dense+lexical:2",
     "dense-same-backbone",
     "hybrid",
     "fusion:msa~bm25",
@@ -199,6 +200,7 @@ def test_wrong_lists_of_names(names):
         ("hybrid", "bm25s"),
         ("iterative", "sentence_transformers"),
         ("msa+lexical", "bm25s"),
+        ("dense+lexical", "Stemmer"),
         ("msa+rerank:some/cross-encoder", "sentence_transformers"),
     ],
 )

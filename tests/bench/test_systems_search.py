@@ -77,6 +77,31 @@ def test_dense_is_the_cosine_of_the_models_own_vectors(tmp_path, backbone, model
         assert [hit.score for hit in found.ranking] == pytest.approx(row[order].tolist(), abs=1e-5)
 
 
+def test_words_beside_vectors_are_the_sum_over_the_whole_corpus(tmp_path, backbone, model):
+    dataset = toy_dataset()
+    at = {d.id: place for place, d in enumerate(dataset.documents)}
+    systems = [
+        create(n, workspace(tmp_path, backbone, dataset))
+        for n in (f"dense:{model}+lexical:0.7", f"dense:{model}", "bm25")
+    ]
+    both, dense, words = systems
+    costs = [system.prepare() for system in systems]
+    assert costs[0].memory_bytes == costs[1].memory_bytes + costs[2].memory_bytes
+    questions = [*(q.text for q in dataset.questions), "unheard-of"]
+    everything = len(at)
+    columns = (system.find(questions, everything) for system in (dense, words))
+    for found, cosines, bm25 in zip(both.find(questions, 3), *columns, strict=True):
+        expected = np.zeros(everything)
+        for hit in cosines.ranking:
+            expected[at[hit.id]] = hit.score
+        for hit in bm25.ranking:
+            expected[at[hit.id]] += 0.7 * hit.score / bm25.ranking[0].score
+        order = np.argsort(-expected, kind="stable")[:3]
+        assert ids(found) == [dataset.documents[i].id for i in order]
+        assert [hit.score for hit in found.ranking] == pytest.approx(expected[order].tolist(), abs=1e-5)
+    both.close()
+
+
 def test_dense_ties_keep_the_order_of_the_corpus(tmp_path, backbone, model):
     same = [Document(f"d{n:02}", "alike") for n in range(40)]
     system = create(f"dense:{model}", workspace(tmp_path, backbone, Dataset("ties", tuple(same), ())))

@@ -16,9 +16,10 @@ from msa_plugin.bench.systems.fusion import Fusion
 from msa_plugin.bench.systems.iterative import Decomposed, Iterative
 from msa_plugin.bench.systems.lexical import Bm25
 from msa_plugin.bench.systems.memory import Interleaved, Msa
-from msa_plugin.bench.systems.names import NAMES, SUFFIXES, Parsed, parse, parse_one
+from msa_plugin.bench.systems.names import MEMORIES, NAMES, SUFFIXES, Parsed, parse, parse_one
 from msa_plugin.bench.systems.plain import ClosedBook, FullContext
 from msa_plugin.bench.systems.rerank import Reranked
+from msa_plugin.bench.systems.words import Worded
 
 __all__ = ["NAMES", "SUFFIXES", "FoundInRounds", "Options", "create", "describe", "parse"]
 
@@ -52,6 +53,9 @@ def _build(name: str, parsed: Parsed, workspace: Workspace, options: Options) ->
         return Reranked(name, workspace, base, outer.depth or options.rerank_depth, outer.model)
     if parsed.prefilter is not None:
         options = replace(options, prefilter=parsed.prefilter)
+    if parsed.lexical and parsed.kind not in MEMORIES:
+        base = _base(replace(parsed, lexical=0.0), workspace, options)
+        return Worded(name, workspace, base, Bm25("bm25", workspace, options), parsed.lexical)
     if parsed.lexical:
         options = replace(options, lexical=parsed.lexical)
     if parsed.kind in _SIMPLE:

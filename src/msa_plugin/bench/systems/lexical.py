@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from msa_plugin.bench.base import Cost, Found, Scored, Workspace
 from msa_plugin.bench.systems.common import Options, Seconds, best, shared, text_bytes, texts, timed
-from msa_plugin.routing.lexical import WordIndex
+from msa_plugin.routing.lexical import Scores, WordIndex
 
 
 class Bm25:
@@ -37,6 +37,10 @@ class Bm25:
             rows = [self._search(words, k) for words in asked]
         share = shared(seconds, len(questions))
         return [Found(row, share, (question,)) for question, row in zip(questions, rows, strict=True)]
+
+    def asked(self, question: str) -> Scores:
+        """Score of every passage, in the order of the corpus."""
+        return self._index.asked(question)
 
     def close(self) -> None:
         """Drop the index."""

@@ -33,8 +33,11 @@ NAMES = {
 SUFFIXES = {
     "+rerank": "what NAME finds, ranked again by the likelihood of the question given the passage, or by a "
     "cross-encoder: NAME+rerank[@DEPTH][:MODEL]",
-    "+lexical": "msa or msa-interleave with BM25 added to its scores, as a user sets it: NAME+lexical[:WEIGHT]",
+    "+lexical": "BM25 added to the scores of msa or msa-interleave, as a user sets it, or to those of dense: "
+    "NAME+lexical[:WEIGHT]",
 }
+MEMORIES = ("msa", "msa-interleave")
+_SCORED = (*MEMORIES, "dense", "dense-same-backbone")  # every passage has a cosine that BM25 can be added to
 _ROUNDS = ("iterative", "decompose")
 _ANSWER_ONLY = ("full-context", "closed-book")
 _SUFFIX = re.compile(r"\+(?=(?:rerank|faiss|coarse|lexical)(?:[:@+]|$))")
@@ -119,7 +122,7 @@ def _with_suffix(parsed: Parsed, suffix: str, name: str) -> Parsed:
     if suffix.startswith("lexical"):
         return _with_words(parsed, suffix, name)
     if suffix.startswith(KINDS):
-        if parsed.kind not in ("msa", "msa-interleave") or parsed.reranks or parsed.prefilter:
+        if parsed.kind not in MEMORIES or parsed.reranks or parsed.prefilter:
             raise ConfigError(f"one prefilter directly behind msa or msa-interleave, not as in {name!r}")
         return replace(parsed, prefilter=str(PrefilterSpec.parse(suffix)))
     match = _RERANK.fullmatch(suffix)
@@ -135,8 +138,8 @@ def _with_words(parsed: Parsed, suffix: str, name: str) -> Parsed:
     match = _LEXICAL.fullmatch(suffix)
     if match is None or not (weight := float(match["weight"] or LEXICAL)):
         raise ConfigError(f"{suffix!r} in {name!r} is not lexical[:WEIGHT] with a weight above 0")
-    if parsed.kind not in ("msa", "msa-interleave") or parsed.reranks or parsed.lexical:
-        raise ConfigError(f"one +lexical behind msa or msa-interleave, before any +rerank; not as in {name!r}")
+    if parsed.kind not in _SCORED or parsed.reranks or parsed.lexical:
+        raise ConfigError(f"one +lexical behind {', '.join(_SCORED)}, before any +rerank; not as in {name!r}")
     return replace(parsed, lexical=weight)
 
 
