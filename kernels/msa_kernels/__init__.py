@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msa_kernels.backend import Backend, BackendUnavailableError
+from msa_kernels.backend import Backend, BackendUnavailableError, use_triton
 from msa_kernels.dispatch import attend_ranges, pool_chunks, route_topk
 from msa_kernels.reference import chunk_offsets, collapse_heads, mean_pool, plain_scores
 from msa_kernels.reference_routing import TopDocuments, chunk_owners, heads_apart
@@ -20,4 +20,5 @@ __all__ = [
     "plain_scores",
     "pool_chunks",
     "route_topk",
+    "use_triton",
 ]

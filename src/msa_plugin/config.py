@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from msa_kernels import Backend
 from msa_plugin.errors import ConfigError
 
 HeadReduce = Literal["mean", "max"]
@@ -170,6 +171,18 @@ class InterleaveConfig(Settings):
     follow_weight: float = Field(default=1.0, ge=0.0)
 
 
+class TierConfig(Settings):
+    """Byte budgets of the tiers above the segments' memory maps; what finds no room stays in the maps.
+
+    `device_bytes` is for routing keys where the backbone computes: None puts all of them on a GPU and makes no copies
+    on a CPU. `host_bytes` is for copies in memory (pinned for a GPU) of keys without room on the device, and of the
+    content read most recently; 0 makes none.
+    """
+
+    device_bytes: int | None = Field(default=None, ge=0, strict=True)
+    host_bytes: int = Field(default=0, ge=0, strict=True)
+
+
 class MemoryConfig(Settings):
     """Everything a `LatentMemory` can be told at `open`; every value has a default that suits a laptop.
 
@@ -186,7 +199,8 @@ class MemoryConfig(Settings):
     `content_dtype` is how K, V are stored: as the backbone computes them, or in eight bits (values beyond 448 are cut).
     `lexical` is the weight of BM25, as a share of a question's best, beside the routing score (0: none is computed).
     `compat` answers exactly as the reference, mistakes included (docs/compatibility.md). `lock_timeout` (seconds) is
-    how long a write waits for another writer.
+    how long a write waits for another writer. `kernels`: `auto` runs Triton's on a GPU and plain PyTorch elsewhere;
+    `triton` or `torch` insists. `tiers` are byte budgets for what is copied out of the memory maps.
     """
 
     reading: ReadingMode | Literal["auto"] = "auto"
@@ -207,6 +221,8 @@ class MemoryConfig(Settings):
     instruction: str | None = None
     tile_chunks: int = Field(default=16384, gt=0)
     tile_tokens: int = Field(default=256, gt=0)
+    kernels: Backend = "auto"
+    tiers: TierConfig = TierConfig()
     lexical: float = Field(default=0.0, ge=0.0)
     lock_timeout: float = Field(default=10.0, ge=0.0)
     generation: GenerationConfig = GenerationConfig()

@@ -27,6 +27,7 @@ from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.answering import Events
 from msa_plugin.engine.engine import Engine, check_window, fingerprint
 from msa_plugin.engine.ingestion import Ingestion, OnInvalid
+from msa_plugin.engine.setup import check_kernels
 from msa_plugin.errors import ConfigError, EmptyMemoryError, InvalidQueryError, UnknownDocumentError
 from msa_plugin.progress import terminal_progress
 from msa_plugin.streams import AnswerStream
@@ -90,6 +91,7 @@ class LatentMemory(AsyncTwins):
         )
         chosen = find_adapter(backbone, adapter)
         check_window(backbone, config)
+        check_kernels(config, chosen.config.routing, backbone.device)
         bank = MemoryBank.open(
             Path(path),
             fingerprint(backbone, chosen, config),
@@ -143,7 +145,10 @@ class LatentMemory(AsyncTwins):
 
     def delete(self, ids: str | Sequence[str]) -> DeleteReport:
         """Forget documents: gone for the next question. Unknown ids are reported, not an error."""
-        deleted, missing = self._bank_().delete(id_list(ids), self.namespace)
+        wanted = id_list(ids)
+        known = self._bank_().lookup(wanted, self.namespace)
+        deleted, missing = self._bank.delete(wanted, self.namespace)
+        self._engine.tiers.content.forget(at.ordinal for at in known.values())
         return DeleteReport(tuple(deleted), tuple(missing))
 
     def get(self, ids: str | Sequence[str]) -> list[Document]:
@@ -327,7 +332,8 @@ class LatentMemory(AsyncTwins):
     def stats(self) -> Stats:
         """Documents, tokens and chunks of this namespace, and what the whole bank weighs; names no other namespace."""
         stats = self._bank_().stats(self.namespace)
-        return replace(stats, namespaces=tuple(n for n in stats.namespaces if n == self.namespace))
+        own = tuple(n for n in stats.namespaces if n == self.namespace)
+        return replace(stats, namespaces=own, tiers=self._engine.tiers.stats())
 
     def refresh(self) -> None:
         """See what other processes have committed since this handle was opened or last wrote."""

@@ -149,7 +149,7 @@ class KeyBlock(NamedTuple):
 
     `keys` [C, W]; `offsets` int64 [n + 1], chunk range of each document; `ordinals` int64 [n], ascending;
     `allowed` bool [n] or None when every document may be returned. `scales` float32 [C] belong to int8 keys: a key is
-    its integers times its scale.
+    its integers times its scale. `device_offsets`: the offsets once more, beside keys that are not on the CPU, or None.
     """
 
     keys: Tensor
@@ -157,6 +157,7 @@ class KeyBlock(NamedTuple):
     ordinals: Tensor
     allowed: Tensor | None
     scales: Tensor | None = None
+    device_offsets: Tensor | None = None
 
 
 class LayerContext(NamedTuple):
@@ -289,8 +290,30 @@ class DeleteReport:
 
 
 @dataclass(frozen=True)
+class TierStats:
+    """Bytes in each tier of an open memory, and budgets (None: no limit, or no copies where `device` is a CPU).
+
+    `device_keys` are resident routing keys, with offsets and scales; `host_keys` and `host_content` share the host's
+    budget. `keys_streamed` is what searches have read so far of keys that are not resident on the device, out of host
+    memory or the maps; `content_gathered` what has been handed to layers of documents' K, V.
+    """
+
+    device: str
+    device_budget: int | None
+    device_keys: int
+    host_budget: int
+    host_keys: int
+    host_content: int
+    keys_streamed: int
+    content_gathered: int
+
+
+@dataclass(frozen=True)
 class Stats:
-    """Size of a memory (one namespace) and of its bank (`bytes_*`, `segments`: all namespaces)."""
+    """Size of a memory (one namespace) and of its bank (`bytes_*`, `segments`: all namespaces).
+
+    `tiers` says where an open memory's latents lie; None of a bank that no backbone is at work on.
+    """
 
     documents: int
     tokens: int
@@ -302,6 +325,7 @@ class Stats:
     deleted: int
     namespaces: tuple[str, ...]
     snapshots: tuple[str, ...]
+    tiers: TierStats | None = None
 
     @property
     def bytes_total(self) -> int:

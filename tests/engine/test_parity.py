@@ -22,10 +22,12 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.checkpoint import load_reference
 from msa_plugin.backbone.families import decoder_layers
 from msa_plugin.bank.bank import MemoryBank
-from msa_plugin.bank.tiers import KeyTier
+from msa_plugin.bank.tiers import Tiers
+from msa_plugin.config import TierConfig
 from msa_plugin.engine.assembly import BankSource, TemplateHead, bank_route, encode_head
 from msa_plugin.engine.encoder import Encoder, Latents
 from msa_plugin.engine.generative.compat import ReferencePass
+from msa_plugin.routing.key_search import KeySearch
 from msa_plugin.routing.scorer import all_scores
 from msa_plugin.types import Document, EncodedDocument, Fingerprint
 
@@ -188,8 +190,10 @@ def _stage2(case: Case, query: str, kind: type[Pass] = Pass) -> Stage2:
     votes = (roles == 0) & mask
     config = case.adapter.config
     selection = case.bank.select("default", None)
-    route = bank_route(case.bank, selection, config.routing, votes, case.top_k, (5, 7), KeyTier(case.backbone.device))
-    source = BankSource(case.bank, config.reading.layers, case.head, ids.shape[0], route=route)
+    tiers = Tiers(case.bank, TierConfig(), case.backbone.device)
+    search = KeySearch(tiers.keys, 5, 7)
+    route = bank_route(case.bank, selection, config.routing, votes, case.top_k, search)
+    source = BankSource(tiers.content, config.reading.layers, case.head, ids.shape[0], route=route)
     state = kind(source=source, router=case.adapter.router, keep_cache=True)
     logits, hidden = _run(case, state, ids, mask, positions)
     return Stage2(state, source, ids, mask, votes, logits, hidden)

@@ -44,6 +44,13 @@ def test_equals_the_twin(device, dtype, poisoned, heads, kv, dim, own):
     torch.testing.assert_close(found, twin, **_near(dtype))
 
 
+@pytest.mark.parametrize("own", [63, 64, 100])
+def test_odd_lengths_of_the_rows_cache(device, poisoned, own):
+    case = _case(device, torch.float32, 6, 2, 24, own)
+    found = attend_ranges(*case, backend="triton")
+    torch.testing.assert_close(found, attend_ranges(*case, backend="torch"), **_near(torch.float32))
+
+
 @pytest.mark.parametrize("splits", [1, 2, 3, 5])
 def test_any_number_of_splits(device, poisoned, splits):
     from msa_kernels.triton_attention import attend_ranges as attend

@@ -56,6 +56,20 @@ def test_equals_the_twin(device, dtype, poisoned, rows, heads, kv, tokens, dim, 
     assert _same(question, keys, scales, offsets, k).documents.shape == (rows, min(k, len(CHUNKS)))
 
 
+@pytest.mark.parametrize("tokens", [63, 64, 100])
+def test_odd_lengths_of_the_question(device, poisoned, tokens):
+    queries, votes = _question(2, 6, tokens, 16, device)
+    keys, scales, offsets = _keys(3 * 16, torch.float32, device)
+    _same((collapse_heads(queries, 3)[:, None], votes), keys, scales, offsets, 5)
+
+
+@pytest.mark.parametrize("documents", [1, 63, 64, 65, 100])
+def test_documents_of_one_chunk(device, poisoned, documents):
+    queries, votes = _question(2, 4, 3, 16, device)
+    keys, scales, offsets = _keys(2 * 16, torch.float16, device, counts=(1,) * documents)
+    _same((collapse_heads(queries, 2)[:, None], votes), keys, scales, offsets, 7)
+
+
 def test_int8_keys_with_scales(device, poisoned):
     queries, votes = _question(2, 6, 5, 32, device)
     keys, scales, offsets = _keys(64, torch.int8, device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from msa_kernels import chunk_offsets, collapse_heads, mean_pool
+from msa_kernels import Backend, chunk_offsets, collapse_heads, pool_chunks
 from msa_plugin.config import RoutingConfig
 from msa_plugin.errors import AdapterError
 
@@ -38,9 +38,13 @@ class Router:
         config: RoutingConfig,
         layers: Mapping[int, RouterLayer] | None = None,
         token_weights: Tensor | None = None,
+        kernels: Backend = "auto",
     ) -> None:
-        """`token_weights` [vocab] pools tokens unevenly; zero leaves a token out. Raises AdapterError on bad shapes."""
-        self.config = config
+        """`token_weights` [vocab] pools tokens unevenly; zero leaves a token out. Raises AdapterError on bad shapes.
+
+        Chunks are pooled by the `kernels` named, as `msa_kernels.use_triton` says.
+        """
+        self.config, self.kernels = config, kernels
         self.layers = dict(layers or {})
         self.token_weights = token_weights
         self._check()
@@ -61,8 +65,8 @@ class Router:
                     f"{tuple(layer.k_weight.shape)} as shapes, expected {c.heads * c.head_dim} and {c.key_width} rows"
                 )
 
-    def to(self, device: torch.device) -> Router:
-        """A copy on `device`, in the dtypes it has."""
+    def to(self, device: torch.device, kernels: Backend = "auto") -> Router:
+        """A copy on `device`, in the dtypes it has, that pools by `kernels`."""
 
         def move(t: Tensor | None) -> Tensor | None:
             return None if t is None else t.to(device)
@@ -71,7 +75,7 @@ class Router:
             i: RouterLayer(move(r.q_weight), move(r.k_weight), move(r.q_bias), move(r.k_bias))  # type: ignore[arg-type]
             for i, r in self.layers.items()
         }
-        return Router(self.config, layers, move(self.token_weights))
+        return Router(self.config, layers, move(self.token_weights), kernels)
 
     def queries(self, layer: int, hidden: Tensor) -> Tensor:
         """Routing queries [B, H, T, D] of `hidden` [B, T, hidden]; normalised and scaled, no q_norm, no RoPE."""
@@ -126,9 +130,9 @@ class Router:
         weights = None if self.token_weights is None else self.token_weights[ids]
         states = hidden.float()
         offsets, chunks = chunk_offsets(windows, self.config.pooling)
-        pooled = mean_pool(states, offsets, weights)
+        (pooled,) = pool_chunks([states], offsets, weights, backend=self.kernels)
         if self.config.document_mix:
-            whole = mean_pool(states, F.pad(windows.cumsum(0), (1, 0)), weights)
+            (whole,) = pool_chunks([states], F.pad(windows.cumsum(0), (1, 0)), weights, backend=self.kernels)
             pooled = pooled + self.config.document_mix * whole.repeat_interleave(chunks, dim=0)
         return pooled
 
@@ -137,9 +141,13 @@ class Router:
 
         Golden spec 3.4; pooling and projection commute, and this order is one product a chunk.
         """
+        return self.project_keys(layer, self.pool_chunks(hidden.to(self.layers[layer].k_weight.device), ids, windows))
+
+    def project_keys(self, layer: int, pooled: Tensor) -> Tensor:
+        """One layer's keys [C, W] of chunk means [C, hidden], which `pool_chunks` made; not yet normalised."""
         r = self.layers[layer]
-        pooled = self.pool_chunks(hidden.to(r.k_weight.device), ids, windows)
-        return F.linear(pooled, r.k_weight.float(), None if r.k_bias is None else r.k_bias.float())
+        means = pooled.to(r.k_weight.device, torch.float32)
+        return F.linear(means, r.k_weight.float(), None if r.k_bias is None else r.k_bias.float())
 
     def finish_keys(self, parts: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """Routing keys by key group, [C, W] each, L2-normalised per head; a shared group needs every layer's part."""

@@ -19,10 +19,12 @@ from msa_plugin.backbone.attention import Pass, Sink
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.bank.bank import MemoryBank
-from msa_plugin.bank.tiers import KeyTier
+from msa_plugin.bank.tiers import ContentTier
 from msa_plugin.bank.view import Selection
 from msa_plugin.config import RoutingConfig
-from msa_plugin.routing.scorer import RoutedDocuments, route
+from msa_plugin.engine.gather import Gather
+from msa_plugin.routing.key_search import KeySearch
+from msa_plugin.routing.scorer import RoutedDocuments
 from msa_plugin.types import LayerContext
 
 Route = Callable[[int, Tensor], RoutedDocuments]
@@ -75,14 +77,12 @@ def bank_route(
     config: RoutingConfig,
     mask: Tensor,
     k: int,
-    tiles: tuple[int, int],
-    tier: KeyTier,
+    search: KeySearch,
 ) -> Route:
-    """A per-layer route over the bank: `mask` bool [B, T] marks the tokens that vote; `tiles` is (chunks, tokens)."""
+    """A per-layer route over the bank: `mask` bool [B, T] marks the tokens that vote."""
 
     def run(layer: int, queries: Tensor) -> RoutedDocuments:
-        blocks = tier.blocks(bank.key_blocks(str(layer), selection))
-        return route(queries, mask, blocks, k, config, tile_chunks=tiles[0], tile_tokens=tiles[1])
+        return search.route(queries, mask, bank.key_blocks(str(layer), selection), k, config)
 
     return run
 
@@ -92,7 +92,7 @@ class BankSource:
 
     def __init__(
         self,
-        bank: MemoryBank,
+        store: ContentTier,
         reading: Sequence[int],
         head: TemplateHead,
         rows: int,
@@ -105,8 +105,9 @@ class BankSource:
 
         `shift(layer, keys, by)` moves K along where a span asks for it.
         """
-        self._bank, self._reading, self._head, self._rows = bank, frozenset(reading), head, rows
+        self._reading, self._head, self._rows = frozenset(reading), head, rows
         self._route, self._selected, self._shift = route, selected, shift
+        self._gather = Gather(store, reading, None if selected is None else _distinct(selected))
         self.routed: dict[int, RoutedDocuments] = {}
         self.queries: dict[int, Tensor] = {}
         self.seconds = {"route": 0.0, "gather": 0.0}
@@ -117,7 +118,11 @@ class BankSource:
             return
         began = time.perf_counter()
         self.queries[layer], self.routed[layer] = queries, self._route(layer, queries)
-        self.seconds["route"] += time.perf_counter() - began
+        routed = time.perf_counter()
+        if layer in self._reading:
+            self._gather.send(layer, _distinct(self._spans(layer)))
+        self.seconds["route"] += routed - began
+        self.seconds["gather"] += time.perf_counter() - routed
 
     def context(self, layer: int) -> LayerContext | None:
         """Template head and, at reading layers, the selected documents' content, in ascending ordinal order."""
@@ -132,9 +137,7 @@ class BankSource:
     def _content(self, layer: int) -> list[Tensor | None]:
         """Each row's selected content [S, 2, KV, D], or None."""
         rows = self._spans(layer)
-        # A document that several rows chose is read once.
-        wanted = sorted({span.ordinal for row in rows for span in row})
-        found = dict(zip(wanted, self._bank.content(wanted, layer), strict=True))
+        found = self._gather.take(layer, _distinct(rows))
         return [torch.cat([self._part(layer, s, found[s.ordinal]) for s in row]) if row else None for row in rows]
 
     def _part(self, layer: int, span: Span, content: Tensor) -> Tensor:
@@ -148,6 +151,11 @@ class BankSource:
         if self._selected is not None:
             return [sorted(row) for row in self._selected]
         return [[Span(int(o)) for o in sorted(row.tolist())] for row in self.routed[layer].ordinals]
+
+
+def _distinct(rows: Sequence[Sequence[Span]]) -> list[int]:
+    """Ordinals of the rows' documents, ascending: one that several rows chose is read once."""
+    return sorted({span.ordinal for row in rows for span in row})
 
 
 def _with_head(keys: Tensor, values: Tensor, content: Tensor | None) -> tuple[Tensor, Tensor]:

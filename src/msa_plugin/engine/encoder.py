@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from msa_kernels import chunk_offsets, mean_pool
+from msa_kernels import chunk_offsets, pool_chunks
 from msa_plugin.backbone.attention import CausalRows, Sink
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import Lora
@@ -58,21 +58,49 @@ class WindowSink(Sink):
         )
         if content:
             self.content_offsets, self.content_chunks = chunk_offsets(self.lengths, content.pooling)
+        self._input: Tensor | None = None  # of the layer at work, where it is pooled with its K and V
 
     def on_input(self, layer: int, hidden: Tensor) -> None:
-        """Pool and project the layer's input into routing keys."""
-        if self.router.config.source == "projection" and layer in self.router.config.layers:
+        """Pool and project the layer's input into routing keys, unless K and V follow to be pooled with it."""
+        if self.router.config.source != "projection" or layer not in self.router.config.layers:
+            return
+        if self._alike(layer):
+            self._input = hidden
+        else:
             self.keys[layer] = self.router.key_part(layer, hidden[self._at(hidden)], self.ids, self.lengths)
 
     def on_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Pool K and V [B, KV, T, D] where the bank keeps them, or where K itself is the routing key."""
+        kept = self.content is not None and layer in self.content.layers
         if self.router.config.source == "attention" and layer in self.router.config.layers:
-            tokens = keys.transpose(1, 2)[self._at(keys)].float()
-            self.keys[layer] = mean_pool(tokens, self.key_offsets.to(keys.device)).flatten(1).to(self.mask.device)
-        if self.content and layer in self.content.layers:
-            tokens = torch.stack([keys, values], dim=1).permute(0, 3, 1, 2, 4)[self._at(keys)]
-            offsets = self.content_offsets.to(keys.device)
-            self.values[layer] = tokens if self.content.pooling == 1 else mean_pool(tokens, offsets)
+            (means,) = self._pool([self._tokens(keys).float()], self.key_offsets)
+            self.keys[layer] = means.flatten(1).to(self.mask.device)
+        if not kept:
+            return
+        assert self.content is not None
+        parts = [self._tokens(keys), self._tokens(values)]
+        if self._input is not None:
+            # One pass over the tokens for K, V and what K^R is projected from: pooling and projecting commute.
+            parts.append(self._input[self._at(self._input)].to(keys.device, torch.float32))
+            *parts, means = self._pool(parts, self.content_offsets)
+            self.keys[layer], self._input = self.router.project_keys(layer, means), None
+        elif self.content.pooling > 1:
+            parts = [*self._pool(parts, self.content_offsets)]
+        self.values[layer] = torch.stack(parts, dim=1)
+
+    def _alike(self, layer: int) -> bool:
+        """Whether the layer's input is pooled just as its K and V are."""
+        config, content = self.router.config, self.content
+        if content is None or layer not in content.layers or content.pooling != config.pooling:
+            return False
+        return content.pooling > 1 and not config.token_weighted and not config.document_mix
+
+    def _pool(self, parts: Sequence[Tensor], offsets: Tensor) -> tuple[Tensor, ...]:
+        return pool_chunks(parts, offsets.to(parts[0].device), backend=self.router.kernels)
+
+    def _tokens(self, states: Tensor) -> Tensor:
+        """The real tokens [N, KV, D] of `states` [B, KV, T, D]."""
+        return states.transpose(1, 2)[self._at(states)]
 
     def _at(self, states: Tensor) -> Tensor:
         """The real tokens, where `states` are: layers may lie on several devices."""

@@ -20,7 +20,7 @@ from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.documents import StoredDocument
-from msa_plugin.bank.tiers import KeyTier
+from msa_plugin.bank.tiers import Tiers
 from msa_plugin.bank.view import Selection
 from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
 from msa_plugin.engine.answering import Asked, Events, answering, fetched, found_at_once
@@ -43,6 +43,7 @@ from msa_plugin.engine.setup import (
 )
 from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
 from msa_plugin.events import RetrievalEnded, RetrievalEvent, RoundStarted
+from msa_plugin.routing.key_search import KeySearch
 from msa_plugin.routing.prefilter import Prefilter, PrefilterSpec
 from msa_plugin.types import Document, EncodedDocument, Hit, Round
 
@@ -63,7 +64,7 @@ class Engine:
                 f"{backbone.name} has {backbone.spec.hidden}; calibrate one with: msa calibrate --model ..."
             )
         self.backbone, self.adapter, self.bank, self.config = backbone, adapter, bank, config
-        self.router = adapter.router.to(backbone.device)
+        self.router = adapter.router.to(backbone.device, config.kernels)
         self.lora = None if adapter.lora is None else adapter.lora.fitted(backbone.model)
         self.mode = reading_mode(adapter, config)
         self.content = content_config(backbone, adapter, config)
@@ -82,18 +83,16 @@ class Engine:
             numbering=Numbering.of(backbone, adapter.config),
             lora=self.lora,
         )
-        layout, answering_lora = self.encoder.layout, self.lora if adapter.answers_with_lora else None
-        self.reader = Reader(
-            backbone, bank, self.mode, self.content, layout, self.top_k, config.instruction, answering_lora
-        )
-        self._tiles = (config.tile_chunks, config.tile_tokens)
-        self._tier = KeyTier(backbone.device)
+        self.tiers = Tiers(bank, config.tiers, backbone.device)
+        layout, store = self.encoder.layout, self.tiers.content
+        lora = self.lora if adapter.answers_with_lora else None
+        self.reader = Reader(backbone, store, self.mode, self.content, layout, self.top_k, config.instruction, lora)
+        self._search = KeySearch.of(self.tiers.keys, config)
         self.prefilter: Prefilter | None = None
         self.lexical: Lexical | None = None
         self.use_lexical(config.lexical)
-        self._layers = LayerRouting(
-            backbone, self.router, bank, self._reading_layers, self.top_k, self._tiles, self._tier, self.lora
-        )
+        reading = self._reading_layers
+        self._layers = LayerRouting(backbone, self.router, bank, reading, self.top_k, self._search, store, self.lora)
 
     def encode(self, documents: Iterable[Document]) -> Iterator[EncodedDocument]:
         """Global memory encoding of a stream of documents, in order."""
@@ -134,7 +133,7 @@ class Engine:
             asked = blended(self._vectors(questions), asked, weight, self.router)
         encoded = time.perf_counter()
         wide = k if self.lexical is None else depth(k)
-        ranked = rank_shared(self.bank, self.router, asked, wide, selection, self._tiles, self._tier, self.prefilter)
+        ranked = rank_shared(self.bank, self.router, asked, wide, selection, self._search, self.prefilter)
         if self.lexical is not None:
             ranked = self.lexical.add(queries, asked, ranked, selection, k)
         return Ranking(ranked, {"encode": encoded - began, "route": time.perf_counter() - encoded})

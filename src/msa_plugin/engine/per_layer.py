@@ -17,11 +17,12 @@ from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.lower import LowerLayers
 from msa_plugin.backbone.router import Router
 from msa_plugin.bank.bank import MemoryBank
-from msa_plugin.bank.tiers import KeyTier
+from msa_plugin.bank.tiers import ContentTier
 from msa_plugin.bank.view import Selection
 from msa_plugin.engine.assembly import BankSource, Span, TemplateHead, bank_route
 from msa_plugin.engine.encoder import pad_left
 from msa_plugin.engine.resume import Earlier, resume
+from msa_plugin.routing.key_search import KeySearch
 
 
 class Row(NamedTuple):
@@ -56,17 +57,17 @@ class LayerRouting:
         bank: MemoryBank,
         reading: Sequence[int],
         top_k: int,
-        tiles: tuple[int, int],
-        tier: KeyTier,
+        search: KeySearch,
+        store: ContentTier,
         lora: Lora | None = None,
     ) -> None:
-        """`reading` layers attend to what they selected; `tiles` is (chunks, tokens) of the search.
+        """`reading` layers attend to what they selected by `search`, out of `store`.
 
         Prefills, and what is decoded after them, run with `lora`: routing and reading are one forward here.
         """
         self.backbone, self.router, self.bank, self.reading = backbone, router, bank, tuple(reading)
         self.lora = lora
-        self.top_k, self._tiles, self._tier = top_k, tiles, tier
+        self.top_k, self._search, self._store = top_k, search, store
 
     @property
     def depth(self) -> int:
@@ -132,15 +133,15 @@ class LayerRouting:
         self, votes: Tensor, head: TemplateHead, k: int, selection: Selection, kind: type[Pass]
     ) -> tuple[Pass, BankSource]:
         """A pass of `kind` that routes and keeps its cache, and its source."""
-        route = bank_route(self.bank, selection, self.router.config, votes, k, self._tiles, self._tier)
-        source = BankSource(self.bank, self.reading, head, votes.shape[0], route=route)
+        route = bank_route(self.bank, selection, self.router.config, votes, k, self._search)
+        source = BankSource(self._store, self.reading, head, votes.shape[0], route=route)
         return kind(source=source, router=self.router, keep_cache=True, lora=self.lora), source
 
     def read(self, rows: Sequence[Row], head: TemplateHead, selected: Sequence[Sequence[Span]]) -> RoutedPass:
         """Prefill `rows` that read what was `selected` for each, without routing."""
         ids, mask = pad_left([row.ids for row in rows], self.backbone.device)
         positions = head.length + self.top_k + (mask.cumsum(1) - 1).clamp(min=0)
-        source = BankSource(self.bank, self.reading, head, len(rows), selected=selected)
+        source = BankSource(self._store, self.reading, head, len(rows), selected=selected)
         state = Pass(source=source, keep_cache=True, lora=self.lora)
         return self._finish(state, source, ids, mask, mask, positions, True)
 

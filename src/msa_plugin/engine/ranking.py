@@ -22,14 +22,13 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.router import Router
 from msa_plugin.bank.bank import MemoryBank
-from msa_plugin.bank.tiers import KeyTier
 from msa_plugin.bank.view import Selection
 from msa_plugin.cancellation import check_cancelled
 from msa_plugin.config import RoutingConfig
 from msa_plugin.engine.assembly import BankSource
 from msa_plugin.engine.encoder import pad_right, plan_batches
+from msa_plugin.routing.key_search import KeySearch
 from msa_plugin.routing.prefilter import Prefilter
-from msa_plugin.routing.scorer import route
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,7 @@ def rank_shared(
     asked: SharedQueries,
     k: int,
     selection: Selection,
-    tiles: tuple[int, int],
-    tier: KeyTier,
+    search: KeySearch,
     prefilter: Prefilter | None = None,
 ) -> list[list[Ranked]]:
     """The best `k` documents of each row by the score summed over routing layers.
@@ -138,11 +136,11 @@ def rank_shared(
     """
     queries, votes = asked.queries, asked.votes
     if prefilter is None:
-        blocks = tier.blocks(bank.key_blocks("shared", selection))
-        routed = route(queries, votes, blocks, k, router.config, tile_chunks=tiles[0], tile_tokens=tiles[1])
+        routed = search.route(queries, votes, bank.key_blocks("shared", selection), k, router.config)
         rows = [*zip(*routed, strict=True)]
     else:
-        found = prefilter.search(queries, votes, selection, k, tile_chunks=tiles[0], tile_tokens=tiles[1])
+        tiles = {"tile_chunks": search.tile_chunks, "tile_tokens": search.tile_tokens}
+        found = prefilter.search(queries, votes, selection, k, **tiles)
         rows = [(one.ordinals[0], one.scores[0]) for one in found]
     return [
         explained(bank, router, asked.shares[:, row][:, votes[row]], ordinals.tolist(), scores.tolist())

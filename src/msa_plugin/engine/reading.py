@@ -19,7 +19,7 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.families import shift_keys
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.positions import WindowLayout
-from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.tiers import ContentTier
 from msa_plugin.config import ContentConfig, ReadingMode
 from msa_plugin.engine.assembly import BankSource, Span, TemplateHead, encode_head
 from msa_plugin.engine.encoder import pad_left
@@ -71,7 +71,7 @@ class Reader:
     def __init__(
         self,
         backbone: Backbone,
-        bank: MemoryBank,
+        store: ContentTier,
         mode: ReadingMode,
         content: ContentConfig | None,
         layout: WindowLayout,
@@ -79,13 +79,13 @@ class Reader:
         instruction: str | None = None,
         lora: Lora | None = None,
     ) -> None:
-        """`content` is what the bank keeps (None in text mode), of documents cut as `layout` says.
+        """`content` is what the bank keeps in `store` (None in text mode), of documents cut as `layout` says.
 
         Prefills, and what is decoded after them, run with `lora`.
         """
         self.instruction, self.lora = instruction, lora
         self._heads: dict[Lora | None, TemplateHead] = {}
-        self.backbone, self.bank, self.mode, self.content = backbone, bank, mode, content
+        self.backbone, self.store, self.mode, self.content = backbone, store, mode, content
         self.layout, self.top_k = layout, top_k
 
     @cached_property
@@ -144,14 +144,14 @@ class Reader:
             documents = [t for part in parts for t in part]
             rows.append(documents + question + self.tail_ids)
             context.append(len(documents))
-        source = BankSource(self.bank, (), self.head, len(rows))
+        source = BankSource(self.store, (), self.head, len(rows))
         return self._run(rows, [self.head.length] * len(rows), context, source)
 
     def _stored(self, asked: Sequence[list[int]], excerpts: Sequence[Sequence[Excerpt]]) -> Prefill:
         assert self.content is not None
         placed = [self._placed(chosen, self.content.pooling) for chosen in excerpts]
         source = BankSource(
-            self.bank,
+            self.store,
             self.content.layers,
             self.head,
             len(asked),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from msa_kernels import BackendUnavailableError, use_triton
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.config import ContentConfig, MemoryConfig, ReadingMode
+from msa_plugin.config import ContentConfig, MemoryConfig, ReadingMode, RoutingConfig
 from msa_plugin.errors import ConfigError, InvalidQueryError
+from msa_plugin.routing.fused import without_kernel
 from msa_plugin.types import Fingerprint
 
 
@@ -39,6 +41,16 @@ def batch_tokens(config: MemoryConfig, device: torch.device) -> int:
     if config.batch_tokens is not None:
         return config.batch_tokens
     return 1024 if device.type == "cpu" else 16384
+
+
+def check_kernels(config: MemoryConfig, routing: RoutingConfig, device: torch.device) -> None:
+    """Raises ConfigError where Triton's kernels are insisted on and cannot run."""
+    if config.kernels != "triton":
+        return
+    try:
+        use_triton("routing", "triton", [torch.empty(0, device=device)], without_kernel(routing))
+    except BackendUnavailableError as error:
+        raise ConfigError(f"kernels='triton': {error}") from error
 
 
 def check_window(backbone: Backbone, config: MemoryConfig) -> None:

@@ -21,15 +21,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msa_kernels import collapse_heads
 from msa_plugin.bank.segment import Segment
+from msa_plugin.bank.spans import TILE_CHUNKS
 from msa_plugin.bank.view import Selection, key_block
 from msa_plugin.config import RoutingConfig
 from msa_plugin.errors import ConfigError
 from msa_plugin.routing.coarse import EVERYTHING, CoarseIndex
 from msa_plugin.routing.faiss_index import FaissIndex
-from msa_plugin.routing.queries import key_width, voters
-from msa_plugin.routing.scorer import TILE_CHUNKS, TILE_TOKENS, RoutedDocuments, route
+from msa_plugin.routing.queries import collapsed, key_width, voters
+from msa_plugin.routing.scorer import TILE_TOKENS, RoutedDocuments, route
 from msa_plugin.types import Fingerprint, KeyBlock
 
 GROUP = "shared"
@@ -165,9 +165,9 @@ class Prefilter:
         `queries` are collapsed, [B, T, W] or one vector a question [B, W]; `votes` bool [B, T] says which tokens count.
         Fewer come back when the index finds fewer. With an exhaustive index they are the n best by maximum.
         """
-        collapsed = queries[:, None] if queries.ndim == 2 else queries
-        votes = torch.ones(collapsed.shape[:2], dtype=torch.bool) if votes is None else votes.cpu()
-        rows = [collapsed[row].float().cpu()[votes[row]].numpy() for row in range(collapsed.shape[0])]
+        flat = queries[:, None] if queries.ndim == 2 else queries
+        votes = torch.ones(flat.shape[:2], dtype=torch.bool) if votes is None else votes.cpu()
+        rows = [flat[row].float().cpu()[votes[row]].numpy() for row in range(flat.shape[0])]
         return [self._candidates(np.ascontiguousarray(row), n, None) for row in rows]
 
     def search(
@@ -186,18 +186,20 @@ class Prefilter:
         allow are never returned, and those of segments that the index does not cover are scored exactly.
         """
         folded = voters(queries, mask, self.config, tile_tokens)
-        collapsed = _collapsed(folded.queries, self.config)
-        votes = torch.ones(collapsed.shape[:2], dtype=torch.bool) if folded.votes is None else folded.votes.cpu()
+        flat = collapsed(folded.queries, self.config)
+        votes = torch.ones(flat.shape[:2], dtype=torch.bool) if folded.votes is None else folded.votes.cpu()
         wanted = max(k, self.spec.candidates)
         admitted = self._admitted(selection)
         found = []
         for row in range(queries.shape[0]):
-            vectors = np.ascontiguousarray(collapsed[row].float().cpu()[votes[row]].numpy())
+            vectors = np.ascontiguousarray(flat[row].float().cpu()[votes[row]].numpy())
             ordinals = self._candidates(vectors, wanted, admitted)
             one = slice(row, row + 1)
             blocks = self._blocks(selection, ordinals)
-            tiles = {"tile_chunks": tile_chunks, "tile_tokens": tile_tokens}
-            found.append(route(queries[one], mask[one], blocks, k, self.config, **tiles))
+            best = route(
+                queries[one], mask[one], blocks, k, self.config, tile_chunks=tile_chunks, tile_tokens=tile_tokens
+            )
+            found.append(best)
         return found
 
     def recall_against_exact(self, queries: Tensor, mask: Tensor, selection: Selection, k: int) -> float:
@@ -326,14 +328,6 @@ def _gathered(found: Sequence[tuple[Segment, list[int]]]) -> KeyBlock:
     offsets = torch.cat((torch.zeros(1, dtype=torch.int64), *counts)).cumsum(0)
     ordinals = torch.cat([segment.ordinals[positions] for segment, positions in found])
     return KeyBlock(torch.cat(keys), offsets, ordinals, None, None if scales[0] is None else torch.cat(scales))
-
-
-def _collapsed(queries: Tensor, config: RoutingConfig) -> Tensor:
-    """[B, H, T, D] -> [B, T, W], as the scorer collapses them: averaged over heads, summed over layers."""
-    if queries.ndim == 3:
-        return queries
-    groups = queries.shape[1] // config.heads
-    return collapse_heads(queries, config.kv_heads * groups) * groups
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -75,6 +75,14 @@ def voters(queries: Tensor, mask: Tensor, config: RoutingConfig, tile_tokens: in
     return Voters(folded, None)
 
 
+def collapsed(queries: Tensor, config: RoutingConfig) -> Tensor:
+    """[B, H, T, D] or [B, T, W] -> [B, T, W]: mean over each layer's heads, sum over a shared selection's layers."""
+    if queries.ndim == 3:
+        return queries
+    groups = queries.shape[1] // config.heads
+    return collapse_heads(queries, config.kv_heads * groups) * groups
+
+
 def _check_shapes(queries: Tensor, mask: Tensor, config: RoutingConfig) -> None:
     width = key_width(config)
     groups = width // config.key_width
@@ -152,10 +160,7 @@ def _tile(q: Tensor, rows: slice, part: Tensor | None, voting: Voters, config: R
         group = q.shape[1] // kv
         parts = q.reshape(count, kv, group, tokens, -1).transpose(0, 1).reshape(kv, count * group * tokens, -1)
         return TokenTile(rows, parts, (count, group, tokens), silent, share, first)
-    if q.ndim == 4:
-        groups = q.shape[1] // config.heads
-        # Summed over a shared selection's layers, averaged over each layer's heads.
-        q = collapse_heads(q, config.kv_heads * groups) * groups
+    q = collapsed(q, config)
     return TokenTile(rows, q.reshape(1, count * tokens, -1), (count, 1, tokens), silent, share, first)
 
 

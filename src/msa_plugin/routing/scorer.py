@@ -14,12 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from msa_kernels import Backend
+from msa_plugin.bank.spans import TILE_CHUNKS, Span, check_block, spans
 from msa_plugin.config import RoutingConfig
 from msa_plugin.errors import InvalidQueryError
+from msa_plugin.routing.fused import fused_search
 from msa_plugin.routing.queries import TokenTile, Voters, key_width, token_tiles, voters
 from msa_plugin.types import KeyBlock
 
-TILE_CHUNKS = 16384
 TILE_TOKENS = 256
 # Numbers of a converted panel of keys per thread: 1 MiB of float32 stays in a core's second-level cache between the
 # conversion and the product (measured: a third faster than panels that do not).
@@ -33,20 +35,6 @@ class RoutedDocuments(NamedTuple):
     scores: Tensor
 
 
-class _Span(NamedTuple):
-    """A run of whole documents that may be returned.
-
-    `ordinals` int64 [n]; `offsets` int64 [n + 1], chunk range of each; `rows`: where their keys are in the block, a
-    slice, or int64 [c] where documents that may not be returned lie between them. `fits`: they fit one tile; otherwise
-    it is a single document of more chunks than a tile.
-    """
-
-    ordinals: Tensor
-    offsets: Tensor
-    rows: slice | Tensor
-    fits: bool
-
-
 @torch.no_grad()
 def route(
     queries: Tensor,
@@ -57,6 +45,7 @@ def route(
     *,
     tile_chunks: int = TILE_CHUNKS,
     tile_tokens: int = TILE_TOKENS,
+    kernels: Backend = "auto",
 ) -> RoutedDocuments:
     """The k best documents of each row, exactly.
 
@@ -65,16 +54,22 @@ def route(
     `blocks` are read once, in order; keys float16, bfloat16, float32 or int8 with scales, [C, W], on any device: the
     products run in float32 on the queries' device. Documents that a block does not allow are never returned, and their
     keys are not read: what others store beside one's documents costs a look at the mask. A key that is NaN never wins.
+    Blocks on the queries' device are searched by one kernel each where `kernels` allows it (`msa_kernels.use_triton`).
 
-    Returns int64 and float32 [B, k'], k' = min(k, allowed documents).
-    Raises InvalidQueryError for k < 1, tiles < 1, and questions or blocks that do not fit `config`.
+    Returns int64 and float32 [B, k'], k' = min(k, allowed documents). Raises InvalidQueryError for k < 1, tiles < 1,
+    and questions or blocks that do not fit `config`; BackendUnavailableError where `kernels` is "triton" and it cannot.
     """
     if k < 1:
         raise InvalidQueryError(f"k must be at least 1, not {k}")
-    scorer = _ChunkScorer(queries, mask, config, tile_chunks, tile_tokens)
+    fused = fused_search(queries, mask, config, k, tile_tokens, kernels)
+    tiled = None if fused else _ChunkScorer(queries, mask, config, tile_chunks, tile_tokens)
     best = _TopK(k, queries.shape[0], queries.device)
     for block in blocks:
-        for span, scores in scorer.scan(block):
+        if fused and fused.takes(block):
+            best.merge(*fused.search(block))
+            continue
+        tiled = tiled or _ChunkScorer(queries, mask, config, tile_chunks, tile_tokens)
+        for span, scores in tiled.scan(block):
             _offer(best, span, scores, config)
     return best.result()
 
@@ -121,28 +116,17 @@ class _ChunkScorer:
         self._products = torch.empty((min(2, first.parts.shape[0]), height, self._rows), device=self.device)
         self._scores = torch.empty((queries.shape[0], 0), device=self.device)
 
-    def scan(self, block: KeyBlock) -> Iterator[tuple[_Span, Tensor]]:
+    def scan(self, block: KeyBlock) -> Iterator[tuple[Span, Tensor]]:
         """Walk a block: a span with its chunk scores [B, c]; a document larger than a tile comes with its score [B, 1].
 
         The scores are valid until the next step.
         """
-        self._check(block)
+        check_block(block, self.width)
         wide = -(-min(self.tile_chunks, block.keys.shape[0]) // self._rows) * self._rows
         if self._scores.shape[1] < wide:
             self._scores = self._scores.new_empty((self._scores.shape[0], wide))
-        for span in _spans(block, self.tile_chunks):
+        for span in spans(block, self.tile_chunks):
             yield span, self._tile(block, span.rows) if span.fits else self._large(block, span.rows)
-
-    def _check(self, block: KeyBlock) -> None:
-        count = block.ordinals.shape[0]
-        if block.keys.ndim != 2 or block.keys.shape[1] != self.width:
-            raise InvalidQueryError(f"routing keys are {tuple(block.keys.shape)}, the routing needs [C, {self.width}]")
-        if block.offsets.shape != (count + 1,) or (block.allowed is not None and block.allowed.shape != (count,)):
-            raise InvalidQueryError(f"offsets or allowed do not fit a block of {count} documents")
-        if (block.keys.dtype == torch.int8) != (block.scales is not None):
-            raise InvalidQueryError(f"routing keys are {block.keys.dtype}: int8 keys, and no others, come with scales")
-        if block.scales is not None and block.scales.shape != block.keys.shape[:1]:
-            raise InvalidQueryError(f"{block.scales.shape[0]} scales do not fit {block.keys.shape[0]} keys")
 
     def _large(self, block: KeyBlock, rows: slice | Tensor) -> Tensor:
         """Score [B, 1] of one document with more chunks than a tile, carried across tiles."""
@@ -158,6 +142,9 @@ class _ChunkScorer:
 
     def _tile(self, block: KeyBlock, rows: slice | Tensor) -> Tensor:
         """Chunk scores [B, c] of the keys at `rows`, a tile of them; those of keys that are NaN are NaN."""
+        count = rows.stop - rows.start if isinstance(rows, slice) else rows.shape[0]
+        if count == 0:  # documents without chunks
+            return self._scores[:, :0]
         tiles = (self._only,) if self._only is not None else token_tiles(self._voting, self.config, self.tile_tokens)
         for tile in tiles:
             single = tile.plain and tile.parts.shape[:2] == (1, 1)
@@ -170,7 +157,7 @@ class _ChunkScorer:
                     torch.mm(left, panel, out=out)
                 else:
                     self._product(tile, panel, out)
-        scores = self._scores[:, : rows.stop - rows.start if isinstance(rows, slice) else rows.shape[0]]
+        scores = self._scores[:, :count]
         # A scale is positive: it may as well be multiplied after the maximum over tokens, or their mean, as before.
         return scores if block.scales is None else scores.mul_(block.scales[rows].to(self.device))
 
@@ -249,48 +236,7 @@ def _combine(tile: TokenTile, by_token: Tensor, out: Tensor) -> None:
     out.copy_(part if tile.first else torch.maximum(out, part))
 
 
-def _spans(block: KeyBlock, tile_chunks: int) -> Iterator[_Span]:
-    """Cut a block into runs of whole documents of at most `tile_chunks` chunks; a larger document stands alone."""
-    offsets = block.offsets.cpu()
-    if block.allowed is not None:
-        yield from _allowed_spans(offsets, block.ordinals, block.allowed.cpu(), tile_chunks)
-        return
-    count, first = offsets.shape[0] - 1, 0
-    while first < count:
-        start = int(offsets[first])
-        fitting = int(torch.searchsorted(offsets, start + tile_chunks, right=True)) - 1
-        last = max(fitting, first + 1)
-        rows = slice(start, int(offsets[last]))
-        yield _Span(block.ordinals[first:last], offsets[first : last + 1], rows, fits=fitting > first)
-        first = last
-
-
-def _allowed_spans(offsets: Tensor, ordinals: Tensor, allowed: Tensor, tile_chunks: int) -> Iterator[_Span]:
-    """The same of the allowed documents, however far apart they lie; looks at a tile's worth of the mask at a time."""
-    held = torch.empty(0, dtype=torch.int64)
-    for start in range(0, allowed.shape[0], tile_chunks):
-        held = torch.cat((held, allowed[start : start + tile_chunks].nonzero()[:, 0] + start))
-        starts = offsets[held]
-        bounds = torch.cat((starts.new_zeros(1), (offsets[held + 1] - starts).cumsum(0)))
-        first, ended = 0, start + tile_chunks >= allowed.shape[0]
-        while first < held.shape[0] and (ended or int(bounds[-1] - bounds[first]) >= tile_chunks):
-            full = int(torch.searchsorted(bounds, int(bounds[first]) + tile_chunks, right=True)) - 1
-            last = max(full, first + 1)
-            span = bounds[first : last + 1] - bounds[first]
-            at = int(starts[first])
-            rows = _rows(starts[first:last], span) if full > first else slice(at, at + int(span[-1]))
-            yield _Span(ordinals[held[first:last].to(ordinals.device)], span, rows, fits=full > first)
-            first = last
-        held = held[first:]
-
-
-def _rows(starts: Tensor, bounds: Tensor) -> Tensor:
-    """Where the chunks of documents that begin at `starts` are, one document after another: int64 [c]."""
-    count = int(bounds[-1])
-    return torch.repeat_interleave(starts - bounds[:-1], bounds.diff(), output_size=count) + torch.arange(count)
-
-
-def _documents(span: _Span, scores: Tensor, config: RoutingConfig) -> tuple[Tensor, Tensor]:
+def _documents(span: Span, scores: Tensor, config: RoutingConfig) -> tuple[Tensor, Tensor]:
     """Scores [B, n] and ordinals [n] of the documents of a span."""
     ordinals = span.ordinals.to(scores.device)
     if not span.fits:
@@ -309,7 +255,7 @@ def _segments(scores: Tensor, offsets: Tensor, how: str) -> Tensor:
     return _without_nan(torch.stack(reduced))
 
 
-def _offer(best: _TopK, span: _Span, scores: Tensor, config: RoutingConfig) -> None:
+def _offer(best: _TopK, span: Span, scores: Tensor, config: RoutingConfig) -> None:
     """Offer a span's documents; once k are held, only those with a chunk that reaches the k-th score."""
     bar = best.bar()
     if bar is None or not span.fits or config.chunk_reduce == "mean":
@@ -353,16 +299,20 @@ class _TopK:
             scores, ordinals = scores[:, kept], ordinals[kept]
         if ordinals.shape[0] == 0:
             return
-        merged = torch.cat((self._scores, scores), 1)
-        names = torch.cat((self._ordinals, ordinals.to(merged.device).expand(merged.shape[0], -1)), 1)
         lowest, highest = int(ordinals[0]), int(ordinals[-1])
-        if lowest <= self._highest:
-            # Blocks out of order: restore ascending ordinals, on which the stable sort below relies for ties.
+        self.merge(scores, ordinals.expand(scores.shape[0], -1), ascending=lowest > self._highest)
+        self._highest = max(self._highest, highest)
+
+    def merge(self, scores: Tensor, ordinals: Tensor, *, ascending: bool = False) -> None:
+        """Merge documents with scores and ordinals [B, n] a row; `ascending`: in order, and behind those held."""
+        merged = torch.cat((self._scores, scores), 1)
+        names = torch.cat((self._ordinals, ordinals.to(merged.device)), 1)
+        if not ascending:
+            # Restore ascending ordinals, on which the stable sort below relies for ties.
             names, order = names.sort(1)
             merged = merged.gather(1, order)
         order = merged.sort(dim=1, descending=True, stable=True).indices[:, : self.k]
         self._scores, self._ordinals = merged.gather(1, order), names.gather(1, order)
-        self._highest = max(self._highest, highest)
 
     def result(self) -> RoutedDocuments:
         """What is held."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from msa_kernels import chunk_offsets, mean_pool, plain_scores
+from msa_kernels import chunk_offsets, plain_scores, pool_chunks
 from msa_plugin.backbone.attention import Pass
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.router import Router
@@ -163,7 +163,8 @@ class PackedPass(Pass):
         if not self._routes_at(layer) or self.router is None or self.config.source != "attention":
             return
         rows, votes = self._voting(query.transpose(1, 2))
-        pooled = mean_pool(key.transpose(1, 2)[self.packed.owners > 0].flatten(1).float(), self.chunks.offsets)
+        tokens = key.transpose(1, 2)[self.packed.owners > 0].flatten(1).float()
+        (pooled,) = pool_chunks([tokens], self.chunks.offsets)
         queries = self.router.attention_queries(rows.transpose(1, 2))
         self._rank(layer, queries, votes, self.router.finish_keys({layer: pooled})[str(layer)])
 
@@ -174,7 +175,7 @@ class PackedPass(Pass):
         own = self._own_mask(window)
         if self.reading is None or layer not in self.reading.layers or self.content.width == 0:
             return key, value, own[:, None]
-        keys, values = (torch.cat([self._pooled(x), x], dim=2) for x in (key, value))
+        keys, values = (torch.cat(both, dim=2) for both in zip(self._pooled(key, value), (key, value), strict=True))
         return keys, values, torch.cat([self._memory_mask(layer), own], dim=2)[:, None]
 
     # Routing
@@ -233,10 +234,11 @@ class PackedPass(Pass):
 
     # Attention
 
-    def _pooled(self, states: Tensor) -> Tensor:
-        """Chunk means [B, KV, width, D] of `states` [B, KV, T, D]."""
-        documents = states.transpose(1, 2)[self.packed.owners > 0]
-        return self.content.spread(mean_pool(documents, self.content.offsets), len(states)).transpose(1, 2)
+    def _pooled(self, *states: Tensor) -> list[Tensor]:
+        """Chunk means [B, KV, width, D] of each of `states` [B, KV, T, D]."""
+        documents = [x.transpose(1, 2)[self.packed.owners > 0] for x in states]
+        pooled = pool_chunks(documents, self.content.offsets)
+        return [self.content.spread(x, self.packed.owners.shape[0]).transpose(1, 2) for x in pooled]
 
     def _own_mask(self, window: int | None) -> Tensor:
         """Which tokens of its row a token sees [B, T, T]: earlier ones of its document, or of those outside any."""
