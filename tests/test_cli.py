@@ -22,7 +22,7 @@ COMMANDS = [
     ("add",), ("ask",), ("retrieve",), ("delete",), ("calibrate",), ("demo",),
     ("bank", "info"), ("bank", "verify"), ("bank", "compact"), ("bank", "snapshot"),
     ("bench", "encode"), ("bench", "route"), ("bench", "read"), ("bench", "open"),
-    ("bench", "interleave"),
+    ("bench", "interleave"), ("bench", "content"),
 ]  # fmt: skip
 
 
@@ -201,6 +201,11 @@ def test_benchmarks_give_their_numbers(msa):
     assert code == 0 and {row["chunks"] for row in json.loads(out)} == {200, 300}
     code, out, _ = msa("bench", "open", "--chunks", "100", "--width", "16", "--json")
     assert code == 0 and json.loads(out)["chunks"] == 100
+    code, out, _ = msa("bench", "content", "--questions", "2", "--json")
+    exact, int8, float8 = json.loads(out)
+    assert code == 0 and (exact["key_error_max"], exact["same"], exact["difference"]) == (0, 1, 0)
+    assert 0 < int8["key_error_mean"] < 0.015 < float8["key_error_mean"] < 0.05
+    assert 0 < int8["value_error_max"] < 0.02 and int8["bytes_content_per_token"] < exact["bytes_content_per_token"] / 2
     code, out, _ = msa("bench", "read", "--repeats", "1", "--json")
     assert code == 0 and len(json.loads(out)) == 6
     assert all(row["first_token_s"] > 0 for row in json.loads(out))

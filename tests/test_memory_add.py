@@ -368,16 +368,21 @@ def test_int8_routing_keys_halve_the_keys_and_find_the_same(tmp_path, backbone, 
 
 
 @pytest.mark.parametrize("reading", ["kv", "latent"])
-def test_content_in_eight_bits_halves_it_or_more_and_is_read(tmp_path, backbone, reading):
-    adapter, sizes, answers = tiny_adapter(backbone, read_latent=True), {}, {}
-    for dtype in ("auto", "float8_e4m3fn"):
+@pytest.mark.parametrize(("eight", "off"), [("float8_e4m3fn", 1 / 16), ("int8", 1 / 250)])
+def test_content_in_eight_bits_halves_it_or_more_and_is_read(tmp_path, backbone, reading, eight, off):
+    adapter, sizes, answers, numbers = tiny_adapter(backbone, read_latent=True), {}, {}, {}
+    layer = 0 if reading == "kv" else 2
+    for dtype in ("auto", eight):
         long = {"id": "long", "text": " ".join(about(t) for t in TOPICS)}
         with opened(tmp_path / dtype, backbone, adapter, reading=reading, content_dtype=dtype, window=128) as memory:
             memory.add([*topics(), long])
             answers[dtype] = memory.ask("the glacier", max_new_tokens=4)
-            sizes[dtype] = memory.engine.bank.latents(1).content[0 if reading == "kv" else 2].nbytes
-    assert sizes["float8_e4m3fn"] * backbone.dtype.itemsize == sizes["auto"]
-    assert [s.id for s in answers["auto"].sources] == [s.id for s in answers["float8_e4m3fn"].sources]
-    assert answers["float8_e4m3fn"].trace.new_tokens > 0
-    with pytest.raises(FingerprintMismatchError, match="content float8_e4m3fn"):
-        opened(tmp_path / "float8_e4m3fn", backbone, adapter, reading=reading, window=128)
+            sizes[dtype] = memory.engine.bank.latents(1).content[layer].nbytes
+            numbers[dtype] = memory.engine.bank.content([9], layer)[0].float()  # of a document with several windows
+    assert sizes[eight] * backbone.dtype.itemsize == sizes["auto"]
+    assert [s.id for s in answers["auto"].sources] == [s.id for s in answers[eight].sources]
+    assert answers[eight].trace.new_tokens > 0
+    largest = numbers["auto"].abs().amax((0, 3), keepdim=True)  # of K and of V, by head
+    assert bool(((numbers[eight] - numbers["auto"]).abs() <= largest * off).all())
+    with pytest.raises(FingerprintMismatchError, match=f"content {eight}"):
+        opened(tmp_path / eight, backbone, adapter, reading=reading, window=128)

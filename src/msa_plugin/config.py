@@ -196,7 +196,8 @@ class MemoryConfig(Settings):
     `top_k` None takes the adapter's. `device` is `auto`, a device, or `balanced` (layers spread over all GPUs).
     `cosine` says whether a checkpoint in the reference's format routes by cosines; None does what the reference does.
     `keys_dtype` is how routing keys are stored; int8 (a scale for each chunk) halves them at a small loss.
-    `content_dtype` is how K, V are stored: as the backbone computes them, or in eight bits (values beyond 448 are cut).
+    `content_dtype` is how K, V are stored: as the backbone computes them, or in eight bits: int8 with scales (a channel
+    of a document's K, a row of V), or float8 without (less exact; values beyond 448 are cut).
     `lexical` is the weight of BM25, as a share of a question's best, beside the routing score (0: none is computed).
     `compat` answers exactly as the reference, mistakes included (docs/compatibility.md). `lock_timeout` (seconds) is
     how long a write waits for another writer. `kernels`: `auto` runs Triton's on a GPU and plain PyTorch elsewhere;
@@ -207,7 +208,7 @@ class MemoryConfig(Settings):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     keys_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float16"
-    content_dtype: Literal["auto", "float8_e4m3fn"] = "auto"
+    content_dtype: Literal["auto", "int8", "float8_e4m3fn"] = "auto"
     content_pooling: int | None = Field(default=None, gt=0)
     window: int = Field(default=2048, ge=8)
     batch_tokens: int | None = Field(default=None, ge=8)

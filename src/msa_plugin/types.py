@@ -135,13 +135,15 @@ class EncodedDocument:
 
     `keys`: per key group, routing keys [C, W]; int8 ones have their scales beside them (`bank.quantize.stored_keys`
     makes both). `content`: per reading layer, pooled K and V [C', 2, KV, D] (empty
-    where the bank keeps none). C and C' differ where routing and content are pooled differently.
+    where the bank keeps none); int8 content has `content_scales` (`bank.quantize.quantized_content`). C and C' differ
+    where routing and content are pooled differently.
     """
 
     document: Document
     tokens: int
     keys: Mapping[str, Tensor]
     content: Mapping[int, Tensor]
+    content_scales: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class KeyBlock(NamedTuple):

@@ -24,11 +24,11 @@ from msa_plugin.bank.faults import reached
 from msa_plugin.bank.intake import check_documents, check_namespace
 from msa_plugin.bank.lock import WriterLock
 from msa_plugin.bank.moments import Moments
-from msa_plugin.bank.quantize import read_content
 from msa_plugin.bank.schema import create_bank
-from msa_plugin.bank.segment import Segment, orphans, write_segment
+from msa_plugin.bank.segment import Segment, orphans
 from msa_plugin.bank.verify import verify_bank
 from msa_plugin.bank.view import Selection, View
+from msa_plugin.bank.writing import write_segment
 from msa_plugin.errors import BankError, BankReadOnlyError, FingerprintMismatchError, InvalidQueryError
 from msa_plugin.types import EncodedDocument, Filter, Fingerprint, KeyBlock, Stats, VerifyReport
 
@@ -178,19 +178,18 @@ class MemoryBank:
         return [segment.key_numbers(position, group) for segment, position in places]
 
     def content(self, ordinals: Sequence[int], layer: int) -> list[Tensor]:
-        """Content [C_i', 2, KV, D] of each document (float8: as bfloat16). Raises BankError, InvalidQueryError."""
+        """Content [C_i', 2, KV, D] of each document: `Segment.content_numbers`. Raises BankError, InvalidQueryError."""
         places = self._places(ordinals)
         if any(layer not in segment.content for segment, _ in places):
             kept = sorted({kept for segment, _ in places for kept in segment.content})
             raise InvalidQueryError(f"no content of layer {layer} in this bank; there is: {kept or 'none'}")
-        return [read_content(segment.content_rows(position, layer)) for segment, position in places]
+        return [segment.content_numbers(position, layer) for segment, position in places]
 
     def latents(self, ordinal: int) -> EncodedDocument:
         """A document with everything kept of it, ready to be committed again (under new metadata, say)."""
         with self.one_moment():
             [stored], [(segment, position)] = self.documents([ordinal]), self._places([ordinal])
-        keys, content = segment.latents(position)
-        return EncodedDocument(stored.document, stored.tokens, keys, content)
+        return EncodedDocument(stored.document, stored.tokens, *segment.latents(position))
 
     def _places(self, ordinals: Sequence[int]) -> list[tuple[Segment, int]]:
         with self._reading(ordinals) as view:

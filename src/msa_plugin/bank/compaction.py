@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from msa_plugin.bank.catalog import Catalog
 from msa_plugin.bank.faults import reached
-from msa_plugin.bank.segment import Segment, write_segment
+from msa_plugin.bank.segment import Segment
+from msa_plugin.bank.writing import write_segment
 
 SEGMENT_BYTES = 64 << 20
 TAIL_SEGMENTS, TAIL_BYTES = 64, 4 << 20

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from msa_plugin.bank.quantize import is_scale, scale_name
+from msa_plugin.bank.quantize import content_scale_names, is_scale, scale_name
 from msa_plugin.bank.segment import DTYPES, Latents
 from msa_plugin.errors import DuplicateDocumentError, InvalidDocumentError, InvalidQueryError
 from msa_plugin.types import Document, EncodedDocument
@@ -37,7 +37,7 @@ def check_documents(documents: Sequence[EncodedDocument]) -> list[Latents]:
         if name in seen:
             raise DuplicateDocumentError(f"document {name!r} occurs twice in one commit; keep one of them")
         seen.add(name)
-        latents.append(_checked(name, Latents(item.keys, item.content)))
+        latents.append(_checked(name, Latents(item.keys, item.content, item.content_scales)))
         if latents[-1].signature != latents[0].signature:
             raise InvalidDocumentError(
                 f"document {name!r}: its latents are {latents[-1].signature}, the first document's are "
@@ -47,7 +47,7 @@ def check_documents(documents: Sequence[EncodedDocument]) -> list[Latents]:
 
 
 def _checked(name: str, latents: Latents) -> Latents:
-    tensors = [*latents.keys.values(), *latents.content.values()]
+    tensors = latents.all
     if any(tensor.dtype not in DTYPES for tensor in tensors):
         raise InvalidDocumentError(
             f"document {name!r}: dtypes {[t.dtype for t in tensors]}; the bank stores {[*DTYPES]}"
@@ -64,6 +64,7 @@ def _checked(name: str, latents: Latents) -> Latents:
             f"document {name!r}: its routing keys hold NaN or infinity and would spoil every ranking"
         )
     _check_scales(name, latents.keys)
+    _check_content_scales(name, latents)
     return latents
 
 
@@ -75,3 +76,20 @@ def _check_scales(name: str, keys: Mapping[str, Tensor]) -> None:
     for scales in map(keys.__getitem__, wanted):
         if scales.dtype != torch.float32 or scales.shape[1] != 1 or not bool((scales > 0).all()):
             raise InvalidDocumentError(f"document {name!r}: scales of int8 keys are float32 [chunks, 1] and positive")
+
+
+def _check_content_scales(name: str, latents: Latents) -> None:
+    """int8 content has the positive scales that `quantized_content` makes, and no other content has any."""
+    wanted: dict[str, tuple[int, ...]] = {}
+    for layer, stored in latents.content.items():
+        if stored.dtype == torch.int8:
+            rows, _, heads, width = stored.shape
+            wanted |= zip(content_scale_names(layer), [(1, heads, width), (rows, heads)], strict=True)
+    if {n: (tuple(t.shape), t.dtype) for n, t in latents.scales.items()} != {
+        n: (shape, torch.bfloat16) for n, shape in wanted.items()
+    }:
+        raise InvalidDocumentError(f"document {name!r}: int8 content, and only that, comes with its scales in bfloat16")
+    if not all(bool((scales.isfinite() & (scales > 0)).all()) for scales in latents.scales.values()):
+        raise InvalidDocumentError(
+            f"document {name!r}: scales of int8 content must be positive numbers; its K, V hold NaN or infinity"
+        )

@@ -15,17 +15,17 @@ from torch import Tensor
 
 
 class Rows:
-    """Rows `offsets[n]` to `offsets[n + 1]` of several tensors, whose CRC-32 in this order is `sums[n]`.
+    """Rows `offsets[n]` to `offsets[n + 1]` of several tensors, then row `n` of others; CRC-32 in this order `sums[n]`.
 
     Without sums nothing can be checked, and everything passes.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], offsets: Tensor, sums: Tensor | None) -> None:
+    def __init__(
+        self, tensors: Sequence[Tensor], offsets: Tensor, sums: Tensor | None, others: Sequence[Tensor] = ()
+    ) -> None:
         """Reads nothing yet."""
         self._offsets, self._sums = offsets, sums
-        self._parts = [
-            (memory_of(tensor), tensor[0].numel() * tensor.element_size()) for tensor in tensors if len(tensor)
-        ]
+        self._parts, self._others = _parts(tensors), _parts(others)
         with torch.inference_mode(False):  # a question may come first, and a compaction note more outside of one
             self._sound = torch.zeros(0 if sums is None else len(sums), dtype=torch.bool)
 
@@ -36,16 +36,23 @@ class Rows:
         left = (~self._sound).nonzero()[:, 0] if positions is None else positions[~self._sound[positions]]
         if not len(left):
             return []
-        spans = zip(self._offsets[left].tolist(), self._offsets[left + 1].tolist(), strict=True)
+        spans = zip(left.tolist(), self._offsets[left].tolist(), self._offsets[left + 1].tolist(), strict=True)
         sound = torch.tensor([self._sum(*span) for span in spans]) == self._sums[left]
         self._sound[left] = sound
         return left[~sound].tolist()
 
-    def _sum(self, first: int, last: int) -> int:
+    def _sum(self, position: int, first: int, last: int) -> int:
         total = 0
         for data, row in self._parts:
             total = zlib.crc32(data[first * row : last * row], total)
+        for data, row in self._others:
+            total = zlib.crc32(data[position * row : (position + 1) * row], total)
         return total
+
+
+def _parts(tensors: Sequence[Tensor]) -> list[tuple[memoryview, int]]:
+    """The bytes of each tensor that has rows, and of one row."""
+    return [(memory_of(tensor), tensor[0].numel() * tensor.element_size()) for tensor in tensors if len(tensor)]
 
 
 def memory_of(tensor: Tensor) -> memoryview:

@@ -3,40 +3,43 @@
 `keys.safetensors` holds `ordinals` int64 [n] (ascending), `key_offsets` int64 [n + 1], `key_sums` int64 [n] and, per
 key group, `key.<group>` [C, W] and, where that is int8, `key.<group>.scale` float32 [C, 1]. `content.safetensors`,
 present only where content is kept, holds `content_offsets` int64 [n + 1], `content_sums` int64 [n] and, per layer,
-`content.<layer>` [C', 2, KV, D]. Rows of one document are adjacent (chunk-major), so that reading a document is one
-contiguous read per tensor. The sums are each document's CRC-32 over its rows of all tensors, in order of their names;
-rows are compared with them when they are first read.
+`content.<layer>` [C', 2, KV, D]; where that is int8, also `content.<layer>.key_scale` [n, KV, D] and
+`content.<layer>.value_scale` [C', KV], bfloat16. Rows of one document are adjacent (chunk-major), so that reading a
+document is one contiguous read per tensor. The sums are each document's CRC-32 over its rows of all tensors, in order
+of their names (of content: numbers by layer, then scales of V, then those of K); rows are compared with them when they
+are first read.
 Segments of format 1 have no sums. Nothing here knows about versions, namespaces or filters.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
-import shutil
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from msa_plugin.bank.disk import fsync_folder, make_folder
-from msa_plugin.bank.faults import reached
-from msa_plugin.bank.quantize import is_scale, scale_name
+from msa_plugin.bank.quantize import (
+    content_numbers,
+    content_scale_names,
+    is_of_document,
+    is_scale,
+    read_content,
+    scale_name,
+)
 from msa_plugin.bank.rows import Rows, memory_of
 from msa_plugin.errors import BankCorruptError
 
 KEYS_FILE, CONTENT_FILE = "keys.safetensors", "content.safetensors"
 _FOLDER_NAME = re.compile(r"[0-9a-f]{32}(\.tmp)?")
-_STRUCTURE = ("header", "ordinals", "key_offsets", "key_sums", "content_offsets", "content_sums")
 DTYPES = {
     torch.int64: "I64",
     torch.float64: "F64",
@@ -52,11 +55,13 @@ DTYPES = {
 class Latents(NamedTuple):
     """One document's tensors: `keys` per group [C, W], `content` per layer [C', 2, KV, D] (empty: none kept).
 
-    Beside int8 keys stand their scales, float32 [C, 1], under the name that `quantize.scale_name` gives.
+    Beside int8 keys stand their scales, float32 [C, 1], under the name that `quantize.scale_name` gives. int8 content
+    has its `scales`, by name (`quantize.quantized_content`).
     """
 
     keys: Mapping[str, Tensor]
     content: Mapping[int, Tensor]
+    scales: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     def chunks(self) -> int:
@@ -66,8 +71,21 @@ class Latents(NamedTuple):
     @property
     def signature(self) -> tuple[tuple[object, ...], ...]:
         """Names, row shapes and dtypes; documents share a segment only where these are equal."""
-        named = [*self.keys.items(), *self.content.items()]
+        named = [*self.keys.items(), *self.content.items(), *self.scales.items()]
         return tuple((name, tuple(tensor.shape[1:]), tensor.dtype) for name, tensor in named)
+
+    @property
+    def all(self) -> list[Tensor]:
+        """Every tensor."""
+        return [*self.keys.values(), *self.content.values(), *self.scales.values()]
+
+    @property
+    def content_parts(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Tensors of the content that have the content's rows, and those that have one a document, in order."""
+        names = sorted(self.scales)
+        rows = [self.content[layer] for layer in sorted(self.content)]
+        rows += [self.scales[name] for name in names if not is_of_document(name)]
+        return rows, [self.scales[name] for name in names if is_of_document(name)]
 
 
 class FileRecord(NamedTuple):
@@ -107,104 +125,6 @@ class SegmentRecord:
         return [*found, (root / self.uuid / CONTENT_FILE, self.content)] if self.content else found
 
 
-def write_segment(
-    root: Path, ordinals: Sequence[int], latents: Sequence[Latents], namespace: str | None
-) -> SegmentRecord:
-    """Write one segment durably under `root`; it becomes real only when the catalog names it.
-
-    `ordinals` ascend; `latents` have one signature. Tensors are streamed to disk one document at a time. The folder is
-    named after what is in it, which no other segment holds, for ordinals are never reused: equal calls make equal
-    banks. Raises OSError; what it leaves behind then is an orphan, to be swept.
-    """
-    temporary = root / f"{ordinals[0]:032x}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    make_folder(root)
-    temporary.mkdir()
-    reached("segment.folder-made")
-    keys = _write_file(temporary / KEYS_FILE, _key_tensors(ordinals, latents))
-    content = _write_file(temporary / CONTENT_FILE, _content_tensors(latents)) if latents[0].content else None
-    fsync_folder(temporary)
-    reached("segment.folder-durable")
-    name = hashlib.sha256((keys.sha256 + (content.sha256 if content else "")).encode()).hexdigest()[:32]
-    final = root / name
-    shutil.rmtree(final, ignore_errors=True)  # an orphan that could not be swept
-    os.replace(temporary, final)  # noqa: PTH105 - tests replace it to cut the power here
-    reached("segment.named")
-    fsync_folder(root)
-    reached("segment.durable")
-    chunks = sum(item.chunks for item in latents)
-    return SegmentRecord(name, namespace, ordinals[0], ordinals[-1], len(ordinals), chunks, keys, content)
-
-
-def _key_tensors(ordinals: Sequence[int], latents: Sequence[Latents]) -> dict[str, list[Tensor]]:
-    tensors = {
-        "ordinals": [torch.tensor(ordinals)],
-        "key_offsets": [_offsets(item.chunks for item in latents)],
-        "key_sums": [torch.tensor([_sum(item.keys[name] for name in sorted(item.keys)) for item in latents])],
-    }
-    return tensors | {f"key.{group}": [item.keys[group] for item in latents] for group in latents[0].keys}
-
-
-def _content_tensors(latents: Sequence[Latents]) -> dict[str, list[Tensor]]:
-    lengths = (next(iter(item.content.values())).shape[0] for item in latents)
-    tensors = {
-        "content_offsets": [_offsets(lengths)],
-        "content_sums": [torch.tensor([_sum(item.content[n] for n in sorted(item.content)) for item in latents])],
-    }
-    return tensors | {f"content.{layer}": [item.content[layer] for item in latents] for layer in latents[0].content}
-
-
-def _offsets(lengths: Iterator[int]) -> Tensor:
-    return torch.tensor([0, *accumulate(lengths)])
-
-
-def _sum(tensors: Iterable[Tensor]) -> int:
-    total = 0
-    for tensor in tensors:
-        total = zlib.crc32(memory_of(tensor), total) if tensor.numel() else total
-    return total
-
-
-def _write_file(path: Path, tensors: Mapping[str, Sequence[Tensor]]) -> FileRecord:
-    """Write a safetensors file whose tensors are concatenations along dimension 0 of the given parts.
-
-    The format is a JSON header and the bytes; writing it here streams documents straight from their source (a memory
-    map, when compacting), hashes on the way, and surfaces a full disk as the OSError that it is.
-    """
-    # int64 first: every tensor then starts at a multiple of its element size.
-    order = sorted(tensors, key=lambda name: -tensors[name][0].element_size())
-    digest, structure, written = hashlib.sha256(), 0, 0
-    with path.open("wb") as file:
-        for name, block in _blocks(order, tensors):
-            digest.update(block)
-            structure = zlib.crc32(block, structure) if name in _STRUCTURE else structure
-            written += file.write(block)
-            if name == "header":
-                reached("segment.file-begun")
-        file.flush()
-        reached("segment.file-written")
-        os.fsync(file.fileno())
-    reached("segment.file-durable")
-    return FileRecord(written, digest.hexdigest(), structure)
-
-
-def _blocks(order: Sequence[str], tensors: Mapping[str, Sequence[Tensor]]) -> Iterator[tuple[str, memoryview | bytes]]:
-    header: dict[str, Any] = {}
-    end = 0
-    for name in order:
-        parts = tensors[name]
-        start, end = end, end + sum(part.numel() * part.element_size() for part in parts)
-        shape = [sum(part.shape[0] for part in parts), *parts[0].shape[1:]]
-        header[name] = {"dtype": DTYPES[parts[0].dtype], "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    yield "header", len(text).to_bytes(8, "little") + text
-    for name in order:
-        for part in tensors[name]:
-            if part.numel():
-                yield name, memory_of(part)
-
-
 class Segment:
     """An open segment. Its tensors are memory maps: opening reads the headers only, whatever the size."""
 
@@ -226,6 +146,7 @@ class Segment:
         self.keys = {name: t for name, t in self._stored.items() if not is_scale(name)}
         self.scales = {group: self._scales(group) for group, t in self.keys.items() if t.dtype == torch.int8}
         self.content = {int(name[8:]): t for name, t in tensors.items() if re.fullmatch(r"content\.\d+", name)}
+        self._content_scales = {n[8:]: t for n, t in tensors.items() if re.fullmatch(r"content\.\d+\.[a-z_]+", n)}
         try:
             self.ordinals, self.key_offsets = tensors["ordinals"], tensors["key_offsets"]
             self.content_offsets = tensors["content_offsets"] if record.content else torch.empty(0)
@@ -235,6 +156,7 @@ class Segment:
         for sums in (self.key_sums, self.content_sums):
             if sums is not None and (sums.shape, sums.dtype) != ((record.documents,), torch.int64):
                 raise self._damaged("its sums are not one for each document")
+        self._check_content_scales()
         self._checked = False
 
     def check(self) -> None:
@@ -293,10 +215,35 @@ class Segment:
         self._check_rows(self._content_rows, torch.tensor([position]))
         return self.content[layer][int(self.content_offsets[position]) : int(self.content_offsets[position + 1])]
 
+    def content_numbers(self, position: int, layer: int) -> Tensor:
+        """As `content_rows`, as numbers that can be computed with: int8 as float32, float8 as bfloat16."""
+        rows = self.content_rows(position, layer)
+        if rows.dtype != torch.int8:
+            return read_content(rows)
+        of_keys, of_values = (self._scale_rows(position, name) for name in content_scale_names(layer))
+        return content_numbers(rows, of_keys[0], of_values)
+
+    def _scale_rows(self, position: int, name: str) -> Tensor:
+        scales = self._content_scales[name]
+        if is_of_document(name):
+            return scales[position : position + 1]
+        return scales[int(self.content_offsets[position]) : int(self.content_offsets[position + 1])]
+
+    def _check_content_scales(self) -> None:
+        for layer, stored in self.content.items():
+            if stored.dtype != torch.int8:
+                continue
+            _, _, heads, width = stored.shape
+            found = [self._content_scales.get(name) for name in content_scale_names(layer)]
+            shapes = [(self.record.documents, heads, width), (len(stored), heads)]
+            if [None if t is None else (t.shape, t.dtype) for t in found] != [(s, torch.bfloat16) for s in shapes]:
+                raise self._damaged(f"its int8 content of layer {layer} has no scales that fit")
+
     def latents(self, position: int) -> Latents:
         """Everything kept of the document at `position`, as slices of the memory maps; see `key_rows`."""
         keys = {name: self._rows_of(stored, position) for name, stored in self._stored.items()}
-        return Latents(keys, {layer: self.content_rows(position, layer) for layer in self.content})
+        content = {layer: self.content_rows(position, layer) for layer in self.content}
+        return Latents(keys, content, {name: self._scale_rows(position, name) for name in self._content_scales})
 
     def altered(self) -> list[int]:
         """Positions of the documents whose rows are not what was written; reads everything. Call `check` first."""
@@ -308,7 +255,8 @@ class Segment:
 
     @cached_property
     def _content_rows(self) -> Rows:
-        return Rows([self.content[layer] for layer in sorted(self.content)], self.content_offsets, self.content_sums)
+        rows, others = self._all.content_parts
+        return Rows(rows, self.content_offsets, self.content_sums, others)
 
     def _check_rows(self, rows: Rows, positions: Tensor | None) -> None:
         if bad := rows.altered(positions):
@@ -318,14 +266,11 @@ class Segment:
     @cached_property
     def latent_bytes(self) -> int:
         """Bytes of all its latents."""
-        return sum(
-            tensor.numel() * tensor.element_size() for tensor in (*self._stored.values(), *self.content.values())
-        )
+        return _bytes(self._all.all)
 
     def document_bytes(self, position: int) -> int:
         """Bytes of the latents of the document at `position`."""
-        keys, content = self.latents(position)
-        return sum(tensor.numel() * tensor.element_size() for tensor in (*keys.values(), *content.values()))
+        return _bytes(self.latents(position).all)
 
     @property
     def has_sums(self) -> bool:
@@ -335,12 +280,21 @@ class Segment:
     @property
     def signature(self) -> tuple[tuple[object, ...], ...]:
         """See `Latents.signature`."""
-        return Latents(self._stored, self.content).signature
+        return self._all.signature
+
+    @property
+    def _all(self) -> Latents:
+        """Its tensors, of all documents."""
+        return Latents(self._stored, self.content, self._content_scales)
 
     def _damaged(self, why: str) -> BankCorruptError:
         return BankCorruptError(
             f"{self._folder}: {why}; run `msa bank verify`, then restore it from a backup or run `msa bank repair`"
         )
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _structure(header: int, tensors: Iterable[Tensor | None]) -> int:

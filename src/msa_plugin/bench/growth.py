@@ -300,7 +300,7 @@ class Banks:
                 latents = source.latents(known.ordinal)
                 keys = noisy_keys(latents.keys, generator)
                 document = Document(f"synthetic-{number}", f"synthetic passage {number}")
-                yield EncodedDocument(document, latents.tokens, keys, latents.content)
+                yield replace(latents, document=document, keys=keys)
 
         for portion in self._portions(passages()):
             bank.commit(portion, NAMESPACE)

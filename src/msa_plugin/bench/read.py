@@ -43,7 +43,7 @@ def _measure(backbone: Backbone, adapter: Any, name: str, settings: dict[str, An
     ):
         memory.add(sample_documents(), on_progress=lambda _: None)
         stats = memory.stats()
-        chosen = [_excerpts(memory, question) for question in sample_questions()]
+        chosen = [excerpts_of(memory, question) for question in sample_questions()]
         row = _row(name, memory.engine.reader, chosen, repeats)
     return row | {
         "bytes_per_token": (stats.bytes_keys + stats.bytes_content) / stats.tokens,
@@ -74,7 +74,8 @@ def _row(name: str, reader: Reader, chosen: list[list[Excerpt]], repeats: int) -
     return {"mode": name, "first_token_s": mean(seconds), "answer_nll": mean(likelihoods)}
 
 
-def _excerpts(memory: LatentMemory, question: SampleQuestion) -> list[Excerpt]:
+def excerpts_of(memory: LatentMemory, question: SampleQuestion) -> list[Excerpt]:
+    """The documents that a sample question needs, whole."""
     engine = memory.engine
     known = engine.bank.lookup(question.positive_ids, memory.namespace)
     documents = memory.get(question.positive_ids)
@@ -88,9 +89,14 @@ def _excerpts(memory: LatentMemory, question: SampleQuestion) -> list[Excerpt]:
 def answer_nll(backbone: Backbone, prefill: Prefill, answer: str) -> float:
     """Mean negative log-likelihood, in nats per token, of `answer` after a prefill of one row; uses up the prefill."""
     ids = backbone.tokenize(answer)
+    before = answer_logits(backbone, prefill, ids)
+    return float(torch.nn.functional.cross_entropy(before, torch.tensor(ids, device=before.device)))
+
+
+def answer_logits(backbone: Backbone, prefill: Prefill, ids: list[int]) -> Tensor:
+    """Logits [T, V], float32, before each token of the answer `ids` to a prefill of one row; uses up the prefill."""
     row = torch.tensor([ids], device=backbone.device)
     positions = prefill.positions[:, None] + torch.arange(len(ids), device=backbone.device)
     logits = backbone.run(prefill.state, row, torch.ones_like(row, dtype=torch.bool), positions, logits="all")
     assert logits is not None
-    before: Tensor = torch.cat([prefill.logits[:, None], logits[:, :-1]], dim=1)
-    return float(torch.nn.functional.cross_entropy(before[0].float(), row[0]))
+    return torch.cat([prefill.logits[:, None], logits[:, :-1]], dim=1)[0].float()

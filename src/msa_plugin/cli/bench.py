@@ -145,6 +145,39 @@ def read(model: Model = None, adapter: AdapterPath = None, repeats: Repeats = 3,
 
 
 @app.command()
+def content(
+    model: Model = None,
+    adapter: AdapterPath = None,
+    pooling: Annotated[int, typer.Option(help="Tokens that share one K and V.", min=1)] = 1,
+    questions: Annotated[int, typer.Option(help="Sample questions to read for.", min=1)] = 12,
+    as_json: Json = False,
+) -> None:
+    """K and V stored in eight bits: bytes, error, and what becomes of answers, beside K and V as they are computed.
+
+    Example: msa bench content
+    """
+    from msa_plugin.bench import content as bench
+
+    out = Output(as_json)
+    out.note("building a bank for each way of storing ...")
+    rows = bench.run(model, adapter, pooling=pooling, questions=questions)
+    out.say(
+        "content         bytes/token   K error mean, max   V error mean, max   answer NLL   same choice   logits off by"
+    )
+    for row in rows:
+        errors = [f"{row[f'{part}_error_mean']:.5f}, {row[f'{part}_error_max']:.5f}" for part in ("key", "value")]
+        out.say(
+            f"{row['dtype']:14} {row['bytes_content_per_token']:12,.0f} {errors[0]:>19} {errors[1]:>19} "
+            f"{row['answer_nll']:12.3f} {row['same']:13.3f} {row['difference']:15.4f}"
+        )
+    out.say(
+        "Errors are over the mean and the largest number, logits' over their standard deviation; NLL: nats per token"
+    )
+    out.say("of the expected answer; same choice: the share of its tokens at which the most likely one did not change.")
+    out.result(rows)
+
+
+@app.command()
 def interleave(
     model: Model = None,
     adapter: AdapterPath = None,

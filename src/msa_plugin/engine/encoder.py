@@ -18,7 +18,7 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.positions import WindowLayout
 from msa_plugin.backbone.router import Router
-from msa_plugin.bank.quantize import stored_content, stored_keys
+from msa_plugin.bank.quantize import quantized_content, stored_content, stored_keys
 from msa_plugin.cancellation import check_cancelled
 from msa_plugin.config import ContentConfig
 from msa_plugin.engine.numbering import Numbering
@@ -222,15 +222,17 @@ class Encoder:
         flat = [window for pending in pool for window in pending.windows]
         latents = iter(self.encode_windows(flat))
         for pending in pool:
-            parts = [next(latents) for _ in pending.windows]
-            yield EncodedDocument(pending.document, pending.tokens, *_joined(parts))
+            keys, content = _joined([next(latents) for _ in pending.windows])
+            # A document's scales are of all its windows.
+            numbers, scales = quantized_content(content) if self.content_dtype == torch.int8 else (content, {})
+            yield EncodedDocument(pending.document, pending.tokens, keys, numbers, scales)
 
     def _forward(self, windows: list[list[int]]) -> list[Latents]:
         ids, mask = pad_right(windows, self.backbone.device)
         sink = WindowSink(self.router, self.content, ids, mask)
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         self.backbone.run(CausalRows(sink=sink, lora=self.lora), ids, mask, positions, logits="none")
-        return sink.latents(self.keys_dtype, self.content_dtype)
+        return sink.latents(self.keys_dtype, None if self.content_dtype == torch.int8 else self.content_dtype)
 
 
 def _joined(parts: list[Latents]) -> tuple[dict[str, Tensor], dict[int, Tensor]]:

@@ -137,7 +137,7 @@ class Ingestion:
 
     def _take(self, document: EncodedDocument, *, encoded: bool = True) -> None:
         self._buffer.append(document)
-        tensors = [*document.keys.values(), *document.content.values()]
+        tensors = [*document.keys.values(), *document.content.values(), *document.content_scales.values()]
         self._bytes += sum(t.numel() * t.element_size() for t in tensors)
         self._progress(document.tokens if encoded else 0)
         if self._bytes >= self.config.segment_bytes or len(self._buffer) >= self.config.segment_documents:
