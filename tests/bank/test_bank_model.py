@@ -115,7 +115,7 @@ class BankAgainstDictionary(RuleBasedStateMachine):
             selection = bank.select(space, where)
             ordinals = [
                 int(ordinal)
-                for _, _, block, allowed, _ in bank.key_blocks("3", selection)
+                for _, _, block, allowed, *_ in bank.key_blocks("3", selection)
                 for ordinal in (block if allowed is None else block[allowed])
             ]
             assert ordinals == sorted(ordinals)

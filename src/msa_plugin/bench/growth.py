@@ -308,7 +308,7 @@ class Banks:
 
 def noisy_keys(keys: Mapping[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
     """`noisy` of each group as the bank keeps it; int8 keys are turned into numbers for it and back."""
-    result = {}
+    result: dict[str, torch.Tensor] = {}
     for group, rows in keys.items():
         if is_scale(group):
             continue
