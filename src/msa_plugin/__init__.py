@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
+    from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig, TierConfig
     from msa_plugin.errors import MSAError
     from msa_plugin.memory import LatentMemory
     from msa_plugin.types import Answer, Document, Hit, Source
@@ -22,9 +22,10 @@ __all__ = [
     "MSAError",
     "MemoryConfig",
     "Source",
+    "TierConfig",
 ]
 _HOMES = {
-    "config": ("GenerationConfig", "InterleaveConfig", "MemoryConfig"),
+    "config": ("GenerationConfig", "InterleaveConfig", "MemoryConfig", "TierConfig"),
     "errors": ("MSAError",),
     "memory": ("LatentMemory",),
     "types": ("Answer", "Document", "Hit", "Source"),

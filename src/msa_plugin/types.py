@@ -17,6 +17,8 @@ from msa_plugin.errors import InvalidDocumentError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from msa_kernels import Backend
+
 FORMAT_VERSION, OLDEST_FORMAT = 2, 1  # of banks: written, and still read
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as JSON writes it, told apart from an escaped backslash and "u0000"
 Filter: TypeAlias = Mapping[str, Any] | Callable[[Mapping[str, Any]], bool]
@@ -162,12 +164,30 @@ class KeyBlock(NamedTuple):
     device_offsets: Tensor | None = None
 
 
+class ChunkPages(NamedTuple):
+    """Stored chunks that rows attend to through an index: `content` [S, 2, KV, D] has each of them once.
+
+    `ranges` int64 [B, R, 2], beside it: chunks [start, stop) of each row's documents, empty ones to fill up. `longest`
+    is the most chunks of any row. `kernels` says what reads them (`msa_kernels.attend_ranges`).
+    """
+
+    content: Tensor
+    ranges: Tensor
+    longest: int
+    kernels: Backend = "auto"
+
+
 class LayerContext(NamedTuple):
-    """What a layer attends to besides the row: K and V [B, KV, S, D], and which slots are real [B, S] (None: all)."""
+    """What a layer attends to besides the row: K and V [B, KV, S, D], and which slots are real [B, S] (None: all).
+
+    With `pages` it attends to their chunks too, of which no copy is made for a row; `mask` then has the slots of the
+    longest row's chunks before the others, and is not None.
+    """
 
     keys: Tensor
     values: Tensor
     mask: Tensor | None
+    pages: ChunkPages | None = None
 
 
 class MemorySource(Protocol):

@@ -56,6 +56,7 @@ def test_the_same_bank_ranking_and_answer(interpreter, tmp_path, monkeypatch, ca
         assert [hit.score for hit in found] == pytest.approx([hit.score for hit in wanted], abs=1e-3)
         answers = [memory.ask(question, max_new_tokens=4) for memory in (plain, fused)]
         assert answers[0].text == answers[1].text
+        assert "decode attention" in used
         assert [s.id for s in answers[0].sources] == [s.id for s in answers[1].sources]
 
 

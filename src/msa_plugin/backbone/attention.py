@@ -19,7 +19,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from msa_plugin.backbone.families import decoder_layers
 from msa_plugin.backbone.kv_cache import LayerCache
-from msa_plugin.types import LayerContext, MemorySource
+from msa_plugin.backbone.paging import attend, gathered
+from msa_plugin.types import ChunkPages, LayerContext, MemorySource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -115,20 +116,37 @@ class Pass:
     def assemble(
         self, layer: int, key: Tensor, value: Tensor, window: int | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """K, V [B, KV, S, D] that the new tokens attend to, and the mask [B, 1, T, S] (None: plain causal)."""
+        """K, V [B, KV, S, D] that the new tokens attend to, and the mask [B, 1, T, S] (None: plain causal).
+
+        Chunks of the layer's pages come first.
+        """
         context = self.context_of(layer)
-        cache = self.caches.get(layer)
-        if cache is not None:
-            keys, values = cache.append(key, value)
-        else:
-            keys, values = key, value
-            if context is not None:
-                keys = torch.cat([context.keys.to(key.dtype), key], dim=2)
-                values = torch.cat([context.values.to(value.dtype), value], dim=2)
-            if self.keep_cache:
-                self.caches[layer] = LayerCache(keys, values)
+        keys, values = self._cached(layer, context, key, value)
+        if context is not None and context.pages is not None:
+            chunk_keys, chunk_values = gathered(context.pages, keys.dtype)
+            keys, values = torch.cat([chunk_keys, keys], dim=2), torch.cat([chunk_values, values], dim=2)
         mask = self._mask(context, keys.shape[2], window)
         return keys, values, None if mask is None else mask.to(keys.device)
+
+    def beside_pages(
+        self, layer: int, key: Tensor, value: Tensor, window: int | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`assemble` without the chunks of the layer's pages, which are read as they lie."""
+        keys, values = self._cached(layer, self.context_of(layer), key, value)
+        mask = self._mask(None, keys.shape[2], window)
+        return keys, values, None if mask is None else mask.to(keys.device)
+
+    def _cached(self, layer: int, context: LayerContext | None, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """What the layer attends to but for pages, the new tokens included; kept for the next ones."""
+        cache = self.caches.get(layer)
+        if cache is not None:
+            return cache.append(key, value)
+        if context is not None:
+            key = torch.cat([context.keys.to(key.dtype), key], dim=2)
+            value = torch.cat([context.values.to(value.dtype), value], dim=2)
+        if self.keep_cache:
+            self.caches[layer] = LayerCache(key, value)
+        return key, value
 
     def _routes_at(self, layer: int) -> bool:
         """A prefill routes once per router layer; decoding does not (golden spec section 5)."""
@@ -145,6 +163,11 @@ class Pass:
         if layer not in self._contexts:
             self._contexts[layer] = None if self.source is None else self.source.context(layer)
         return self._contexts[layer]
+
+    def pages_of(self, layer: int) -> ChunkPages | None:
+        """Chunks that the layer reads through an index while it decodes."""
+        context = self.context_of(layer)
+        return None if context is None else context.pages
 
     def set_context(self, layer: int, context: LayerContext) -> None:
         """Say what `layer` attends to, where it lies in the cache already."""
@@ -210,6 +233,9 @@ def msa_attention(
     state: Pass = kwargs[KEYWORD]
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     state.see_attention(layer, query, key, value)
+    pages = state.pages_of(layer) if query.shape[2] == 1 and softcap is None else None
+    if pages is not None:
+        return attend(pages, query, *state.beside_pages(layer, key, value, sliding_window), scaling), None
     keys, values, mask = state.assemble(layer, key, value, sliding_window)
     if softcap is not None:
         return _softcapped(module, query, keys, values, mask, scaling, softcap), None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from msa_plugin.backbone import paging
 from msa_plugin.backbone.attention import Pass
 from msa_plugin.backbone.kv_cache import LayerCache
 from msa_plugin.types import LayerContext
@@ -37,14 +38,16 @@ def joined(parts: Sequence[Part]) -> Pass:
 
 
 def _join_layer(result: Pass, layer: int, parts: Sequence[Part], used: Sequence[Tensor], width: int) -> None:
-    memories, owns, seen = [], [], []
+    memories, owns, seen, paged = [], [], [], []
     for (state, rows), columns in zip(parts, used, strict=True):
         both = torch.stack(state.caches[layer].current)[:, list(rows)]  # [2, B, KV, S, D]
         memory = both.shape[3] - columns.shape[0]
         context = state.context_of(layer)
         mask = both.new_ones(len(rows), memory, dtype=torch.bool)
         if context is not None and context.mask is not None:
-            mask = context.mask[list(rows)].to(both.device)
+            slots = context.mask.shape[1] - memory  # those of pages come first, and no cache has them
+            mask = context.mask[list(rows), slots:].to(both.device)
+        paged.append((None if context is None else context.pages, rows))
         real = mask.any(0)
         memories.append(both[:, :, :, :memory][:, :, :, real])
         seen.append(mask[:, real])
@@ -54,7 +57,11 @@ def _join_layer(result: Pass, layer: int, parts: Sequence[Part], used: Sequence[
     mask = torch.cat([_left(part, longest) for part in seen])
     keys, values = torch.cat([memory_kv, torch.cat(owns, dim=1)], dim=3)
     result.caches[layer] = LayerCache(keys, values)
-    result.set_context(layer, LayerContext(memory_kv[0], memory_kv[1], None if bool(mask.all()) else mask))
+    pages = paging.joined(paged)
+    if pages is not None:
+        mask = torch.cat([paging.seen(pages).to(mask.device), mask], dim=1)
+    padding = None if pages is None and bool(mask.all()) else mask
+    result.set_context(layer, LayerContext(memory_kv[0], memory_kv[1], padding, pages))
 
 
 def _left(mask: Tensor, width: int) -> Tensor:

@@ -148,13 +148,18 @@ class KeyTier:
                 better = self._to_device(block) or (None if copy else self._to_host(block))
                 if better is not None:
                     self._copies[block.keys] = copy = better
-                self._refused = self._refused or copy is None or copy.arrival is None
+                self._refused |= copy is None or (copy.arrival is None and not self._in_place)
             if copy is not None:
                 copy.searched = self._searches
             return copy
 
+    @property
+    def _in_place(self) -> bool:
+        """Whether the device computes on the maps, and asks for no copies."""
+        return self.lane.direct and self.device.limit is None
+
     def _to_device(self, block: KeyBlock) -> _Copy | None:
-        if self.lane.direct and self.device.limit is None:
+        if self._in_place:
             return None
         parts = _tensors(block)
         with _reserved(self.device, sum(part.nbytes for part in parts)) as keep:

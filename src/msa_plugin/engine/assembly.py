@@ -10,14 +10,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from msa_kernels import Backend, use_triton
 from msa_plugin.backbone.attention import Pass, Sink
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import Lora
+from msa_plugin.backbone.paging import seen
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.tiers import ContentTier
 from msa_plugin.bank.view import Selection
@@ -25,7 +28,7 @@ from msa_plugin.config import RoutingConfig
 from msa_plugin.engine.gather import Gather
 from msa_plugin.routing.key_search import KeySearch
 from msa_plugin.routing.scorer import RoutedDocuments
-from msa_plugin.types import LayerContext
+from msa_plugin.types import ChunkPages, LayerContext
 
 Route = Callable[[int, Tensor], RoutedDocuments]
 Shift = Callable[[int, Tensor, int], Tensor]
@@ -100,13 +103,15 @@ class BankSource:
         route: Route | None = None,
         selected: Sequence[Sequence[Span]] | None = None,
         shift: Shift | None = None,
+        kernels: Backend = "torch",
     ) -> None:
         """Either `route` selects at each router layer, or `selected` gives each row's documents for all layers.
 
-        `shift(layer, keys, by)` moves K along where a span asks for it.
+        `shift(layer, keys, by)` moves K along where a span asks for it. Where one of `kernels` reads chunks through an
+        index, rows get pages and no copies.
         """
         self._reading, self._head, self._rows = frozenset(reading), head, rows
-        self._route, self._selected, self._shift = route, selected, shift
+        self._route, self._selected, self._shift, self._kernels = route, selected, shift, kernels
         self._gather = Gather(store, reading, None if selected is None else _distinct(selected))
         self.routed: dict[int, RoutedDocuments] = {}
         self.queries: dict[int, Tensor] = {}
@@ -127,18 +132,18 @@ class BankSource:
     def context(self, layer: int) -> LayerContext | None:
         """Template head and, at reading layers, the selected documents' content, in ascending ordinal order."""
         began = time.perf_counter()
-        pieces = self._content(layer) if layer in self._reading else [None] * self._rows
+        rows = self._spans(layer) if layer in self._reading else [[]] * self._rows
+        distinct = sorted({span for row in rows for span in row})
+        found = self._gather.take(layer, _distinct(rows)) if distinct else {}
+        parts = {span: self._part(layer, span, found[span.ordinal]) for span in distinct}
         head_k, head_v = self._head.keys[layer], self._head.values[layer]
-        rows = [_with_head(head_k, head_v, piece) for piece in pieces]
-        context = _padded(rows)
+        if parts and use_triton("decode attention", self._kernels, [head_k]):
+            context = _paged(rows, parts, head_k, head_v, self._kernels)
+        else:
+            pieces = [torch.cat([parts[span] for span in row]) if row else None for row in rows]
+            context = _padded([_with_head(head_k, head_v, piece) for piece in pieces])
         self.seconds["gather"] += time.perf_counter() - began
         return context
-
-    def _content(self, layer: int) -> list[Tensor | None]:
-        """Each row's selected content [S, 2, KV, D], or None."""
-        rows = self._spans(layer)
-        found = self._gather.take(layer, _distinct(rows))
-        return [torch.cat([self._part(layer, s, found[s.ordinal]) for s in row]) if row else None for row in rows]
 
     def _part(self, layer: int, span: Span, content: Tensor) -> Tensor:
         part = content[span.start : span.stop]
@@ -165,6 +170,22 @@ def _with_head(keys: Tensor, values: Tensor, content: Tensor | None) -> tuple[Te
     content = content.to(device=keys.device, dtype=keys.dtype)
     k, v = content.permute(1, 2, 0, 3)
     return torch.cat([keys, k], dim=1), torch.cat([values, v], dim=1)
+
+
+def _paged(
+    rows: Sequence[Sequence[Span]], parts: Mapping[Span, Tensor], keys: Tensor, values: Tensor, kernels: Backend
+) -> LayerContext:
+    """The head [KV, T, D] for every row, and pages of the documents' parts, each of them stored once."""
+    content = torch.cat([*parts.values()]).to(device=keys.device, dtype=keys.dtype)
+    stops = list(accumulate(part.shape[0] for part in parts.values()))
+    place = {span: (stop - part.shape[0], stop) for (span, part), stop in zip(parts.items(), stops, strict=True)}
+    most = max(map(len, rows))
+    ranges = torch.tensor([[*(place[span] for span in row), *[(0, 0)] * (most - len(row))] for row in rows])
+    longest = int(ranges.diff(dim=2).sum((1, 2)).max())
+    pages = ChunkPages(content, ranges.to(keys.device), longest, kernels)
+    head = torch.ones((len(rows), keys.shape[1]), dtype=torch.bool, device=keys.device)
+    mask = torch.cat([seen(pages), head], dim=1)
+    return LayerContext(keys.expand(len(rows), -1, -1, -1), values.expand(len(rows), -1, -1, -1), mask, pages)
 
 
 def _padded(rows: Sequence[tuple[Tensor, Tensor]]) -> LayerContext:

@@ -19,12 +19,12 @@ from msa_plugin import prompts
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
-from msa_plugin.bank.documents import StoredDocument
 from msa_plugin.bank.tiers import Tiers
 from msa_plugin.bank.view import Selection
 from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
 from msa_plugin.engine.answering import Asked, Events, answering, fetched, found_at_once
 from msa_plugin.engine.encoder import Encoder
+from msa_plugin.engine.excerpts import Excerpts
 from msa_plugin.engine.generative.generative import Generative
 from msa_plugin.engine.generative.reference_loop import ReferenceLoop
 from msa_plugin.engine.interleave import Found, Gathered, Query, Ranking, drained, interleave_steps
@@ -32,7 +32,7 @@ from msa_plugin.engine.lexical import Lexical, depth
 from msa_plugin.engine.numbering import Numbering
 from msa_plugin.engine.per_layer import LayerRouting, RoutedPass, Row
 from msa_plugin.engine.ranking import Ranked, SharedQueries, blended, rank_routed, rank_shared, shared_queries
-from msa_plugin.engine.reading import Excerpt, Prefill, Reader, allowances, around
+from msa_plugin.engine.reading import Excerpt, Prefill, Reader
 from msa_plugin.engine.setup import (
     batch_tokens,
     check_question,
@@ -48,8 +48,6 @@ from msa_plugin.routing.prefilter import Prefilter, PrefilterSpec
 from msa_plugin.types import Document, EncodedDocument, Hit, Round
 
 __all__ = ["Engine", "check_window", "fingerprint"]
-# Chunks of a found document that the next round routes on.
-_PIECES = 8
 _Item = TypeVar("_Item")
 
 
@@ -86,7 +84,18 @@ class Engine:
         self.tiers = Tiers(bank, config.tiers, backbone.device)
         layout, store = self.encoder.layout, self.tiers.content
         lora = self.lora if adapter.answers_with_lora else None
-        self.reader = Reader(backbone, store, self.mode, self.content, layout, self.top_k, config.instruction, lora)
+        self.reader = Reader(
+            backbone,
+            store,
+            self.mode,
+            self.content,
+            layout,
+            self.top_k,
+            config.instruction,
+            lora,
+            config.kernels,
+        )
+        self.excerpts = Excerpts(backbone, bank, self.encoder.layout_of, adapter.config.routing.pooling)
         self._search = KeySearch.of(self.tiers.keys, config)
         self.prefilter: Prefilter | None = None
         self.lexical: Lexical | None = None
@@ -251,7 +260,7 @@ class Engine:
         if numbering is None or not (config.abilities.emit_ids and per_layer and self.mode == "latent"):
             return None
         budget = self.config.context_tokens
-        return Generative(self._layers, self.bank, numbering, self._cut, budget, self._abilities)
+        return Generative(self._layers, self.bank, numbering, self.excerpts.cut, budget, self._abilities)
 
     def ask_from(
         self,
@@ -338,7 +347,7 @@ class Engine:
         def rank(queries: Sequence[Query], k: int) -> Ranking:
             return self._rank_round(queries, k, selection, rounds.follow_weight)
 
-        gathered = yield from interleave_steps(questions, rank, self._read, self.top_k, rounds)
+        gathered = yield from interleave_steps(questions, rank, self.excerpts.pieces, self.top_k, rounds)
         return [self._excerpts(g) for g in gathered]
 
     def _rank_round(self, queries: Sequence[Query], k: int, selection: Selection, weight: float) -> Ranking:
@@ -349,46 +358,7 @@ class Engine:
             return self.rank(texts, k, selection)
         return self._rank_shared(texts, k, selection, [q.question for q in queries], weight)
 
-    def _read(self, ranked: Sequence[Ranked]) -> list[tuple[str, list[str]]]:
-        """Id and pieces of each document, a chunk long, from around its best chunk."""
-        stored = self.bank.documents([r.ordinal for r in ranked])
-        texts = [prompts.document_text(d.title, d.text) for d in stored]
-        tokens = self.backbone.tokenize_batch(texts) if texts else []
-        return [(d.id, self._pieces(r, ids)) for r, d, ids in zip(ranked, stored, tokens, strict=True)]
-
-    def _pieces(self, ranked: Ranked, ids: list[int]) -> list[str]:
-        size = self.adapter.config.routing.pooling
-        token = self.encoder.layout_of(ranked.ordinal).token_of_chunk(ranked.best_chunk, size)
-        start, stop = around(token, min(_PIECES * size, len(ids)), len(ids))
-        return [self._text(ids[at : min(at + size, stop)]) for at in range(start, stop, size)]
-
-    def _text(self, ids: list[int]) -> str:
-        """Part of a document as text, without the characters that the cut went through."""
-        return self.backbone.detokenize(ids).strip("\ufffd")
-
     def _excerpts(self, gathered: Gathered) -> Asked:
         """Cut documents to the budget, long ones around their best chunk; the best is read last, by the question."""
-        excerpts, stored = self._cut([f.ranked for f in gathered.found], self.config.context_tokens)
+        excerpts, stored = self.excerpts.cut([f.ranked for f in gathered.found], self.config.context_tokens)
         return Asked(gathered, excerpts[::-1], stored)
-
-    def _cut(self, ranked: Sequence[Ranked], budget: int) -> tuple[list[Excerpt], dict[int, StoredDocument]]:
-        """What of each document fits a budget of tokens, in the order given, and the documents by ordinal."""
-        stored = self.bank.documents([r.ordinal for r in ranked])
-        texts = [prompts.document_text(d.title, d.text) for d in stored]
-        tokens = self.backbone.tokenize_batch(texts) if texts else []
-        granted = allowances([len(t) for t in tokens], budget)
-        excerpts = [
-            self._excerpt(r, text, ids, size)
-            for r, text, ids, size in zip(ranked, texts, tokens, granted, strict=True)
-            if size > 0
-        ]
-        return excerpts, {d.ordinal: d for d in stored}
-
-    def _excerpt(self, ranked: Ranked, text: str, ids: list[int], size: int) -> Excerpt:
-        if size >= len(ids):
-            return Excerpt(ranked.ordinal, text, 0, len(ids))
-        token = self.encoder.layout_of(ranked.ordinal).token_of_chunk(
-            ranked.best_chunk, self.adapter.config.routing.pooling
-        )
-        start, stop = around(token, size, len(ids))
-        return Excerpt(ranked.ordinal, self._text(ids[start:stop]), start, stop)

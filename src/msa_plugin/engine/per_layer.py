@@ -134,14 +134,15 @@ class LayerRouting:
     ) -> tuple[Pass, BankSource]:
         """A pass of `kind` that routes and keeps its cache, and its source."""
         route = bank_route(self.bank, selection, self.router.config, votes, k, self._search)
-        source = BankSource(self._store, self.reading, head, votes.shape[0], route=route)
+        kernels = self._search.kernels
+        source = BankSource(self._store, self.reading, head, votes.shape[0], route=route, kernels=kernels)
         return kind(source=source, router=self.router, keep_cache=True, lora=self.lora), source
 
     def read(self, rows: Sequence[Row], head: TemplateHead, selected: Sequence[Sequence[Span]]) -> RoutedPass:
         """Prefill `rows` that read what was `selected` for each, without routing."""
         ids, mask = pad_left([row.ids for row in rows], self.backbone.device)
         positions = head.length + self.top_k + (mask.cumsum(1) - 1).clamp(min=0)
-        source = BankSource(self._store, self.reading, head, len(rows), selected=selected)
+        source = BankSource(self._store, self.reading, head, len(rows), selected=selected, kernels=self._search.kernels)
         state = Pass(source=source, keep_cache=True, lora=self.lora)
         return self._finish(state, source, ids, mask, mask, positions, True)
 

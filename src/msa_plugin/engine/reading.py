@@ -13,6 +13,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from msa_kernels import Backend
 from msa_plugin import prompts
 from msa_plugin.backbone.attention import Pass
 from msa_plugin.backbone.backbone import Backbone
@@ -78,12 +79,13 @@ class Reader:
         top_k: int,
         instruction: str | None = None,
         lora: Lora | None = None,
+        kernels: Backend = "torch",
     ) -> None:
         """`content` is what the bank keeps in `store` (None in text mode), of documents cut as `layout` says.
 
-        Prefills, and what is decoded after them, run with `lora`.
+        Prefills, and what is decoded after them, run with `lora`; `kernels` read stored K, V, as in `BankSource`.
         """
-        self.instruction, self.lora = instruction, lora
+        self.instruction, self.lora, self.kernels = instruction, lora, kernels
         self._heads: dict[Lora | None, TemplateHead] = {}
         self.backbone, self.store, self.mode, self.content = backbone, store, mode, content
         self.layout, self.top_k = layout, top_k
@@ -157,6 +159,7 @@ class Reader:
             len(asked),
             selected=[spans for spans, _ in placed],
             shift=partial(shift_keys, self.backbone.model),
+            kernels=self.kernels,
         )
         rows = [question + self.tail_ids for question in asked]
         context = [sum(e.stop - e.start for e in chosen) for chosen in excerpts]

@@ -52,9 +52,10 @@ class FusedSearch:
             queries, votes, block.keys, offsets.to(self._device), self._k, scales=block.scales, allowed=allowed,
             backend="triton",
         )  # fmt: skip
+        documents = found.documents.cpu()  # a few numbers; the ordinals of a block are many
         # Every row has as many: the allowed documents are the same for all.
-        kept = int((found.documents[0] >= 0).sum())
-        return found.scores[:, :kept], block.ordinals.to(self._device)[found.documents[:, :kept]]
+        kept = int((documents[0] >= 0).sum())
+        return found.scores[:, :kept], block.ordinals[documents[:, :kept]].to(self._device)
 
 
 def fused_search(
