@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from facade import about, count_runs, opened, topics
-from msa_plugin.engine import engine
+from msa_plugin.engine import search
 from msa_plugin.engine.ranking import Ranked, rank_shared
 from tiny import tiny_adapter
 
@@ -100,7 +100,7 @@ def test_negative_scores_are_read_too(full, monkeypatch):
     def lowered(*args):
         return [[replace(r, score=r.score - 10) for r in row] for row in rank_shared(*args)]
 
-    monkeypatch.setattr(engine, "rank_shared", lowered)
+    monkeypatch.setattr(search, "rank_shared", lowered)
     answer = full.ask("the violin", max_new_tokens=1, cut=0.9)
     assert len(answer.sources) > 1 and all(s.score < 0 for s in answer.sources)
 
@@ -128,7 +128,7 @@ def test_an_excerpt_holds_the_best_chunk(tmp_path, backbone, adapter, monkeypatc
         memory.add({"id": "long", "text": "".join(parts)})
         [chunks] = [keys.shape[0] for keys in memory.engine.bank.key_rows([1], "shared")]
         for best in range(chunks):
-            monkeypatch.setattr(engine, "rank_shared", lambda *_, best=best: [[Ranked(1, 1.0, {}, best)]])
+            monkeypatch.setattr(search, "rank_shared", lambda *_, best=best: [[Ranked(1, 1.0, {}, best)]])
             [source] = memory.ask("?", max_new_tokens=1, max_rounds=1).sources
             first = layout.token_of_chunk(best, pooling)
             assert "".join(parts)[first : first + pooling] in source.text

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig, TierConfig
+    from msa_plugin.config import ClusterConfig, GenerationConfig, InterleaveConfig, MemoryConfig, TierConfig
     from msa_plugin.errors import MSAError
     from msa_plugin.memory import LatentMemory
     from msa_plugin.types import Answer, Document, Hit, Source
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Answer",
+    "ClusterConfig",
     "Document",
     "GenerationConfig",
     "Hit",
@@ -25,7 +26,7 @@ __all__ = [
     "TierConfig",
 ]
 _HOMES = {
-    "config": ("GenerationConfig", "InterleaveConfig", "MemoryConfig", "TierConfig"),
+    "config": ("ClusterConfig", "GenerationConfig", "InterleaveConfig", "MemoryConfig", "TierConfig"),
     "errors": ("MSAError",),
     "memory": ("LatentMemory",),
     "types": ("Answer", "Document", "Hit", "Source"),

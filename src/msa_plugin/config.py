@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -181,6 +182,42 @@ class TierConfig(Settings):
 
     device_bytes: int | None = Field(default=None, ge=0, strict=True)
     host_bytes: int = Field(default=0, ge=0, strict=True)
+
+
+class ClusterConfig(Settings):
+    """A bank that is split over Ray actors, the shards; docs/cluster.md says how such a cluster is brought up.
+
+    `shards` None takes as many as the bank has. `address` is Ray's; None joins a cluster that runs here, or starts one.
+    `on_lost` says what becomes of a question when a shard's process is gone: `fail` waits until it is back (started
+    again from its segments) and asks it once more, or raises; `partial` answers from the others, says so, and starts
+    it again meanwhile. It is started at most `restarts` times in a row, and given `start_timeout` seconds each time; a
+    shard that has not answered a question after `timeout` seconds counts as lost.
+    `device` is where a shard's keys lie and its documents are encoded: `cuda` takes one GPU for each shard, `auto` does
+    so where Ray has enough of them. `cpus` are threads of a shard (0: one, and none reserved in Ray's books). With a
+    `resource`, shard i runs only where `ray start --resources='{"RESOURCE-i": 1}'` offers it, for folders that are not
+    shared.
+    """
+
+    shards: int | None = Field(default=None, gt=0, le=4096)
+    address: str | None = None
+    on_lost: Literal["fail", "partial"] = "fail"
+    restarts: int = Field(default=2, ge=0)
+    start_timeout: float = Field(default=120.0, gt=0)
+    timeout: float = Field(default=60.0, gt=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus: int = Field(default=1, ge=0)
+    resource: str | None = None
+
+    @classmethod
+    def of(cls, given: ClusterConfig | Mapping[str, Any] | int) -> ClusterConfig:
+        """Settings as given, from a mapping of them, or from the number of shards. Raises ConfigError."""
+        if isinstance(given, ClusterConfig):
+            return given
+        if isinstance(given, Mapping):
+            return cls(**given)
+        if isinstance(given, bool) or not isinstance(given, int):
+            raise ConfigError(f"cluster= is a ClusterConfig, a mapping or a number of shards, not {given!r}")
+        return cls(shards=given)
 
 
 class MemoryConfig(Settings):

@@ -103,5 +103,13 @@ class BankWriteError(BankError, OSError):
     """The operating system refused a write (disk full, input/output error); nothing acknowledged was lost."""
 
 
+class ClusterError(MSAError):
+    """A cluster of shards cannot be used: wrong number of shards, a plain bank, no place to run them."""
+
+
+class ShardLostError(ClusterError):
+    """A shard's process is gone and could not be started again; what was acknowledged is in its folder."""
+
+
 class SnapshotError(BankError, ValueError):
     """A snapshot name is unknown, taken, or not a valid name."""

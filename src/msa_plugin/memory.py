@@ -19,14 +19,16 @@ from msa_plugin.async_twins import AsyncTwins
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.bank.intake import check_namespace
-from msa_plugin.bank.verify import verify_bank
-from msa_plugin.bank.view import Selection
-from msa_plugin.config import MemoryConfig
+from msa_plugin.cluster.ingestion import ClusterIngestion
+from msa_plugin.cluster.manifest import check_plain
+from msa_plugin.cluster.opening import ask_for_cluster, open_cluster
+from msa_plugin.config import ClusterConfig, MemoryConfig
 from msa_plugin.engine.adapters import find_adapter
-from msa_plugin.engine.answering import Events
+from msa_plugin.engine.answering import Events, noting_missed
 from msa_plugin.engine.engine import Engine, check_window, fingerprint
-from msa_plugin.engine.ingestion import Ingestion, OnInvalid
+from msa_plugin.engine.ingestion import BankIngestion, Ingestion, OnInvalid
 from msa_plugin.engine.setup import check_kernels
 from msa_plugin.errors import ConfigError, EmptyMemoryError, InvalidQueryError, UnknownDocumentError
 from msa_plugin.progress import terminal_progress
@@ -39,7 +41,7 @@ from msa_plugin.types import (
     DocumentLike,
     DocumentsLike,
     Filter,
-    Hit,
+    Hits,
     OnProgress,
     Stats,
     VerifyReport,
@@ -53,9 +55,11 @@ if TYPE_CHECKING:
 class LatentMemory(AsyncTwins):
     """A language model's long-term memory in a folder. Safe to share between threads; use as a context manager."""
 
-    def __init__(self, engine: Engine, bank: MemoryBank, namespace: str) -> None:
+    def __init__(
+        self, engine: Engine, bank: BankHandle, namespace: str, ingestion: type[Ingestion] = BankIngestion
+    ) -> None:
         """Use `LatentMemory.open`."""
-        self._engine, self._bank, self.namespace = engine, bank, namespace
+        self._engine, self._bank, self.namespace, self._ingestion = engine, bank, namespace, ingestion
         self._closed = False
 
     @classmethod
@@ -69,18 +73,22 @@ class LatentMemory(AsyncTwins):
         read_only: bool = False,
         snapshot: str | None = None,
         config: MemoryConfig | None = None,
+        cluster: ClusterConfig | Mapping[str, Any] | int | None = None,
         **settings: Any,
     ) -> LatentMemory:
         """Open the memory in folder `path`, creating it when absent.
 
         `model` is a folder, a .gguf file, a hub id, a loaded `Backbone`, or None for the default; `adapter` a folder,
         an `Adapter`, or None for the one that fits the backbone. `namespace` is all that this handle can see or
-        change. `snapshot` opens a named state, for reading. `settings` are fields of `MemoryConfig`.
+        change. `snapshot` opens a named state, for reading. `settings` are fields of `MemoryConfig`. With `cluster`
+        (settings, or just the number of shards) the bank is split over Ray actors; see `ClusterConfig`.
 
         Raises BackboneNotFoundError, AdapterError, ConfigError, InvalidQueryError for a namespace that is not text,
-        FingerprintMismatchError when the bank was built with something else, and the other Bank errors.
+        FingerprintMismatchError when the bank was built with something else, ClusterError for a plain bank opened as a
+        cluster, the reverse, or another number of shards, MissingExtraError, and the other Bank errors.
         """
         check_namespace(namespace)
+        shards = None if cluster is None else ask_for_cluster(cluster)
         if config is not None and settings:
             raise ConfigError("give either config= or single settings, not both")
         config = config or MemoryConfig(**settings)
@@ -92,6 +100,12 @@ class LatentMemory(AsyncTwins):
         chosen = find_adapter(backbone, adapter)
         check_window(backbone, config)
         check_kernels(config, chosen.config.routing, backbone.device)
+        if shards is not None:
+            engine, split = open_cluster(
+                Path(path), model, backbone, chosen, config, shards, read_only=read_only, snapshot=snapshot
+            )
+            return cls(engine, split, namespace, ClusterIngestion)
+        check_plain(Path(path), read_only=read_only or snapshot is not None)
         bank = MemoryBank.open(
             Path(path),
             fingerprint(backbone, chosen, config),
@@ -132,7 +146,7 @@ class LatentMemory(AsyncTwins):
         """
         self._check_open()
         with terminal_progress("encoding", on_progress, sys.stderr) as report:
-            ingestion = Ingestion(self._engine, self._bank, self.namespace, self.config, on_invalid, report)
+            ingestion = self._ingestion(self._engine, self._bank, self.namespace, self.config, on_invalid, report)
             return ingestion.run(documents)
 
     def update(self, document: DocumentLike) -> AddReport:
@@ -164,18 +178,19 @@ class LatentMemory(AsyncTwins):
     @overload  # a str is a Sequence[str], hence the ignore: the first signature that fits is the one meant
     def retrieve(  # type: ignore[overload-overlap]
         self, question: str, k: int | None = None, *, filter: Filter | None = None
-    ) -> list[Hit]: ...
+    ) -> Hits: ...
     @overload
     def retrieve(
         self, question: Sequence[str], k: int | None = None, *, filter: Filter | None = None
-    ) -> list[list[Hit]]: ...
+    ) -> list[Hits]: ...
 
     def retrieve(
         self, question: str | Sequence[str], k: int | None = None, *, filter: Filter | None = None
-    ) -> list[Hit] | list[list[Hit]]:
+    ) -> Hits | list[Hits]:
         """The `k` best documents for a question (or for each of several), best first; fewer when there are fewer.
 
-        `filter` (a mapping over metadata, or a function of it) applies before the k best are taken.
+        `filter` (a mapping over metadata, or a function of it) applies before the k best are taken. Of a cluster,
+        `missed_shards` of the list says which shards were lost and left out (`on_lost="partial"`).
         Raises InvalidQueryError for a blank question, a bad filter or k < 1.
         """
         questions = self._questions(question)
@@ -184,7 +199,9 @@ class LatentMemory(AsyncTwins):
         if not questions:
             return []
         ranking = self._engine.rank(questions, k, selection)
-        rows = [self._engine.hits(row) for row in ranking.rows]
+        rows = [Hits(self._engine.hits(row)) for row in ranking.rows]
+        for row in rows:
+            row.missed_shards = selection.missed
         return rows[0] if isinstance(question, str) else rows
 
     @overload
@@ -264,15 +281,13 @@ class LatentMemory(AsyncTwins):
             selection = self._bank.select(self.namespace, filter)
             chosen = None if documents is None else self._chosen(questions, documents, selection)
         if chosen is not None:
-            return self._engine.ask_from(questions, chosen, selection, generation)
+            return noting_missed(self._engine.ask_from(questions, chosen, selection, generation), selection)
         if selection.documents == 0:
             where = "this filter matches no document" if filter is not None else "the memory is empty; add() documents"
             raise EmptyMemoryError(f"nothing to answer from: {where} (namespace {self.namespace!r})")
-        return self._engine.ask(questions, selection, generation, rounds)
+        return noting_missed(self._engine.ask(questions, selection, generation, rounds), selection)
 
-    def _chosen(
-        self, questions: list[str], documents: Sequence[Sequence[str]], selection: Selection
-    ) -> list[list[int]]:
+    def _chosen(self, questions: list[str], documents: Sequence[Sequence[str]], selection: Selected) -> list[list[int]]:
         """Ordinals of the ids chosen for each question, without repetitions. Raises UnknownDocumentError."""
         if isinstance(documents, str) or len(documents) != len(questions):
             raise InvalidQueryError(f"documents= takes one list of ids for each of the {len(questions)} questions")
@@ -327,7 +342,7 @@ class LatentMemory(AsyncTwins):
 
         Documents are named where they are of this namespace.
         """
-        return verify_bank(self._bank_().path, namespace=self.namespace)
+        return self._bank_().verify(namespace=self.namespace)
 
     def stats(self) -> Stats:
         """Documents, tokens and chunks of this namespace, and what the whole bank weighs; names no other namespace."""
@@ -355,7 +370,7 @@ class LatentMemory(AsyncTwins):
         """Close."""
         self.close()
 
-    def _bank_(self) -> MemoryBank:
+    def _bank_(self) -> BankHandle:
         self._check_open()
         return self._bank
 

@@ -147,6 +147,12 @@ class EncodedDocument:
     content: Mapping[int, Tensor]
     content_scales: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of its latents."""
+        tensors = (*self.keys.values(), *self.content.values(), *self.content_scales.values())
+        return sum(t.numel() * t.element_size() for t in tensors)
+
 
 class KeyBlock(NamedTuple):
     """A run of whole documents for the scorer.
@@ -216,6 +222,12 @@ class Hit:
     ordinal: int = -1
 
 
+class Hits(list[Hit]):
+    """Hits, best first, and the shards of a cluster that were lost, whose documents are not among them."""
+
+    missed_shards: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True)
 class Source:
     """A document that the answer was read from: `round` is 1-based; `text` is the span that was in the context."""
@@ -246,6 +258,7 @@ class Trace:
     those of the frame in front, computed once for all questions. `interleave` is what drove the rounds: `scores`, `ids`
     written by the model, or the `reference`'s own loop; `ended` why there was no further one (`events.RetrievalEnded`);
     `ids` whether the model named documents by their `global` numbers or by ones `local` to the question.
+    `missed_shards` are those of a cluster that were lost, so that their documents were left out (`on_lost="partial"`).
     """
 
     mode: str
@@ -260,6 +273,7 @@ class Trace:
     interleave: str = ""
     ended: str = ""
     ids: str = ""
+    missed_shards: tuple[int, ...] = ()
 
     @property
     def input_tokens(self) -> int:

@@ -24,9 +24,10 @@ from msa_plugin.backbone.families import decoder_layers
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.tiers import Tiers
 from msa_plugin.config import TierConfig
-from msa_plugin.engine.assembly import BankSource, TemplateHead, bank_route, encode_head
+from msa_plugin.engine.assembly import BankSource, TemplateHead, encode_head
 from msa_plugin.engine.encoder import Encoder, Latents
 from msa_plugin.engine.generative.compat import ReferencePass
+from msa_plugin.engine.search import BankSearch
 from msa_plugin.routing.key_search import KeySearch
 from msa_plugin.routing.scorer import all_scores
 from msa_plugin.types import Document, EncodedDocument, Fingerprint
@@ -191,8 +192,11 @@ def _stage2(case: Case, query: str, kind: type[Pass] = Pass) -> Stage2:
     config = case.adapter.config
     selection = case.bank.select("default", None)
     tiers = Tiers(case.bank, TierConfig(), case.backbone.device)
-    search = KeySearch(tiers.keys, 5, 7)
-    route = bank_route(case.bank, selection, config.routing, votes, case.top_k, search)
+    search = BankSearch(case.bank, config.routing, KeySearch(tiers.keys, 5, 7))
+
+    def route(layer, queries):
+        return search.route(layer, queries, votes, case.top_k, selection)
+
     source = BankSource(tiers.content, config.reading.layers, case.head, ids.shape[0], route=route)
     state = kind(source=source, router=case.adapter.router, keep_cache=True)
     logits, hidden = _run(case, state, ids, mask, positions)

@@ -61,7 +61,7 @@ def load(
     its layers on all GPUs. Code shipped with a checkpoint is never run. Raises BackboneNotFoundError, or
     UnsupportedBackboneError for another family.
     """
-    with _bars_on_terminals_only():
+    with bars_on_terminals_only():
         source = resolve(name)
         try:
             config = AutoConfig.from_pretrained(source, **NO_CODE)
@@ -96,7 +96,7 @@ def _refuse_kernels(config: PretrainedConfig) -> None:
 
 
 @contextmanager
-def _bars_on_terminals_only() -> Iterator[None]:
+def bars_on_terminals_only() -> Iterator[None]:
     """Transformers draws its loading bars everywhere; keep them off what is not a terminal."""
     hide = transformers_logging.is_progress_bar_enabled() and not sys.stderr.isatty()
     if hide:

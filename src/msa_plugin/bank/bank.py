@@ -21,7 +21,7 @@ from msa_plugin.bank.catalog import Catalog, Snapshot
 from msa_plugin.bank.disk import check_writable, disk_errors
 from msa_plugin.bank.documents import Known, StoredDocument
 from msa_plugin.bank.faults import reached
-from msa_plugin.bank.intake import check_documents, check_namespace
+from msa_plugin.bank.intake import check_documents, check_namespace, check_ordinals
 from msa_plugin.bank.lock import WriterLock
 from msa_plugin.bank.moments import Moments
 from msa_plugin.bank.schema import create_bank
@@ -214,11 +214,10 @@ class MemoryBank:
         with self._reading() as view:
             return view.catalog.documents.get(view.at, namespace, ids)
 
-    def iter_ids(self, namespace: str) -> Iterator[str]:
-        """Live ids in code point order, fetched in pages, all of the moment of the first."""
+    def iter_ids(self, namespace: str, after: str | None = None) -> Iterator[str]:
+        """Live ids (beyond `after`) in code point order, fetched in pages, all of the moment of the first."""
         with self._reading() as view:
             _held = view.moment()  # until the last page
-        after = None
         while True:
             with self._moments.alone():
                 page = view.catalog.documents.page_of_ids(view.at, namespace, after, _PAGE)
@@ -242,9 +241,9 @@ class MemoryBank:
         with self._reading() as view:
             return view.stats(namespace)
 
-    def verify(self, deep: bool = True) -> VerifyReport:
+    def verify(self, deep: bool = True, namespace: str | None = None) -> VerifyReport:
         """Check the bank on disk, in its newest version; see `verify_bank`, which needs no handle."""
-        return verify_bank(self.path, deep=deep)
+        return verify_bank(self.path, deep=deep, namespace=namespace)
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
@@ -261,8 +260,10 @@ class MemoryBank:
                 reached("writer.locked")
             yield
 
-    def commit(self, documents: Sequence[EncodedDocument], namespace: str) -> list[int]:
-        """Store documents durably, replacing live ones of the same ids; returns their ordinals.
+    def commit(
+        self, documents: Sequence[EncodedDocument], namespace: str, ordinals: Sequence[int] | None = None
+    ) -> list[int]:
+        """Store documents durably, replacing live ones of the same ids; returns `ordinals`, by default the next.
 
         All become visible at once, and none if anything fails. Raises InvalidDocumentError, DuplicateDocumentError,
         BankLockedError, BankWriteError and BankReadOnlyError.
@@ -273,8 +274,7 @@ class MemoryBank:
             return []
         with self.writing():
             with self._changing() as catalog:
-                first = catalog.now().last_ordinal + 1
-                ordinals = list(range(first, first + len(latents)))
+                ordinals = check_ordinals(ordinals, catalog.now().last_ordinal, len(latents))
                 record = write_segment(self._root, ordinals, latents, namespace)
                 with catalog.transaction() as version:
                     ids = [item.document.id for item in documents]

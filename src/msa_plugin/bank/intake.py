@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -44,6 +45,19 @@ def check_documents(documents: Sequence[EncodedDocument]) -> list[Latents]:
                 f"{latents[0].signature}; encode all of them with the same settings"
             )
     return latents
+
+
+def check_ordinals(given: Sequence[int] | None, last: int, count: int) -> list[int]:
+    """Ordinals of `count` new documents of a bank whose last one is `last`: those `given`, or the next.
+
+    Raises InvalidDocumentError where those given are not as many, ascending and later: a bank's order is kept for good.
+    """
+    ordinals = list(range(last + 1, last + 1 + count) if given is None else given)
+    if len(ordinals) != count or any(b <= a for a, b in pairwise([last, *ordinals])):
+        raise InvalidDocumentError(
+            f"ordinals {ordinals[:5]} do not follow {last}, the bank's last; somebody else has written to it since"
+        )
+    return ordinals
 
 
 def _checked(name: str, latents: Latents) -> Latents:

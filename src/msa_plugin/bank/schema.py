@@ -16,6 +16,7 @@ from msa_plugin.errors import BankNotFoundError
 from msa_plugin.types import FORMAT_VERSION, Fingerprint
 
 CATALOG_FILE = "catalog.sqlite"
+CLUSTER_FILE = "cluster.json"
 BUSY_SECONDS = 10.0
 
 _SCHEMA = """
@@ -93,6 +94,8 @@ def create_bank(folder: Path, fingerprint: Fingerprint, lock_timeout: float) -> 
         return
     if folder.exists() and not folder.is_dir():
         raise BankNotFoundError(f"{folder} is a file; a memory bank is a folder")
+    if (folder / CLUSTER_FILE).exists():
+        raise BankNotFoundError(f"{folder} is a cluster of banks, not one; open it with cluster=")
     make_folder(folder)
     reached("create.folder-made")
     check_writable(folder)

@@ -37,6 +37,11 @@ class Selection:
     documents: int
     moment: Moment
 
+    @property
+    def missed(self) -> tuple[int, ...]:
+        """Shards that did not answer: none, for there are none."""
+        return ()
+
     def key_blocks(self, group: str) -> Iterator[KeyBlock]:
         """One block per segment, in ordinal order; `keys` is the memory map itself, the same tensor on every call.
 

@@ -69,7 +69,7 @@ def encoded_sample(backbone: Backbone, adapter: Adapter, dataset: Dataset, passa
         with LatentMemory.open(Path(folder) / "bank", model=backbone, adapter=adapter, config=config) as memory:
             memory.add(list(dataset.documents[:passages]))
             engine = memory.engine
-            blocks = list(engine.bank.key_blocks("shared", engine.bank.select("default")))
+            blocks = list(engine.bank.select("default").key_blocks("shared"))
             keys = torch.cat([block.keys for block in blocks]).clone()
             offsets = torch.cat([torch.zeros(1, dtype=torch.int64), *(block.offsets.diff() for block in blocks)])
             prefix, longest = engine.encoder.prefix, engine.encoder.layout.text

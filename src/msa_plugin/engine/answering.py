@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.documents import StoredDocument
+from msa_plugin.bank.handle import Selected
 from msa_plugin.config import GenerationConfig
 from msa_plugin.engine.generate import TextStream, decode
 from msa_plugin.engine.interleave import Gathered
@@ -60,6 +62,15 @@ def answering(
             interleave="scores" if one.gathered.rounds else "",
         )
         yield row, Answer(stream.text, _sources(one), trace)
+
+
+def noting_missed(events: Events, selection: Selected) -> Events:
+    """The same events; an answer's trace says which shards of the selection were lost on the way."""
+    with closing(events):
+        for row, event in events:
+            if isinstance(event, Answer) and selection.missed:
+                event = replace(event, trace=replace(event.trace, missed_shards=selection.missed))
+            yield row, event
 
 
 def found_at_once(asked: Sequence[Asked]) -> Iterator[tuple[int, RetrievalEvent]]:

@@ -21,12 +21,8 @@ from msa_plugin.backbone.attention import Pass, Sink
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.paging import seen
-from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.tiers import ContentTier
-from msa_plugin.bank.view import Selection
-from msa_plugin.config import RoutingConfig
 from msa_plugin.engine.gather import Gather
-from msa_plugin.routing.key_search import KeySearch
 from msa_plugin.routing.scorer import RoutedDocuments
 from msa_plugin.types import ChunkPages, LayerContext
 
@@ -72,22 +68,6 @@ def encode_head(backbone: Backbone, ids: Sequence[int], lora: Lora | None = None
     positions = torch.arange(len(ids), device=backbone.device)[None]
     backbone.run(Pass(sink=sink, lora=lora), row, torch.ones_like(row, dtype=torch.bool), positions, logits="none")
     return TemplateHead(sink.keys, sink.values)
-
-
-def bank_route(
-    bank: MemoryBank,
-    selection: Selection,
-    config: RoutingConfig,
-    mask: Tensor,
-    k: int,
-    search: KeySearch,
-) -> Route:
-    """A per-layer route over the bank: `mask` bool [B, T] marks the tokens that vote."""
-
-    def run(layer: int, queries: Tensor) -> RoutedDocuments:
-        return search.route(queries, mask, bank.key_blocks(str(layer), selection), k, config)
-
-    return run
 
 
 class BankSource:

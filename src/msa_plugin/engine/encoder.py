@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -166,14 +167,15 @@ class Encoder:
         self.batch_tokens, self.numbering = batch_tokens, numbering
         self.keys_dtype, self.content_dtype = keys_dtype, content_dtype
 
-    def encode(self, documents: Iterable[Document], first: int = 0) -> Iterator[EncodedDocument]:
+    def encode(self, documents: Iterable[Document], ordinals: int | Iterable[int] = 0) -> Iterator[EncodedDocument]:
         """Encode a stream of documents; reads ahead about `lookahead` tokens and no further.
 
-        `first` is the ordinal that the first of them will get, and the others the next ones.
+        `ordinals` are those that they will get, or the first of them if the others are the next ones.
         """
         pool: list[_Pending] = []
         tokens = 0
-        for ordinal, document in enumerate(documents, first):
+        numbers = count(ordinals) if isinstance(ordinals, int) else ordinals
+        for ordinal, document in zip(numbers, documents, strict=False):
             windows, own = self._cut(document_text(document.title, document.text), ordinal)
             pool.append(_Pending(document, windows, own))
             tokens += sum(map(len, windows))

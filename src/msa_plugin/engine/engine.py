@@ -18,9 +18,8 @@ from torch import Tensor
 from msa_plugin import prompts
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.bank.tiers import Tiers
-from msa_plugin.bank.view import Selection
 from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
 from msa_plugin.engine.answering import Asked, Events, answering, fetched, found_at_once
 from msa_plugin.engine.encoder import Encoder
@@ -31,8 +30,9 @@ from msa_plugin.engine.interleave import Found, Gathered, Query, Ranking, draine
 from msa_plugin.engine.lexical import Lexical, depth
 from msa_plugin.engine.numbering import Numbering
 from msa_plugin.engine.per_layer import LayerRouting, RoutedPass, Row
-from msa_plugin.engine.ranking import Ranked, SharedQueries, blended, rank_routed, rank_shared, shared_queries
+from msa_plugin.engine.ranking import Ranked, SharedQueries, blended, rank_routed, shared_queries
 from msa_plugin.engine.reading import Excerpt, Prefill, Reader
+from msa_plugin.engine.search import BankSearch, Search
 from msa_plugin.engine.setup import (
     batch_tokens,
     check_question,
@@ -54,8 +54,15 @@ _Item = TypeVar("_Item")
 class Engine:
     """Encoding, ranking and answering over one bank; holds no state between calls but what it caches."""
 
-    def __init__(self, backbone: Backbone, adapter: Adapter, bank: MemoryBank, config: MemoryConfig) -> None:
-        """The bank must have been opened with `fingerprint(backbone, adapter, config)`."""
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapter: Adapter,
+        bank: BankHandle,
+        config: MemoryConfig,
+        search: Search | None = None,
+    ) -> None:
+        """The bank was opened with `fingerprint(backbone, adapter, config)`; `search` finds in it, by default here."""
         if adapter.config.hidden != backbone.spec.hidden:
             raise AdapterError(
                 f"adapter {adapter.config.name} is for hidden size {adapter.config.hidden}, "
@@ -96,18 +103,18 @@ class Engine:
             config.kernels,
         )
         self.excerpts = Excerpts(backbone, bank, self.encoder.layout_of, adapter.config.routing.pooling)
-        self._search = KeySearch.of(self.tiers.keys, config)
+        self.search = search or BankSearch(bank, adapter.config.routing, KeySearch.of(self.tiers.keys, config))
         self.prefilter: Prefilter | None = None
         self.lexical: Lexical | None = None
         self.use_lexical(config.lexical)
-        reading = self._reading_layers
-        self._layers = LayerRouting(backbone, self.router, bank, reading, self.top_k, self._search, store, self.lora)
+        reading = () if self.content is None else self.content.layers
+        self._layers = LayerRouting(backbone, self.router, bank, reading, self.top_k, self.search, store, self.lora)
 
     def encode(self, documents: Iterable[Document]) -> Iterator[EncodedDocument]:
         """Global memory encoding of a stream of documents, in order."""
         return self.encoder.encode(documents, self.bank.next_ordinal)
 
-    def rank(self, queries: Sequence[str], k: int, selection: Selection) -> Ranking:
+    def rank(self, queries: Sequence[str], k: int, selection: Selected) -> Ranking:
         """The best `k` documents of each query among those that `selection` allows."""
         if self.adapter.config.routing.selection == "shared":
             return self._rank_shared(queries, k, selection)
@@ -115,13 +122,12 @@ class Engine:
         seconds = {stage: sum(part.seconds[stage] for part in parts) for stage in ("encode", "route")}
         return Ranking([row for part in parts for row in part.rows], seconds)
 
-    def use_prefilter(self, spec: PrefilterSpec | str | None, folder: Path, selection: Selection) -> None:
+    def use_prefilter(self, spec: PrefilterSpec | str | None, folder: Path, selection: Selected) -> None:
         """Route among the candidates of a FAISS index over `selection`, saved in `folder`; None: exactly again.
 
         Raises ConfigError and MissingExtraError as `Prefilter.build`.
         """
-        routing, made_with = self.adapter.config.routing, self.bank.fingerprint
-        self.prefilter = None if spec is None else Prefilter.open(folder, made_with, selection, routing, spec)
+        self.prefilter = None if spec is None else self.search.prefilter(spec, folder, selection)
 
     def use_lexical(self, weight: float) -> None:
         """Add BM25 to routing scores, with this weight; 0: routing keys alone. Raises as `Lexical`."""
@@ -131,7 +137,7 @@ class Engine:
         self,
         queries: Sequence[str],
         k: int,
-        selection: Selection,
+        selection: Selected,
         questions: Sequence[str] = (),
         weight: float = 0.0,
     ) -> Ranking:
@@ -142,7 +148,7 @@ class Engine:
             asked = blended(self._vectors(questions), asked, weight, self.router)
         encoded = time.perf_counter()
         wide = k if self.lexical is None else depth(k)
-        ranked = rank_shared(self.bank, self.router, asked, wide, selection, self._search, self.prefilter)
+        ranked = self.search.ranked(asked, wide, selection, self.prefilter)
         if self.lexical is not None:
             ranked = self.lexical.add(queries, asked, ranked, selection, k)
         return Ranking(ranked, {"encode": encoded - began, "route": time.perf_counter() - encoded})
@@ -162,13 +168,13 @@ class Engine:
             raise InvalidQueryError("the question has no token that the backbone knows")
         return row
 
-    def _rank_per_layer(self, queries: Sequence[str], k: int, selection: Selection) -> Ranking:
+    def _rank_per_layer(self, queries: Sequence[str], k: int, selection: Selected) -> Ranking:
         run = self._routed_pass(queries, max(k, self.top_k), selection, answering=False)
         ranked = rank_routed(self.bank, self.adapter.config.routing, run.source, run.votes, k)
         route = run.source.seconds["route"]
         return Ranking(ranked, {"encode": run.seconds - route, "route": route})
 
-    def _routed_pass(self, queries: Sequence[str], k: int, selection: Selection, *, answering: bool) -> RoutedPass:
+    def _routed_pass(self, queries: Sequence[str], k: int, selection: Selected, *, answering: bool) -> RoutedPass:
         if self.generative is not None:
             wire = self.generative.wire
             rows = [wire.question(q) for q in queries]
@@ -204,12 +210,8 @@ class Engine:
             for r, d in zip(ranked, stored, strict=True)
         ]
 
-    @property
-    def _reading_layers(self) -> tuple[int, ...]:
-        return self.content.layers if self.content is not None else ()
-
     def ask(
-        self, questions: Sequence[str], selection: Selection, generation: GenerationConfig, rounds: InterleaveConfig
+        self, questions: Sequence[str], selection: Selected, generation: GenerationConfig, rounds: InterleaveConfig
     ) -> Events:
         """Answer a batch: yields (row, text piece) while decoding and (row, Answer) at the end.
 
@@ -225,7 +227,7 @@ class Engine:
         return ((first, questions[first : first + size]) for first in range(0, len(questions), size))
 
     def _ask(
-        self, questions: Sequence[str], selection: Selection, generation: GenerationConfig, rounds: InterleaveConfig
+        self, questions: Sequence[str], selection: Selected, generation: GenerationConfig, rounds: InterleaveConfig
     ) -> Events:
         if self.config.compat:
             yield from self.compat_loop.ask(questions, selection, generation, self.mode, self._abilities)
@@ -266,7 +268,7 @@ class Engine:
         self,
         questions: Sequence[str],
         ordinals: Sequence[Sequence[int]],
-        selection: Selection,
+        selection: Selected,
         generation: GenerationConfig,
     ) -> Events:
         """Answer a batch from documents that the caller chose, best first, which `selection` allows; see `ask`."""
@@ -275,7 +277,7 @@ class Engine:
                 yield first + row, event
 
     def _ask_from(
-        self, chosen: Sequence[tuple[str, Sequence[int]]], selection: Selection, generation: GenerationConfig
+        self, chosen: Sequence[tuple[str, Sequence[int]]], selection: Selected, generation: GenerationConfig
     ) -> Events:
         questions, ordinals = [q for q, _ in chosen], [o for _, o in chosen]
         asked = self._given(questions, ordinals, selection)
@@ -299,7 +301,7 @@ class Engine:
     def _abilities(self) -> tuple[str, ...]:
         return tuple(name for name, has in self.adapter.config.abilities.model_dump().items() if has)
 
-    def _given(self, questions: Sequence[str], ordinals: Sequence[Sequence[int]], selection: Selection) -> list[Asked]:
+    def _given(self, questions: Sequence[str], ordinals: Sequence[Sequence[int]], selection: Selected) -> list[Asked]:
         """The documents chosen for each question, in that order; routing says where long ones are cut."""
         wanted = sorted({o for row in ordinals for o in row})
         if not wanted:
@@ -313,7 +315,7 @@ class Engine:
             asked.append(replace(self._excerpts(gathered), seconds=share))
         return asked
 
-    def _read_while_routing(self, questions: Sequence[str], selection: Selection) -> tuple[list[Asked], Prefill]:
+    def _read_while_routing(self, questions: Sequence[str], selection: Selected) -> tuple[list[Asked], Prefill]:
         """The reference's way: one forward routes and reads, each layer what it selected itself (paper section 3.3).
 
         The sources are the documents that any layer read. There is one round: further ones are the model's to ask for.
@@ -337,12 +339,12 @@ class Engine:
         excerpts = [Excerpt(d.ordinal, prompts.document_text(d.title, d.text), 0, d.tokens) for d in stored]
         return Asked(gathered, excerpts, {d.ordinal: d for d in stored})
 
-    def gather(self, questions: Sequence[str], selection: Selection, rounds: InterleaveConfig) -> list[Asked]:
+    def gather(self, questions: Sequence[str], selection: Selected, rounds: InterleaveConfig) -> list[Asked]:
         """Run the rounds of routing and fit what was found to the context budget."""
         return drained(self._gathering(questions, selection, rounds))
 
     def _gathering(
-        self, questions: Sequence[str], selection: Selection, rounds: InterleaveConfig
+        self, questions: Sequence[str], selection: Selected, rounds: InterleaveConfig
     ) -> Generator[tuple[int, RetrievalEvent], None, list[Asked]]:
         def rank(queries: Sequence[Query], k: int) -> Ranking:
             return self._rank_round(queries, k, selection, rounds.follow_weight)
@@ -350,7 +352,7 @@ class Engine:
         gathered = yield from interleave_steps(questions, rank, self.excerpts.pieces, self.top_k, rounds)
         return [self._excerpts(g) for g in gathered]
 
-    def _rank_round(self, queries: Sequence[Query], k: int, selection: Selection, weight: float) -> Ranking:
+    def _rank_round(self, queries: Sequence[Query], k: int, selection: Selected, weight: float) -> Ranking:
         """Route one round: bare questions as they are, questions with found text as follow-ups."""
         routing = self.adapter.config.routing
         texts = [prompts.follow_up(*q) if q.found else q.question for q in queries]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from msa_plugin import prompts
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.positions import WindowLayout
-from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.documents import StoredDocument
+from msa_plugin.bank.handle import BankHandle
 from msa_plugin.engine.ranking import Ranked
 from msa_plugin.engine.reading import Excerpt, allowances, around
 
@@ -20,7 +20,7 @@ class Excerpts:
     """Cuts documents of a bank, long ones around the chunk that scored best."""
 
     def __init__(
-        self, backbone: Backbone, bank: MemoryBank, layout_of: Callable[[int], WindowLayout], pooling: int
+        self, backbone: Backbone, bank: BankHandle, layout_of: Callable[[int], WindowLayout], pooling: int
     ) -> None:
         """`layout_of` an ordinal says where the document's tokens ended up; routing chunks have `pooling` tokens."""
         self._backbone, self._bank, self._layout_of, self._pooling = backbone, bank, layout_of, pooling

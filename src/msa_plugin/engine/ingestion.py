@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -14,6 +15,8 @@ from itertools import islice
 from typing import Any, Literal, get_args
 
 from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.documents import Known
+from msa_plugin.bank.handle import BankHandle
 from msa_plugin.config import MemoryConfig
 from msa_plugin.engine.engine import Engine
 from msa_plugin.errors import ConfigError, DuplicateDocumentError, InvalidDocumentError
@@ -27,6 +30,7 @@ from msa_plugin.types import (
     Progress,
 )
 
+Changed = tuple[Document, Known | None]
 OnInvalid = Literal["raise", "skip"]
 _LOOKUP = 256
 
@@ -43,13 +47,13 @@ def as_stream(documents: DocumentsLike) -> tuple[Iterable[DocumentLike], int | N
     return documents, None
 
 
-class Ingestion:
-    """One `add` call: a pipeline from documents to commits, with its report."""
+class Ingestion(ABC):
+    """One `add` call: a pipeline from documents to commits, with its report; subclasses know how a bank stores."""
 
     def __init__(
         self,
         engine: Engine,
-        bank: MemoryBank,
+        bank: BankHandle,
         namespace: str,
         config: MemoryConfig,
         on_invalid: OnInvalid = "raise",
@@ -69,8 +73,7 @@ class Ingestion:
         self._unchanged: list[str] = []
         self._skipped: list[tuple[str, str]] = []
         self._existing: set[str] = set()
-        self._buffer: list[EncodedDocument] = []
-        self._bytes = self._tokens = self._done = 0
+        self._tokens = self._done = 0
         self._total: int | None = None
 
     def run(self, documents: DocumentsLike) -> AddReport:
@@ -82,9 +85,7 @@ class Ingestion:
             self._total = len(stream)
             self._seen.clear()
         with self.bank.writing():
-            for encoded in self.engine.encode(self._to_encode(self._valid(stream))):
-                self._take(encoded)
-            self._commit()
+            self.store(self._changed(self._valid(stream)))
         return AddReport(
             added=tuple(self._added),
             updated=tuple(self._updated),
@@ -113,51 +114,79 @@ class Ingestion:
                     f"this call gives id {document.id!r} to two documents that differ; use distinct ids, or two calls"
                 )
 
-    def _to_encode(self, documents: Iterator[Document]) -> Iterator[Document]:
-        """Documents that need the backbone; unchanged ones and those with only new metadata take a shortcut."""
+    @abstractmethod
+    def store(self, changed: Iterator[Changed]) -> None:
+        """Store documents durably, calling `counted` and `stored` for each; the caller is the only writer.
+
+        A document whose content is in the bank already, only with other metadata, comes with what is known of it.
+        """
+
+    def _changed(self, documents: Iterator[Document]) -> Iterator[Changed]:
+        """Documents that are not there as they are."""
         while portion := list(islice(documents, _LOOKUP)):
             known = self.bank.lookup([d.id for d in portion], self.namespace)
             for document in portion:
                 live = known.get(document.id)
                 if live is None:
-                    yield document
+                    yield document, None
                 elif live.content_hash != document.content_hash:
                     self._existing.add(document.id)
-                    yield document
+                    yield document, None
                 elif _as_json(live.metadata) != _as_json(document.metadata):
                     self._existing.add(document.id)
-                    if self.engine.encoder.numbering is not None:
-                        yield document  # it gets another ordinal, and its latents hold the number
-                        continue
-                    stored = self.bank.latents(live.ordinal)
-                    self._take(replace(stored, document=document), encoded=False)
+                    # With a numbering it gets another ordinal, and its latents hold the number.
+                    yield document, live if self.engine.encoder.numbering is None else None
                 else:
                     self._unchanged.append(document.id)
-                    self._progress(0)
+                    self.counted(0)
 
-    def _take(self, document: EncodedDocument, *, encoded: bool = True) -> None:
-        self._buffer.append(document)
-        tensors = [*document.keys.values(), *document.content.values(), *document.content_scales.values()]
-        self._bytes += sum(t.numel() * t.element_size() for t in tensors)
-        self._progress(document.tokens if encoded else 0)
-        if self._bytes >= self.config.segment_bytes or len(self._buffer) >= self.config.segment_documents:
-            self._commit()
-
-    def _commit(self) -> None:
-        if not self._buffer:
-            return
-        self.bank.commit(self._buffer, self.namespace)
-        for encoded in self._buffer:
-            name = encoded.document.id
+    def stored(self, names: Iterable[str]) -> None:
+        """Documents of these ids are durable."""
+        for name in names:
             (self._updated if name in self._existing else self._added).append(name)
             self._existing.discard(name)
-        self._buffer, self._bytes = [], 0
 
-    def _progress(self, tokens: int) -> None:
+    def counted(self, tokens: int) -> None:
+        """One more document is done, or about to be committed; `tokens` went through the backbone for it."""
         self._done += 1
         self._tokens += tokens
         if self.on_progress is not None:
             self.on_progress(Progress(self._done, self._tokens, self._total))
+
+
+class BankIngestion(Ingestion):
+    """Encodes in this process and commits in portions that the settings bound."""
+
+    bank: MemoryBank
+
+    def store(self, changed: Iterator[Changed]) -> None:
+        """See `Ingestion.store`."""
+        self._buffer: list[EncodedDocument] = []
+        self._bytes = 0
+        for encoded in self.engine.encode(self._to_encode(changed)):
+            self._take(encoded)
+        self._commit()
+
+    def _to_encode(self, changed: Iterator[Changed]) -> Iterator[Document]:
+        """Documents that need the backbone; those with only new metadata take a shortcut."""
+        for document, live in changed:
+            if live is None:
+                yield document
+            else:
+                self._take(replace(self.bank.latents(live.ordinal), document=document), encoded=False)
+
+    def _take(self, document: EncodedDocument, *, encoded: bool = True) -> None:
+        self._buffer.append(document)
+        self._bytes += document.bytes
+        self.counted(document.tokens if encoded else 0)
+        if self._bytes >= self.config.segment_bytes or len(self._buffer) >= self.config.segment_documents:
+            self._commit()
+
+    def _commit(self) -> None:
+        if self._buffer:
+            self.bank.commit(self._buffer, self.namespace)
+            self.stored(encoded.document.id for encoded in self._buffer)
+            self._buffer, self._bytes = [], 0
 
 
 def _name(item: object, position: int) -> str:

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from msa_plugin import prompts
 from msa_plugin.backbone.router import Router
-from msa_plugin.bank.bank import MemoryBank
-from msa_plugin.bank.view import Selection
+from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.cancellation import check_cancelled
 from msa_plugin.engine.ranking import Ranked, SharedQueries, explained
 from msa_plugin.errors import ConfigError
@@ -36,7 +35,7 @@ def depth(k: int) -> int:
 class Lexical:
     """BM25 of a bank's selections, indexed when first asked about and kept while it is asked for."""
 
-    def __init__(self, bank: MemoryBank, router: Router, weight: float) -> None:
+    def __init__(self, bank: BankHandle, router: Router, weight: float) -> None:
         """Raises ConfigError where layers select for themselves, MissingExtraError without the extra lexical."""
         if router.config.selection != "shared":
             raise ConfigError(
@@ -51,7 +50,7 @@ class Lexical:
         texts: Sequence[str],
         asked: SharedQueries,
         ranked: Sequence[list[Ranked]],
-        selection: Selection,
+        selection: Selected,
         k: int,
     ) -> list[list[Ranked]]:
         """The best `k` of each row by both scores; `ranked` are the best `depth(k)` by routing keys alone."""
@@ -63,7 +62,7 @@ class Lexical:
             rows.append(self._both(routed, shares, ordinals, scores, k))
         return rows
 
-    def index(self, selection: Selection) -> WordIndex:
+    def index(self, selection: Selected) -> WordIndex:
         """The index of a selection's documents, in the order of their ordinals."""
         ordinals = selection.ordinals()
         key = hashlib.sha256(ordinals.numpy().tobytes()).digest()
@@ -88,7 +87,7 @@ class Lexical:
         # Ties go to the lower ordinal, as everywhere.
         by_words = ordinals[torch.from_numpy(np.lexsort((ordinals.numpy(), -scores))[:count])].tolist()
         missing = sorted(set(by_words) - found.keys())
-        found |= {r.ordinal: r for r in explained(self.bank, self.router, shares, missing)}
+        found |= {r.ordinal: r for r in explained(self.bank, self.router.config, shares, missing)}
         places = torch.searchsorted(ordinals, torch.tensor(list(found))).tolist()
         both = [
             replace(r, score=r.score + self.weight * float(scores[at]) / best)

@@ -16,13 +16,13 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.lower import LowerLayers
 from msa_plugin.backbone.router import Router
-from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.bank.tiers import ContentTier
-from msa_plugin.bank.view import Selection
-from msa_plugin.engine.assembly import BankSource, Span, TemplateHead, bank_route
+from msa_plugin.engine.assembly import BankSource, Span, TemplateHead
 from msa_plugin.engine.encoder import pad_left
 from msa_plugin.engine.resume import Earlier, resume
-from msa_plugin.routing.key_search import KeySearch
+from msa_plugin.engine.search import Search
+from msa_plugin.routing.scorer import RoutedDocuments
 
 
 class Row(NamedTuple):
@@ -54,10 +54,10 @@ class LayerRouting:
         self,
         backbone: Backbone,
         router: Router,
-        bank: MemoryBank,
+        bank: BankHandle,
         reading: Sequence[int],
         top_k: int,
-        search: KeySearch,
+        search: Search,
         store: ContentTier,
         lora: Lora | None = None,
     ) -> None:
@@ -75,7 +75,7 @@ class LayerRouting:
         return min(self.router.config.layers + self.reading)
 
     def run(
-        self, rows: Sequence[Row], head: TemplateHead, k: int, selection: Selection, *, answering: bool
+        self, rows: Sequence[Row], head: TemplateHead, k: int, selection: Selected, *, answering: bool
     ) -> RoutedPass:
         """Prefill `rows` behind `head`; `k` documents a layer.
 
@@ -88,7 +88,7 @@ class LayerRouting:
         rows: Sequence[Row],
         head: TemplateHead,
         k: int,
-        selection: Selection,
+        selection: Selected,
         earlier: Sequence[Earlier | None],
     ) -> RoutedPass:
         """`run` that answers, and below `depth` only on what is new in each row since its `earlier` prefill, if any."""
@@ -118,7 +118,7 @@ class LayerRouting:
         positions: Tensor,
         head: TemplateHead,
         k: int,
-        selection: Selection,
+        selection: Selected,
         *,
         answering: bool = True,
         kind: type[Pass] = Pass,
@@ -130,12 +130,14 @@ class LayerRouting:
         return self._finish(state, source, ids, mask, votes, positions, answering)
 
     def _pass(
-        self, votes: Tensor, head: TemplateHead, k: int, selection: Selection, kind: type[Pass]
+        self, votes: Tensor, head: TemplateHead, k: int, selection: Selected, kind: type[Pass]
     ) -> tuple[Pass, BankSource]:
         """A pass of `kind` that routes and keeps its cache, and its source."""
-        route = bank_route(self.bank, selection, self.router.config, votes, k, self._search)
-        kernels = self._search.kernels
-        source = BankSource(self._store, self.reading, head, votes.shape[0], route=route, kernels=kernels)
+
+        def route(layer: int, queries: Tensor) -> RoutedDocuments:
+            return self._search.route(layer, queries, votes, k, selection)
+
+        source = BankSource(self._store, self.reading, head, votes.shape[0], route=route, kernels=self.router.kernels)
         return kind(source=source, router=self.router, keep_cache=True, lora=self.lora), source
 
     def read(self, rows: Sequence[Row], head: TemplateHead, selected: Sequence[Sequence[Span]]) -> RoutedPass:

@@ -21,7 +21,7 @@ from msa_plugin.backbone.attention import CausalRows, Sink
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.router import Router
-from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.bank.view import Selection
 from msa_plugin.cancellation import check_cancelled
 from msa_plugin.config import RoutingConfig
@@ -122,11 +122,11 @@ def blended(questions: SharedQueries, follow_ups: SharedQueries, weight: float, 
 
 
 def rank_shared(
-    bank: MemoryBank,
-    router: Router,
+    bank: BankHandle,
+    config: RoutingConfig,
     asked: SharedQueries,
     k: int,
-    selection: Selection,
+    selection: Selected,
     search: KeySearch,
     prefilter: Prefilter | None = None,
 ) -> list[list[Ranked]]:
@@ -136,20 +136,21 @@ def rank_shared(
     """
     queries, votes = asked.queries, asked.votes
     if prefilter is None:
-        routed = search.route(queries, votes, bank.key_blocks("shared", selection), k, router.config)
+        routed = search.route(queries, votes, selection.key_blocks("shared"), k, config)
         rows = [*zip(*routed, strict=True)]
     else:
         tiles = {"tile_chunks": search.tile_chunks, "tile_tokens": search.tile_tokens}
+        assert isinstance(selection, Selection)
         found = prefilter.search(queries, votes, selection, k, **tiles)
         rows = [(one.ordinals[0], one.scores[0]) for one in found]
     return [
-        explained(bank, router, asked.shares[:, row][:, votes[row]], ordinals.tolist(), scores.tolist())
+        explained(bank, config, asked.shares[:, row][:, votes[row]], ordinals.tolist(), scores.tolist())
         for row, (ordinals, scores) in enumerate(rows)
     ]
 
 
 def explained(
-    bank: MemoryBank, router: Router, shares: Tensor, ordinals: list[int], scores: list[float] | None = None
+    bank: BankHandle, config: RoutingConfig, shares: Tensor, ordinals: list[int], scores: list[float] | None = None
 ) -> list[Ranked]:
     """Take each score apart: the chunk (and question token) that gave it, and the share of each layer [L, T, W].
 
@@ -161,12 +162,12 @@ def explained(
         token, chunk = divmod(int(products.sum(0).argmax()), keys.shape[0])
         by_layer = products[:, token, chunk].tolist()
         score = sum(by_layer) if scores is None else scores[place]
-        ranked.append(Ranked(ordinal, score, dict(zip(router.config.layers, by_layer, strict=True)), chunk))
+        ranked.append(Ranked(ordinal, score, dict(zip(config.layers, by_layer, strict=True)), chunk))
     return ranked
 
 
 def rank_routed(
-    bank: MemoryBank, config: RoutingConfig, source: BankSource, votes: Tensor, k: int
+    bank: BankHandle, config: RoutingConfig, source: BankSource, votes: Tensor, k: int
 ) -> list[list[Ranked]]:
     """One ranking a row from a prefill that routed per layer: by mean score over layers, ties by lower ordinal.
 
@@ -175,13 +176,13 @@ def rank_routed(
     return [_merged(bank, config, source, votes, row)[:k] for row in range(votes.shape[0])]
 
 
-def _merged(bank: MemoryBank, config: RoutingConfig, source: BankSource, votes: Tensor, row: int) -> list[Ranked]:
+def _merged(bank: BankHandle, config: RoutingConfig, source: BankSource, votes: Tensor, row: int) -> list[Ranked]:
     candidates = {int(o) for routed in source.routed.values() for o in routed.ordinals[row]}
     return score_routed(bank, config, source, votes, row, candidates)
 
 
 def score_routed(
-    bank: MemoryBank, config: RoutingConfig, source: BankSource, votes: Tensor, row: int, ordinals: Iterable[int]
+    bank: BankHandle, config: RoutingConfig, source: BankSource, votes: Tensor, row: int, ordinals: Iterable[int]
 ) -> list[Ranked]:
     """Documents ranked by one row of a prefill that routed per layer, whether a layer selected them or not."""
     candidates = sorted(set(ordinals))
@@ -202,7 +203,7 @@ def score_routed(
 
 
 def _chunk_scores(
-    bank: MemoryBank, config: RoutingConfig, ordinals: list[int], layer: int, queries: Tensor, votes: Tensor
+    bank: BankHandle, config: RoutingConfig, ordinals: list[int], layer: int, queries: Tensor, votes: Tensor
 ) -> list[Tensor]:
     """Scores [C] of every chunk of each document at one layer."""
     rows = bank.key_rows(ordinals, str(layer))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from msa_plugin.backbone.loading import _bars_on_terminals_only as bars_on_terminals_only
+from msa_plugin.backbone.loading import bars_on_terminals_only
 from msa_plugin.errors import ConfigError, MissingExtraError
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"

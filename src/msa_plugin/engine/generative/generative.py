@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.documents import StoredDocument
-from msa_plugin.bank.view import Selection
+from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.config import GenerationConfig, InterleaveConfig, RoutingConfig
 from msa_plugin.engine.answering import Events
 from msa_plugin.engine.assembly import BankSource, Span
@@ -36,7 +35,7 @@ Cut = Callable[[Sequence[Ranked], int], tuple[list[Excerpt], dict[int, StoredDoc
 class RowRouting:
     """What one row of a prefill routed to."""
 
-    bank: MemoryBank
+    bank: BankHandle
     config: RoutingConfig
     source: BankSource
     votes: Tensor
@@ -51,7 +50,7 @@ class RowRouting:
 class Library:
     """The documents of one call: which may be named, and their text, cut to a budget."""
 
-    def __init__(self, bank: MemoryBank, ids: Ids, cut: Cut) -> None:
+    def __init__(self, bank: BankHandle, ids: Ids, cut: Cut) -> None:
         """`cut` fits ranked documents to a number of tokens."""
         self.bank, self.ids, self._cut = bank, ids, cut
 
@@ -80,7 +79,7 @@ class Generative:
     def __init__(
         self,
         layers: LayerRouting,
-        bank: MemoryBank,
+        bank: BankHandle,
         numbering: Numbering,
         cut: Cut,
         context_tokens: int,
@@ -93,7 +92,7 @@ class Generative:
         self.wire = Wire(self.backbone, layers.lora)
 
     def ask(
-        self, questions: Sequence[str], selection: Selection, generation: GenerationConfig, rounds: InterleaveConfig
+        self, questions: Sequence[str], selection: Selected, generation: GenerationConfig, rounds: InterleaveConfig
     ) -> Events:
         """Answer a batch; yields (row, event), (row, text piece) and (row, Answer) as they come."""
         library = Library(self.bank, Ids(self.numbering, selection), self.cut)
@@ -110,7 +109,7 @@ class Generative:
         self,
         questions: Sequence[str],
         given: Sequence[Sequence[Ranked]],
-        selection: Selection,
+        selection: Selected,
         generation: GenerationConfig,
     ) -> Events:
         """Answer a batch from documents that were `given`, best first, as if one round had fetched them."""
@@ -148,7 +147,7 @@ class Generative:
             yield conversation.row, self._answered(conversation, ids) if step is None else step
 
     def _routed(
-        self, starting: Sequence[Conversation], earlier: Sequence[Earlier | None], selection: Selection
+        self, starting: Sequence[Conversation], earlier: Sequence[Earlier | None], selection: Selected
     ) -> Started:
         """Prefill rows of which every router layer selects for itself."""
         rows = [c.prompt() for c in starting]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from msa_plugin.bank.view import Selection
+from msa_plugin.bank.handle import Selected
 from msa_plugin.engine.numbering import FIRST_ORDINAL, Numbering
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Menu:
 class Ids:
     """Menus for the questions of one call."""
 
-    def __init__(self, numbering: Numbering, selection: Selection) -> None:
+    def __init__(self, numbering: Numbering, selection: Selected) -> None:
         """`selection` is what may be read at all."""
         self._numbering = numbering
         live = selection.ordinals().numpy().astype(np.int64)

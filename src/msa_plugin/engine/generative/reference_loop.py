@@ -10,9 +10,8 @@ from torch import Tensor
 
 from msa_plugin import prompts
 from msa_plugin.backbone.attention import Pass
-from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.documents import StoredDocument
-from msa_plugin.bank.view import Selection
+from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.config import GenerationConfig
 from msa_plugin.engine.answering import Events
 from msa_plugin.engine.assembly import TemplateHead, encode_head
@@ -40,14 +39,14 @@ class _Asked:
 class ReferenceLoop:
     """Answers batches as the reference does, over the documents that a selection admits."""
 
-    def __init__(self, layers: LayerRouting, bank: MemoryBank, top_k: int) -> None:
+    def __init__(self, layers: LayerRouting, bank: BankHandle, top_k: int) -> None:
         """`layers` runs the prefills."""
         self.layers, self.bank, self.top_k = layers, bank, top_k
         self.backbone = layers.backbone
         words = self.backbone.tokenize_frame(prompts.TEMPLATE_HEAD)
         self.head: TemplateHead = encode_head(self.backbone, words, layers.lora)
 
-    def start(self, selection: Selection) -> Start:
+    def start(self, selection: Selected) -> Start:
         """Begins calls over the documents of `selection`."""
 
         def prefill(ids: Tensor, mask: Tensor, votes: Tensor, positions: Tensor) -> tuple[Pass, Tensor]:
@@ -60,7 +59,7 @@ class ReferenceLoop:
     def ask(
         self,
         questions: Sequence[str],
-        selection: Selection,
+        selection: Selected,
         generation: GenerationConfig,
         mode: str,
         abilities: tuple[str, ...],
@@ -89,7 +88,7 @@ class ReferenceLoop:
             active = going_on
 
     def _call(
-        self, prompts_: Sequence[str], texts: Mapping[int, str], selection: Selection, generation: GenerationConfig
+        self, prompts_: Sequence[str], texts: Mapping[int, str], selection: Selected, generation: GenerationConfig
     ) -> list[str]:
         rows = [reference_text.request(self.backbone, prompt) for prompt in prompts_]
         call = ReferenceCall(self.backbone, texts, rows, self.top_k)
@@ -97,7 +96,7 @@ class ReferenceLoop:
         limit = max(MAX_TOKENS, generation.max_new_tokens)
         return call.run(self.start(selection), sampler.pick, limit, self.backbone.end_ids)
 
-    def _documents(self, selection: Selection) -> dict[int, StoredDocument]:
+    def _documents(self, selection: Selected) -> dict[int, StoredDocument]:
         stored = self.bank.documents(selection.ordinals().tolist())
         return {d.ordinal - FIRST_ORDINAL: d for d in stored}
 

@@ -1,0 +1,39 @@
+"""Adding documents to a cluster: the driver checks and numbers them, the shards encode and commit them side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from msa_plugin.cancellation import check_cancelled
+from msa_plugin.cluster.bank import ClusterBank
+from msa_plugin.engine.ingestion import Changed, Ingestion
+from msa_plugin.types import Document
+
+_DOCUMENTS, _CHARACTERS = 64, 4 << 20  # that a shard is sent at once, on average
+
+
+class ClusterIngestion(Ingestion):
+    """One `add` call. What one round of all shards has committed is acknowledged before the next begins."""
+
+    bank: ClusterBank
+
+    def store(self, changed: Iterator[Changed]) -> None:
+        """See `Ingestion.store`; a shard finds out itself which documents have new metadata only."""
+        for documents in self._rounds(document for document, _ in changed):
+            check_cancelled()
+            for tokens in self.bank.store(documents, self.namespace):
+                self.counted(tokens)
+            self.stored(document.id for document in documents)
+
+    def _rounds(self, documents: Iterator[Document]) -> Iterator[list[Document]]:
+        shards = self.bank.shards.count
+        portion: list[Document] = []
+        characters = 0
+        for document in documents:
+            portion.append(document)
+            characters += len(document.text)
+            if len(portion) >= _DOCUMENTS * shards or characters >= _CHARACTERS * shards:
+                yield portion
+                portion, characters = [], 0
+        if portion:
+            yield portion

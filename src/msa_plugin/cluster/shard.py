@@ -1,0 +1,242 @@
+"""What runs in a shard's process: an ordinary bank, exact search over its keys, and a backbone once it is needed.
+
+Nothing in here knows of Ray or of other shards. Tensors come and go as `wire.Packed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.documents import Known, StoredDocument
+from msa_plugin.bank.tiers import Tiers
+from msa_plugin.bank.view import Selection
+from msa_plugin.cluster.shipping import Shipped
+from msa_plugin.cluster.wire import Packed, pack_all, unpack
+from msa_plugin.config import MemoryConfig, RoutingConfig
+from msa_plugin.engine.engine import Engine, fingerprint
+from msa_plugin.engine.ranking import Ranked, SharedQueries
+from msa_plugin.engine.search import BankSearch
+from msa_plugin.errors import BankError, FingerprintMismatchError
+from msa_plugin.routing.key_search import KeySearch
+from msa_plugin.types import Document, EncodedDocument, Filter, Fingerprint
+
+# What is asked of a shard's bank as it stands.
+PASSED_ON = ("lookup", "get", "stats", "verify", "compact", "snapshot", "drop_snapshot", "count", "delete")
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """What a shard needs to start. `create` makes its bank where there is none; `threads` are for products."""
+
+    path: Path
+    fingerprint: Fingerprint
+    routing: RoutingConfig
+    config: MemoryConfig
+    create: bool
+    read_only: bool
+    snapshot: str | None
+    device: str
+    threads: int
+
+
+class Asked(NamedTuple):
+    """A selection of the driver's. The shard keeps its own under `token` until it is told to `forget` it.
+
+    `only` narrows what `parent` selected, so that both are of one moment.
+    """
+
+    token: int
+    namespace: str
+    where: Filter | None
+    only: frozenset[int] | None
+    parent: int | None
+    forget: tuple[int, ...]
+
+
+class Shard:
+    """One shard. Methods may be called from several threads at once."""
+
+    bank: MemoryBank
+
+    def __init__(self, spec: ShardSpec) -> None:
+        """Nothing happens before `open`."""
+        self._spec = spec
+        self._engine: Engine | None = None
+        self._opened = False
+        self._selections: dict[int, Selection] = {}
+
+    def open(self) -> int:
+        """Open the bank; returns the number that its next document would get. Raises as `MemoryBank.open`."""
+        spec = self._spec
+        torch.set_num_threads(spec.threads)
+        self.bank = MemoryBank.open(
+            spec.path,
+            spec.fingerprint,
+            create=spec.create,
+            read_only=spec.read_only,
+            snapshot=spec.snapshot,
+            lock_timeout=spec.config.lock_timeout,
+        )
+        tiers = Tiers(self.bank, spec.config.tiers, torch.device(spec.device))
+        self._search = BankSearch(self.bank, spec.routing, KeySearch.of(tiers.keys, spec.config))
+        self._opened = True
+        return self.bank.next_ordinal
+
+    def close(self) -> None:
+        """Close the bank, if it was opened, so that its catalog is sealed."""
+        if self._opened:
+            self.bank.close()
+
+    # -- finding ----------------------------------------------------------------------------------------------------
+
+    def ranked(self, asked: Asked, queries: Packed, shares: Packed, votes: Packed, k: int) -> list[list[Ranked]]:
+        """The best `k` of each row by a shared selection; see `Search.ranked`."""
+        shared = SharedQueries(*(unpack(part).to(self._spec.device) for part in (queries, shares, votes)))
+        return self._search.ranked(shared, k, self._selected(asked))
+
+    def route(self, asked: Asked, layer: int, queries: Packed, votes: Packed, k: int) -> tuple[Packed, ...]:
+        """Ordinals and scores of the best `k` of each row at one layer; see `Search.route`."""
+        where = self._spec.device
+        found = self._search.route(layer, unpack(queries).to(where), unpack(votes).to(where), k, self._selected(asked))
+        return tuple(pack_all(found))
+
+    def count(self, asked: Asked) -> int:
+        """Documents of a selection."""
+        return self._selected(asked).documents
+
+    def ordinals(self, asked: Asked) -> list[int]:
+        """Their ordinals, ascending."""
+        return self._selected(asked).ordinals().tolist()
+
+    def _selected(self, asked: Asked) -> Selection:
+        for token in asked.forget:
+            self._selections.pop(token, None)
+        kept = self._selections.get(asked.token)
+        if kept is None:
+            kept = self._selections.get(asked.parent or 0) or self.bank.select(asked.namespace, asked.where)
+            kept = kept if asked.only is None else kept.only(asked.only)
+            self._selections[asked.token] = kept
+        return kept
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def key_rows(self, ordinals: Sequence[int], group: str) -> list[Packed]:
+        """See `MemoryBank.key_rows`."""
+        return pack_all(self.bank.key_rows(ordinals, group))
+
+    def content(self, ordinals: Sequence[int], layer: int) -> list[Packed]:
+        """See `MemoryBank.content`."""
+        return pack_all(self.bank.content(ordinals, layer))
+
+    def documents(self, ordinals: Sequence[int]) -> list[StoredDocument]:
+        """See `MemoryBank.documents`."""
+        return self.bank.documents(ordinals)
+
+    def held(self, ordinals: Sequence[int]) -> list[int]:
+        """Those of `ordinals` that are here."""
+        return [ordinal for ordinal in ordinals if self._holds(ordinal)]
+
+    def _holds(self, ordinal: int) -> bool:
+        try:
+            return bool(self.bank.documents([ordinal]))
+        except BankError:
+            return False
+
+    def ids(self, namespace: str, after: str | None, size: int) -> list[str]:
+        """The next `size` live ids beyond `after`, in code point order."""
+        return list(islice(self.bank.iter_ids(namespace, after), size))
+
+    def pass_on(self, method: str, *arguments: Any) -> Any:
+        """What the bank answers."""
+        assert method in PASSED_ON, method
+        return getattr(self.bank, method)(*arguments)
+
+    def version(self) -> int:
+        """See `MemoryBank.version`."""
+        return self.bank.version
+
+    def refresh(self) -> int:
+        """See what others have committed; returns the number that the next document would get here."""
+        self.bank.refresh()
+        return self.bank.next_ordinal
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def store(self, namespace: str, items: Sequence[tuple[int, Document]], load: Callable[[], Shipped]) -> list[int]:
+        """Encode and commit documents under the ordinals given, ascending; tokens that each took.
+
+        `load` brings backbone and adapter, when the first document is to be encoded. What is there under its very
+        ordinal was stored by a call whose answer was lost, and costs nothing. Documents of which only the metadata are
+        new keep their latents.
+        """
+        with self.bank.writing():
+            known = self.bank.lookup([d.id for _, d in items], namespace)
+            done = {o for o, d in items if d.id in known and known[d.id].ordinal == o}
+            same = {} if self._numbered else {o: known[d.id].ordinal for o, d in items if _only_metadata(d, known)}
+            encoded = self._encoded([(o, d) for o, d in items if o not in done and o not in same], load)
+            tokens, portion = [], _Portion(self.bank, namespace, self._spec.config.segment_bytes)
+            for ordinal, document in items:
+                if ordinal in done:
+                    tokens.append(0)
+                elif ordinal in same:
+                    portion.take(ordinal, replace(self.bank.latents(same[ordinal]), document=document))
+                    tokens.append(0)
+                else:
+                    portion.take(ordinal, item := next(encoded))
+                    tokens.append(item.tokens)
+            portion.commit()
+        return tokens
+
+    @property
+    def _numbered(self) -> bool:
+        """Whether latents hold the ordinal, so that another one needs others."""
+        return self._spec.fingerprint.template == "numbered"
+
+    def _encoded(self, items: Sequence[tuple[int, Document]], load: Callable[[], Shipped]) -> Iterator[EncodedDocument]:
+        if not items:
+            return iter(())
+        if self._engine is None:
+            self._engine = self._loaded(load())
+        return self._engine.encoder.encode((d for _, d in items), [o for o, _ in items])
+
+    def _loaded(self, shipped: Shipped) -> Engine:
+        backbone, adapter = shipped.unpack(self._spec.config)
+        found = fingerprint(backbone, adapter, self._spec.config)
+        if found != self._spec.fingerprint:
+            raise FingerprintMismatchError(
+                f"{self._spec.path}: the model that this shard's machine has under that name is another one: "
+                f"{'; '.join(self._spec.fingerprint.differences(found))}"
+            )
+        return Engine(backbone, adapter, self.bank, self._spec.config)
+
+
+class _Portion:
+    """Documents on their way to a commit, in a bounded number of bytes."""
+
+    def __init__(self, bank: MemoryBank, namespace: str, most: int) -> None:
+        self.bank, self.namespace, self.most = bank, namespace, most
+        self.items: list[tuple[int, EncodedDocument]] = []
+        self.bytes = 0
+
+    def take(self, ordinal: int, document: EncodedDocument) -> None:
+        self.items.append((ordinal, document))
+        self.bytes += document.bytes
+        if self.bytes >= self.most:
+            self.commit()
+
+    def commit(self) -> None:
+        if self.items:
+            self.bank.commit([item for _, item in self.items], self.namespace, [ordinal for ordinal, _ in self.items])
+        self.items, self.bytes = [], 0
+
+
+def _only_metadata(document: Document, known: Mapping[str, Known]) -> bool:
+    live = known.get(document.id)
+    return live is not None and live.content_hash == document.content_hash

@@ -1,0 +1,54 @@
+"""The seam between the engine and whoever scores routing keys: this process, or one for each shard of a bank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from msa_plugin.bank.handle import BankHandle, Selected
+from msa_plugin.bank.view import Selection
+from msa_plugin.config import RoutingConfig
+from msa_plugin.engine.ranking import Ranked, SharedQueries, rank_shared
+from msa_plugin.routing.key_search import KeySearch
+from msa_plugin.routing.prefilter import Prefilter, PrefilterSpec
+from msa_plugin.routing.scorer import RoutedDocuments
+
+
+class Search(Protocol):
+    """Finds the documents whose routing keys fit best, exactly; ties go to the lower ordinal."""
+
+    def ranked(
+        self, asked: SharedQueries, k: int, selection: Selected, prefilter: Prefilter | None
+    ) -> list[list[Ranked]]:
+        """The best `k` of each row by a shared selection, taken apart; with a `prefilter`, of its candidates."""
+
+    def route(self, layer: int, queries: Tensor, votes: Tensor, k: int, selection: Selected) -> RoutedDocuments:
+        """The best `k` of each row at one layer; `queries` [B, H, T, D], `votes` bool [B, T]."""
+
+    def prefilter(self, spec: PrefilterSpec | str, folder: Path, selection: Selected) -> Prefilter:
+        """An index over `selection`, kept in `folder`. Raises ConfigError and MissingExtraError."""
+
+
+class BankSearch:
+    """Search in this process, over the memory maps of one bank."""
+
+    def __init__(self, bank: BankHandle, config: RoutingConfig, search: KeySearch) -> None:
+        """`search` says where keys are kept, and in which tiles and by which kernels they are read."""
+        self.bank, self.config, self.search = bank, config, search
+
+    def ranked(
+        self, asked: SharedQueries, k: int, selection: Selected, prefilter: Prefilter | None = None
+    ) -> list[list[Ranked]]:
+        """See `rank_shared`."""
+        return rank_shared(self.bank, self.config, asked, k, selection, self.search, prefilter)
+
+    def route(self, layer: int, queries: Tensor, votes: Tensor, k: int, selection: Selected) -> RoutedDocuments:
+        """One exact search over a layer's keys."""
+        return self.search.route(queries, votes, selection.key_blocks(str(layer)), k, self.config)
+
+    def prefilter(self, spec: PrefilterSpec | str, folder: Path, selection: Selected) -> Prefilter:
+        """See `Prefilter.open`."""
+        assert isinstance(selection, Selection)
+        return Prefilter.open(folder, self.bank.fingerprint, selection, self.config, spec)
