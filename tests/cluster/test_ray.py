@@ -18,6 +18,19 @@ TOPIC = next(t["id"] for t in topics() if home("default", t["id"], 2) == 1)
 CORPUS = topics() + [{**t, "id": f"{t['id']}-again"} for t in topics()]  # everything ties with its copy
 
 
+def start_ray(attempts=4):
+    """A small Ray on this machine; it gives itself half a minute, which can be too little on a busy one."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    small = {"object_store_memory": 100 << 20, "include_dashboard": False, "configure_logging": False}
+    try:
+        ray.init(address="local", num_cpus=2, log_to_driver=False, **small)
+    except Exception as error:
+        ray.shutdown()
+        if attempts < 2 or "timed out during startup" not in str(error):
+            raise
+        start_ray(attempts - 1)
+
+
 @pytest.fixture(scope="module")
 def backbone():
     return tiny_backbone()
@@ -28,9 +41,7 @@ def cluster(tmp_path_factory, backbone):
     """Two shards in processes of their own, on a Ray that runs already or is started for this module."""
     started = "RAY_ADDRESS" not in os.environ
     if started:
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        small = {"object_store_memory": 100 << 20, "include_dashboard": False, "configure_logging": False}
-        ray.init(address="local", num_cpus=2, log_to_driver=False, **small)
+        start_ray()
     folder = tmp_path_factory.mktemp("cluster") / "bank"
     opened = LatentMemory.open(folder, model=backbone, adapter=tiny_adapter(backbone), cluster=2, **SETTINGS)
     opened.add(CORPUS)

@@ -111,7 +111,7 @@ def _connect(ray: Any, address: str | None) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a library sends nobody reports
         try:
             ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
-        except (ray.exceptions.RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises almost anything where it cannot start
             where = f"at {address}" if address else "here"
             raise ClusterError(
                 f"Ray {where} cannot be used: {error}; see docs/cluster.md for how it is started"
