@@ -11,6 +11,7 @@ compared. `search` is routing alone (one round trip), `retrieve` includes encodi
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import sys
 import tempfile
@@ -51,6 +52,7 @@ def main():
     parser.add_argument("-k", type=int, default=10)
     told = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 else, unlike the one process beside them
     backbone = tiny_backbone()
     adapter = tiny_adapter(backbone, head_dim=192)
     documents = [{"id": str(n), "text": text(n)} for n in range(told.documents)]
@@ -58,7 +60,9 @@ def main():
         options = {"model": backbone, "adapter": adapter}
         with (
             LatentMemory.open(Path(folder) / "one", **options) as one,
-            LatentMemory.open(Path(folder) / "many", cluster=told.shards, **options) as many,
+            LatentMemory.open(
+                Path(folder) / "many", cluster={"shards": told.shards, "start_timeout": 900, "timeout": 900}, **options
+            ) as many,
         ):
             one.add(documents)
             many.add(documents)

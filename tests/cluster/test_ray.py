@@ -15,12 +15,15 @@ from tiny import tiny_adapter, tiny_backbone
 ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "msa-plugin[distributed]"')
 pytestmark = pytest.mark.slow
 TOPIC = next(t["id"] for t in topics() if home("default", t["id"], 2) == 1)
+SETTINGS = {"instruction": "Be brief."}
+PATIENT = {"shards": 2, "start_timeout": 600, "timeout": 600}
 CORPUS = topics() + [{**t, "id": f"{t['id']}-again"} for t in topics()]  # everything ties with its copy
 
 
 def start_ray(attempts=4):
     """A small Ray on this machine; it gives itself half a minute, which can be too little on a busy one."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - it is 15 else, and a busy machine hardly runs them
     small = {"object_store_memory": 100 << 20, "include_dashboard": False, "configure_logging": False}
     try:
         ray.init(address="local", num_cpus=2, log_to_driver=False, **small)
@@ -43,15 +46,12 @@ def cluster(tmp_path_factory, backbone):
     if started:
         start_ray()
     folder = tmp_path_factory.mktemp("cluster") / "bank"
-    opened = LatentMemory.open(folder, model=backbone, adapter=tiny_adapter(backbone), cluster=2, **SETTINGS)
+    opened = LatentMemory.open(folder, model=backbone, adapter=tiny_adapter(backbone), cluster=PATIENT, **SETTINGS)
     opened.add(CORPUS)
     yield opened
     opened.close()
     if started:
         ray.shutdown()
-
-
-SETTINGS = {"instruction": "Be brief."}
 
 
 @pytest.fixture(scope="module")
