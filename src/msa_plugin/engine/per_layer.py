@@ -144,7 +144,7 @@ class LayerRouting:
         """Prefill `rows` that read what was `selected` for each, without routing."""
         ids, mask = pad_left([row.ids for row in rows], self.backbone.device)
         positions = head.length + self.top_k + (mask.cumsum(1) - 1).clamp(min=0)
-        source = BankSource(self._store, self.reading, head, len(rows), selected=selected, kernels=self._search.kernels)
+        source = BankSource(self._store, self.reading, head, len(rows), selected=selected, kernels=self.router.kernels)
         state = Pass(source=source, keep_cache=True, lora=self.lora)
         return self._finish(state, source, ids, mask, mask, positions, True)
 
