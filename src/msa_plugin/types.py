@@ -1,4 +1,4 @@
-"""Plain data that crosses module borders, and the one protocol that keeps attention and bank apart.
+"""Plain data that crosses module borders.
 
 Shape legend: B rows, T tokens, H heads, KV key/value heads, D head dim, C chunks, N documents, W routing-key width.
 """
@@ -10,14 +10,12 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from msa_plugin.errors import InvalidDocumentError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from msa_kernels import Backend
 
 FORMAT_VERSION, OLDEST_FORMAT = 2, 1  # of banks: written, and still read
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as JSON writes it, told apart from an escaped backslash and "u0000"
@@ -168,42 +166,6 @@ class KeyBlock(NamedTuple):
     allowed: Tensor | None
     scales: Tensor | None = None
     device_offsets: Tensor | None = None
-
-
-class ChunkPages(NamedTuple):
-    """Stored chunks that rows attend to through an index: `content` [S, 2, KV, D] has each of them once.
-
-    `ranges` int64 [B, R, 2], beside it: chunks [start, stop) of each row's documents, empty ones to fill up. `longest`
-    is the most chunks of any row. `kernels` says what reads them (`msa_kernels.attend_ranges`).
-    """
-
-    content: Tensor
-    ranges: Tensor
-    longest: int
-    kernels: Backend = "auto"
-
-
-class LayerContext(NamedTuple):
-    """What a layer attends to besides the row: K and V [B, KV, S, D], and which slots are real [B, S] (None: all).
-
-    With `pages` it attends to their chunks too, of which no copy is made for a row; `mask` then has the slots of the
-    longest row's chunks before the others, and is not None.
-    """
-
-    keys: Tensor
-    values: Tensor
-    mask: Tensor | None
-    pages: ChunkPages | None = None
-
-
-class MemorySource(Protocol):
-    """What the attention function asks of memory; `engine.assembly` implements it over the bank."""
-
-    def select(self, layer: int, queries: Tensor) -> None:
-        """Route `queries` [B, H, T, D] at a router layer, and remember the documents for `context(layer)`."""
-
-    def context(self, layer: int) -> LayerContext | None:
-        """K and V that `layer` attends to before its own row, or None."""
 
 
 @dataclass(frozen=True)

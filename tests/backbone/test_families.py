@@ -8,10 +8,10 @@ import torch
 from msa_plugin.backbone.attention import NAME, CausalRows, Pass, Sink
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.families import shift_keys
+from msa_plugin.contexts import LayerContext
 from msa_plugin.engine.assembly import encode_head
 from msa_plugin.engine.encoder import Encoder, pad_left, pad_right
 from msa_plugin.errors import UnsupportedBackboneError
-from msa_plugin.types import LayerContext
 from tiny import FAMILIES, tiny_adapter, tiny_backbone, tiny_model
 
 TOLERANCE = 2e-4

@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from msa_plugin.backbone.families import decoder_layers
 from msa_plugin.backbone.kv_cache import LayerCache
 from msa_plugin.backbone.paging import attend, gathered
-from msa_plugin.types import ChunkPages, LayerContext, MemorySource
+from msa_plugin.contexts import ChunkPages, LayerContext, MemorySource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

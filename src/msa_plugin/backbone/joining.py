@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from msa_plugin.backbone import paging
 from msa_plugin.backbone.attention import Pass
 from msa_plugin.backbone.kv_cache import LayerCache
-from msa_plugin.types import LayerContext
+from msa_plugin.contexts import LayerContext
 
 Part = tuple[Pass, Sequence[int]]
 

@@ -22,9 +22,9 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.paging import seen
 from msa_plugin.bank.tiers import ContentTier
+from msa_plugin.contexts import ChunkPages, LayerContext
 from msa_plugin.engine.gather import Gather
 from msa_plugin.routing.scorer import RoutedDocuments
-from msa_plugin.types import ChunkPages, LayerContext
 
 Route = Callable[[int, Tensor], RoutedDocuments]
 Shift = Callable[[int, Tensor, int], Tensor]

@@ -16,10 +16,10 @@ from torch import Tensor
 from msa_plugin import prompts
 from msa_plugin.backbone.attention import Pass
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.contexts import LayerContext
 from msa_plugin.engine.encoder import pad_left
 from msa_plugin.engine.generative import reference_text as text_level
 from msa_plugin.engine.per_layer import Row
-from msa_plugin.types import LayerContext
 
 HEAD_TOKENS = 3  # the reference has the template head's length in its code
 _LONGEST_WRITTEN = 1000
