@@ -36,6 +36,7 @@ def test_every_backend_is_measured_and_exact_ones_agree(tiny, tmp_path):
     assert set(real) == set(default) and real["coarse:all"]["recall@10"] == 1.0, "six documents are all candidates"
     assert set(default) == {"build float16", "build int8", "torch", "int8", "coarse:all", "facade"}
     assert all(row["chunks"] == 640 and row["seconds"] > 0 for row in default.values())
+    assert default["facade"]["ask_s"] > 0
     width = default["torch"]["width"]
     assert default["torch"]["bytes_needed"] == default["torch"]["bytes_read"] == 640 * width * 2
     assert default["int8"]["bytes_needed"] == 640 * (width + 4)

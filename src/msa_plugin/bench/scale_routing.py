@@ -38,6 +38,7 @@ from msa_plugin.types import Fingerprint
 
 EXACT = {"torch": "float16", "int8": "int8", "triton": "float16", "triton-int8": "int8"}
 DEPTH = 10
+_ANSWER = 16  # tokens of the facade's answer, at most
 COPY_BYTES = 1 << 28
 
 
@@ -281,7 +282,7 @@ def _triton(shape: Shape, selection: Selection) -> Search:
 
 
 def _facade(sample: Sample, path: Path, backbone: Backbone, adapter: Adapter, plan: Plan) -> dict[str, Any]:
-    """Open the bank as a user does, and ask it questions."""
+    """Open the bank as a user does, ask it questions, and let it answer one (rounds of routing, reading, decoding)."""
     peak.reset_peak()
     began = plan.now()
     with LatentMemory.open(path, model=backbone, adapter=adapter, reading="text", read_only=True) as memory:
@@ -291,7 +292,11 @@ def _facade(sample: Sample, path: Path, backbone: Backbone, adapter: Adapter, pl
             began = plan.now()
             memory.retrieve(text, k=DEPTH)
             times.append(plan.now() - began)
+        began = plan.now()
+        memory.ask(sample.texts[0], max_new_tokens=_ANSWER)
+        answered = plan.now() - began
     row = {"backend": "facade", "open_s": opened, "first_s": times[0], "seconds": median(times[1:] or times)}
+    row |= {"ask_s": answered}
     return row | {"questions": len(times), "peak_bytes": peak.peak_bytes(), "own_bytes": own_bytes()}
 
 
