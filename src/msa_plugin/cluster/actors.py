@@ -109,6 +109,8 @@ def _connect(ray: Any, address: str | None) -> None:
         if ray.is_initialized():
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a library sends nobody reports
+        # Ray's own 15 lets a shard wait for whatever else the machine does, while a question waits for the shard.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         try:
             ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
         except Exception as error:  # Ray raises almost anything where it cannot start
