@@ -88,6 +88,7 @@ TAKES_NAMESPACE = {
         1
     ],
     "delete": lambda b: b.delete(GUESSED, BOLT),
+    "verify": lambda b: b.verify(namespace=BOLT),
 }
 
 
