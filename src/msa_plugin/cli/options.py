@@ -25,7 +25,7 @@ AdapterPath = Annotated[
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="The only part of the bank this call can see.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; notes stay on stderr.")]
 Where = Annotated[str | None, typer.Option("--filter", "-f", help="Metadata filter as JSON, e.g. '{\"year\": 1999}'.")]
-Lexical = Annotated[float, typer.Option(help="Weight of BM25 beside the routing score, such as 1; 0: routing keys alone.")]
+Lexical = Annotated[float, typer.Option(help="Weight of BM25 beside routing scores, such as 1; 0: keys alone.")]
 Reading = Annotated[str, typer.Option(help="How answers read memory: auto, text, latent or kv.")]
 
 
