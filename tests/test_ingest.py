@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import os
 import sys
 import time
@@ -10,25 +9,11 @@ import types
 
 import pytest
 
+from ingest_files import lines, one, write
 from msa_plugin.errors import IngestError
 from msa_plugin.ingest import read_paths
 from msa_plugin.plaintext import html_to_text
 from msa_plugin.types import Document
-
-
-def one(path, **options):
-    (document,) = read_paths([path], **options)
-    return Document.of(document)  # what comes out can always be stored
-
-
-def write(path, data):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    return path
-
-
-def lines(*records):
-    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 class TestFiles:

@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import sys
 
 import pytest
 
+from ingest_files import one, write
 from msa_plugin.errors import IngestError, MissingExtraError
 from msa_plugin.ingest import read_paths
 from msa_plugin.types import Document
-
-
-def one(path, **options):
-    (document,) = read_paths([path], **options)
-    return Document.of(document)  # what comes out can always be stored
-
-
-def write(path, data):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    return path
-
-
-def lines(*records):
-    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def pdf(*pages):

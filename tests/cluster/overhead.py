@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import pickle
 import sys
 import tempfile
 import time
@@ -97,13 +96,15 @@ def report(told, memories):
 
 
 def travels(memory, k):
-    """Bytes of one question's calls, as they are serialised."""
+    """Bytes of one question's calls, as Ray serialises them."""
+    from ray import cloudpickle
+
     bank = memory.engine.bank
     sent = (bank.select("default").asked, *map(pack, memory.engine._vectors([text(3)])), k)
     answers = bank.shards.each("ranked", dict.fromkeys(range(bank.shards.count), sent))
     numbers = [r.ordinal for r in answers[0][0]]
     read = bank.shards.each("documents", {0: (numbers,)})[0]
-    sizes = [len(pickle.dumps(part)) for part in (sent, answers[0], numbers, read)]
+    sizes = [len(cloudpickle.dumps(part)) for part in (sent, answers[0], numbers, read)]
     say("bytes: question to a shard {}, its answer {}; ordinals to a shard {}, its documents {}".format(*sizes))
 
 

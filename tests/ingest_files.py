@@ -1,0 +1,23 @@
+"""Files to be read, and reading one of them."""
+
+from __future__ import annotations
+
+import json
+
+from msa_plugin.ingest import read_paths
+from msa_plugin.types import Document
+
+
+def one(path, **options):
+    (document,) = read_paths([path], **options)
+    return Document.of(document)  # what comes out can always be stored
+
+
+def write(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+def lines(*records):
+    return "".join(json.dumps(record) + "\n" for record in records)
