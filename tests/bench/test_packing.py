@@ -9,7 +9,7 @@ from fakes import Fakes, config, numbers, run, toy
 from typer.testing import CliRunner
 
 from msa_plugin.bench.packing import pack
-from msa_plugin.bench.scoring import recompute
+from msa_plugin.bench.recompute import recompute
 from msa_plugin.bench.store import Results
 from msa_plugin.cli.app import app
 from msa_plugin.errors import ConfigError

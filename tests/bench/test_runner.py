@@ -11,7 +11,7 @@ from test_judge import Endpoint
 
 from facade import TOPICS
 from msa_plugin.bench.judge import Judge
-from msa_plugin.bench.scoring import recompute
+from msa_plugin.bench.recompute import recompute
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.errors import ConfigError, IngestError, MissingExtraError
 

@@ -8,7 +8,8 @@ from toy_systems import create
 
 from msa_plugin.bench.base import Workspace
 from msa_plugin.bench.growth import Banks
-from msa_plugin.bench.scale import Scale, Settings, losses
+from msa_plugin.bench.growth_rows import losses
+from msa_plugin.bench.scale import Scale, Settings
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.config import MemoryConfig
 from msa_plugin.errors import BankError, ConfigError

@@ -13,6 +13,7 @@ from msa_plugin.bench import jsonl
 from msa_plugin.bench.base import Row, Scored
 from msa_plugin.bench.provenance import command_line
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
+from msa_plugin.config import MemoryConfig
 from msa_plugin.errors import ConfigError
 
 
@@ -144,6 +145,18 @@ def test_a_resumed_run_must_be_the_same(results):
         "qa": {"k": 6, "seed": 1},
         "retrieval": {"k": 100},
     }
+
+
+def test_a_run_goes_on_with_a_version_that_knows_more_options(tmp_path):
+    memory = MemoryConfig().model_dump(mode="json")
+    older = {name: value for name, value in memory.items() if name not in ("kernels", "tiers")}
+    results = Results(tmp_path)
+    results.configure("qa", {"k": 5, "memory": older})
+    results.configure("qa", {"k": 5, "memory": memory})
+    assert results.config()["parts"]["qa"]["memory"] == memory
+    changed = {**memory, "tiers": {**memory["tiers"], "host_bytes": 8}}
+    with pytest.raises(ConfigError, match=r"configuration \(memory\.tiers\.host_bytes: 0 then, 8 now\);"):
+        results.configure("qa", {"k": 5, "memory": changed})
 
 
 def test_data_that_changed_is_noticed(results):

@@ -19,6 +19,7 @@ from typing import Any
 from msa_plugin.bench.base import Cost, Dataset, OnStep, Question, Row, Workspace
 from msa_plugin.bench.contestant import At, Contestant, Create, registry
 from msa_plugin.bench.growth import Banks, Plan, Step, plan
+from msa_plugin.bench.growth_rows import DEPTH, LATENCY, latency_rows
 from msa_plugin.bench.indexing import Source, indexing_seconds, peak_of
 from msa_plugin.bench.store import Results
 from msa_plugin.bench.timing import percentiles, reason
@@ -26,10 +27,9 @@ from msa_plugin.errors import ConfigError, MSAError
 from msa_plugin.routing.prefilter import PrefilterSpec
 from msa_plugin.types import Document
 
-PART, COST = "latency", "cost"
+PART, COST = LATENCY, "cost"
 SIZES = (16_384, 65_536, 262_144, 1_048_576)
 SYSTEMS = ("msa-interleave", "iterative:dense", "iterative:bm25")
-DEPTH = 10
 _LEAST = 5  # questions that are asked whatever the budget
 _LOG = logging.getLogger(__name__)
 
@@ -126,9 +126,11 @@ class Latency:
         for contestant in ready:
             if contestant.name not in spent:
                 continue
+            records = _records(spent[contestant.name], planned.questions, recalls[contestant.name])
+            at = {"memory_tokens": step.size}
+            self.results.add_questions(PART, planned.name, contestant.name, [{**at, **record} for record in records])
             rows = [*_costs(contestant.cost, step), *self._peak(contestant.name, dataset, step)]
-            rows += _recall(recalls[contestant.name], len(planned.questions), step)
-            rows += _times(spent[contestant.name], step)
+            rows += [replace(row, settings={**at, **row.settings}) for row in latency_rows(records)]
             self._store(rows, planned.name, contestant.name, stats.documents, stats.tokens)
 
     def _store(self, rows: Sequence[Row], dataset: str, system: str, documents: int, tokens: int) -> None:
@@ -244,19 +246,18 @@ def _costs(cost: Cost | None, step: Step) -> Iterator[Row]:
         yield Row(COST, "", "", metric, value / step.tokens, n=1, settings={"memory_tokens": step.size})
 
 
-def _recall(value: float | None, questions: int, step: Step) -> list[Row]:
-    """What a prefilter let through of the exact ranking, beside its times."""
-    if value is None:
-        return []
-    return [Row(PART, "", "", f"prefilter_recall@{DEPTH}", value, n=questions, settings={"memory_tokens": step.size})]
-
-
-def _times(spent: Sequence[Mapping[At, float]], step: Step) -> Iterator[Row]:
-    """p50 and p95 of each stage of each hop; the question as a whole comes last and says that the size is done."""
-    places = sorted({at for one in spent for at in one}, key=lambda at: (at == At(0, "total"), at.hop or 99, at.stage))
-    for at in places:
-        values = [one[at] for one in spent if at in one]
-        p5, p50, p95 = percentiles(values)
-        settings = {"stage": at.stage, "memory_tokens": step.size} | ({"hop": at.hop} if at.hop else {})
-        for metric, value in (("seconds_p50", p50), ("seconds_p95", p95)):
-            yield Row(PART, "", "", metric, value, p5, p95, len(values), settings=settings)
+def _records(
+    spent: Sequence[Mapping[At, float]], questions: Sequence[Question], recall: float | None
+) -> list[dict[str, Any]]:
+    """What is kept of each turn: the question and its seconds by hop and stage; first what a prefilter let through."""
+    records: list[dict[str, Any]] = [
+        {
+            "turn": turn,
+            "id": questions[turn % len(questions)].id,
+            "seconds": [[*at, value] for at, value in one.items()],
+        }
+        for turn, one in enumerate(spent)
+    ]
+    if recall is not None and records:
+        records[0]["prefilter_recall"] = recall
+    return records

@@ -6,7 +6,7 @@ those read), `answered` the share of the values asked for that the answer holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
@@ -20,7 +20,7 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.base import Answers, Dataset, OnStep, Question, Row, System, Workspace
 from msa_plugin.bench.datasets import load_distractors
 from msa_plugin.bench.growth import BANKS, Banks
-from msa_plugin.bench.metrics import bootstrap
+from msa_plugin.bench.growth_rows import NEEDLE, needle_rows
 from msa_plugin.bench.needle_cases import TASKS, CountTokens, NeedleCase, answered, make_task
 from msa_plugin.bench.store import Results
 from msa_plugin.bench.workspaces import made_with
@@ -29,7 +29,7 @@ from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.errors import ConfigError, MSAError
 from msa_plugin.types import Document
 
-PART = DATASET = "needle"
+PART = DATASET = NEEDLE
 LENGTHS = (4096, 16_384, 65_536)
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _SPARE = 1.1  # distractors read beyond the greatest length, since a haystack begins anywhere among them
@@ -94,6 +94,9 @@ class Store(Protocol):
 
     def add(self, rows: Iterable[Row], /) -> None:
         """Keep rows."""
+
+    def add_questions(self, part: str, dataset: str, system: str, records: Iterable[Mapping[str, Any]], /) -> None:
+        """Keep what happened to each question."""
 
     def skip(self, part: str, dataset: str, system: str, reason: str, /) -> None:
         """Keep why a system did not run."""
@@ -182,7 +185,7 @@ def run_needle(
     for number, cell in enumerate(cells):
         missing = [s for s in systems if not results.has((PART, DATASET, s, cell.settings))]
         on_step(f"{cell.task}, {cell.length:,} tokens, depth {cell.depth:g}", number, len(cells))
-        measured: dict[str, list[dict[str, float]]] = {}
+        measured: dict[str, list[dict[str, Any]]] = {}
         documents = tokens = 0
         for sample in range(samples):
             still = [s for s in missing if s not in failed]
@@ -192,14 +195,16 @@ def run_needle(
             documents, tokens = len(case.documents), case.tokens
             with workspace_factory(_dataset(case)) as workspace:
                 for name in still:
-                    scores = _measure(create, name, workspace, case, k, answers)
-                    if isinstance(scores, MSAError):
+                    records = _measure(create, name, workspace, case, k, answers)
+                    if isinstance(records, MSAError):
                         failed.add(name)
-                        results.skip(PART, DATASET, name, str(scores))
+                        results.skip(PART, DATASET, name, str(records))
                     else:
-                        measured.setdefault(name, []).append(scores)
+                        measured.setdefault(name, []).extend({"sample": sample, **record} for record in records)
         for name in (n for n in measured if n not in failed):
-            rows = [replace(r, documents=documents, tokens=tokens) for r in _rows(name, cell, measured[name])]
+            results.add_questions(PART, DATASET, name, [{**cell.settings, **record} for record in measured[name]])
+            where: dict[str, Any] = {"dataset": DATASET, "system": name, "documents": documents, "tokens": tokens}
+            rows = [replace(r, **where, settings=cell.settings) for r in needle_rows(measured[name])]
             results.add(rows)
             found += rows
     on_step("done", len(cells), len(cells))
@@ -208,12 +213,12 @@ def run_needle(
 
 def _measure(
     create: Create, name: str, workspace: Workspace, case: NeedleCase, k: int, answers: bool
-) -> dict[str, float] | MSAError:
-    """A system's scores on one haystack, or the error that kept it from having any."""
+) -> list[dict[str, Any]] | MSAError:
+    """What happened to each question of a haystack, or the error that kept a system from it."""
     try:
         system = create(name, workspace)
         try:
-            return _scores(system, workspace, case, k, answers)
+            return _records(system, workspace, case, k, answers)
         finally:
             if isinstance(system, System):
                 system.close()
@@ -221,12 +226,16 @@ def _measure(
         return error
 
 
-def _scores(
+def _records(
     system: System | Answers, workspace: Workspace, case: NeedleCase, k: int, answers: bool
-) -> dict[str, float]:
-    """Means over the questions of a haystack."""
-    questions, scores = list(case.questions), {}
+) -> list[dict[str, Any]]:
+    """Of each question the needles and what was found (or read) and replied."""
+    questions = list(case.questions)
     passages: list[list[str]] = []
+    records: list[dict[str, Any]] = [
+        {"id": f"q{i}", "needles": list(ids), "expected": list(expected)}
+        for i, (ids, expected) in enumerate(zip(case.needles, case.expected, strict=True))
+    ]
     if isinstance(system, System):
         system.prepare()
         passages = [[hit.id for hit in found.ranking[:k]] for found in system.find(questions, k)]
@@ -235,25 +244,11 @@ def _scores(
     if answers:
         replies = system.answer(questions) if isinstance(system, Answers) else workspace.read(questions, passages)
         passages = passages or [list(reply.read) for reply in replies]
-        scores["answered"] = _mean(answered(r.text, e) for r, e in zip(replies, case.expected, strict=True))
-    if passages:
-        pairs = zip(passages, case.needles, strict=True)
-        scores["recall"] = _mean(len({*found} & {*ids}) / len({*ids}) for found, ids in pairs)
-    return scores
-
-
-def _rows(system: str, cell: _Cell, samples: Sequence[dict[str, float]]) -> Iterator[Row]:
-    for metric in ("recall", "answered"):
-        values = [scores[metric] for scores in samples if metric in scores]
-        if values:
-            low, high = bootstrap(values) if len(values) > 1 else (None, None)
-            value = _mean(values)
-            yield Row(PART, DATASET, system, metric, value, low, high, len(values), settings=cell.settings)
-
-
-def _mean(values: Iterable[float]) -> float:
-    given = list(values)
-    return sum(given) / len(given)
+        for record, reply in zip(records, replies, strict=True):
+            record["reply"] = reply.text
+    for record, found in zip(records, passages, strict=True) if passages else ():
+        record["found"] = found
+    return records
 
 
 def _dataset(case: NeedleCase) -> Dataset:

@@ -14,24 +14,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from msa_plugin.bench.base import Dataset, OnStep, Question, Row, Workspace
+from msa_plugin.bench.base import Dataset, OnStep, Question, Workspace
 from msa_plugin.bench.contestant import Create, registry
 from msa_plugin.bench.growth import NAMESPACE, NOISE, Banks, Plan, Step, plan
-from msa_plugin.bench.metrics import bootstrap, question_scores, retrieval_scores
+from msa_plugin.bench.growth_rows import DEPTH, SCALE, loss_rows, scale_rows, scored
 from msa_plugin.bench.store import Results
-from msa_plugin.bench.timing import percentiles, reason
+from msa_plugin.bench.timing import reason
 from msa_plugin.errors import ConfigError, MSAError
 from msa_plugin.memory import LatentMemory
-from msa_plugin.routing.prefilter import PrefilterSpec, apart, recall_against_exact
+from msa_plugin.routing.prefilter import PrefilterSpec, apart
 from msa_plugin.types import Document
 
-PART = "scale"
+PART = SCALE
 SIZES = (16_384, 65_536, 262_144, 1_048_576, 4_194_304, 10_485_760)
-METRICS = ("R@5", "R@10", "nDCG@10")
-ANSWERS = ("EM", "F1")
-DEPTH = 10
 _LEAST = 5  # questions that are measured whatever the budget
 _LOG = logging.getLogger(__name__)
 _SYNTHETIC = ("msa",)  # systems that need routing keys only, and no text
@@ -199,7 +194,7 @@ class Scale:
                 tokens=stats.tokens,
                 settings={**cell.settings, **row.settings},
             )
-            for row in (*_answers(records), *_timings(records), *_retrieved(records))
+            for row in scale_rows(records)
         )
 
     def _ask(self, system: Any, workspace: Workspace, allowed: float | None) -> list[dict[str, Any]]:
@@ -220,10 +215,10 @@ class Scale:
                 [found] = system.find([question.text], DEPTH)
                 record["seconds"] = {**found.seconds, "total": time.perf_counter() - start}
                 ranking = [hit.id for hit in found.ranking]
-                record |= {"ranking": ranking, **_retrieval(question, ranking)}
+                record["ranking"] = ranking
             if number < chosen.answers or not finds:
                 record |= self._answer(system, workspace, question, ranking)
-            records.append(record)
+            records.append(scored(record, question))
         self._asking += time.monotonic() - began
         return records
 
@@ -237,10 +232,7 @@ class Scale:
             passages = self.settings.passages
             [reply] = workspace.read([question.text], [ranking[:passages]])
         spent = time.perf_counter() - start
-        scores = question_scores(reply.text, reply.read, question)
-        return {"reply": reply.text, "read": list(reply.read), "passages": passages, "answer_seconds": spent} | {
-            name: scores[name] for name in ANSWERS
-        }
+        return {"reply": reply.text, "read": list(reply.read), "passages": passages, "answer_seconds": spent}
 
     @contextmanager
     def _memory(self, planned: Plan, step: Step) -> Iterator[LatentMemory]:
@@ -250,37 +242,9 @@ class Scale:
             yield memory
 
     def _losses(self, planned: Plan) -> None:
-        """Relative loss from the smallest to the largest size, over the questions that both have."""
         for name, _, _ in self.settings.variants:
-            by_size: dict[int, dict[str, Any]] = {}
-            for record in self.results.questions(PART, planned.name, name):
-                by_size.setdefault(record["memory_tokens"], {})[record["id"]] = record
-            sizes = [s.size for s in planned.steps if s.size in by_size]
-            if len(sizes) > 1:
-                rows = losses(by_size[sizes[0]], by_size[sizes[-1]], self.settings.seed)
-                ends = {"from": sizes[0], "to": sizes[-1]}
-                self.results.put(
-                    replace(row, dataset=planned.name, system=name, settings={**row.settings, **ends}) for row in rows
-                )
-
-
-def losses(first: Mapping[str, Any], last: Mapping[str, Any], seed: int = 0) -> list[Row]:
-    """(first - last) / first of each metric's mean, with the 95 % interval over questions; records by question id."""
-    rows = []
-    for metric in (*METRICS, *ANSWERS):
-        shared = [i for i in first if metric in first[i] and metric in last.get(i, {})]
-        before, after = (np.array([side[i][metric] for i in shared]) for side in (first, last))
-        if not shared or before.mean() == 0:
-            continue
-        draws = np.random.default_rng(seed).integers(0, len(shared), (1000, len(shared)))
-        means = before[draws].mean(1)
-        drawn = (means - after[draws].mean(1))[means > 0] / means[means > 0]
-        low, high = np.percentile(drawn, [2.5, 97.5])
-        value = 1 - float(after.mean() / before.mean())
-        rows.append(
-            Row(PART, "", "", "relative_loss", value, float(low), float(high), len(shared), settings={"of": metric})
-        )
-    return rows
+            rows = loss_rows(self.results.questions(PART, planned.name, name), self.settings.seed)
+            self.results.put(replace(row, dataset=planned.name, system=name) for row in rows)
 
 
 @contextmanager
@@ -300,48 +264,3 @@ def _add_exact(system: Any, questions: Sequence[Question], records: list[dict[st
     for record in records:
         [found] = system.find([texts[record["id"]]], DEPTH)
         record["exact"] = [hit.id for hit in found.ranking]
-
-
-def _retrieval(question: Question, ranking: Sequence[str]) -> dict[str, float]:
-    scores = retrieval_scores({question.id: question.positives}, {question.id: ranking}, METRICS)
-    return {metric: scores[metric][question.id] for metric in METRICS}
-
-
-def _answers(records: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
-    """Means over the questions that were answered.
-
-    They are stored before the rest of a size, whose settings say that it is done.
-    """
-    replies = [r for r in records if "passages" in r]
-    for metric in ANSWERS if replies else ():
-        yield _mean(metric, [r[metric] for r in replies], {"passages": replies[0]["passages"]})
-
-
-def _retrieved(records: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
-    """Means over questions, and what share of the exact ranking a prefilter let through."""
-    exact = [r for r in records if "exact" in r]
-    if exact:
-        shares = [recall_against_exact([r["exact"]], [r["ranking"]]) for r in exact]
-        yield _mean(f"prefilter_recall@{DEPTH}", shares, {})
-    found = [r for r in records if "ranking" in r]
-    for metric in METRICS if found else ():
-        yield _mean(metric, [r[metric] for r in found], {})
-
-
-def _mean(metric: str, values: Sequence[float], settings: Mapping[str, Any]) -> Row:
-    low, high = bootstrap(values)
-    return Row(PART, "", "", metric, sum(values) / len(values), low, high, len(values), settings=settings)
-
-
-def _timings(records: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
-    """p50 and p95 of the search as a whole and of its stages, and of answering."""
-    spent: dict[str, list[float]] = {}
-    for record in records:
-        for stage, seconds in record.get("seconds", {}).items():
-            spent.setdefault("" if stage == "total" else f"{stage}_", []).append(seconds)
-        if "answer_seconds" in record:
-            spent.setdefault("answer_", []).append(record["answer_seconds"])
-    for prefix, values in spent.items():
-        p5, p50, p95 = percentiles(values)
-        for name, value in (("p50", p50), ("p95", p95)):
-            yield Row(PART, "", "", f"{prefix}seconds_{name}", value, p5, p95, len(values))

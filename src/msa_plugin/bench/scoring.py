@@ -9,15 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from msa_plugin.bench import metrics
 from msa_plugin.bench.base import Question, Row
-from msa_plugin.bench.store import NOTE, SKIPPED, Results
-from msa_plugin.errors import ConfigError
+from msa_plugin.bench.store import Results
 
 BASE = "msa"  # what other systems are tested against
 ADAPTIVE = "adaptive"
@@ -48,35 +46,6 @@ def rows_of(results: Results, part: str, dataset: str) -> list[Row]:
         where: dict[str, Any] = {"part": part, "dataset": dataset, "system": system}
         rows += [replace(row, **where, documents=documents, tokens=tokens) for row in found]
     return rows
-
-
-def recompute(out: Path) -> int:
-    """Rebuild the rows of retrieval and qa from runs and question files alone; returns how many there are.
-
-    All other rows stay, and rows that were there before keep what is said about where they come from.
-    Raises ConfigError when the folder holds no question files.
-    """
-    with Results(out) as results:
-        sets = [(part, dataset) for part in PARTS for dataset in _datasets(results, part)]
-        if not sets:
-            raise ConfigError(f"{out.name} holds no question files to recompute from")
-        before = results.rows()
-        old = {_name(row): row for row in before}
-        stamped = [row for row in before if row.part not in PARTS or row.metric in (SKIPPED, NOTE)]
-        fresh = []
-        for part, dataset in sets:
-            for row in rows_of(results, part, dataset):
-                origin = old.get(_name(row))
-                if origin is None:
-                    fresh.append(row)
-                else:
-                    said = {
-                        f: getattr(origin, f) for f in ("seed", "versions", "hardware", "commit", "command", "date")
-                    }
-                    stamped.append(replace(row, **said))
-        results.rewrite(stamped)
-        results.add(fresh)
-        return len(fresh) + sum(row.part in PARTS and row.metric not in (SKIPPED, NOTE) for row in stamped)
 
 
 def finished(results: Results, part: str, dataset: str, system: str, passages: Sequence[Any]) -> set[str]:
@@ -189,13 +158,5 @@ def _whole(results: Results, part: str, dataset: str, records: Mapping[str, Reco
     return bool(records) and len(records) == asked
 
 
-def _datasets(results: Results, part: str) -> list[str]:
-    return list(dict.fromkeys(dataset for dataset, _ in results.question_sets(part)))
-
-
 def _systems(results: Results, part: str, dataset: str) -> list[str]:
     return [system for name, system in results.question_sets(part) if name == dataset]
-
-
-def _name(row: Row) -> str:
-    return repr((row.part, row.dataset, row.system, row.metric, sorted(row.settings.items(), key=str)))

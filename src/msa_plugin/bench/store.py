@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from msa_plugin.bench import jsonl
 from msa_plugin.bench.base import Row, Scored
 from msa_plugin.bench.provenance import Provenance, now
-from msa_plugin.config import problems
+from msa_plugin.config import MemoryConfig, problems
 from msa_plugin.errors import ConfigError
 
 Key: TypeAlias = tuple[str, str, str, Mapping[str, Any]]  # part, dataset, system, settings
@@ -166,11 +166,9 @@ class Results:
         before = saved.get("parts", {}).get(part)
         if fresh:
             self.remove(part)
-        elif before is not None and before != wanted:
-            names = sorted(n for n in {*before, *wanted} if before.get(n) != wanted.get(n))
-            changes = "; ".join(f"{n}: {before.get(n)!r} then, {wanted.get(n)!r} now" for n in names)
+        elif before is not None and (changes := list(_changes(_today(before), wanted))):
             raise ConfigError(
-                f"{self.out.name} holds results of another configuration ({changes}); "
+                f"{self.out.name} holds results of another configuration ({'; '.join(changes)}); "
                 "give another --out, or --fresh to start over"
             )
         self._save({**saved, "parts": {**saved.get("parts", {}), part: wanted}})
@@ -303,6 +301,23 @@ def falling(scores: Sequence[float]) -> list[float]:
         if not given[i] < given[i - 1]:
             given[i] = np.nextafter(given[i - 1], np.float32(-np.inf))
     return [float(score) for score in given]
+
+
+def _today(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Saved settings with options of a memory that came later: they were at their defaults, which change nothing."""
+    if not isinstance(settings.get("memory"), Mapping):
+        return dict(settings)
+    return {**settings, "memory": {**MemoryConfig().model_dump(mode="json"), **settings["memory"]}}
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """What differs, option by option."""
+    for name in sorted({*before, *now}):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _changes(old, new, f"{within}{name}.")
+        elif old != new:
+            yield f"{within}{name}: {old!r} then, {new!r} now"
 
 
 def _name(part: str, dataset: str, system: str, settings: Mapping[str, Any]) -> str:

@@ -134,7 +134,7 @@ def report(
     Example: msa bench report results --recompute
     """
     from msa_plugin.bench.packing import pack as packed
-    from msa_plugin.bench.scoring import recompute as rebuild
+    from msa_plugin.bench.recompute import recompute as rebuild
 
     said = Output(as_json)
     if not (out / "results.jsonl").is_file() and not (out / "questions").is_dir():
