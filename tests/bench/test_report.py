@@ -187,10 +187,10 @@ def test_degradation_tells_loss_and_growth() -> None:
         "msa": ["0.800", "0.720", "0.648", "19.0 %"],
         "bm25": ["0.800", "0.640", "0.512", "36.0 %"],
     }
-    time = titled(tables, "Degradation, seconds_p50, one")
+    time = titled(tables, "Degradation, seconds to search, median, one")
     assert lines(time)["bm25"] == ["20.0 ms", "40.0 ms", "60.0 ms", "3.00\u00d7"]
     assert [c.small for c in time.rows[1]][1:-1] == ["2.00\u00d7"] * 3
-    assert titled(tables, "Degradation, route_seconds_p50, one").folded
+    assert titled(tables, "Degradation, seconds to route, median, one").folded
 
 
 def test_a_loss_that_was_measured_is_shown_as_it_was() -> None:

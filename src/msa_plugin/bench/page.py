@@ -57,7 +57,14 @@ figcaption { font-size: .84rem; color: var(--soft); margin-top: .5rem; max-width
   th, td { padding: .3rem .5rem; }
   tbody th { min-width: 5.5rem; max-width: 9rem; }
 }
-@media print { nav { display: none; } .wide { overflow: visible; } }
+@media print {
+  nav { display: none; }
+  .wide { overflow: visible; }
+  table { font-size: .7rem; }
+  td, th { padding: .2rem .4rem; overflow-wrap: anywhere; }
+  td.n { white-space: normal; }
+  pre { white-space: pre-wrap; }
+}
 """
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 

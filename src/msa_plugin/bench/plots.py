@@ -23,7 +23,7 @@ from msa_plugin.bench.plot_style import (
     short,
     style,
 )
-from msa_plugin.bench.report_rows import BASE, Saved, distinct, plain, systems, timed, whole
+from msa_plugin.bench.report_rows import BASE, Saved, distinct, plain, spelled, systems, timed, whole
 from msa_plugin.bench.report_tables import Figure, clean, joined, tokens
 
 Dot = tuple[str, float, float | None, float | None]  # label, value, interval
@@ -140,7 +140,7 @@ def _scale(saved: Saved) -> list[Figure]:
         metrics = [
             m for m in dict.fromkeys([*_GROWING, *(r.metric for r in some)]) if not timed(m) or m in growth.SHOWN
         ]
-        panels = [(m, [r for r in some if r.metric == m]) for m in metrics]
+        panels = [(spelled(m), [r for r in some if r.metric == m]) for m in metrics]
         panels = sorted([p for p in panels if p[1]][:6], key=lambda p: timed(p[0]))
         caption = f"{dataset}: quality and latency as the memory grows. {_WHISKERS}"
         found.append(_lines(f"degradation-{number}.png", panels, caption, systems(saved.rows)))

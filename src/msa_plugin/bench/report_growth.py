@@ -8,7 +8,7 @@ from typing import Any
 
 from msa_plugin.bench.base import Row
 from msa_plugin.bench.report_quality import interval, intervals
-from msa_plugin.bench.report_rows import BASE, Saved, comparable, distinct, ratio, setting, systems, timed
+from msa_plugin.bench.report_rows import BASE, Saved, comparable, distinct, ratio, setting, spelled, systems, timed
 from msa_plugin.bench.report_tables import DASH, Cell, Column, Table, bold_best, number, times, tokens
 
 STAGES = ("encode", "route", "gather", "prefill", "decode", "total")
@@ -84,7 +84,7 @@ def _scale(rows: list[Row], losses: Mapping[tuple[str, str, Any], Row]) -> Table
     heads = (Column(tokens(s) + ("*" if s in invented else "")) for s in sizes)
     head = (Column("system", number=False), *heads, Column(last))
     return Table(
-        f"Degradation, {metric}, {dataset}",
+        f"Degradation, {spelled(metric)}, {dataset}",
         head,
         tuple(body),
         tuple(notes),

@@ -17,6 +17,7 @@ from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.errors import ConfigError
 
 BASE = "msa"
+_PERCENTILES = {"50": "median", "95": "95th percentile"}
 _MULTI_HOP = 1.5  # hops a question, on average
 
 
@@ -120,6 +121,14 @@ def comparable(rows: Sequence[Row]) -> bool:
 def timed(metric: str) -> bool:
     """Whether a metric is a time or a size, whose bounds are percentiles."""
     return "seconds" in metric or "bytes" in metric
+
+
+def spelled(metric: str) -> str:
+    """A metric of a memory that grows as a title has it: `route_seconds_p95` is "seconds to route, 95th percentile"."""
+    what, found, percentile = metric.rpartition("seconds_p")
+    if found and percentile in _PERCENTILES:
+        return f"seconds to {what.rstrip('_') or 'search'}, {_PERCENTILES[percentile]}"
+    return metric.replace("prefilter_recall", "share of the exact search's best, recall")
 
 
 def costs(metric: str) -> bool:
