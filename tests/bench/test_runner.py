@@ -12,6 +12,7 @@ from test_judge import Endpoint
 from facade import TOPICS
 from msa_plugin.bench.judge import Judge
 from msa_plugin.bench.recompute import recompute
+from msa_plugin.bench.scoring import exact_twin
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.errors import ConfigError, IngestError, MissingExtraError
 
@@ -247,3 +248,16 @@ def test_smallest_corpora_come_first(tmp_path, backbone):
     corpus.write_text("".join(corpus.read_text().splitlines(keepends=True)[:5]))
     rows = run(backbone, Fakes(), config(tmp_path / "out", tmp_path / "sets", systems=("words",)))
     assert [r.dataset for r in rows if r.metric == "AP"] == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "exact"),
+    [
+        ("msa+faiss:IVF256,PQ48@candidates=1000,nprobe=8", "msa"),
+        ("msa+coarse:128+rerank", "msa+rerank"),
+        ("fusion:msa+faiss:IVF8,Flat~bm25", "fusion:msa~bm25"),
+        ("msa", None),
+    ],
+)
+def test_the_exact_twin_of_a_system_behind_an_index(name, exact):
+    assert exact_twin(name) == exact

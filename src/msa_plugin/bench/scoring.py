@@ -20,7 +20,7 @@ from msa_plugin.bench.store import Results
 BASE = "msa"  # what other systems are tested against
 ADAPTIVE = "adaptive"
 _PREFILTER = re.compile(
-    r"\+(?:faiss|coarse):[^+~,)]*"
+    r"\+(?:faiss|coarse):[^+~)]*"
 )  # in the name of a system: candidates come from an approximate index
 EXACT = "exact_recall@10"  # what that costs: how many of the exact search's ten best it still finds
 EXACT_READ = "exact_read"  # and for answers: the share of what is read behind exact search that is read here too
