@@ -1,11 +1,12 @@
-"""What a cluster adds to a question: the same documents in one process and in two actors, asked in turns.
+"""What a cluster adds to a question, and where it goes: the same documents in one process and in two actors.
 
 python tests/cluster/overhead.py --documents 2000 --questions 200
 
 A random model of two routing layers makes keys of 384 numbers, as wide as the default's. Every question is asked in one
-process and in the cluster, one after the other, so that whatever else the machine does meets both. Rankings are
-compared. `search` is routing alone (one round trip), `retrieve` includes encoding the question and reading the hits
-(two round trips). Times are the wall's.
+process, in the cluster, and of each shard's bank opened in this process, in turns, so that whatever else the machine
+does meets all of them; between them goes a call of Ray's that does nothing. Rankings are compared. `search` is routing
+alone (one round trip), `retrieve` includes encoding the question and reading the hits (two round trips). Times are the
+wall's; below them is the processor time that one search and one empty call take, by process.
 """
 
 from __future__ import annotations
@@ -15,32 +16,57 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 
+import psutil
+import ray
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from msa_plugin.bench.timing import percentiles
-from msa_plugin.cluster.wire import pack
+from msa_plugin.cluster.manifest import shard_folder
+from msa_plugin.cluster.wire import flat
 from msa_plugin.memory import LatentMemory
 from tiny import tiny_adapter, tiny_backbone
 
 WORDS = ("lighthouse", "bee", "glacier", "violin", "harbour", "compiler", "saffron", "meteor", "river", "copper")
+WARM_UP = 5  # questions
+PARTS = ("send", "wait", "merge")
+
+
+class Watched:
+    """The calls of a cluster's shards, with the time at which each was sent or answered."""
+
+    def __init__(self, actors):
+        self._actors, self.sent, self.answered = actors, 0.0, 0.0
+
+    def __getattr__(self, name):
+        return getattr(self._actors, name)
+
+    def call(self, *arguments):
+        reply = self._actors.call(*arguments)
+        self.sent = time.perf_counter()
+        return reply
+
+    def result(self, *arguments):
+        answer = self._actors.result(*arguments)
+        self.answered = time.perf_counter()
+        return answer
 
 
 def text(number):
     return " ".join(WORDS[number // 10**place % 10] for place in range(4)) + f", text {number}"
 
 
-def timed(call):
-    began = time.perf_counter()
-    result = call()
-    return result, 1000 * (time.perf_counter() - began)
-
-
 def searched(memory, asked, k):
     return memory.engine.search.ranked(asked, k, memory.engine.bank.select("default"), None)
+
+
+def nothing(memory):
+    ray.get([actor.__ray_ready__.remote() for actor in memory.engine.bank.shards._running])
 
 
 def main():
@@ -53,63 +79,124 @@ def main():
     torch.set_num_threads(1)
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15 else, unlike the one process beside them
     backbone = tiny_backbone()
-    adapter = tiny_adapter(backbone, head_dim=192)
+    options = {"model": backbone, "adapter": tiny_adapter(backbone, head_dim=192)}
+    cluster = {"shards": told.shards, "start_timeout": 900, "timeout": 900}
     documents = [{"id": str(n), "text": text(n)} for n in range(told.documents)]
-    with tempfile.TemporaryDirectory() as folder:
-        options = {"model": backbone, "adapter": adapter}
-        with (
-            LatentMemory.open(Path(folder) / "one", **options) as one,
-            LatentMemory.open(
-                Path(folder) / "many", cluster={"shards": told.shards, "start_timeout": 900, "timeout": 900}, **options
-            ) as many,
-        ):
-            one.add(documents)
-            many.add(documents)
-            report(told, {"one process": one, f"{told.shards} actors": many})
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        one = stack.enter_context(LatentMemory.open(folder / "one", **options))
+        many = stack.enter_context(LatentMemory.open(folder / "many", cluster=cluster, **options))
+        one.add(documents)
+        many.add(documents)
+        alone = [
+            stack.enter_context(LatentMemory.open(shard_folder(folder / "many", shard), read_only=True, **options))
+            for shard in range(told.shards)
+        ]
+        say(f"{told.documents} documents, {told.questions} questions, k {told.k}; ms: 5th percentile, median, 95th")
+        search(told, one, many, alone)
+        retrieve(told, one, many)
+        by_process(told, many)
+        travels(many, told.k)
 
 
-def report(told, memories):
-    times = {name: {"search": [], "retrieve": []} for name in memories}
-    for number in range(told.questions + 5):  # the first ones warm up
-        question = text(7 * number + 3)
-        for stage in ("search", "retrieve"):
-            found = []
-            for name, memory in memories.items():
-                if stage == "search":
-                    asked = memory.engine._vectors([question])
-                    rows, spent = timed(lambda m=memory, a=asked: searched(m, a, told.k))
-                    found.append([[(r.ordinal, r.score) for r in row] for row in rows])
-                else:
-                    hits, spent = timed(lambda m=memory, q=question: m.retrieve(q, told.k))
-                    found.append([(h.id, h.score) for h in hits])
-                if number >= 5:
-                    times[name][stage].append(spent)
-            assert found[0] == found[1], (question, found)
-    say(f"{told.documents} documents, {told.questions} questions, k {told.k}; ms: 5th percentile, median, 95th")
-    for name, stages in times.items():
-        for stage, spent in stages.items():
-            say(f"{name:12} {stage:9}", *(f"{value:9.2f}" for value in percentiles(spent)))
-    for stage in ("search", "retrieve"):
-        first, second = (percentiles(stages[stage]) for stages in times.values())
-        say(f"added        {stage:9}", *(f"{b - a:9.2f}" for a, b in zip(first, second, strict=True)))
-    travels(list(memories.values())[1], told.k)
+def search(told, one, many, alone):
+    shards = many.engine.bank.shards
+    shards._launcher = watched = Watched(shards._launcher)
+    spent = Spent()
+    for question in questions(told):
+        asked = one.engine._vectors([question])
+        expected = spent("one process", lambda a=asked: searched(one, a, told.k))
+        began = time.perf_counter()
+        found = spent(f"{told.shards} actors", lambda a=asked: searched(many, a, told.k))
+        stages = (began, watched.sent, watched.answered, time.perf_counter())
+        for part, (start, end) in zip(PARTS, pairwise(stages), strict=True):
+            spent.note(part, end - start)
+        spent("empty call", lambda: nothing(many))
+        for shard, memory in enumerate(alone):
+            spent(f"shard {shard} here", lambda m=memory, a=asked: searched(m, a, told.k))
+        assert found == expected, (question, found, expected)
+    shards._launcher = watched._actors
+    say("search, one round trip")
+    spent.report(told.shards)
+
+
+def retrieve(told, one, many):
+    spent = Spent()
+    for question in questions(told):
+        expected = spent("one process", lambda q=question: one.retrieve(q, told.k))
+        found = spent(f"{told.shards} actors", lambda q=question: many.retrieve(q, told.k))
+        assert found == expected, (question, found, expected)
+    say("retrieve, two round trips")
+    spent.report(told.shards)
+
+
+def questions(told):
+    return [text(7 * number + 3) for number in range(told.questions + WARM_UP)]
+
+
+class Spent:
+    """Milliseconds by name."""
+
+    def __init__(self):
+        self.times = {}
+
+    def __call__(self, name, call):
+        began = time.perf_counter()
+        result = call()
+        self.note(name, time.perf_counter() - began)
+        return result
+
+    def note(self, name, seconds):
+        self.times.setdefault(name, []).append(1000 * seconds)
+
+    def report(self, shards):
+        times = {name: spent[WARM_UP:] for name, spent in self.times.items()}
+        pairs = zip(times[f"{shards} actors"], times["one process"], strict=True)
+        times["added"] = [cluster - alone for cluster, alone in pairs]
+        for name, spent in times.items():
+            say(f"  {name:14}", *(f"{value:9.2f}" for value in percentiles(spent)))
+
+
+def by_process(told, many):
+    """Processor time of one search and of one empty call."""
+    asked = many.engine._vectors([text(3)])
+    for name, call in (("search", lambda: searched(many, asked, told.k)), ("empty call", lambda: nothing(many))):
+        before = processor_times()
+        for _ in range(told.questions):
+            call()
+        used = {who: 1000 * (time_ - before.get(who, 0.0)) / told.questions for who, time_ in processor_times().items()}
+        say(f"processor time of one {name}, ms:", ", ".join(f"{who} {used[who]:.2f}" for who in sorted(used)))
+
+
+def processor_times():
+    """Seconds so far: of this process, of the actors, of Ray's other processes."""
+    times = {"driver": time.process_time(), "actors": 0.0, "Ray's own": 0.0}
+    for process in psutil.process_iter(["cmdline", "cpu_times", "pid"]):
+        command, used = " ".join(process.info["cmdline"] or ()), process.info["cpu_times"]
+        if used is None or process.info["pid"] == os.getpid():
+            continue
+        if command.startswith("ray::Shard"):
+            times["actors"] += used.user + used.system
+        elif "/ray/" in command:
+            times["Ray's own"] += used.user + used.system
+    return times
 
 
 def travels(memory, k):
     """Bytes of one question's calls, as Ray serialises them."""
-    from ray import cloudpickle
-
+    serialize = ray._private.worker.global_worker.get_serialization_context().serialize
     bank = memory.engine.bank
-    sent = (bank.select("default").asked, *map(pack, memory.engine._vectors([text(3)])), k)
-    answers = bank.shards.each("ranked", dict.fromkeys(range(bank.shards.count), sent))
-    numbers = [r.ordinal for r in answers[0][0]]
+    sent = [bank.select("default").asked.light(), flat(memory.engine._vectors([text(3)])), k]
+    answers = bank.shards.each("ranked", dict.fromkeys(range(bank.shards.count), tuple(sent)))
+    numbers = [row[1] for row in answers[0][0]]
     read = bank.shards.each("documents", {0: (numbers,)})[0]
-    sizes = [len(cloudpickle.dumps(part)) for part in (sent, answers[0], numbers, read)]
+    sizes = [serialize(part).total_bytes for part in (sent, answers[0], numbers, read)]
     say("bytes: question to a shard {}, its answer {}; ordinals to a shard {}, its documents {}".format(*sizes))
 
 
 def say(*words):
     sys.stdout.write(" ".join(map(str, words)) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

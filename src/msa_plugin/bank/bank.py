@@ -171,11 +171,15 @@ class MemoryBank:
             return tuple(view.segments.values())
 
     def key_rows(self, ordinals: Sequence[int], group: str) -> list[Tensor]:
-        """Routing keys [C_i, W] of each document, sliced from the map (int8: as float32). Raises as `content`."""
+        """Routing keys [C_i, W] of each document (int8: as float32). Raises as `content`."""
         places = self._places(ordinals)
         if any(group not in segment.keys for segment, _ in places):
             raise InvalidQueryError(f"no key group {group!r} in this bank; there are {sorted(places[0][0].keys)}")
-        return [segment.key_numbers(position, group) for segment, position in places]
+        positions: dict[Segment, list[int]] = {}
+        for segment, position in places:
+            positions.setdefault(segment, []).append(position)
+        rows = {segment: iter(segment.key_numbers(found, group)) for segment, found in positions.items()}
+        return [next(rows[segment]) for segment, _ in places]
 
     def content(self, ordinals: Sequence[int], layer: int) -> list[Tensor]:
         """Content [C_i', 2, KV, D] of each document: `Segment.content_numbers`. Raises BankError, InvalidQueryError."""
@@ -193,11 +197,7 @@ class MemoryBank:
 
     def _places(self, ordinals: Sequence[int]) -> list[tuple[Segment, int]]:
         with self._reading(ordinals) as view:
-            places = view.catalog.documents.places(view.at, ordinals)
-            found = [(view.segment(number, [position]), position) for number, position in places]
-            for segment, _ in found:
-                segment.check()
-            return found
+            return view.located(view.catalog.documents.places(view.at, ordinals))
 
     def documents(self, ordinals: Sequence[int]) -> list[StoredDocument]:
         """Documents by ordinal. Raises BankError for one that is gone and that no selection in use allows."""

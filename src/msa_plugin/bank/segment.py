@@ -181,17 +181,19 @@ class Segment:
         """
         self._check_rows(self._key_rows, None if allowed is None else allowed.nonzero()[:, 0])
 
-    def key_rows(self, position: int, group: str) -> Tensor:
-        """Routing keys [C, W] of the document at `position`; call `check` first. Raises BankCorruptError."""
-        return self._rows_of(self.keys[group], position)
+    def key_numbers(self, positions: Sequence[int], group: str) -> list[Tensor]:
+        """Routing keys [C, W] of each of the documents at `positions`, int8 as the float32 that they stand for.
 
-    def key_numbers(self, position: int, group: str) -> Tensor:
-        """As `key_rows`, int8 keys as the float32 numbers that they stand for."""
-        keys = self.key_rows(position, group)
-        return keys * self._rows_of(self.scales[group], position)[:, None] if group in self.scales else keys
+        Call `check` first. Raises BankCorruptError.
+        """
+        keys, scales, counts = self.gathered(positions, group)
+        return list((keys if scales is None else keys * scales[:, None]).split(counts.tolist()))
 
     def gathered(self, positions: Sequence[int], group: str) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Keys [C, W], scales [C] and chunk counts [n] of the documents at `positions`, side by side; as `key_rows`."""
+        """Keys [C, W], scales [C] and chunk counts [n] of the documents at `positions`, side by side.
+
+        See `key_numbers`.
+        """
         at = torch.tensor(positions, dtype=torch.int64)
         self._check_rows(self._key_rows, at)
         starts, ends = self.key_offsets[at], self.key_offsets[at + 1]
@@ -240,7 +242,7 @@ class Segment:
                 raise self._damaged(f"its int8 content of layer {layer} has no scales that fit")
 
     def latents(self, position: int) -> Latents:
-        """Everything kept of the document at `position`, as slices of the memory maps; see `key_rows`."""
+        """Everything kept of the document at `position`, as slices of the memory maps; see `key_numbers`."""
         keys = {name: self._rows_of(stored, position) for name, stored in self._stored.items()}
         content = {layer: self.content_rows(position, layer) for layer in self.content}
         return Latents(keys, content, {name: self._scale_rows(position, name) for name in self._content_scales})

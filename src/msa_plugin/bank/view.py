@@ -170,14 +170,18 @@ class View:
 
     def _masks(self, places: Iterable[Place]) -> dict[int, Tensor]:
         """A bool mask [n] for each segment that has one of the `places`."""
-        positions: dict[int, list[int]] = {}
-        for segment, position in places:
-            positions.setdefault(segment, []).append(position)
         masks = {}
-        for number, found in positions.items():
+        for number, found in _by_segment(places).items():
             masks[number] = torch.zeros(self.segment(number, found).record.documents, dtype=torch.bool)
             masks[number][torch.tensor(found)] = True
         return masks
+
+    def located(self, places: Sequence[Place]) -> list[tuple[Segment, int]]:
+        """Each place's segment, which was checked, and the position in it. Raises BankCorruptError."""
+        segments = {number: self.segment(number, found) for number, found in _by_segment(places).items()}
+        for segment in segments.values():
+            segment.check()
+        return [(segments[number], position) for number, position in places]
 
     def segment(self, number: int, positions: Sequence[int]) -> Segment:
         """The segment `number`. Raises BankCorruptError where it, or one of `positions` in it, does not exist."""
@@ -189,6 +193,13 @@ class View:
         if segment is None or int(within.min()) < 0 or int(within.max()) >= segment.record.documents:
             raise BankCorruptError(f"the catalog places documents in segment {number!r:.80} where there are none")
         return segment
+
+
+def _by_segment(places: Iterable[Place]) -> dict[int, list[int]]:
+    positions: dict[int, list[int]] = {}
+    for segment, position in places:
+        positions.setdefault(segment, []).append(position)
+    return positions
 
 
 def _selection(parts: Iterable[tuple[Segment, Tensor | None]], moment: Moment) -> Selection:

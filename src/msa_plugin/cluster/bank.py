@@ -23,7 +23,7 @@ from msa_plugin.cluster.selection import ShardedSelection
 from msa_plugin.cluster.shard import Asked
 from msa_plugin.cluster.shards import Shards
 from msa_plugin.cluster.shipping import Shipped
-from msa_plugin.cluster.wire import unpack
+from msa_plugin.cluster.wire import unflat_document, unpack
 from msa_plugin.errors import BankCorruptError, BankError, BankReadOnlyError, InvalidQueryError, SnapshotError
 from msa_plugin.types import Document, Filter, Stats, VerifyReport
 
@@ -109,7 +109,7 @@ class ClusterBank:
         """Ask every shard about a selection, which takes note of those that were missed."""
         with self._guard:
             over = tuple(self._over.popleft() for _ in range(len(self._over)))
-        answers, missed = self.shards.some(method, selection.asked._replace(forget=over), *arguments)
+        answers, missed = self.shards.some(method, selection.asked._replace(forget=over).light(), *arguments)
         selection.note(missed)
         return answers
 
@@ -132,7 +132,7 @@ class ClusterBank:
 
     def documents(self, ordinals: Sequence[int]) -> list[StoredDocument]:
         """See `MemoryBank.documents`."""
-        return self._by_ordinal("documents", ordinals)
+        return [unflat_document(fields) for fields in self._by_ordinal("documents", ordinals)]
 
     def _by_ordinal(self, method: str, ordinals: Sequence[int], *arguments: Any) -> list[Any]:
         """One thing for each document, from the shards that hold them."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from msa_plugin.bank.handle import Selected
 from msa_plugin.cluster.bank import ClusterBank
 from msa_plugin.cluster.selection import ShardedSelection
-from msa_plugin.cluster.wire import pack, unpack
+from msa_plugin.cluster.wire import flat, pack, unflat_row, unpack
 from msa_plugin.engine.ranking import Ranked, SharedQueries
 from msa_plugin.errors import ConfigError
 from msa_plugin.routing.prefilter import Prefilter, PrefilterSpec
@@ -34,11 +34,11 @@ class ClusterSearch:
     ) -> list[list[Ranked]]:
         """The best `k` of each row by a shared selection."""
         assert isinstance(selection, ShardedSelection) and prefilter is None
-        answers = self.bank.find("ranked", selection, *map(pack, asked), k)
+        answers = self.bank.find("ranked", selection, flat(asked), k)
         for shard, rows in answers.items():
-            self.bank.remember(shard, (r.ordinal for row in rows for r in row))
+            self.bank.remember(shard, (ordinal for row in rows for _, ordinal, *_ in row))
         rows = [[r for rows in answers.values() for r in rows[row]] for row in range(asked.votes.shape[0])]
-        return [sorted(row, key=lambda r: (-r.score, r.ordinal))[:k] for row in rows]
+        return [unflat_row(sorted(row, key=lambda r: (-r[0], r[1]))[:k]) for row in rows]
 
     def route(self, layer: int, queries: Tensor, votes: Tensor, k: int, selection: Selected) -> RoutedDocuments:
         """The best `k` of each row at one layer; `queries` [B, H, T, D], `votes` bool [B, T]."""

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import torch
 
 from msa_plugin.bank.bank import MemoryBank
-from msa_plugin.bank.documents import Known, StoredDocument
+from msa_plugin.bank.documents import Known
 from msa_plugin.bank.tiers import Tiers
 from msa_plugin.bank.view import Selection
 from msa_plugin.cluster.shipping import Shipped
-from msa_plugin.cluster.wire import Packed, pack_all, unpack
+from msa_plugin.cluster.wire import Packed, flat_document, flat_row, pack_all, unflat, unpack
 from msa_plugin.config import MemoryConfig, RoutingConfig
 from msa_plugin.engine.engine import Engine, fingerprint
-from msa_plugin.engine.ranking import Ranked, SharedQueries
+from msa_plugin.engine.ranking import SharedQueries
 from msa_plugin.engine.search import BankSearch
 from msa_plugin.errors import BankError, FingerprintMismatchError
 from msa_plugin.routing.key_search import KeySearch
@@ -57,11 +57,15 @@ class Asked(NamedTuple):
     where: Filter | None
     only: frozenset[int] | None
     parent: int | None
-    forget: tuple[int, ...]
+    forget: Sequence[int]
+
+    def light(self) -> Sequence[Any]:
+        """Its fields, as a list where that spares pickling them; a filter may hold what only pickling keeps."""
+        return self if self.where or self.only is not None else [*self[:-1], list(self.forget)]
 
 
 class Shard:
-    """One shard. Methods may be called from several threads at once."""
+    """One shard. Methods may be called from several threads at once; `asked` are the fields of an `Asked`."""
 
     bank: MemoryBank
 
@@ -96,26 +100,30 @@ class Shard:
 
     # -- finding ----------------------------------------------------------------------------------------------------
 
-    def ranked(self, asked: Asked, queries: Packed, shares: Packed, votes: Packed, k: int) -> list[list[Ranked]]:
-        """The best `k` of each row by a shared selection; see `Search.ranked`."""
-        shared = SharedQueries(*(unpack(part).to(self._spec.device) for part in (queries, shares, votes)))
-        return self._search.ranked(shared, k, self._selected(asked))
+    def ranked(self, asked: Sequence[Any], question: list[Any], k: int) -> list[Any]:
+        """The best `k` of each row by a shared selection, each a `wire.flat_row`; see `Search.ranked`.
 
-    def route(self, asked: Asked, layer: int, queries: Packed, votes: Packed, k: int) -> tuple[Packed, ...]:
+        `question` is `SharedQueries`, flat.
+        """
+        shared = SharedQueries(*(part.to(self._spec.device) for part in unflat(question)))
+        return [flat_row(row) for row in self._search.ranked(shared, k, self._selected(asked))]
+
+    def route(self, asked: Sequence[Any], layer: int, queries: Packed, votes: Packed, k: int) -> tuple[Packed, ...]:
         """Ordinals and scores of the best `k` of each row at one layer; see `Search.route`."""
         where = self._spec.device
         found = self._search.route(layer, unpack(queries).to(where), unpack(votes).to(where), k, self._selected(asked))
         return tuple(pack_all(found))
 
-    def count(self, asked: Asked) -> int:
+    def count(self, asked: Sequence[Any]) -> int:
         """Documents of a selection."""
         return self._selected(asked).documents
 
-    def ordinals(self, asked: Asked) -> list[int]:
+    def ordinals(self, asked: Sequence[Any]) -> list[int]:
         """Their ordinals, ascending."""
         return self._selected(asked).ordinals().tolist()
 
-    def _selected(self, asked: Asked) -> Selection:
+    def _selected(self, fields: Sequence[Any]) -> Selection:
+        asked = Asked(*fields)
         for token in asked.forget:
             self._selections.pop(token, None)
         kept = self._selections.get(asked.token)
@@ -135,9 +143,9 @@ class Shard:
         """See `MemoryBank.content`."""
         return pack_all(self.bank.content(ordinals, layer))
 
-    def documents(self, ordinals: Sequence[int]) -> list[StoredDocument]:
-        """See `MemoryBank.documents`."""
-        return self.bank.documents(ordinals)
+    def documents(self, ordinals: Sequence[int]) -> list[list[Any]]:
+        """See `MemoryBank.documents`; each a `wire.flat_document`."""
+        return [flat_document(document) for document in self.bank.documents(ordinals)]
 
     def held(self, ordinals: Sequence[int]) -> list[int]:
         """Those of `ordinals` that are here."""
