@@ -9,7 +9,8 @@ from msa_plugin.cluster.bank import ClusterBank
 from msa_plugin.engine.ingestion import Changed, Ingestion
 from msa_plugin.types import Document
 
-_DOCUMENTS, _CHARACTERS = 64, 4 << 20  # that a shard is sent at once, on average
+# That a shard is sent at once, on average: it becomes one segment, and a search pays for each segment that it reads.
+_DOCUMENTS, _CHARACTERS = 1024, 1 << 20
 
 
 class ClusterIngestion(Ingestion):
