@@ -187,7 +187,8 @@ class Segment:
         Call `check` first. Raises BankCorruptError.
         """
         keys, scales, counts = self.gathered(positions, group)
-        return list((keys if scales is None else keys * scales[:, None]).split(counts.tolist()))
+        numbers = keys if scales is None else keys * scales[:, None]
+        return list(torch.split(numbers, counts.tolist()))
 
     def gathered(self, positions: Sequence[int], group: str) -> tuple[Tensor, Tensor | None, Tensor]:
         """Keys [C, W], scales [C] and chunk counts [n] of the documents at `positions`, side by side.

@@ -88,8 +88,8 @@ def loss_rows(records: Iterable[Record], seed: int) -> Iterator[Row]:
     if len(sizes) > 1:
         first, last = min(sizes), max(sizes)
         ends = {"from": first[0], "to": last[0]}
-        sides = [{r["id"]: r for r in sizes[size]} for size in (first, last)]
-        for row in losses(*sides, seed):
+        before, after = ({r["id"]: r for r in sizes[size]} for size in (first, last))
+        for row in losses(before, after, seed):
             yield replace(row, settings={**row.settings, **ends})
 
 
