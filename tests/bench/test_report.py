@@ -17,7 +17,7 @@ from msa_plugin.bench import plots, report, report_growth, report_quality
 from msa_plugin.bench.base import Row
 from msa_plugin.bench.plot_style import style
 from msa_plugin.bench.report import table, write_report
-from msa_plugin.bench.report_rows import Saved
+from msa_plugin.bench.report_rows import Saved, spelled
 from msa_plugin.bench.report_tables import Cell, Column, Table, duration, escaped, markdown, size, tokens
 from msa_plugin.bench.store import NOTE, SKIPPED
 from msa_plugin.errors import ConfigError, MissingExtraError
@@ -187,10 +187,18 @@ def test_degradation_tells_loss_and_growth() -> None:
         "msa": ["0.800", "0.720", "0.648", "19.0 %"],
         "bm25": ["0.800", "0.640", "0.512", "36.0 %"],
     }
-    time = titled(tables, "Degradation, seconds to search, median, one")
+    time = titled(tables, "Degradation, seconds in all, median, one")
     assert lines(time)["bm25"] == ["20.0 ms", "40.0 ms", "60.0 ms", "3.00\u00d7"]
     assert [c.small for c in time.rows[1]][1:-1] == ["2.00\u00d7"] * 3
     assert titled(tables, "Degradation, seconds to route, median, one").folded
+
+
+def test_no_two_metrics_are_spelled_alike() -> None:
+    stages = ("", "search_", "encode_", "route_", "answer_")
+    metrics = [f"{stage}seconds_{p}" for stage in stages for p in ("p50", "p95")]
+    names = [spelled(metric) for metric in (*metrics, "seconds", "R@10", "prefilter_recall@10")]
+    assert len(set(names)) == len(names)
+    assert names[:3] == ["seconds in all, median", "seconds in all, 95th percentile", "seconds to search, median"]
 
 
 def test_a_loss_that_was_measured_is_shown_as_it_was() -> None:

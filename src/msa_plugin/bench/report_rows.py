@@ -127,7 +127,7 @@ def spelled(metric: str) -> str:
     """A metric of a memory that grows as a title has it: `route_seconds_p95` is "seconds to route, 95th percentile"."""
     what, found, percentile = metric.rpartition("seconds_p")
     if found and percentile in _PERCENTILES:
-        return f"seconds to {what.rstrip('_') or 'search'}, {_PERCENTILES[percentile]}"
+        return f"seconds {f'to {what[:-1]}' if what else 'in all'}, {_PERCENTILES[percentile]}"
     return metric.replace("prefilter_recall", "share of the exact search's best, recall")
 
 
