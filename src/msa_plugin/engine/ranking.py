@@ -156,13 +156,21 @@ def explained(
 
     Without `scores` they are worked out here, as the sum of the shares.
     """
-    ranked = []
-    for place, (ordinal, keys) in enumerate(zip(ordinals, bank.key_rows(ordinals, "shared"), strict=True)):
-        products = shares @ keys.to(shares).T
-        token, chunk = divmod(int(products.sum(0).argmax()), keys.shape[0])
-        by_layer = products[:, token, chunk].tolist()
+    if not ordinals:
+        return []
+    rows = bank.key_rows(ordinals, "shared")
+    lengths = [keys.shape[0] for keys in rows]
+    # Products and sums are each document's own: how they round must not depend on what else was found.
+    products = [shares @ keys.to(shares).T for keys in rows]
+    totals = torch.cat([product.sum(0) for product in products], 1).cpu().numpy()
+    parts = torch.cat(products, 2).cpu().numpy()
+    ranked, first = [], 0
+    for place, (ordinal, length) in enumerate(zip(ordinals, lengths, strict=True)):
+        token, chunk = divmod(int(totals[:, first : first + length].argmax()), length)
+        by_layer = parts[:, token, first + chunk].tolist()
         score = sum(by_layer) if scores is None else scores[place]
         ranked.append(Ranked(ordinal, score, dict(zip(config.layers, by_layer, strict=True)), chunk))
+        first += length
     return ranked
 
 
