@@ -22,7 +22,7 @@ COMMANDS = [
     ("add",), ("ask",), ("retrieve",), ("delete",), ("calibrate",), ("demo",),
     ("bank", "info"), ("bank", "verify"), ("bank", "compact"), ("bank", "snapshot"),
     ("bench", "encode"), ("bench", "route"), ("bench", "read"), ("bench", "open"),
-    ("bench", "interleave"), ("bench", "content"),
+    ("bench", "interleave"), ("bench", "content"), ("bench", "ids"),
 ]  # fmt: skip
 
 
@@ -207,8 +207,8 @@ def test_benchmarks_give_their_numbers(msa):
     assert 0 < int8["key_error_mean"] < 0.015 < float8["key_error_mean"] < 0.05
     assert 0 < int8["value_error_max"] < 0.02 and int8["bytes_content_per_token"] < exact["bytes_content_per_token"] / 2
     code, out, _ = msa("bench", "read", "--repeats", "1", "--json")
-    assert code == 0 and len(json.loads(out)) == 6
-    assert all(row["first_token_s"] > 0 for row in json.loads(out))
+    assert code == 0 and len(json.loads(out)) == 9
+    assert all(row["first_token_s"] > 0 and 0 <= row["exact_match"] <= row["f1"] <= 1 for row in json.loads(out))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What each reading mode costs and gives: bytes per token, time to first token, likelihood of the right answer."""
+"""What each reading mode costs and gives: bytes per token, time to first token, what becomes of answers."""
 
 from __future__ import annotations
 
@@ -13,18 +13,25 @@ from torch import Tensor
 
 from msa_plugin import prompts
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.bench.metrics import exact_match, f1
+from msa_plugin.config import GenerationConfig
 from msa_plugin.data import SampleQuestion, sample_documents, sample_questions
+from msa_plugin.engine.generate import TextStream, decode
 from msa_plugin.engine.reading import Excerpt, Prefill, Reader
 from msa_plugin.memory import LatentMemory
 
-# Untrained backbones read only what is hardly pooled, so the latent mode is shown at three poolings.
+# Untrained backbones read only what is hardly pooled, so the latent mode is shown at several poolings.
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("text", {"reading": "text"}),
     ("kv", {"reading": "kv"}),
     ("kv / 4", {"reading": "kv", "content_pooling": 4}),
     ("latent / 1", {"reading": "latent", "content_pooling": 1}),
+    ("latent / 2", {"reading": "latent", "content_pooling": 2}),
+    ("latent / 4", {"reading": "latent", "content_pooling": 4}),
+    ("latent / 8", {"reading": "latent", "content_pooling": 8}),
     ("latent / 64", {"reading": "latent", "content_pooling": 64}),
 )
+_REPLY = GenerationConfig(max_new_tokens=24)  # the sample's answers are a few words
 
 
 def run(model: str | Backbone | None, adapter: Any = None, *, repeats: int = 3) -> list[dict[str, Any]]:
@@ -62,7 +69,7 @@ def _closed_book(backbone: Backbone, adapter: Any, repeats: int) -> dict[str, An
 
 
 def _row(name: str, reader: Reader, chosen: list[list[Excerpt]], repeats: int) -> dict[str, Any]:
-    seconds, likelihoods = [], []
+    seconds, likelihoods, exact, overlaps = [], [], [], []
     for question, excerpts in zip(sample_questions(), chosen, strict=True):
         timed = []
         for _ in range(repeats):
@@ -71,7 +78,20 @@ def _row(name: str, reader: Reader, chosen: list[list[Excerpt]], repeats: int) -
             timed.append(time.perf_counter() - began)
         seconds.append(median(timed))
         likelihoods.append(answer_nll(reader.backbone, prefill, question.answers[0]))
-    return {"mode": name, "first_token_s": mean(seconds), "answer_nll": mean(likelihoods)}
+        said = _reply(reader, question, excerpts)
+        exact.append(exact_match(said, question.answers))
+        overlaps.append(f1(said, question.answers))
+    scores = {"answer_nll": mean(likelihoods), "exact_match": mean(exact), "f1": mean(overlaps)}
+    return {"mode": name, "first_token_s": mean(seconds), **scores}
+
+
+def _reply(reader: Reader, question: SampleQuestion, excerpts: list[Excerpt]) -> str:
+    """What the model answers, greedily."""
+    prefill = reader.prefill([question.question], [excerpts])
+    stream = TextStream(reader.backbone, _REPLY.stop)
+    for _ in decode(reader.backbone, prefill.state, prefill.logits, prefill.positions, [stream], _REPLY):
+        pass
+    return stream.text
 
 
 def excerpts_of(memory: LatentMemory, question: SampleQuestion) -> list[Excerpt]:

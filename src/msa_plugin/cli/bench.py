@@ -122,7 +122,7 @@ def scale_routing(
 
 @app.command()
 def read(model: Model = None, adapter: AdapterPath = None, repeats: Repeats = 3, as_json: Json = False) -> None:
-    """Bytes per token, time to first token and answer likelihood of each reading mode, on the sample corpus.
+    """Bytes per token, time to first token and answers of each reading mode, on the sample corpus.
 
     Example: msa bench read
     """
@@ -131,16 +131,52 @@ def read(model: Model = None, adapter: AdapterPath = None, repeats: Repeats = 3,
     out = Output(as_json)
     out.note("building a bank in each reading mode ...")
     rows = bench.run(model, adapter, repeats=repeats)
-    out.say("mode         bytes/token  (keys, content)     time to first token   over text   answer NLL")
+    out.say("mode         bytes/token  (keys, content)     time to first token   over text   answer NLL     EM     F1")
     for row in rows:
         parts = f"({row['bytes_keys_per_token']:,.0f}, {row['bytes_content_per_token']:,.0f})"
         first = seconds(row["first_token_s"])
         out.say(
             f"{row['mode']:12} {row['bytes_per_token']:11,.0f}  {parts:19} {first:>19} "
-            f"{row['first_token_over_text']:11.2f} {row['answer_nll']:12.2f}"
+            f"{row['first_token_over_text']:11.2f} {row['answer_nll']:12.2f} "
+            f"{row['exact_match']:6.2f} {row['f1']:6.2f}"
         )
     out.say("Bytes are routing keys and content; the catalog with the texts comes on top. NLL: nats per token of the")
-    out.say("expected answer, with the needed documents read; an untrained backbone cannot read pooled latents well.")
+    out.say(
+        "expected answer, with the needed documents read; EM, F1: of the reply with the answers. A backbone that is"
+    )
+    out.say("not trained for it cannot read pooled latents well.")
+    out.result(rows)
+
+
+@app.command()
+def ids(
+    data: Annotated[Path, typer.Option(help="Folder of a data set: its passages and questions.")],
+    adapter: AdapterPath = None,
+    documents: Annotated[
+        str, typer.Option(help="Sizes of the memory in passages, separated by commas.")
+    ] = "16,100,1000",
+    questions: Annotated[int, typer.Option(help="Questions to ask at every size.", min=1)] = 50,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """How often an adapter that writes document ids writes the right one, by the size of the memory.
+
+    Example: msa bench ids --data DATA/dev/musique --adapter ADAPTER --documents 16,100
+    """
+    from msa_plugin.bench import ids as bench
+    from msa_plugin.bench.datasets import load_dataset
+    from msa_plugin.bench.scale_routing import sizes
+
+    out = Output(as_json)
+    rows = []
+    out.say("documents   questions   right (95 %)          a number written   gold passage routed   by chance")
+    for row in bench.run(model, adapter, load_dataset(data), sizes=sizes(documents), questions=questions):
+        low, high = row["accuracy_95"]
+        out.say(
+            f"{row['documents']:9,} {row['questions']:11} {row['accuracy']:7.3f} ({low:.3f} to {high:.3f}) "
+            f"{row['wrote']:18.3f} {row['routed']:21.3f} {row['chance']:11.4f}"
+        )
+        rows.append(row)
     out.result(rows)
 
 

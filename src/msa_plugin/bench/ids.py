@@ -1,0 +1,104 @@
+"""Whether an adapter that claims `emit_ids` writes the right document's number, among few documents and among many.
+
+For every size a memory of its own holds what the questions need and other passages of the data set; each question is
+asked once, one number may be written, and it is right if it is that of a gold passage. `wrote` is the share of
+questions for which one was written, `routed` the share for which routing let the model read a gold passage at all,
+`chance` what a number drawn at random would get.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.bench.base import Dataset, Question
+from msa_plugin.bench.metrics import bootstrap
+from msa_plugin.bench.sampling import in_order
+from msa_plugin.errors import AdapterError, ConfigError
+from msa_plugin.memory import LatentMemory
+from msa_plugin.types import Document
+
+
+def run(
+    model: str | Backbone | None,
+    adapter: Any,
+    dataset: Dataset,
+    *,
+    sizes: Sequence[int] = (16, 100, 1000),
+    questions: int = 50,
+    seed: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """A row for each size, as it is measured.
+
+    Raises AdapterError for an adapter that does not write ids, ConfigError for sizes that the data set cannot fill.
+    """
+    backbone = model if isinstance(model, Backbone) else Backbone.load(model)
+    for size in sizes:
+        asked, documents = memory_of(dataset, size, questions, seed)
+        yield _measure(backbone, adapter, asked, documents)
+
+
+def memory_of(dataset: Dataset, size: int, questions: int, seed: int) -> tuple[list[Question], list[Document]]:
+    """Up to `questions` questions of which all that they need fits, and `size` documents in random order.
+
+    Raises ConfigError when the data set has fewer passages, or no question that needs so few.
+    """
+    if not 1 <= size <= len(dataset.documents):
+        raise ConfigError(
+            f"{dataset.name} has {len(dataset.documents)} passages; no memory of {size} can be made of it"
+        )
+    held = {d.id: d for d in dataset.documents}
+    asked: list[Question] = []
+    needed: dict[str, None] = {}
+    for question in in_order(dataset.questions, seed):
+        wants = [i for i in question.positives if i in held]
+        if wants and len(asked) < questions and len(needed.keys() | set(wants)) <= size:
+            asked.append(question)
+            needed |= dict.fromkeys(wants)
+    if not asked:
+        raise ConfigError(f"{dataset.name} has no question whose passages fit among {size}")
+    draw = random.Random(seed)
+    others = draw.sample([i for i in held if i not in needed], size - len(needed))
+    documents = [held[i] for i in [*needed, *others]]
+    draw.shuffle(documents)
+    return asked, documents
+
+
+def _measure(
+    backbone: Backbone, adapter: Any, asked: Sequence[Question], documents: Sequence[Document]
+) -> dict[str, Any]:
+    wrote, right, routed, chance = [], [], [], []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        LatentMemory.open(Path(folder) / "bank", model=backbone, adapter=adapter, reading="latent") as memory,
+    ):
+        if memory.engine.generative is None:
+            raise AdapterError(
+                f"adapter {memory.engine.adapter.config.name} does not write document ids (ability emit_ids); "
+                "`msa train --recipe cpu-packed` makes one that is trained to"
+            )
+        memory.add(list(documents), on_progress=lambda _: None)
+        for question in asked:
+            answer = memory.ask(question.text, generated_rounds=1, ids_per_round=1, max_new_tokens=1)
+            named = answer.trace.rounds[0].selected if answer.trace.rounds else ()
+            gold = question.positives.keys() & {d.id for d in documents}
+            wrote.append(float(bool(named)))
+            right.append(float(any(i in gold for i in named)))
+            found = {h.id for h in memory.retrieve(question.text, k=memory.engine.top_k)}
+            routed.append(float(bool(gold & found)))
+            chance.append(len(gold) / len(documents))
+    low, high = bootstrap(right)
+    return {
+        "documents": len(documents),
+        "questions": len(asked),
+        "accuracy": mean(right),
+        "accuracy_95": [low, high],
+        "wrote": mean(wrote),
+        "routed": mean(routed),
+        "chance": mean(chance),
+    }
