@@ -80,7 +80,7 @@ def _measure(
         if memory.engine.generative is None:
             raise AdapterError(
                 f"adapter {memory.engine.adapter.config.name} does not write document ids (ability emit_ids); "
-                "`msa train --recipe cpu-packed` makes one that is trained to"
+                "train one by a packed recipe whose settings claim it (abilities)"
             )
         memory.add(list(documents), on_progress=lambda _: None)
         for question in asked:
