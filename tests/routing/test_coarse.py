@@ -95,3 +95,19 @@ def test_needs_no_faiss(bank, monkeypatch):
     found = Prefilter.build(selection, CONFIG, "coarse:all")
     assert found.bytes == 1200 * (16 + 4) + 1200 * 8
     assert found.candidates(falling(1), 3) == [found.candidates(falling(1)[:, None], 3)[0]]
+
+
+@pytest.mark.parametrize("width", [48, 50, 64])
+@pytest.mark.parametrize("chunks", [1, 9, 10, 133])
+def test_an_index_read_from_the_disk_scores_as_the_one_that_was_saved(tmp_path, width, chunks):
+    """Where its tensors begin in the file depends on how many there are; torch's product needs them aligned."""
+    draw = np.random.default_rng(chunks)
+    keys, asked = (draw.standard_normal((n, width)).astype(np.float32) for n in (chunks, 2))
+    built = CoarseIndex.build("all", width, 2, [keys])
+    built.save(tmp_path / "index")
+    again = CoarseIndex.read(tmp_path / "index", "all", width, 2)
+    for rows in (1, 2):
+        scores, found = again.search(asked[:rows], chunks)
+        assert np.array_equal(found, built.search(asked[:rows], chunks)[1])
+        exact = np.take_along_axis(asked[:rows] @ keys.T, found, 1)
+        np.testing.assert_allclose(scores, exact, atol=0.03 * width**0.5)  # numbers of the order of one

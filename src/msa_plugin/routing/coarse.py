@@ -25,6 +25,7 @@ EVERYTHING = "all"
 _PANEL = 1 << 14
 # Up to so many vectors torch's int8 product, which turns integers into numbers in registers, beats converted panels.
 _FEW = 2
+_LANES = 16  # bytes; with AVX-512 that product crashes, or is wrong, where rows begin elsewhere (torch 2.13)
 logger = logging.getLogger(__name__)
 
 
@@ -49,11 +50,11 @@ class CoarseIndex:
 
     @classmethod
     def read(cls, path: Path, numbers: str, width: int, parts: int) -> CoarseIndex | None:
-        """What `save` wrote, as memory maps; None where it cannot be read or holds something else."""
+        """What `save` wrote, memory-mapped where products can take it; None for what cannot be read or is not that."""
         columns = _columns(numbers, width, parts)
         try:
             tensors = load_file(path)
-            panels = [(tensors[f"{n}.keys"], tensors[f"{n}.scales"]) for n in range(len(tensors) // 2)]
+            panels = [(_placed(tensors[f"{n}.keys"]), tensors[f"{n}.scales"]) for n in range(len(tensors) // 2)]
         except (SafetensorError, OSError, KeyError) as error:
             logger.warning("%s cannot be read (%s); building it again", path, error)
             return None
@@ -108,9 +109,13 @@ def _small(keys: Tensor) -> tuple[Tensor, Tensor]:
     return stored, scales[:, 0].contiguous()
 
 
+def _placed(keys: Tensor) -> Tensor:
+    return keys if keys.data_ptr() % _LANES == 0 else keys.clone()
+
+
 def _products(question: Tensor, keys: Tensor, scales: Tensor) -> Tensor:
     """Scores float32 [t, c]: for few vectors rounded to bfloat16, which is enough to name candidates."""
-    if len(question) <= _FEW:
+    if len(question) <= _FEW and keys.shape[1] % _LANES == 0:
         low = torch.bfloat16
         return torch._weight_int8pack_mm(question.to(low), keys, scales.to(low)).float()
     return (question @ keys.float().T) * scales
