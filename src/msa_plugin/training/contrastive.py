@@ -194,7 +194,8 @@ class Contrastive:
         questions, owners = self._queries(group.asks, draw)
         vectors = self._vectors(questions, router)
         asked = self._asked(vectors, owners)
-        products = asked @ keys.T
+        with torch.autocast(keys.device.type, enabled=False):  # a temperature would enlarge what bf16 rounds off
+            products = asked.float() @ keys.float().T
         by_document = _best(products, torch.repeat_interleave(torch.arange(len(rows)), chunks), len(rows))
         scores = _best(by_document.T, torch.tensor(owners.step), len(group.asks)).T
         return _Scored(scores, sum(map(len, rows)) + sum(map(len, questions)))
