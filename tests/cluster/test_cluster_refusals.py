@@ -113,13 +113,9 @@ def test_damage_is_found_in_its_shard(tmp_path, open_cluster):
     assert not report.ok and all(p.startswith("shard 1: ") for p in report.problems) and report.documents
 
 
-def test_what_needs_all_texts_or_keys_here_is_refused(tmp_path, open_cluster):
-    with pytest.raises(ConfigError, match="lexical"):
-        open_cluster(lexical=0.5)
+def test_keys_stay_where_they_are(open_cluster):
     memory = open_cluster()
     memory.add(topics())
-    with pytest.raises(ConfigError, match="prefilter"):
-        memory.engine.use_prefilter("coarse:all", tmp_path / "index", memory.engine.bank.select("default"))
     with pytest.raises(ConfigError, match="stay in its shards"):
         memory.engine.bank.select("default").key_blocks("shared")
 

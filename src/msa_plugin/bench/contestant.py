@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from msa_plugin.bench.base import Cost, System, Workspace
 from msa_plugin.bench.growth import NAMESPACE
 from msa_plugin.bench.systems import Options
+from msa_plugin.engine.search import Index
 from msa_plugin.errors import ConfigError
-from msa_plugin.routing.prefilter import Prefilter, apart, recall_against_exact
+from msa_plugin.routing.prefilter import apart, recall_against_exact
 
 READING = ("gather", "prefill", "decode")
 # Searching an index is what routing is for a memory; one name lets a table put them side by side.
@@ -51,7 +52,7 @@ class Contestant:
         if not self.msa and not isinstance(self.system, System):
             raise ConfigError(f"{name} does not search; times are compared between systems that do")
         self.cost: Cost | None = None
-        self._index: Prefilter | None = None
+        self._index: Index | None = None
 
     def prepare(self) -> None:
         """Index the corpus, and remember what that cost."""

@@ -19,7 +19,7 @@ from msa_plugin.bank.filters import compile_filter
 from msa_plugin.bank.intake import check_namespace
 from msa_plugin.bank.lock import WriterLock
 from msa_plugin.cluster.manifest import Manifest, home
-from msa_plugin.cluster.selection import ShardedSelection
+from msa_plugin.cluster.selection import PLACES, ShardedSelection
 from msa_plugin.cluster.shard import Asked
 from msa_plugin.cluster.shards import Shards
 from msa_plugin.cluster.shipping import Shipped
@@ -28,7 +28,6 @@ from msa_plugin.errors import BankCorruptError, BankError, BankReadOnlyError, In
 from msa_plugin.types import Document, Filter, Stats, VerifyReport
 
 _PAGE = 1000
-_PLACES = 1 << 16  # documents whose shard is remembered
 
 
 class ClusterBank:
@@ -116,9 +115,9 @@ class ClusterBank:
     def remember(self, shard: int, ordinals: Iterable[int]) -> None:
         """Where documents are: for good, for an ordinal is never given to another one."""
         with self._guard:
-            if len(self._places) > _PLACES:
+            if len(self._places) > PLACES:
                 self._places.clear()
-            self._places.update(dict.fromkeys(itertools.islice(ordinals, _PLACES), shard))
+            self._places.update(dict.fromkeys(itertools.islice(ordinals, PLACES), shard))
 
     # -- reading ----------------------------------------------------------------------------------------------------
 

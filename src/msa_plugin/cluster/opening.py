@@ -20,7 +20,7 @@ from msa_plugin.cluster.shards import Shards
 from msa_plugin.cluster.shipping import Shipped
 from msa_plugin.config import ClusterConfig, MemoryConfig
 from msa_plugin.engine.engine import Engine, fingerprint
-from msa_plugin.errors import BankNotFoundError, ClusterError, ConfigError
+from msa_plugin.errors import BankNotFoundError, ClusterError
 from msa_plugin.types import Fingerprint
 
 
@@ -45,11 +45,9 @@ def open_cluster(
     """The cluster in folder `path`, made where there is none and it is not only to be read.
 
     `model` is what shards load to encode, `backbone` the same in this process, for questions and answers.
-    Raises ConfigError for settings that a cluster cannot have, ClusterError for a plain bank, another number of shards
+    Raises ClusterError for a plain bank, another number of shards
     or a Ray that cannot be used, and the errors of `MemoryBank.open`.
     """
-    if config.lexical:
-        raise ConfigError("lexical= counts words over all texts in one process; leave it out with cluster=")
     made_with = fingerprint(backbone, adapter, config)
     read_only = read_only or snapshot is not None
     path = path.absolute()

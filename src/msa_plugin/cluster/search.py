@@ -7,7 +7,9 @@ Shapes: B rows, T tokens, H heads, D head dim.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +19,25 @@ from msa_plugin.cluster.bank import ClusterBank
 from msa_plugin.cluster.selection import ShardedSelection
 from msa_plugin.cluster.wire import flat, pack, unflat_row, unpack
 from msa_plugin.engine.ranking import Ranked, SharedQueries
+from msa_plugin.engine.search import Index
 from msa_plugin.errors import ConfigError
-from msa_plugin.routing.prefilter import Prefilter, PrefilterSpec
+from msa_plugin.routing.prefilter import PrefilterSpec
 from msa_plugin.routing.scorer import RoutedDocuments
+
+
+@dataclass(frozen=True)
+class ShardIndexes:
+    """A prefilter in every shard, over its part of a selection, which shards keep as long as this lives."""
+
+    spec: str
+    folder: str
+    selection: ShardedSelection
+    documents: int
+    bytes: int
+
+    def arguments(self) -> list[Any]:
+        """What a shard finds its index by; see `Shard.index`."""
+        return [self.selection.asked.light(), self.spec, self.folder]
 
 
 class ClusterSearch:
@@ -30,11 +48,16 @@ class ClusterSearch:
         self.bank = bank
 
     def ranked(
-        self, asked: SharedQueries, k: int, selection: Selected, prefilter: Prefilter | None = None
+        self, asked: SharedQueries, k: int, selection: Selected, prefilter: Index | None = None
     ) -> list[list[Ranked]]:
-        """The best `k` of each row by a shared selection."""
-        assert isinstance(selection, ShardedSelection) and prefilter is None
-        answers = self.bank.find("ranked", selection, flat(asked), k)
+        """The best `k` of each row by a shared selection; with a prefilter, of what shards' indexes name.
+
+        A shard that was started again reads its index from where it was saved, or builds it anew.
+        """
+        assert isinstance(selection, ShardedSelection)
+        assert prefilter is None or isinstance(prefilter, ShardIndexes)
+        behind = [] if prefilter is None else [prefilter.arguments()]
+        answers = self.bank.find("ranked", selection, flat(asked), k, *behind)
         for shard, rows in answers.items():
             self.bank.remember(shard, (ordinal for row in rows for _, ordinal, *_ in row))
         rows = [[r for rows in answers.values() for r in rows[row]] for row in range(asked.votes.shape[0])]
@@ -50,9 +73,19 @@ class ClusterSearch:
             parts.append(found)
         return merged(parts, k, queries)
 
-    def prefilter(self, spec: PrefilterSpec | str, folder: Path, selection: Selected) -> Prefilter:
-        """Raises ConfigError."""
-        raise ConfigError("a prefilter indexes keys in this process; a cluster's shards search theirs exactly")
+    def prefilter(self, spec: PrefilterSpec | str, folder: Path, selection: Selected) -> ShardIndexes:
+        """An index in every shard, over its part of `selection`; each names as many candidates as one alone would.
+
+        Kept on each shard's machine, in a folder of its own inside `folder`. Raises as `Prefilter.open`.
+        """
+        assert isinstance(selection, ShardedSelection)
+        parsed = PrefilterSpec.parse(spec) if isinstance(spec, str) else spec
+        where = str(folder.absolute())
+        made = self.bank.find("index", selection, str(parsed), where).values()
+        documents, size = (sum(part[i] for part in made) for i in (0, 1))
+        if not documents:
+            raise ConfigError("there is no document to build a prefilter over; add documents first")
+        return ShardIndexes(str(parsed), where, selection, documents, size)
 
 
 def merged(parts: list[RoutedDocuments], k: int, like: Tensor) -> RoutedDocuments:

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from msa_plugin.cluster.shard import Asked
+from msa_plugin.cluster.wire import unpack
 from msa_plugin.errors import ConfigError
 from msa_plugin.types import KeyBlock
 
 if TYPE_CHECKING:
     from msa_plugin.cluster.bank import ClusterBank
+
+PLACES = 1 << 16  # documents whose shard a bank remembers
 
 
 class ShardedSelection:
@@ -24,6 +27,7 @@ class ShardedSelection:
         """Use `ClusterBank.select`. What is narrowed from a selection shares its `missed`."""
         self._bank, self.asked = bank, asked
         self._missed = set[int]() if missed is None else missed
+        self._ordinals: Tensor | None = None
         weakref.finalize(self, bank.let_go, asked.token).atexit = False
 
     @property
@@ -45,11 +49,13 @@ class ShardedSelection:
         raise ConfigError("routing keys of a cluster stay in its shards; open a shard's folder with read_only=True")
 
     def ordinals(self) -> Tensor:
-        """Ordinals of all of them, ascending int64 [n]: eight bytes a document travel."""
-        found = self._bank.find("ordinals", self)
-        for shard, ordinals in found.items():
-            self._bank.remember(shard, ordinals)
-        return torch.tensor(sorted(o for ordinals in found.values() for o in ordinals), dtype=torch.int64)
+        """Ordinals of all of them, ascending int64 [n]: eight bytes a document travel, once a selection."""
+        if self._ordinals is None:
+            found = {shard: unpack(ordinals) for shard, ordinals in self._bank.find("ordinals", self).items()}
+            for shard, ordinals in found.items():
+                self._bank.remember(shard, ordinals[:PLACES].tolist())
+            self._ordinals = torch.cat([torch.empty(0, dtype=torch.int64), *found.values()]).sort().values
+        return self._ordinals
 
     def admits(self, ordinals: Iterable[int]) -> set[int]:
         """Those of `ordinals` that are among them."""

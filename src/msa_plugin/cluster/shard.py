@@ -5,6 +5,7 @@ Nothing in here knows of Ray or of other shards. Tensors come and go as `wire.Pa
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -18,13 +19,14 @@ from msa_plugin.bank.documents import Known
 from msa_plugin.bank.tiers import Tiers
 from msa_plugin.bank.view import Selection
 from msa_plugin.cluster.shipping import Shipped
-from msa_plugin.cluster.wire import Packed, flat_document, flat_row, pack_all, unflat, unpack
+from msa_plugin.cluster.wire import Packed, flat_document, flat_row, pack, pack_all, unflat, unpack
 from msa_plugin.config import MemoryConfig, RoutingConfig
 from msa_plugin.engine.engine import Engine, fingerprint
 from msa_plugin.engine.ranking import SharedQueries
 from msa_plugin.engine.search import BankSearch
 from msa_plugin.errors import BankError, FingerprintMismatchError
 from msa_plugin.routing.key_search import KeySearch
+from msa_plugin.routing.prefilter import Prefilter
 from msa_plugin.types import Document, EncodedDocument, Filter, Fingerprint
 
 # What is asked of a shard's bank as it stands.
@@ -75,6 +77,8 @@ class Shard:
         self._engine: Engine | None = None
         self._opened = False
         self._selections: dict[int, Selection] = {}
+        self._prefilters: dict[tuple[int, str], Prefilter | None] = {}
+        self._indexing = threading.Lock()
 
     def open(self) -> int:
         """Open the bank; returns the number that its next document would get. Raises as `MemoryBank.open`."""
@@ -100,13 +104,34 @@ class Shard:
 
     # -- finding ----------------------------------------------------------------------------------------------------
 
-    def ranked(self, asked: Sequence[Any], question: list[Any], k: int) -> list[Any]:
+    def ranked(
+        self, asked: Sequence[Any], question: list[Any], k: int, behind: Sequence[Any] | None = None
+    ) -> list[Any]:
         """The best `k` of each row by a shared selection, each a `wire.flat_row`; see `Search.ranked`.
 
-        `question` is `SharedQueries`, flat.
+        `question` is `SharedQueries`, flat; `behind` the arguments of `index`, for candidates of a prefilter.
         """
         shared = SharedQueries(*(part.to(self._spec.device) for part in unflat(question)))
-        return [flat_row(row) for row in self._search.ranked(shared, k, self._selected(asked))]
+        prefilter = None if behind is None else self._prefilter(*behind)
+        return [flat_row(row) for row in self._search.ranked(shared, k, self._selected(asked), prefilter)]
+
+    def index(self, asked: Sequence[Any], spec: str, folder: str) -> list[int]:
+        """Make a prefilter ready over a selection, saved in this shard's part of `folder`; its documents and bytes."""
+        made = self._prefilter(asked, spec, folder)
+        return [0, 0] if made is None else [made.documents, made.bytes]
+
+    def _prefilter(self, asked: Sequence[Any], spec: str, folder: str) -> Prefilter | None:
+        """None where the selection has nothing here: whatever comes later is scored exactly."""
+        selection, key = self._selected(asked), (Asked(*asked).token, spec)
+        with self._indexing:
+            if key not in self._prefilters:
+                here, made_with = Path(folder) / self._spec.path.name, self._spec.fingerprint
+                self._prefilters[key] = (
+                    Prefilter.open(here, made_with, selection, self._spec.routing, spec)
+                    if selection.documents
+                    else None
+                )
+            return self._prefilters[key]
 
     def route(self, asked: Sequence[Any], layer: int, queries: Packed, votes: Packed, k: int) -> tuple[Packed, ...]:
         """Ordinals and scores of the best `k` of each row at one layer; see `Search.route`."""
@@ -118,14 +143,16 @@ class Shard:
         """Documents of a selection."""
         return self._selected(asked).documents
 
-    def ordinals(self, asked: Sequence[Any]) -> list[int]:
+    def ordinals(self, asked: Sequence[Any]) -> Packed:
         """Their ordinals, ascending."""
-        return self._selected(asked).ordinals().tolist()
+        return pack(self._selected(asked).ordinals())
 
     def _selected(self, fields: Sequence[Any]) -> Selection:
         asked = Asked(*fields)
         for token in asked.forget:
             self._selections.pop(token, None)
+            for key in [key for key in list(self._prefilters) if key[0] == token]:
+                self._prefilters.pop(key, None)
         kept = self._selections.get(asked.token)
         if kept is None:
             kept = self._selections.get(asked.parent or 0) or self.bank.select(asked.namespace, asked.where)

@@ -32,7 +32,7 @@ from msa_plugin.engine.numbering import Numbering
 from msa_plugin.engine.per_layer import LayerRouting, RoutedPass, Row
 from msa_plugin.engine.ranking import Ranked, SharedQueries, blended, rank_routed, shared_queries
 from msa_plugin.engine.reading import Excerpt, Prefill, Reader
-from msa_plugin.engine.search import BankSearch, Search
+from msa_plugin.engine.search import BankSearch, Index, Search
 from msa_plugin.engine.setup import (
     batch_tokens,
     check_question,
@@ -44,7 +44,7 @@ from msa_plugin.engine.setup import (
 from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
 from msa_plugin.events import RetrievalEnded, RetrievalEvent, RoundStarted
 from msa_plugin.routing.key_search import KeySearch
-from msa_plugin.routing.prefilter import Prefilter, PrefilterSpec
+from msa_plugin.routing.prefilter import PrefilterSpec
 from msa_plugin.types import Document, EncodedDocument, Hit, Round
 
 __all__ = ["Engine", "check_window", "fingerprint"]
@@ -104,7 +104,7 @@ class Engine:
         )
         self.excerpts = Excerpts(backbone, bank, self.encoder.layout_of, adapter.config.routing.pooling)
         self.search = search or BankSearch(bank, adapter.config.routing, KeySearch.of(self.tiers.keys, config))
-        self.prefilter: Prefilter | None = None
+        self.prefilter: Index | None = None
         self.lexical: Lexical | None = None
         self.use_lexical(config.lexical)
         reading = () if self.content is None else self.content.layers

@@ -88,9 +88,12 @@ class Lexical:
         by_words = ordinals[torch.from_numpy(np.lexsort((ordinals.numpy(), -scores))[:count])].tolist()
         missing = sorted(set(by_words) - found.keys())
         found |= {r.ordinal: r for r in explained(self.bank, self.router.config, shares, missing)}
-        places = torch.searchsorted(ordinals, torch.tensor(list(found))).tolist()
+        wanted = torch.tensor(list(found))
+        places = torch.searchsorted(ordinals, wanted).clamp(max=len(ordinals) - 1)
+        # A shard may have answered and then have been lost: what it named has no words in this index.
+        words = torch.from_numpy(scores)[places].where(ordinals[places] == wanted, 0.0).tolist()
         both = [
-            replace(r, score=r.score + self.weight * float(scores[at]) / best)
-            for r, at in zip(found.values(), places, strict=True)
+            replace(r, score=r.score + self.weight * share / best)
+            for r, share in zip(found.values(), words, strict=True)
         ]
         return sorted(both, key=lambda r: (-r.score, r.ordinal))[:k]

@@ -16,18 +16,28 @@ from msa_plugin.routing.prefilter import Prefilter, PrefilterSpec
 from msa_plugin.routing.scorer import RoutedDocuments
 
 
+class Index(Protocol):
+    """A prefilter that is ready: one in this process (`Prefilter`), or one in every shard."""
+
+    @property
+    def documents(self) -> int:
+        """How many it covers."""
+
+    @property
+    def bytes(self) -> int:
+        """Its memory, wherever that is."""
+
+
 class Search(Protocol):
     """Finds the documents whose routing keys fit best, exactly; ties go to the lower ordinal."""
 
-    def ranked(
-        self, asked: SharedQueries, k: int, selection: Selected, prefilter: Prefilter | None
-    ) -> list[list[Ranked]]:
+    def ranked(self, asked: SharedQueries, k: int, selection: Selected, prefilter: Index | None) -> list[list[Ranked]]:
         """The best `k` of each row by a shared selection, taken apart; with a `prefilter`, of its candidates."""
 
     def route(self, layer: int, queries: Tensor, votes: Tensor, k: int, selection: Selected) -> RoutedDocuments:
         """The best `k` of each row at one layer; `queries` [B, H, T, D], `votes` bool [B, T]."""
 
-    def prefilter(self, spec: PrefilterSpec | str, folder: Path, selection: Selected) -> Prefilter:
+    def prefilter(self, spec: PrefilterSpec | str, folder: Path, selection: Selected) -> Index:
         """An index over `selection`, kept in `folder`. Raises ConfigError and MissingExtraError."""
 
 
@@ -39,9 +49,10 @@ class BankSearch:
         self.bank, self.config, self.search = bank, config, search
 
     def ranked(
-        self, asked: SharedQueries, k: int, selection: Selected, prefilter: Prefilter | None = None
+        self, asked: SharedQueries, k: int, selection: Selected, prefilter: Index | None = None
     ) -> list[list[Ranked]]:
         """See `rank_shared`."""
+        assert prefilter is None or isinstance(prefilter, Prefilter)
         return rank_shared(self.bank, self.config, asked, k, selection, self.search, prefilter)
 
     def route(self, layer: int, queries: Tensor, votes: Tensor, k: int, selection: Selected) -> RoutedDocuments:

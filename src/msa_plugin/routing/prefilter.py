@@ -81,7 +81,8 @@ class PrefilterSpec:
     def __str__(self) -> str:
         """The text that `parse` reads."""
         options = {"candidates": float(self.candidates), **self.parameters}
-        return f"{self.kind}:{self.factory}@" + ",".join(f"{name}={value:g}" for name, value in options.items())
+        given = ",".join(f"{name}={repr(value).removesuffix('.0')}" for name, value in options.items())
+        return f"{self.kind}:{self.factory}@{given}"
 
     def _checked(self, text: str) -> PrefilterSpec:
         numbers = self.factory == EVERYTHING or (self.factory.isdecimal() and int(self.factory) > 0)

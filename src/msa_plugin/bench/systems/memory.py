@@ -16,8 +16,8 @@ from msa_plugin.engine.answering import Asked
 from msa_plugin.engine.interleave import Ranking
 from msa_plugin.engine.lexical import Lexical
 from msa_plugin.engine.ranking import Ranked
+from msa_plugin.engine.search import Index
 from msa_plugin.routing.lexical import WordIndex
-from msa_plugin.routing.prefilter import Prefilter
 
 
 class Msa:
@@ -29,7 +29,7 @@ class Msa:
             WordIndex([])
         self.name, self.workspace, self.options = name, workspace, options
         self.memory = workspace.memory
-        self._prefilter: Prefilter | None = None
+        self._prefilter: Index | None = None
         self._lexical: Lexical | None = None
 
     @property

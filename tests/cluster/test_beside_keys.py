@@ -1,0 +1,158 @@
+"""Words beside the keys, and indexes in front of them, over shards."""
+
+from __future__ import annotations
+
+import pytest
+from local import LocalActors
+from test_equality import QUESTIONS, filled, seen
+
+from facade import about, topics
+from msa_plugin.config import ClusterConfig
+from msa_plugin.errors import ConfigError
+
+WORDED = ["a violin, named topic", "glacier ice", "what keeps bees?", "words that no document has: xyzzy"]
+
+
+def prefiltered(memory, spec, folder):
+    memory.engine.use_prefilter(spec, folder, memory.engine.bank.select("default"))
+    return memory
+
+
+def nearly(hits):
+    """What an index hands on is multiplied in another order than whole segments are: the last bits differ."""
+    return [(h.id, round(h.score, 5), h.ordinal, h.text) for h in hits]
+
+
+# -- lexical -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 3, 12, 100])
+def test_words_count_as_in_one_process_ties_included(open_plain, open_cluster, k):
+    plain, cluster = filled(open_plain(lexical=0.7)), filled(open_cluster(lexical=0.7))
+    without = filled(open_cluster(name="without"))
+    rows = plain.retrieve(WORDED, k)
+    assert [seen(row) for row in cluster.retrieve(WORDED, k)] == [seen(row) for row in rows]
+    assert [seen(row) for row in rows] != [seen(row) for row in without.retrieve(WORDED, k)]
+
+
+@pytest.mark.parametrize("where", [{"copy": 1}, {"copy": 99}, lambda metadata: metadata.get("copy") != 0])
+def test_words_count_over_what_a_filter_allows(open_plain, open_cluster, where):
+    plain, cluster = filled(open_plain(lexical=1.0)), filled(open_cluster(lexical=1.0))
+    assert seen(cluster.retrieve(WORDED[0], 9, filter=where)) == seen(plain.retrieve(WORDED[0], 9, filter=where))
+
+
+def test_words_of_new_documents_count(open_plain, open_cluster):
+    memories = [filled(open(lexical=1.0)) for open in (open_plain, open_cluster)]
+    for memory in memories:
+        memory.retrieve(WORDED[0])
+        memory.add({"id": "new", "text": "xyzzy stands in one document alone"})
+        memory.delete(["violin-2"])
+    plain, cluster = ([seen(row) for row in memory.retrieve(WORDED, 6)] for memory in memories)
+    assert cluster == plain and plain[3][0][0] == "new"
+
+
+def test_texts_travel_once_and_ordinals_once_a_call(open_cluster):
+    memory = filled(open_cluster(lexical=1.0))
+    asked = []
+    for _ in range(2):
+        del LocalActors.latest.calls[:]
+        memory.retrieve(WORDED, 1)
+        asked.append([method for _, method in LocalActors.latest.calls])
+    assert [calls.count("ordinals") for calls in asked] == [2, 2]  # one a shard
+    assert asked[0].count("documents") == asked[1].count("documents") + 2
+
+
+@pytest.mark.parametrize("method", ["ranked", "ordinals"])
+def test_a_lost_shard_takes_its_words_along(open_cluster, method):
+    memory = filled(open_cluster(ClusterConfig(shards=2, on_lost="partial", restarts=1), lexical=1.0))
+    whole = seen(memory.retrieve(WORDED[0], 50))
+    LocalActors.latest.lose(1, method)
+    found = memory.retrieve(WORDED[0], 50)
+    assert found.missed_shards == (1,)
+    assert {h[0] for h in seen(found)} <= {h[0] for h in whole}
+    memory.refresh()
+    assert seen(memory.retrieve(WORDED[0], 50)) == whole
+
+
+def test_words_are_for_one_ranking(open_cluster, backbone):
+    from facade import PER_LAYER
+    from tiny import tiny_adapter
+
+    with pytest.raises(ConfigError, match="one ranking"):
+        open_cluster(adapter=tiny_adapter(backbone, read_latent=True, **PER_LAYER), lexical=0.5)
+
+
+# -- prefilters ----------------------------------------------------------------------------------------------------
+
+
+def test_an_exhaustive_index_in_every_shard_finds_what_exact_search_finds(open_cluster, tmp_path):
+    memory = filled(open_cluster())
+    exact = [nearly(row) for row in memory.retrieve(QUESTIONS, 5)]
+    prefiltered(memory, "coarse:all@candidates=1000", tmp_path / "indexes")
+    assert [nearly(row) for row in memory.retrieve(QUESTIONS, 5)] == exact
+    assert memory.engine.prefilter.documents == len(list(memory.ids())) and memory.engine.prefilter.bytes > 0
+    saved = {path.parent.name for path in (tmp_path / "indexes").rglob("prefilter-*")}
+    assert saved == {"shard-0000", "shard-0001"}
+
+
+def test_few_candidates_may_miss_but_score_exactly(open_cluster, tmp_path):
+    memory = filled(open_cluster())
+    exact = {hit[0]: hit[1] for hit in nearly(memory.retrieve(QUESTIONS[0], 100))}
+    prefiltered(memory, "coarse:1@candidates=1", tmp_path / "indexes")
+    found = nearly(memory.retrieve(QUESTIONS[0], 4))
+    assert 1 <= len(found) <= 8 and all(exact[hit[0]] == hit[1] for hit in found)
+
+
+def test_changes_after_an_index_was_built(open_cluster, tmp_path):
+    memory = prefiltered(filled(open_cluster()), "coarse:all@candidates=1000", tmp_path / "indexes")
+    memory.add([{"id": f"new-{n}", "text": about("violin")} for n in range(4)])
+    memory.delete(["violin-0"])
+    ways = ({}, {"filter": {"copy": {"$exists": False}}}, {"filter": {"copy": 1}})
+    behind = [nearly(memory.retrieve(QUESTIONS[0], 9, **way)) for way in ways]
+    memory.engine.use_prefilter(None, tmp_path, memory.engine.bank.select("default"))
+    assert behind == [nearly(memory.retrieve(QUESTIONS[0], 9, **way)) for way in ways]
+    assert "new-0" in [hit[0] for hit in behind[0]] and len(behind[1]) == 4
+
+
+def test_a_shard_without_a_document_has_no_index_and_is_searched_exactly(open_cluster, tmp_path):
+    memory = open_cluster(3)
+    memory.add({"id": "only", "text": about("violin")})
+    prefiltered(memory, "coarse:all", tmp_path / "indexes")
+    assert [hit.id for hit in memory.retrieve(QUESTIONS[0])] == ["only"]
+    memory.add(topics())
+    assert len(memory.retrieve(QUESTIONS[0], 50)) == 1 + len(topics())
+
+
+def test_a_shard_that_was_lost_finds_its_index_again(open_cluster, tmp_path):
+    memory = prefiltered(filled(open_cluster()), "coarse:all@candidates=1000", tmp_path / "indexes")
+    before = seen(memory.retrieve(QUESTIONS[0], 9))
+    LocalActors.latest.lose(1, "ranked")
+    assert seen(memory.retrieve(QUESTIONS[0], 9)) == before
+    assert LocalActors.latest.starts.count(1) == 2
+
+
+def test_an_index_goes_when_it_is_let_go(open_cluster, tmp_path):
+    memory = prefiltered(filled(open_cluster()), "coarse:all", tmp_path / "indexes")
+    shards = [actor.shard for actor in memory.engine.bank.shards._running]
+    assert all(shard._prefilters for shard in shards)
+    prefiltered(memory, None, tmp_path)
+    memory.retrieve(QUESTIONS[0])
+    assert not any(shard._prefilters for shard in shards)
+
+
+def test_words_and_an_index_together(open_cluster, open_plain, tmp_path):
+    plain, cluster = filled(open_plain(lexical=1.0)), filled(open_cluster(lexical=1.0))
+    prefiltered(cluster, "coarse:all@candidates=1000", tmp_path / "indexes")
+    rows = [nearly(row) for row in plain.retrieve(WORDED, 6)]
+    assert [nearly(row) for row in cluster.retrieve(WORDED, 6)] == rows
+
+
+def test_bad_prefilters_are_refused(open_cluster, tmp_path):
+    memory = open_cluster()
+    with pytest.raises(ConfigError, match="no document"):
+        prefiltered(memory, "coarse:all", tmp_path)
+    memory.add(topics())
+    for spec in ("coarse:none", "nothing", "faiss:Nonsense17"):
+        with pytest.raises(ConfigError):
+            prefiltered(memory, spec, tmp_path)
+    assert memory.engine.prefilter is None
