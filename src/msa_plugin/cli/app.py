@@ -11,6 +11,7 @@ import typer
 
 from msa_plugin import __version__
 from msa_plugin.cli import bank, bench, convert
+from msa_plugin.cli.average import average
 from msa_plugin.cli.demo import demo
 from msa_plugin.cli.options import (
     AdapterPath,
@@ -41,6 +42,7 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(convert.app, name="convert")
 app.command()(demo)
 app.command()(train)
+app.command()(average)
 
 
 def _version(wanted: bool) -> None:
