@@ -199,7 +199,7 @@ class LatentMemory(AsyncTwins):
         if not questions:
             return []
         ranking = self._engine.rank(questions, k, selection)
-        rows = [Hits(self._engine.hits(row)) for row in ranking.rows]
+        rows = [Hits(row) for row in self._engine.hits(ranking.rows)]
         for row in rows:
             row.missed_shards = selection.missed
         return rows[0] if isinstance(question, str) else rows

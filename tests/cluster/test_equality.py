@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from local import LocalActors
 
 from facade import PER_LAYER, about, topics
 from msa_plugin.cluster.search import merged
@@ -59,6 +60,16 @@ def test_rankings_are_the_same_ties_included(both, k):
     assert k < 5 or len(set(scores)) < len(scores)  # there are ties
 
 
+def test_a_batch_of_questions_takes_two_trips_and_hits_share_nothing(open_cluster):
+    memory = filled(open_cluster())
+    del LocalActors.latest.calls[:]
+    rows = memory.retrieve(QUESTIONS * 2, 5)
+    assert sorted(method for _, method in LocalActors.latest.calls) == ["documents"] * 2 + ["ranked"] * 2
+    twice = [next(hit for hit in row if hit.id == rows[0][0].id) for row in (rows[0], rows[3])]
+    twice[0].metadata["changed"] = True
+    assert "changed" not in twice[1].metadata
+
+
 @pytest.mark.parametrize(
     "where", [{"copy": 1}, {"even": True, "copy": {"$lt": 2}}, {"copy": 5}, lambda metadata: metadata.get("copy") != 0]
 )
@@ -95,6 +106,15 @@ def test_answers_are_the_same(both):
     assert "".join(cluster.stream(QUESTIONS[0], **options)) == rows[0].text
 
 
+def rounded(thing):
+    """Later layers route by what earlier ones read, which lies elsewhere in memory: the last bit may differ (AVX-512)."""
+    if isinstance(thing, dict):
+        return {key: rounded(value) for key, value in thing.items()}
+    if isinstance(thing, (list, tuple)):
+        return [rounded(part) for part in thing]
+    return round(thing, 5) if isinstance(thing, float) else thing
+
+
 @pytest.mark.parametrize(
     ("routing", "settings"),
     [
@@ -109,9 +129,11 @@ def test_answers_are_the_same(both):
 def test_other_adapters_and_ways_of_reading(open_plain, open_cluster, backbone, routing, settings):
     adapter = tiny_adapter(backbone, read_latent=True, **routing)
     plain, cluster = filled(open_plain(adapter, **settings)), filled(open_cluster(adapter=adapter, **settings))
-    assert [seen(r) for r in cluster.retrieve(QUESTIONS[:2], 5)] == [seen(r) for r in plain.retrieve(QUESTIONS[:2], 5)]
-    asked = {"max_new_tokens": 3, "max_rounds": 1}
-    assert told(cluster.ask(QUESTIONS[1], **asked)) == told(plain.ask(QUESTIONS[1], **asked))
+    same = rounded if routing is PER_LAYER else list
+    found = [[seen(row) for row in memory.retrieve(QUESTIONS[:2], 5)] for memory in (plain, cluster)]
+    assert same(found[1]) == same(found[0])
+    answers = [told(memory.ask(QUESTIONS[1], max_new_tokens=3, max_rounds=1)) for memory in (plain, cluster)]
+    assert same(answers[1]) == same(answers[0])
 
 
 def test_an_empty_cluster_answers_as_an_empty_bank(open_plain, open_cluster):

@@ -18,6 +18,7 @@ from torch import Tensor
 from msa_plugin import prompts
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.bank.documents import StoredDocument
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.bank.tiers import Tiers
 from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
@@ -202,13 +203,11 @@ class Engine:
         low, high = self.adapter.config.routing.score_bounds
         return low, high + (0.0 if self.lexical is None else self.lexical.weight)
 
-    def hits(self, ranked: Sequence[Ranked]) -> list[Hit]:
-        """Ranked documents with their text and metadata."""
-        stored = self.bank.documents([r.ordinal for r in ranked])
-        return [
-            Hit(d.id, r.score, d.text, d.title, d.metadata, r.layer_scores, r.ordinal)
-            for r, d in zip(ranked, stored, strict=True)
-        ]
+    def hits(self, rows: Sequence[Sequence[Ranked]]) -> list[list[Hit]]:
+        """Each row's ranked documents with their text and metadata; a document that several rows found is read once."""
+        ordinals = list(dict.fromkeys(r.ordinal for row in rows for r in row))
+        stored = dict(zip(ordinals, self.bank.documents(ordinals), strict=True))
+        return [[_hit(ranked, stored[ranked.ordinal]) for ranked in row] for row in rows]
 
     def ask(
         self, questions: Sequence[str], selection: Selected, generation: GenerationConfig, rounds: InterleaveConfig
@@ -364,3 +363,8 @@ class Engine:
         """Cut documents to the budget, long ones around their best chunk; the best is read last, by the question."""
         excerpts, stored = self.excerpts.cut([f.ranked for f in gathered.found], self.config.context_tokens)
         return Asked(gathered, excerpts[::-1], stored)
+
+
+def _hit(ranked: Ranked, stored: StoredDocument) -> Hit:
+    metadata = dict(stored.metadata)  # its own: another row may have found the same document
+    return Hit(stored.id, ranked.score, stored.text, stored.title, metadata, ranked.layer_scores, ranked.ordinal)
