@@ -107,7 +107,7 @@ def test_answers_are_the_same(both):
 
 
 def rounded(thing):
-    """Later layers route by what earlier ones read, which lies elsewhere in memory: the last bit may differ (AVX-512)."""
+    """Later layers route by what earlier ones read, which lies elsewhere in memory: the last bit may differ."""
     if isinstance(thing, dict):
         return {key: rounded(value) for key, value in thing.items()}
     if isinstance(thing, (list, tuple)):

@@ -228,8 +228,10 @@ def test_the_command(saved, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "out" / "adapter" / "adapter.json").is_file()
     code, said, _ = command(monkeypatch, capsys, *given, "--out", tmp_path / "out", "--json")
     assert json.loads(said)["tokens"] == result["tokens"]
-    code, _, told = command(monkeypatch, capsys, *given, "--out", tmp_path / "out", "--steps", "9")
-    assert code == 1 and "holds another training" in told
+    for changed in (("--steps", "9"), ("--seed", "9")):
+        code, _, told = command(monkeypatch, capsys, *given, "--out", tmp_path / "out", *changed)
+        assert code == 1 and "holds another training" in told
+    assert load_recipe(str(saved / "one.toml"), seed=9).plan()[0].training.seed == 9
 
 
 @pytest.mark.parametrize(

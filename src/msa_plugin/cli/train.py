@@ -29,6 +29,7 @@ def train(
     model: Model = None,
     adapter: AdapterPath = None,
     steps: Annotated[int | None, typer.Option(help="Steps of every phase, instead of the recipe's.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's own: other groups.", min=0)] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, from a few micro-batches; write nothing.")
     ] = False,
@@ -40,7 +41,7 @@ def train(
     """
     from msa_plugin.training.recipes import load_recipe
 
-    out, chosen = Output(as_json), load_recipe(recipe)
+    out, chosen = Output(as_json), load_recipe(recipe, seed)
     if to is None and not dry_run:
         raise ConfigError("--out names the folder to train in; only --dry-run needs none")
     from msa_plugin.backbone.adapter import Adapter
@@ -52,8 +53,9 @@ def train(
     loaded = Data.load(data, chosen.sets, chosen.seed)
     begun = None if adapter is None else Adapter.load(adapter)
     out.note(f"loading {model or 'the default backbone'} ...")
-    exact = all(phase.training.precision == "float32" for phase in chosen.plan(steps))
-    backbone = Backbone.load(model, dtype="float32" if exact else "auto")
+    # Autocast casts what it multiplies; half-precision weights would also round what one layer hands to the next.
+    mixed = any(phase.training.precision != "float32" for phase in chosen.plan(steps))
+    backbone = Backbone.load(model, dtype="auto" if mixed and devices.device.type == "cuda" else "float32")
     run = RecipeRun(chosen, backbone, loaded, adapter=begun, steps=steps, devices=devices)
     if dry_run or to is None:
         found = run.dry_run()

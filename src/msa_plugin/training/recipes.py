@@ -83,8 +83,8 @@ def recipe_names() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
 
 
-def load_recipe(name: str) -> Recipe:
-    """A recipe of the package by name, or a TOML file by path.
+def load_recipe(name: str, seed: int | None = None) -> Recipe:
+    """A recipe of the package by name, or a TOML file by path; with `seed`, where it is given, instead of its own.
 
     Raises ConfigError for an unknown name, listing those there are, for a file that cannot be read, and for unknown
     or wrong settings.
@@ -105,7 +105,7 @@ def load_recipe(name: str) -> Recipe:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"the recipe {where} is not TOML: {error}") from error
     try:
-        recipe = Recipe(**{"name": where.removesuffix(".toml"), **raw})
+        recipe = Recipe(**{"name": where.removesuffix(".toml"), **raw, **({} if seed is None else {"seed": seed})})
     except ConfigError as error:
         raise ConfigError(f"the recipe {where}: {error}") from error
     recipe.plan()
