@@ -32,6 +32,10 @@ def updated(backbone: Backbone, *, answers: bool = False, **routing: Any) -> Ada
     return with_lora(tiny_adapter(backbone, read_latent=True, **routing), lora, answers=answers)
 
 
+def plain_adapter(backbone: Backbone, *, answers: bool = False, **routing: Any) -> Adapter:
+    return tiny_adapter(backbone, read_latent=True, **routing)
+
+
 def filled(path: Path, backbone: Backbone, adapter: Adapter, **settings: Any) -> LatentMemory:
     memory = opened(path, backbone, adapter, keys_dtype="float32", **settings)
     memory.add(topics())
@@ -45,14 +49,14 @@ def _latents(memory: LatentMemory, layer: int) -> list[torch.Tensor]:
     return [torch.cat([k.float() for k in keys]), torch.cat([c.float() for c in bank.content(ordinals, layer)])]
 
 
-@pytest.mark.parametrize("routing", [{}, PER_LAYER, {**PER_LAYER, "source": "attention"}])
+@pytest.mark.parametrize("routing", [{"answers": True}, PER_LAYER, {**PER_LAYER, "source": "attention"}])
 def test_encoding_and_routing_are_those_of_merged_weights(
     tmp_path: Path, backbone: Backbone, taken_up: Backbone, routing: dict[str, Any]
 ) -> None:
     with (
         filled(tmp_path / "lora", backbone, updated(backbone, **routing), reading="latent") as ours,
-        filled(tmp_path / "merged", taken_up, tiny_adapter(taken_up, **routing), reading="latent") as theirs,
-        filled(tmp_path / "stock", backbone, tiny_adapter(backbone, **routing), reading="latent") as without,
+        filled(tmp_path / "merged", taken_up, plain_adapter(taken_up, **routing), reading="latent") as theirs,
+        filled(tmp_path / "stock", backbone, plain_adapter(backbone, **routing), reading="latent") as without,
     ):
         for layer in (2, 3):
             for mine, wanted, plain in zip(*(_latents(m, layer) for m in (ours, theirs, without)), strict=True):
@@ -61,6 +65,23 @@ def test_encoding_and_routing_are_those_of_merged_weights(
         found, expected, plainly = (m.retrieve(QUESTION, k=8) for m in (ours, theirs, without))
         assert [h.score for h in found] == pytest.approx([h.score for h in expected], abs=1e-3)
         assert [h.score for h in found] != pytest.approx([h.score for h in plainly], abs=1e-3)
+
+
+def test_stored_content_is_that_of_the_model_that_will_read_it(
+    tmp_path: Path, backbone: Backbone, taken_up: Backbone
+) -> None:
+    """Keys are those of updated layers; K and V of the stock ones, as long as the stock model answers."""
+    with (
+        filled(tmp_path / "lora", backbone, updated(backbone), reading="kv") as ours,
+        filled(tmp_path / "merged", taken_up, plain_adapter(taken_up), reading="kv") as theirs,
+        filled(tmp_path / "stock", backbone, plain_adapter(backbone), reading="kv") as stock,
+    ):
+        for layer in range(4):
+            (keys, content), (wanted, other), (_, plain) = (_latents(m, layer) for m in (ours, theirs, stock))
+            torch.testing.assert_close(keys, wanted, **CLOSE)
+            torch.testing.assert_close(content, plain, **CLOSE)
+            assert layer == 0 or not torch.allclose(content, other, atol=1e-2)
+        assert torch.equal(_prefill(ours), _prefill(stock))
 
 
 def test_routing_queries_are_those_of_merged_weights(backbone: Backbone, taken_up: Backbone) -> None:
@@ -116,11 +137,18 @@ def test_where_one_forward_routes_and_reads_it_is_on_to_the_end(
 
 def test_a_bank_belongs_to_the_adapter_with_its_update(tmp_path: Path, backbone: Backbone) -> None:
     adapter = updated(backbone)
-    filled(tmp_path, backbone, adapter).close()
-    opened(tmp_path, backbone, with_lora(adapter, adapter.lora, answers=True), keys_dtype="float32").close()
-    plain = tiny_adapter(backbone, read_latent=True)
+    filled(tmp_path, backbone, adapter, reading="text").close()
+    answering = with_lora(adapter, adapter.lora, answers=True)
+    opened(tmp_path, backbone, answering, keys_dtype="float32", reading="text").close()
+    plain = plain_adapter(backbone)
     with pytest.raises(FingerprintMismatchError, match="adapter"):
         opened(tmp_path, backbone, plain, keys_dtype="float32")
+
+
+def test_kept_content_belongs_to_who_reads_it(tmp_path: Path, backbone: Backbone) -> None:
+    filled(tmp_path, backbone, updated(backbone), reading="kv").close()
+    with pytest.raises(FingerprintMismatchError, match="content"):
+        opened(tmp_path, backbone, updated(backbone, answers=True), keys_dtype="float32", reading="kv")
 
 
 def test_the_model_is_stock_after_everything(tmp_path: Path, backbone: Backbone) -> None:

@@ -7,7 +7,7 @@ as the deepest layer of which something is kept. Shapes: T tokens, C chunks, W r
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import torch
@@ -156,12 +156,15 @@ class Encoder:
         content_dtype: torch.dtype | None = None,
         numbering: Numbering | None = None,
         lora: Lora | None = None,
+        content_lora: Lora | None = None,
     ) -> None:
         """`prefix` ids start every window; `window` and `batch_tokens` are in tokens, prefix included.
 
-        With a `numbering`, documents carry their numbers; see `encode`. Forwards run with `lora`.
+        With a `numbering`, documents carry their numbers; see `encode`. Keys come from forwards with `lora` and content
+        from forwards with `content_lora`: from the same one where it is the same.
         """
-        self.backbone, self.router, self.content, self.lora = backbone, router, content, lora
+        self.backbone, self.router, self.content = backbone, router, content
+        self.lora, self.content_lora = lora, content_lora
         self.prefix = list(prefix)
         self.layout = WindowLayout(window, len(self.prefix))
         self.batch_tokens, self.numbering = batch_tokens, numbering
@@ -231,9 +234,16 @@ class Encoder:
 
     def _forward(self, windows: list[list[int]]) -> list[Latents]:
         ids, mask = pad_right(windows, self.backbone.device)
-        sink = WindowSink(self.router, self.content, ids, mask)
+        if self.content is None or self.lora is self.content_lora:
+            return self._run(ids, mask, self.content, self.lora)
+        keys = self._run(ids, mask, None, self.lora)
+        content = self._run(ids, mask, self.content, self.content_lora)
+        return [replace(mine, content=theirs.content) for mine, theirs in zip(keys, content, strict=True)]
+
+    def _run(self, ids: Tensor, mask: Tensor, content: ContentConfig | None, lora: Lora | None) -> list[Latents]:
+        sink = WindowSink(self.router, content, ids, mask)
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        self.backbone.run(CausalRows(sink=sink, lora=self.lora), ids, mask, positions, logits="none")
+        self.backbone.run(CausalRows(sink=sink, lora=lora), ids, mask, positions, logits="none")
         return sink.latents(self.keys_dtype, None if self.content_dtype == torch.int8 else self.content_dtype)
 
 

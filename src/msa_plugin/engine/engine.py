@@ -41,6 +41,7 @@ from msa_plugin.engine.setup import (
     content_config,
     fingerprint,
     reading_mode,
+    reads_updated,
 )
 from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
 from msa_plugin.events import RetrievalEnded, RetrievalEvent, RoundStarted
@@ -88,6 +89,7 @@ class Engine:
             content_dtype=None if config.content_dtype == "auto" else getattr(torch, config.content_dtype),
             numbering=Numbering.of(backbone, adapter.config),
             lora=self.lora,
+            content_lora=self.lora if reads_updated(adapter) else None,
         )
         self.tiers = Tiers(bank, config.tiers, backbone.device)
         layout, store = self.encoder.layout, self.tiers.content

@@ -60,16 +60,22 @@ def check_window(backbone: Backbone, config: MemoryConfig) -> None:
         raise ConfigError(f"window={config.window} is longer than {backbone.name} reads, {longest} tokens; choose less")
 
 
+def reads_updated(adapter: Adapter) -> bool:
+    """Whether what reads stored K, V runs with the adapter's LoRA; they are stored as that layer computes them then."""
+    return adapter.answers_with_lora or adapter.config.routing.selection == "per_layer"
+
+
 def fingerprint(backbone: Backbone, adapter: Adapter, config: MemoryConfig) -> Fingerprint:
     """What the latents of a bank made with these three depend on."""
     routing, content = adapter.config.routing, content_config(backbone, adapter, config)
+    updated = ", with the adapter's LoRA" if adapter.lora is not None and reads_updated(adapter) else ""
     kept = str(backbone.dtype).removeprefix("torch.") if config.content_dtype == "auto" else config.content_dtype
     return Fingerprint(
         backbone=backbone.weights_hash(),
         tokenizer=backbone.tokenizer_hash(),
         adapter=adapter.hash(),
         routing=f"layers {list(routing.layers)}, pooling {routing.pooling}, {routing.selection}",
-        content="none" if content is None else f"layers {list(content.layers)}, pooling {content.pooling}",
+        content="none" if content is None else f"layers {list(content.layers)}, pooling {content.pooling}{updated}",
         dtype=f"keys {config.keys_dtype}, content {kept if content else 'none'}",
         template="numbered" if adapter.config.numbered else f"prefix {adapter.config.prefix}",
         window=config.window,
