@@ -87,6 +87,23 @@ def test_two_processes_answer_as_one(cluster, plain):
     assert list(cluster.ids()) == list(plain.ids()) and cluster.stats().tokens == plain.stats().tokens
 
 
+def test_words_and_indexes_beside_keys(cluster, plain, tmp_path):
+    for memory, folder in ((cluster, tmp_path / "cluster"), (plain, tmp_path / "plain")):
+        memory.engine.use_lexical(1.0)
+        memory.engine.use_prefilter("coarse:all@candidates=1000", folder, memory.engine.bank.select("default"))
+    try:
+        for question in (about("violin"), "a text on nothing but a glacier"):
+            same(cluster.retrieve(question, 16), plain.retrieve(question, 16))
+        saved = {path.parent.name for path in (tmp_path / "cluster").rglob("prefilter-*")}
+        assert saved == {"shard-0000", "shard-0001"}
+        kill(cluster, 1)
+        same(cluster.retrieve(about(TOPIC), 16), plain.retrieve(about(TOPIC), 16))
+    finally:
+        for memory in (cluster, plain):
+            memory.engine.use_lexical(0)
+            memory.engine.use_prefilter(None, tmp_path, memory.engine.bank.select("default"))
+
+
 def test_a_filter_that_cannot_travel_is_refused(cluster):
     from threading import Lock
 
