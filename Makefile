@@ -23,8 +23,10 @@ lock: install
 demo: install
 	$(BIN)/msa demo
 
+# One process a core, each with one thread: most tests are Python. WORKERS=0 is one process with all threads.
+WORKERS ?= 2
 test: install lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: install
 	$(BIN)/ruff check src kernels integrations notebooks tests

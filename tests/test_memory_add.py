@@ -200,7 +200,7 @@ def test_no_documents_give_an_empty_report(memory):
     assert memory.engine.bank.version == version
 
 
-@pytest.mark.parametrize("wrong", [5, None, b"bytes", object()], ids=repr)
+@pytest.mark.parametrize("wrong", [5, None, b"bytes", object], ids=repr)
 def test_what_is_not_documents_is_refused(memory, wrong):
     with pytest.raises(InvalidDocumentError):
         memory.add(wrong)

@@ -227,7 +227,7 @@ def test_a_namespace_is_text(tmp_path, backbone, adapter, name):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"windows": 64}, {"window": 0}, {"reading": "aloud"}, {"keys_dtype": "int4"}, {"config": object(), "window": 64}],
+    [{"windows": 64}, {"window": 0}, {"reading": "aloud"}, {"keys_dtype": "int4"}, {"config": object, "window": 64}],
     ids=repr,
 )
 def test_settings_are_checked(tmp_path, backbone, adapter, settings):
