@@ -269,7 +269,9 @@ class TestJsonl:
         write(tmp_path / "sub" / "c.jsonl.gz", gzip.compress(lines({"text": "x"}).encode()))
         assert one(tmp_path).id == "sub/c.jsonl.gz:1"
 
-    @pytest.mark.parametrize("data", [b"\x1f\x8bjunk", b"not gzip", gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:-12]])
+    @pytest.mark.parametrize(
+        "data", [b"\x1f\x8bjunk", b"not gzip", gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:-12]]
+    )
     def test_damaged_gzip(self, tmp_path, data):
         with pytest.raises(IngestError, match="damaged"):
             list(read_paths([write(tmp_path / "c.jsonl.gz", data)]))

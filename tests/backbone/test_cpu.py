@@ -69,18 +69,23 @@ def test_a_cache_that_cannot_be_read_or_written_is_no_obstacle(tmp_path, monkeyp
     assert len(probes) == 2
 
 
-def test_bfloat16_is_fast_with_amx_that_works_or_avx512_without_it(tmp_path, monkeypatch, unlimited):
+def test_bfloat16_is_fast_only_with_amx_that_works(tmp_path, monkeypatch, unlimited):
     cpuinfo = info(tmp_path, AMX)
     answering(monkeypatch, 0)
     assert not cpu.avoid_faulty_amx(tmp_path / "sound", cpuinfo) and cpu.fast_bfloat16(cpuinfo)
     answering(monkeypatch, -signal.SIGILL)
     assert cpu.avoid_faulty_amx(tmp_path / "faulty", cpuinfo) and not cpu.fast_bfloat16(cpuinfo)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
-    assert not cpu.fast_bfloat16(info(tmp_path, "flags\t: fpu avx2 avx512f\n"))
-    assert not cpu.fast_bfloat16(tmp_path / "absent")
-    assert cpu.fast_bfloat16(info(tmp_path, "model name\t: avx\nflags\t: fpu avx512f avx512_bf16\n"))
+    assert not cpu.fast_bfloat16(info(tmp_path, "flags\t: fpu avx2\n"))
+
+
+def test_training_is_faster_in_bfloat16_with_avx512_too(tmp_path, monkeypatch, unlimited):
+    for flags, faster in (("fpu avx2 avx512f", False), ("fpu avx512f avx512_bf16", True)):
+        cpuinfo = info(tmp_path, f"model name\t: avx512_bf16 in name\nflags\t: {flags}\n")
+        assert cpu.trains_faster_in_bfloat16(cpuinfo) is faster and not cpu.fast_bfloat16(cpuinfo)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert not cpu.fast_bfloat16(info(tmp_path, "flags\t: fpu avx512_bf16\n"))
+    assert not cpu.trains_faster_in_bfloat16(cpuinfo)
+    assert not cpu.trains_faster_in_bfloat16(tmp_path / "absent")
 
 
 def test_products_in_bfloat16_run_here():

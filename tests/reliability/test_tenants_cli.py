@@ -24,7 +24,7 @@ ATTACKS = {
 }
 # Whoever runs these has the bank's folder: they are about all of it, and `bank info` lists the namespaces.
 WHOLE_BANK = {"bank verify", "bank repair", "bank compact", "bank snapshot", "bank migrate"}
-OWN_BANKS = {"demo", "calibrate", "train"}  # make what they work on, as all under `bench` and `convert` do
+OWN_BANKS = {"demo", "calibrate", "train", "average"}  # make what they work on, as all under `bench` and `convert` do
 
 
 def commands(group=None, path=()):

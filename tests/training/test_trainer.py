@@ -303,7 +303,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32(tmp_path):
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_auto_is_bf16_where_that_is_fast(monkeypatch, fast):
-    monkeypatch.setattr(trainer, "fast_bfloat16", lambda: fast)
+    monkeypatch.setattr(trainer, "trains_faster_in_bfloat16", lambda: fast)
     a = torch.ones(2, 2)
     with trainer.precision(config(precision="auto"), torch.device("cpu")):
         assert (a @ a).dtype == (torch.bfloat16 if fast else torch.float32)

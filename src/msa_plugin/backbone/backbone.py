@@ -53,10 +53,9 @@ class Backbone:
     ) -> Backbone:
         """Load by path, hub id, or None for the default.
 
-        `auto` is CUDA if present, and bfloat16 there; on a CPU it is bfloat16 where that is fast (AMX, or bfloat16
-        products of AVX-512), else float32. A device "balanced" spreads the layers over all GPUs. A checkpoint in the
-        reference's format brings its adapter along, as `own_adapter`; for those `cosine` sets whether routing scores
-        are cosines (None: as the reference does).
+        `auto` is CUDA if present, and bfloat16 there; on a CPU it is bfloat16 with AMX and float32 without. A device
+        "balanced" spreads the layers over all GPUs. A checkpoint in the reference's format brings its adapter along,
+        as `own_adapter`; for those `cosine` sets whether routing scores are cosines (None: as the reference does).
         Raises the errors of `loading.load`, and CheckpointError.
         """
         place = pick_device("auto" if device == BALANCED else device)

@@ -1,4 +1,4 @@
-"""What this CPU is good at: whether bfloat16 pays, and that some virtual machines list AMX and then fault on it.
+"""What this CPU is good at: bfloat16 pays only with AMX, and some virtual machines list AMX and then fault on it.
 
 A bfloat16 product would end the whole process there (SIGILL), so it is tried once in a process of its own.
 """
@@ -41,19 +41,25 @@ def avoid_faulty_amx(cache: Path, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool
 
 
 def fast_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether bfloat16 beats float32 here, by AMX or by AVX-512's products; to be asked after `avoid_faulty_amx`.
+    """Whether bfloat16 beats float32 here, which takes AMX; to be asked after `avoid_faulty_amx`."""
+    limited = _LIMIT in os.environ or "DNNL_MAX_CPU_ISA" in os.environ
+    return not limited and _amx_machine(cpuinfo) is not None
 
-    Where AMX is listed and faults, those products lost to float32, so they count only on processors without it.
+
+def trains_faster_in_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether autocast to bfloat16 beats float32 here: with AMX, or with AVX-512's products on processors without it.
+
+    Answers are not computed so there: rounded weights change what a small model says, and twice the speed is no reason.
     """
     limited = _LIMIT in os.environ or "DNNL_MAX_CPU_ISA" in os.environ
-    return not limited and any(flag in flags for flags in _flags(cpuinfo) for flag in ("amx_bf16", "avx512_bf16"))
+    return fast_bfloat16(cpuinfo) or (not limited and "avx512_bf16" in _flags(cpuinfo))
 
 
-def _flags(cpuinfo: Path) -> list[list[str]]:
+def _flags(cpuinfo: Path) -> set[str]:
     try:
-        return [line.split() for line in cpuinfo.read_text().splitlines() if line.startswith("flags")]
+        return {flag for line in cpuinfo.read_text().splitlines() if line.startswith("flags") for flag in line.split()}
     except OSError:
-        return []
+        return set()
 
 
 def _amx_machine(cpuinfo: Path) -> str | None:

@@ -91,7 +91,9 @@ def sizes(text: str) -> tuple[int, ...]:
     try:
         found = tuple(int(float(part)) for part in text.split(","))
     except (ValueError, OverflowError):
-        raise ConfigError(f"sizes are whole numbers separated by commas, such as 1000 or 1e5,1e6; not {text!r}") from None
+        raise ConfigError(
+            f"sizes are whole numbers with commas between, such as 1000 or 1e5,1e6; not {text!r}"
+        ) from None
     return found
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from msa_plugin.backbone.adapter import Adapter
-from msa_plugin.backbone.cpu import fast_bfloat16
+from msa_plugin.backbone.cpu import trains_faster_in_bfloat16
 from msa_plugin.bench.provenance import Provenance, now
 from msa_plugin.errors import MissingExtraError, TrainingError
 from msa_plugin.training.checkpoint import Checkpoints, State, writing
@@ -303,7 +303,7 @@ class Trainer:
 
 def precision(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
     """What micro-batches are computed within."""
-    slow = device.type == "cpu" and not fast_bfloat16()
+    slow = device.type == "cpu" and not trains_faster_in_bfloat16()
     plain = config.precision == "float32" or (config.precision == "auto" and slow)
     return nullcontext() if plain else torch.autocast(device.type, dtype=torch.bfloat16)
 
