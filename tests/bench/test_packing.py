@@ -67,3 +67,11 @@ def test_the_command(done, tmp_path):
     shutil.rmtree(small / "plots")
     assert CliRunner().invoke(app, ["bench", "report", str(small), "--recompute"]).exit_code == 0
     assert (small / "report.md").read_text() == before
+
+
+def test_what_is_packed_already_is_kept(done, tmp_path):
+    small = pack(done, tmp_path / "small")
+    again = pack(small, tmp_path / "again")
+    files = sorted(p.relative_to(small) for p in small.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
+    assert all((small / f).read_bytes() == (again / f).read_bytes() for f in files)

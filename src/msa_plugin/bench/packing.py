@@ -20,7 +20,7 @@ _TEXTS = frozenset({"text", "queries"})
 def pack(out: Path, into: Path) -> Path:
     """Write the copy of `out` into the folder `into`, which must be absent or empty; returns `into`.
 
-    The same run gives the same bytes. Raises ConfigError for a folder that holds something or files that are damaged.
+    The same run gives the same bytes; files that are packed already are copied. Raises ConfigError for a folder that holds something or files that are damaged.
     """
     if into.exists() and any(into.iterdir()):
         raise ConfigError(f"{into.name} holds something already; give an empty folder to pack {out.name} into")
@@ -37,6 +37,10 @@ def pack(out: Path, into: Path) -> Path:
         left_out = _TEXTS | {"ranking"} if ranked else _TEXTS
         records = (_without(record, left_out) for record in jsonl.read(path).records)
         _write(into / "questions" / path.name, jsonl.text_of(path, records).encode("utf-8", "backslashreplace"))
+    for kind in ("runs", "questions"):  # what was packed before holds no text any more
+        for path in sorted((out / kind).glob("*.gz")):
+            (into / kind).mkdir(exist_ok=True)
+            (into / kind / path.name).write_bytes(path.read_bytes())
     return into
 
 
