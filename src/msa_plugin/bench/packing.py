@@ -20,7 +20,8 @@ _TEXTS = frozenset({"text", "queries"})
 def pack(out: Path, into: Path) -> Path:
     """Write the copy of `out` into the folder `into`, which must be absent or empty; returns `into`.
 
-    The same run gives the same bytes; files that are packed already are copied. Raises ConfigError for a folder that holds something or files that are damaged.
+    The same run gives the same bytes; files that are packed already are copied. Raises ConfigError for a folder that
+    holds something or files that are damaged.
     """
     if into.exists() and any(into.iterdir()):
         raise ConfigError(f"{into.name} holds something already; give an empty folder to pack {out.name} into")
