@@ -61,7 +61,7 @@ def test_routing_finds_the_documents(memory: LatentMemory) -> None:
     questions = sample_questions()
     hits = memory.retrieve([q.question for q in questions], 5)
     first = [row[0].id == q.positive_ids[0] for row, q in zip(hits, questions, strict=True)]
-    # Measured: 12 of 12. A random ranking of 42 documents would find none.
+    # Measured: 11 of 12. A random ranking of 42 documents would find none.
     assert sum(first) >= 11
 
 
