@@ -45,8 +45,8 @@ def open_cluster(
     """The cluster in folder `path`, made where there is none and it is not only to be read.
 
     `model` is what shards load to encode, `backbone` the same in this process, for questions and answers.
-    Raises ClusterError for a plain bank, another number of shards
-    or a Ray that cannot be used, and the errors of `MemoryBank.open`.
+    Raises ClusterError for a plain bank, another number of shards or a Ray that cannot be used, and the errors of
+    `MemoryBank.open`.
     """
     made_with = fingerprint(backbone, adapter, config)
     read_only = read_only or snapshot is not None
