@@ -166,6 +166,14 @@ def question_part(question: str, *, briefly: bool = False) -> str:
     return f"Question: {question}\n{BRIEFLY}" if briefly else f"Question: {question}"
 
 
+REPEAT = "Repeat this document word for word:"
+
+
+def repeat_part(title: str) -> str:
+    """Asks for a whole document by its title, as training does so that latents are read closely."""
+    return f"{REPEAT} {title}"
+
+
 # The reference's text level (golden spec 3.1, 4.1, 6.1); a model trained on it knows no other words.
 TURN_START, TURN_END, LIST_END = "<|im_start|>", "<|im_end|>", "<|object_ref_end|>"
 LIST_END_ELSE = "<file_sep>"  # for tokenizers without the reference's marker

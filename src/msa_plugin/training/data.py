@@ -106,3 +106,22 @@ def drawn_numbers(count: int, width: int, generator: random.Random) -> list[int]
     if count > 10**width:
         raise TrainingError(f"{count} documents need different numbers of at most {width} digits")
     return generator.sample(range(10**width), count)
+
+
+def held_apart(
+    data: Sequence[Corpus], held_out: int, seed: int
+) -> tuple[list[tuple[Corpus, Step]], list[tuple[Corpus, Step]]]:
+    """Steps to train on, and those of `held_out` questions of each data set: a question's steps stay together."""
+    training: list[tuple[Corpus, Step]] = []
+    aside: list[tuple[Corpus, Step]] = []
+    for corpus in data:
+        questions = sorted({step.question for step in corpus.steps})
+        if held_out >= len(questions) > 0:
+            raise TrainingError(
+                f"{corpus.name} has {len(questions)} questions; held_out={held_out} leaves none to train on"
+            )
+        kept = set(random.Random(f"{seed}/{corpus.name}").sample(questions, held_out))
+        for step in corpus.steps:
+            (aside if step.question in kept else training).append((corpus, step))
+    random.Random(seed).shuffle(aside)
+    return training, aside

@@ -32,7 +32,7 @@ from msa_plugin.config import (
     Size,
 )
 from msa_plugin.errors import ConfigError, TrainingError
-from msa_plugin.training.data import Corpus, Step, batches
+from msa_plugin.training.data import Corpus, batches, held_apart
 from msa_plugin.training.losses import Method, auxiliary_loss, token_loss
 from msa_plugin.training.packed import PackedPass
 from msa_plugin.training.samples import Batch, Lexical, Miner, Sampler
@@ -100,7 +100,7 @@ class PackedObjective:
         self.backbone, self.config, self.seed = backbone, config, seed
         self.routing = _routing(backbone, config)
         self.reading = ContentConfig(layers=self.routing.layers, pooling=config.pooling)
-        self.training, self.held_out = _split(data, config.held_out, seed)
+        self.training, self.held_out = held_apart(data, config.held_out, seed)
         if not self.training:
             raise TrainingError("the data hold no step to train on; give data sets with questions and gold passages")
         backbone.model.requires_grad_(False)
@@ -260,25 +260,6 @@ def _lora(backbone: Backbone, config: PackedConfig, adapter: Adapter | None, see
 
 def _leaf(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.detach().to(device, torch.float32, copy=True).requires_grad_()
-
-
-def _split(
-    data: Sequence[Corpus], held_out: int, seed: int
-) -> tuple[list[tuple[Corpus, Step]], list[tuple[Corpus, Step]]]:
-    """Steps to train on, and those of `held_out` questions of each data set: a question's steps stay together."""
-    training: list[tuple[Corpus, Step]] = []
-    aside: list[tuple[Corpus, Step]] = []
-    for corpus in data:
-        questions = sorted({step.question for step in corpus.steps})
-        if held_out >= len(questions) > 0:
-            raise TrainingError(
-                f"{corpus.name} has {len(questions)} questions; held_out={held_out} leaves none to train on"
-            )
-        kept = set(random.Random(f"{seed}/{corpus.name}").sample(questions, held_out))
-        for step in corpus.steps:
-            (aside if step.question in kept else training).append((corpus, step))
-    random.Random(seed).shuffle(aside)
-    return training, aside
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
