@@ -10,15 +10,12 @@ from chains import corpus
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.bench.read import answer_logits
-from msa_plugin.engine.assembly import encode_head
 from msa_plugin.engine.reading import Excerpt
 from msa_plugin.errors import ConfigError, TrainingError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.prompts import document_text
 from msa_plugin.training.data import Corpus
-from msa_plugin.training.losses import IGNORED
-from msa_plugin.training.reading_objective import ReadingConfig, ReadingObjective, ReadingPass
-from msa_plugin.training.samples import Batch
+from msa_plugin.training.reading_objective import ReadingConfig, ReadingObjective
 from msa_plugin.training.settings import TrainConfig
 from msa_plugin.training.trainer import Trainer
 from msa_plugin.types import Document
@@ -56,45 +53,24 @@ def answering(data):
     return next(s for s in data.steps if s.answer)
 
 
-@pytest.mark.parametrize("pooling", [2, 4])
+@pytest.mark.parametrize("pooling", [1, 2, 4])
 def test_rows_are_what_a_memory_in_latent_mode_computes(tmp_path, backbone, data, pooling):
     made = moved(objective(backbone, data))
-    step = answering(data)
-    sample = made.sample(data, step, random.Random(0), repeats=False)
-    batch = Batch.of([sample], backbone.device)
-    reading = made.reading.model_copy(update={"pooling": pooling})
-    state = ReadingPass(batch.packed, reading, made.lora, encode_head(backbone, made._head, made.lora))
-    p = batch.packed
+    steps = [s for s in data.steps if s.answer][:2]
+    rows = [made.row(data, step, random.Random(1), repeats=False) for step in steps]
     with torch.no_grad():
-        logits = backbone.forward(state, p.ids, p.mask, p.positions, logits=batch.columns)[0]
-    said = [t for t in sample.labels if t != IGNORED]
-
+        logits = made.logits(rows, pooling)[0].split([len(row.said) for row in rows])
     with LatentMemory.open(
-        tmp_path / "bank", model=backbone, adapter=made.adapter({}), content_pooling=pooling, batch_tokens=4096
+        tmp_path / "bank", model=backbone, adapter=made.adapter({}), content_pooling=pooling
     ) as memory:
         assert memory.engine.mode == "latent"
         memory.add(data.documents.values())
-        # The row's other document is the one that its ids spell.
-        names = [n for n in data.documents if made._window(data, n) in windows(sample)]
-        known = memory.engine.bank.lookup(names, memory.namespace)
-        excerpts = [
-            Excerpt(known[n].ordinal, text, 0, len(backbone.tokenize(text)))
-            for n in names
-            for text in [document_text(data.documents[n].title, data.documents[n].text)]
-        ]
-        assert len(excerpts) >= 2
-        prefill = memory.engine.reader.prefill([step.question], [excerpts])
-        expected = answer_logits(backbone, prefill, said)
-    assert torch.allclose(logits, expected, atol=2e-4)
-
-
-def windows(sample):
-    """Ids of each document of a row."""
-    found = {}
-    for token, place in zip(sample.ids, sample.documents, strict=True):
-        if place > 0:
-            found.setdefault(place, []).append(token)
-    return list(found.values())
+        known = memory.engine.bank.lookup(list(data.documents), memory.namespace)
+        texts = {name: document_text(d.title, d.text) for name, d in data.documents.items()}
+        for step, row, found in zip(steps, rows, logits, strict=True):
+            excerpts = [Excerpt(known[n].ordinal, texts[n], 0, len(backbone.tokenize(texts[n]))) for n in row.names]
+            prefill = memory.engine.reader.prefill([step.question], [excerpts])
+            assert torch.allclose(found, answer_logits(backbone, prefill, row.said), atol=2e-4)
 
 
 def test_a_row_holds_what_the_answer_needs_and_says_it(backbone, data):
@@ -102,20 +78,17 @@ def test_a_row_holds_what_the_answer_needs_and_says_it(backbone, data):
     step = answering(data)
     counts = set()
     for seed in range(8):
-        sample = made.sample(data, step, random.Random(seed), repeats=False)
-        assert sum(sample.positives) == len(step.found) == 2
-        assert all(made._window(data, name) in windows(sample) for name in step.found)
-        counts.add(len(sample.positives))
-        said = [t for t in sample.labels if t != IGNORED]
-        assert backbone.detokenize(said[:-1]) == step.answer and said[-1] in backbone.end_ids
+        row = made.row(data, step, random.Random(seed), repeats=False)
+        assert set(step.found) <= set(row.names) and len(step.found) == 2
+        assert row.windows == [made._window(data, name) for name in row.names]
+        assert backbone.detokenize(row.said[:-1]) == step.answer and row.said[-1] in backbone.end_ids
+        counts.add(len(row.names))
     assert counts == {2, 3}
 
 
 def test_a_repeated_document_is_said_whole(backbone, data):
-    made = objective(backbone, data, documents=1)
-    sample = made.sample(data, answering(data), random.Random(3), repeats=True)
-    said = [t for t in sample.labels if t != IGNORED][:-1]
-    assert said in [window[1:] for window in windows(sample)]  # without the prefix
+    row = objective(backbone, data, documents=1).row(data, answering(data), random.Random(3), repeats=True)
+    assert row.said[:-1] in [window[1:] for window in row.windows]  # without the prefix
 
 
 def test_gradients_reach_what_reads_and_nothing_that_routes(backbone, data):
@@ -166,4 +139,4 @@ def test_what_it_refuses(backbone, data):
     step = answering(data)
     few = Corpus("few", {k: v for k, v in data.documents.items() if k != step.found[0]}, data.steps)
     with pytest.raises(TrainingError, match="which its corpus lacks"):
-        objective(backbone, data).sample(few, step, random.Random(0), repeats=False)
+        objective(backbone, data).row(few, step, random.Random(0), repeats=False)

@@ -121,7 +121,7 @@ class BankSource:
             context = _paged(rows, parts, head_k, head_v, self._kernels)
         else:
             pieces = [torch.cat([parts[span] for span in row]) if row else None for row in rows]
-            context = _padded([_with_head(head_k, head_v, piece) for piece in pieces])
+            context = padded([with_head(head_k, head_v, piece) for piece in pieces])
         self.seconds["gather"] += time.perf_counter() - began
         return context
 
@@ -143,8 +143,8 @@ def _distinct(rows: Sequence[Sequence[Span]]) -> list[int]:
     return sorted({span.ordinal for row in rows for span in row})
 
 
-def _with_head(keys: Tensor, values: Tensor, content: Tensor | None) -> tuple[Tensor, Tensor]:
-    """K and V [KV, S, D] of the head followed by the content."""
+def with_head(keys: Tensor, values: Tensor, content: Tensor | None) -> tuple[Tensor, Tensor]:
+    """K and V [KV, S, D] of the head's [KV, T, D] followed by the content [C, 2, KV, D]."""
     if content is None:
         return keys, values
     content = content.to(device=keys.device, dtype=keys.dtype)
@@ -168,7 +168,8 @@ def _paged(
     return LayerContext(keys.expand(len(rows), -1, -1, -1), values.expand(len(rows), -1, -1, -1), mask, pages)
 
 
-def _padded(rows: Sequence[tuple[Tensor, Tensor]]) -> LayerContext:
+def padded(rows: Sequence[tuple[Tensor, Tensor]]) -> LayerContext:
+    """One context of rows' K and V [KV, S, D] of different lengths, right padded."""
     lengths = [k.shape[1] for k, _ in rows]
     longest = max(lengths)
     if min(lengths) == longest:

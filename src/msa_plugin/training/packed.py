@@ -110,62 +110,8 @@ def _lengths(packed: Packed) -> Tensor:
     return counts[counts > 0].cpu()
 
 
-class PackedRows(Pass):
-    """Every document sees itself; other tokens see each other and, where layers read, chunks of `chosen` documents."""
-
-    def __init__(self, packed: Packed, reading: ContentConfig | None, lora: Lora | None, router: Router | None) -> None:
-        """`reading` names the layers that attend to chunks and how these are pooled; None: none does."""
-        super().__init__(router=router, lora=lora)
-        self.packed, self.reading = packed, reading
-        self.content = None if reading is None else Chunks.of(packed, reading.pooling)
-        self._own: dict[int | None, Tensor] = {}
-
-    def chosen(self, layer: int) -> Tensor:
-        """Which documents the row's other tokens read in `layer`, bool [B, n + 1], column 0 unused."""
-        raise NotImplementedError
-
-    def assemble(
-        self, layer: int, key: Tensor, value: Tensor, window: int | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """K, V [B, KV, S, D] and the mask [B, 1, T, S]; chunks come first where the layer reads any."""
-        own, content = self._own_mask(window), self.content
-        if self.reading is None or content is None or layer not in self.reading.layers or content.width == 0:
-            return key, value, own[:, None]
-        pooled = self._pooled(content, key, value)
-        keys, values = (torch.cat(both, dim=2) for both in zip(pooled, (key, value), strict=True))
-        return keys, values, torch.cat([self._memory_mask(content, layer), own], dim=2)[:, None]
-
-    def _pooled(self, content: Chunks, *states: Tensor) -> list[Tensor]:
-        """Chunk means [B, KV, width, D] of each of `states` [B, KV, T, D]."""
-        documents = [x.transpose(1, 2)[self.packed.owners > 0] for x in states]
-        pooled = pool_chunks(documents, content.offsets)
-        return [content.spread(x, self.packed.owners.shape[0]).transpose(1, 2) for x in pooled]
-
-    def _own_mask(self, window: int | None) -> Tensor:
-        """Which tokens of its row a token sees [B, T, T]: earlier ones of its document, or of those outside any."""
-        if window not in self._own:
-            owners, real = self.packed.owners, self.packed.mask
-            index = torch.arange(owners.shape[1], device=owners.device)
-            seen = (owners[:, :, None] == owners[:, None, :]) & (index[:, None] >= index) & real[:, None, :]
-            if window is not None:  # counted among the tokens that a token can see
-                outside = (owners == 0).cumsum(1)
-                order = torch.where(owners > 0, index, outside)
-                seen = seen & (order[:, :, None] - order[:, None, :] < window)
-            # A padding token must see something, or its softmax is 0/0 and the NaN spreads; nobody reads its output.
-            self._own[window] = seen | (index[:, None] == index)
-        return self._own[window]
-
-    def _memory_mask(self, content: Chunks, layer: int) -> Tensor:
-        """Which chunks a token sees [B, T, width]: those of chosen documents that begin before it."""
-        owners = self.packed.owners
-        chosen = content.spread(self.chosen(layer)[content.row, content.document], len(owners))
-        start = content.spread(content.start, len(owners))
-        index = torch.arange(owners.shape[1], device=owners.device)
-        return chosen[:, None, :] & (start[:, None, :] <= index[:, None]) & (owners == 0)[:, :, None]
-
-
-class PackedPass(PackedRows):
-    """Packed rows that route: what is read is what the row's own routing selected.
+class PackedPass(Pass):
+    """Every document sees itself; router layers' other tokens see each other and the chunks of what was selected.
 
     After the forward `scores` holds document scores [B, n + 1] by router layer (or SHARED), column 0 and absent
     documents -inf, with gradients; selection itself has none, so the language-model loss teaches routing nothing.
@@ -178,23 +124,21 @@ class PackedPass(PackedRows):
 
         Raises ConfigError for a shared ranking that comes after a layer which would need it.
         """
-        super().__init__(packed, reading, lora, router)
+        super().__init__(router=router, lora=lora)
         config = router.config
         if reading is not None and config.selection == "shared" and min(reading.layers) <= max(config.layers):
             raise ConfigError("layers that read must follow the last routing layer where one ranking serves all")
         if reading is not None and config.selection == "per_layer" and not {*reading.layers} <= {*config.layers}:
             raise ConfigError("layers that read must be routing layers where each selects for itself")
-        self.config, self.top_k = config, top_k
+        self.packed, self.config, self.reading, self.top_k = packed, config, reading, top_k
         self.scores: dict[int | str, Tensor] = {}
         self.selected: dict[int | str, Tensor] = {}  # bool [B, n + 1]
-        same = reading is not None and reading.pooling == config.pooling
-        self.chunks = self.content if same and self.content is not None else Chunks.of(packed, config.pooling)
+        self.chunks = Chunks.of(packed, config.pooling)
+        same = reading is None or reading.pooling == config.pooling
+        self.content = self.chunks if same or reading is None else Chunks.of(packed, reading.pooling)
         self._parts: dict[int, tuple[Tensor, Tensor]] = {}
+        self._own: dict[int | None, Tensor] = {}
         self._voters = _compact((packed.documents == QUESTION) & packed.mask)
-
-    def chosen(self, layer: int) -> Tensor:
-        """What `layer` selected, or the one ranking did."""
-        return self.selected[SHARED if self.config.selection == "shared" else layer]
 
     # What the attention function asks for
 
@@ -223,6 +167,16 @@ class PackedPass(PackedRows):
         (pooled,) = pool_chunks([tokens], self.chunks.offsets)
         queries = self.router.attention_queries(rows.transpose(1, 2))
         self._rank(layer, queries, votes, self.router.finish_keys({layer: pooled})[str(layer)])
+
+    def assemble(
+        self, layer: int, key: Tensor, value: Tensor, window: int | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """K, V [B, KV, S, D] and the mask [B, 1, T, S]; chunks come first where the layer reads any."""
+        own = self._own_mask(window)
+        if self.reading is None or layer not in self.reading.layers or self.content.width == 0:
+            return key, value, own[:, None]
+        keys, values = (torch.cat(both, dim=2) for both in zip(self._pooled(key, value), (key, value), strict=True))
+        return keys, values, torch.cat([self._memory_mask(layer), own], dim=2)[:, None]
 
     # Routing
 
@@ -277,6 +231,37 @@ class PackedPass(PackedRows):
         self.scores[name] = scores.masked_fill(~there, -torch.inf)
         best = self.scores[name].detach().topk(min(self.top_k, width), dim=1).indices
         self.selected[name] = torch.zeros_like(there).scatter(1, best, value=True) & there
+
+    # Attention
+
+    def _pooled(self, *states: Tensor) -> list[Tensor]:
+        """Chunk means [B, KV, width, D] of each of `states` [B, KV, T, D]."""
+        documents = [x.transpose(1, 2)[self.packed.owners > 0] for x in states]
+        pooled = pool_chunks(documents, self.content.offsets)
+        return [self.content.spread(x, self.packed.owners.shape[0]).transpose(1, 2) for x in pooled]
+
+    def _own_mask(self, window: int | None) -> Tensor:
+        """Which tokens of its row a token sees [B, T, T]: earlier ones of its document, or of those outside any."""
+        if window not in self._own:
+            owners, real = self.packed.owners, self.packed.mask
+            index = torch.arange(owners.shape[1], device=owners.device)
+            seen = (owners[:, :, None] == owners[:, None, :]) & (index[:, None] >= index) & real[:, None, :]
+            if window is not None:  # counted among the tokens that a token can see
+                outside = (owners == 0).cumsum(1)
+                order = torch.where(owners > 0, index, outside)
+                seen = seen & (order[:, :, None] - order[:, None, :] < window)
+            # A padding token must see something, or its softmax is 0/0 and the NaN spreads; nobody reads its output.
+            self._own[window] = seen | (index[:, None] == index)
+        return self._own[window]
+
+    def _memory_mask(self, layer: int) -> Tensor:
+        """Which chunks a token sees [B, T, width]: those of selected documents that begin before it."""
+        name: int | str = SHARED if self.config.selection == "shared" else layer
+        content, owners = self.content, self.packed.owners
+        chosen = content.spread(self.selected[name][content.row, content.document], len(owners))
+        start = content.spread(content.start, len(owners))
+        index = torch.arange(owners.shape[1], device=owners.device)
+        return chosen[:, None, :] & (start[:, None, :] <= index[:, None]) & (owners == 0)[:, :, None]
 
 
 def _compact(votes: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,35 +1,41 @@
 """Teaching the backbone to read pooled K, V: LoRA above the router, the language-model loss through what banks keep.
 
-Rows are those of `reading="latent"`: the frame's head before all, every document alone at positions from 0, and after
-them question and answer, which see the documents' pooled chunks in the layers that read. Which documents are read is
-given: an adapter that ranks once for all layers has chosen before it reads. Besides answers, documents are repeated
-word for word from their chunks (as in arXiv 2307.06945): an answer has five tokens to learn from, a document a hundred.
+Rows are those of `reading="latent"`: every document alone at positions from 0, pooled as the encoder pools it, with
+gradients; question and answer behind the frame's head and those chunks. Which documents are read is given: an adapter
+that ranks once for all layers has chosen before it reads. Besides answers, documents are repeated word for word from
+their chunks (as in arXiv 2307.06945): an answer has five tokens to learn from, a document a hundred.
+Shapes: C chunks, KV key/value heads, D head dim.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
+from torch.nn import functional as F
 
+from msa_kernels import chunk_offsets, pool_chunks
 from msa_plugin import prompts
 from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.backbone.attention import CausalRows, Pass, Sink
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import TARGETS, Lora, Update
 from msa_plugin.config import Abilities, ContentConfig, Layers, Settings, Size
+from msa_plugin.contexts import LayerContext
 from msa_plugin.engine.adapters import find_adapter
-from msa_plugin.engine.assembly import TemplateHead, encode_head
+from msa_plugin.engine.assembly import TemplateHead, encode_head, padded, with_head
+from msa_plugin.engine.encoder import pad_right, plan_batches
 from msa_plugin.errors import ConfigError, TrainingError
 from msa_plugin.training.data import Corpus, Step, batches, held_apart
-from msa_plugin.training.losses import IGNORED, token_loss
-from msa_plugin.training.packed import QUESTION, RESPONSE, Packed, PackedRows
-from msa_plugin.training.samples import Batch, Lexical, Sample
+from msa_plugin.training.samples import Lexical
 from msa_plugin.training.trainer import Losses
+
+_BATCH_TOKENS = 1024  # of documents in a forward
 
 
 class ReadingConfig(Settings):
@@ -62,33 +68,52 @@ class ReadingConfig(Settings):
         return given
 
 
-class ReadingPass(PackedRows):
-    """Packed rows that read all their documents, after a head that every row shares and no gradient reaches."""
+@dataclass(frozen=True)
+class Row:
+    """Documents by id with their windows of token ids, and the ids of what is asked and what is to be said."""
 
-    def __init__(self, packed: Packed, reading: ContentConfig, lora: Lora, head: TemplateHead) -> None:
-        """`head` comes from a forward with the same `lora`."""
-        super().__init__(packed, reading, lora, None)
-        self.head = head
-        width = int(packed.counts.max()) + 1
-        self._all = packed.ids.new_ones((len(packed.ids), width), dtype=torch.bool)
+    names: tuple[str, ...]
+    windows: list[list[int]]
+    asked: list[int]
+    said: list[int]
 
-    def chosen(self, layer: int) -> Tensor:
-        """All of them."""
-        return self._all
 
-    def assemble(
-        self, layer: int, key: Tensor, value: Tensor, window: int | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """As `PackedRows`, behind the head's K and V, which no document sees."""
-        keys, values, mask = super().assemble(layer, key, value, window)
-        assert mask is not None
-        rows = len(key)
-        head = [
-            t.to(key.device, key.dtype).clone().expand(rows, -1, -1, -1)
-            for t in (self.head.keys[layer], self.head.values[layer])
-        ]
-        outside = (self.packed.owners == 0)[:, None, :, None].expand(-1, -1, -1, head[0].shape[2])
-        return torch.cat([head[0], keys], dim=2), torch.cat([head[1], values], dim=2), torch.cat([outside, mask], dim=3)
+class _Pooled(Sink):
+    """Pools K and V of the layers that read as a bank keeps them, with gradients: [C, 2, KV, D] by layer."""
+
+    def __init__(self, reading: ContentConfig, mask: Tensor) -> None:
+        """`mask` [B, T] of right-padded windows."""
+        self.reading, self.mask = reading, mask
+        self.offsets, self.chunks = chunk_offsets(mask.sum(1), reading.pooling)
+        self.content: dict[int, Tensor] = {}
+
+    def on_kv(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """K and V [B, KV, T, D]."""
+        if layer in self.reading.layers:
+            parts = [states.transpose(1, 2)[self.mask] for states in (keys, values)]
+            if self.reading.pooling > 1:
+                parts = [*pool_chunks(parts, self.offsets.to(keys.device))]
+            self.content[layer] = torch.stack(parts, dim=1)
+
+    def done_at(self, layer: int) -> bool:
+        """After the deepest layer that reads."""
+        return layer == self.reading.layers[-1]
+
+
+class Chosen:
+    """The memory of a batch of rows: a head, and behind it what was pooled of each row's documents, by layer."""
+
+    def __init__(self, head: TemplateHead, content: Sequence[Mapping[int, Tensor]]) -> None:
+        """`content` [C, 2, KV, D] of each row by layer."""
+        self._head, self._content = head, content
+
+    def select(self, layer: int, queries: Tensor) -> None:
+        """Nothing is selected here."""
+
+    def context(self, layer: int) -> LayerContext:
+        """The head alone where the layer does not read."""
+        keys, values = (t[layer].clone() for t in (self._head.keys, self._head.values))
+        return padded([with_head(keys, values, row.get(layer)) for row in self._content])
 
 
 class ReadingObjective:
@@ -147,10 +172,9 @@ class ReadingObjective:
         draw = random.Random(f"{self.seed}/reading/{batch}")
         steps = next(batches(self.training, min(self.config.rows, len(self.training)), self.seed, first=batch))
         repeats = draw.random() < self.config.repeat
-        samples = [self.sample(corpus, step, draw, repeats=repeats) for corpus, step in steps]
-        made = Batch.of(samples, self.backbone.device)
-        loss = self._loss(made, self.config.poolings[batch % len(self.config.poolings)])
-        return Losses(loss, {"repeat" if repeats else "answer": float(loss.detach())}, int(made.packed.mask.sum()))
+        rows = [self.row(corpus, step, draw, repeats=repeats) for corpus, step in steps]
+        loss, tokens = self._loss(rows, self.config.poolings[batch % len(self.config.poolings)])
+        return Losses(loss, {"repeat" if repeats else "answer": float(loss.detach())}, tokens)
 
     def evaluate(self) -> Mapping[str, float]:
         """Nats per answer token of held-out questions, by pooling."""
@@ -159,12 +183,10 @@ class ReadingObjective:
         for pooling in self.config.poolings if steps else ():
             draw, total, count = random.Random(f"{self.seed}/held"), 0.0, 0
             for first in range(0, len(steps), size):
-                samples = [self.sample(c, s, draw, repeats=False) for c, s in steps[first : first + size]]
-                made = Batch.of(samples, self.backbone.device)
-                tokens = int((made.labels != IGNORED).sum())
+                rows = [self.row(c, s, draw, repeats=False) for c, s in steps[first : first + size]]
+                said = sum(len(row.said) for row in rows)
                 with torch.no_grad():
-                    total += tokens * float(self._loss(made, pooling))
-                count += tokens
+                    total, count = total + said * float(self._loss(rows, pooling)[0]), count + said
             found[f"answer_nll/{pooling}"] = total / count
         return found
 
@@ -184,33 +206,62 @@ class ReadingObjective:
     def _updates(self) -> Sequence[tuple[tuple[int, str], Update]]:
         return list(self.lora.updates.items())
 
-    def _loss(self, made: Batch, pooling: int) -> Tensor:
-        p = made.packed
-        reading = ContentConfig(layers=self.reading.layers, pooling=pooling)
+    def _loss(self, rows: Sequence[Row], pooling: int) -> tuple[Tensor, int]:
+        """Mean cross entropy of what the rows say, and how many tokens went through the backbone for it."""
+        logits, said, tokens = self.logits(rows, pooling)
+        return F.cross_entropy(logits.float(), torch.tensor(said, device=logits.device)), tokens
+
+    def logits(self, rows: Sequence[Row], pooling: int) -> tuple[Tensor, list[int], int]:
+        """Logits [N, V] before every token that the rows say, those tokens, and backbone tokens in all."""
         head = encode_head(self.backbone, self._head, self.lora)
-        state = ReadingPass(p, reading, self.lora, head)
-        logits = self.backbone.forward(state, p.ids, p.mask, p.positions, logits=made.columns)
+        content, encoded = self._encoded([w for row in rows for w in row.windows], pooling)
+        parts, begun = [], 0
+        for row in rows:
+            own, begun = content[begun : begun + len(row.windows)], begun + len(row.windows)
+            parts.append({layer: torch.cat([c[layer] for c in own]) for layer in own[0]})
+        ids, mask = pad_right([row.asked + row.said for row in rows], self.backbone.device)
+        start = head.length + self.start.config.top_k
+        positions = start + torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        state = Pass(source=Chosen(head, parts), lora=self.lora)
+        places = torch.zeros_like(mask)
+        for number, row in enumerate(rows):
+            places[number, len(row.asked) - 1 : len(row.asked) + len(row.said) - 1] = True
+        columns = places.any(0).nonzero()[:, 0]
+        logits = self.backbone.forward(state, ids, mask, positions, logits=columns)
         assert logits is not None
-        return token_loss(logits, made.labels[:, made.columns + 1])
+        said = [token for row in rows for token in row.said]
+        return logits[places[:, columns]], said, encoded + int(mask.sum()) + head.length
+
+    def _encoded(self, windows: Sequence[list[int]], pooling: int) -> tuple[list[dict[int, Tensor]], int]:
+        """What is pooled of each window, as the encoder does it, and the windows' tokens."""
+        reading = ContentConfig(layers=self.reading.layers, pooling=pooling)
+        found: dict[int, dict[int, Tensor]] = {}
+        for batch in plan_batches([len(w) for w in windows], _BATCH_TOKENS):
+            ids, mask = pad_right([windows[i] for i in batch], self.backbone.device)
+            sink = _Pooled(reading, mask)
+            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+            self.backbone.forward(CausalRows(sink=sink, lora=self.lora), ids, mask, positions, logits="none")
+            split = {layer: c.split_with_sizes(sink.chunks.tolist()) for layer, c in sink.content.items()}
+            found |= {index: {layer: c[at] for layer, c in split.items()} for at, index in enumerate(batch)}
+        return [found[i] for i in range(len(windows))], sum(map(len, windows))
 
     # Rows
 
-    def sample(self, corpus: Corpus, step: Step, draw: random.Random, *, repeats: bool) -> Sample:
-        """The row of a question and its answer or, where it `repeats`, of one of its documents by title.
+    def row(self, corpus: Corpus, step: Step, draw: random.Random, *, repeats: bool) -> Row:
+        """A question and its answer or, where it `repeats`, one of the documents by its title.
 
         Raises TrainingError for a step whose passages the corpus lacks.
         """
         names = self._documents(corpus, step, draw)
         windows = [self._window(corpus, name) for name in names]
-        ids = [t for window in windows for t in window]
-        positions = [at for window in windows for at in range(len(window))]
-        owners = [place for place, window in enumerate(windows, 1) for _ in window]
-        asked, said = self._exchange(corpus, step, draw.randrange(len(names)) if repeats else None, names, windows)
-        start = len(self._head) + self.start.config.top_k
-        positions += range(start, start + len(asked) + len(said))
-        labels = [IGNORED] * (len(ids) + len(asked)) + said
-        owners += [QUESTION] * len(asked) + [RESPONSE] * len(said)
-        return Sample([*ids, *asked, *said], positions, owners, labels, [n in step.found for n in names])
+        if not repeats:
+            asked, said = prompts.question_part(step.question, briefly=True), self.backbone.tokenize(step.answer)
+        else:
+            place = draw.randrange(len(names))
+            document = corpus.documents[names[place]]
+            asked = prompts.repeat_part(document.title or " ".join(document.text.split()[:6]))
+            said = windows[place][len(self._prefix) :]
+        return Row(tuple(names), windows, self.backbone.tokenize(asked) + self._tail, [*said, self._end])
 
     def _documents(self, corpus: Corpus, step: Step, draw: random.Random) -> list[str]:
         """What the answer needs, and what looks like it, in random order."""
@@ -228,18 +279,6 @@ class ReadingObjective:
         document = corpus.documents[name]
         ids = self.backbone.tokenize(prompts.document_text(document.title, document.text))
         return (self._prefix + ids)[: self.config.document_tokens]
-
-    def _exchange(
-        self, corpus: Corpus, step: Step, repeated: int | None, names: Sequence[str], windows: Sequence[list[int]]
-    ) -> tuple[list[int], list[int]]:
-        """What is asked, with the frame's end, and what is to be said."""
-        if repeated is None:
-            asked, said = prompts.question_part(step.question, briefly=True), self.backbone.tokenize(step.answer)
-        else:
-            document = corpus.documents[names[repeated]]
-            opening = document.title or " ".join(document.text.split()[:6])
-            asked, said = prompts.repeat_part(opening), windows[repeated][len(self._prefix) :]
-        return self.backbone.tokenize(asked) + self._tail, [*said, self._end]
 
 
 def reading_objective(
