@@ -57,7 +57,7 @@ def _measure(
         logits, losses = [], []
         for question in asked:
             ids = backbone.tokenize(question.answers[0])
-            prefill = reader.prefill([question.question], [excerpts_of(memory, question)])
+            prefill = reader.prefill([question.question], [excerpts_of(memory, question.positive_ids)])
             logits.append(answer_logits(backbone, prefill, ids))
             losses.append(
                 float(torch.nn.functional.cross_entropy(logits[-1], torch.tensor(ids, device=logits[-1].device)))

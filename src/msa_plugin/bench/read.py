@@ -1,9 +1,14 @@
-"""What each reading mode costs and gives: bytes per token, time to first token, what becomes of answers."""
+"""What each reading mode costs and gives: bytes per token, time to first token, what becomes of answers.
+
+Every question is asked over exactly the documents that it needs, so that nothing depends on what is found.
+"""
 
 from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -12,69 +17,111 @@ import torch
 from torch import Tensor
 
 from msa_plugin import prompts
+from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.bench.base import Dataset, Question
+from msa_plugin.bench.datasets import sample_dataset
 from msa_plugin.bench.metrics import exact_match, f1
+from msa_plugin.bench.sampling import in_order
 from msa_plugin.config import GenerationConfig
-from msa_plugin.data import SampleQuestion, sample_documents, sample_questions
+from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.generate import TextStream, decode
 from msa_plugin.engine.reading import Excerpt, Prefill, Reader
+from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
 
 # Untrained backbones read only what is hardly pooled, so the latent mode is shown at several poolings.
-VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("text", {"reading": "text"}),
-    ("kv", {"reading": "kv"}),
-    ("kv / 4", {"reading": "kv", "content_pooling": 4}),
-    ("latent / 1", {"reading": "latent", "content_pooling": 1}),
-    ("latent / 2", {"reading": "latent", "content_pooling": 2}),
-    ("latent / 4", {"reading": "latent", "content_pooling": 4}),
-    ("latent / 8", {"reading": "latent", "content_pooling": 8}),
-    ("latent / 64", {"reading": "latent", "content_pooling": 64}),
-)
-_REPLY = GenerationConfig(max_new_tokens=24)  # the sample's answers are a few words
+MODES: dict[str, dict[str, Any]] = {
+    "text": {"reading": "text"},
+    "kv": {"reading": "kv"},
+    "kv/4": {"reading": "kv", "content_pooling": 4},
+    **{f"latent/{p}": {"reading": "latent", "content_pooling": p} for p in (1, 2, 4, 8, 64)},
+    "closed book": {"reading": "text"},
+}
+STOCK = ", stock model"
+_REPLY = GenerationConfig(max_new_tokens=24)  # the answers that are counted are a few words
 
 
-def run(model: str | Backbone | None, adapter: Any = None, *, repeats: int = 3) -> list[dict[str, Any]]:
-    """One row per mode and pooling, over the sample questions with their needed documents read."""
+def modes_for(adapter: Adapter, wanted: Sequence[str] | None = None) -> list[str]:
+    """The modes to measure, all or those wanted; by the stock model too where an adapter's LoRA answers.
+
+    Raises ConfigError for a mode that there is not.
+    """
+    every = [*MODES, *(name + STOCK for name in ("text", "closed book") if adapter.answers_with_lora)]
+    if unknown := [name for name in wanted or () if name not in every]:
+        raise ConfigError(f"there is no mode {unknown[0]!r} here; there are {', '.join(every)}")
+    return [name for name in every if wanted is None or name in wanted]
+
+
+def run(
+    model: str | Backbone | None,
+    adapter: str | Path | Adapter | None = None,
+    *,
+    repeats: int = 3,
+    dataset: Dataset | None = None,
+    questions: int | None = None,
+    modes: Sequence[str] | None = None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """One row a mode, over `questions` of `dataset` (None: all of the sample corpus) with their needed documents read.
+
+    Times are over those of the first mode. Raises ConfigError for a mode that there is not, and for a data set without
+    a question that has an answer and the documents that it needs.
+    """
     backbone = model if isinstance(model, Backbone) else Backbone.load(model)
-    rows = [_measure(backbone, adapter, name, settings, repeats) for name, settings in VARIANTS]
+    found = find_adapter(backbone, adapter)
+    names = modes_for(found, modes)
+    dataset = dataset or sample_dataset()
+    asked = [q for q in in_order(dataset.questions, seed) if q.answers and q.positives][:questions]
+    if not asked:
+        raise ConfigError(f"{dataset.name} has no question with an answer and the documents that it needs")
+    plain = replace(found, config=found.config.model_copy(update={"lora": None, "format_version": 1}), lora=None)
+    rows = []
+    for name in names:
+        bare = name.removesuffix(STOCK)
+        rows.append(_measure(backbone, found if bare == name else plain, name, MODES[bare], dataset, asked, repeats))
     base = rows[0]["first_token_s"]
-    closed = _closed_book(backbone, adapter, repeats)
-    return [row | {"first_token_over_text": row["first_token_s"] / base} for row in [*rows, closed]]
+    return [row | {"first_token_over_text": row["first_token_s"] / base} for row in rows]
 
 
-def _measure(backbone: Backbone, adapter: Any, name: str, settings: dict[str, Any], repeats: int) -> dict[str, Any]:
+def _measure(
+    backbone: Backbone,
+    adapter: Adapter,
+    name: str,
+    settings: dict[str, Any],
+    dataset: Dataset,
+    asked: Sequence[Question],
+    repeats: int,
+) -> dict[str, Any]:
+    needed = {id for question in asked for id in question.positives}
     with (
         tempfile.TemporaryDirectory() as folder,
         LatentMemory.open(Path(folder) / "bank", model=backbone, adapter=adapter, **settings) as memory,
     ):
-        memory.add(sample_documents(), on_progress=lambda _: None)
+        if name.startswith("closed book"):
+            return {"mode": name, **_scores(memory.engine.reader, asked, [[]] * len(asked), repeats), **_bytes()}
+        memory.add([d for d in dataset.documents if d.id in needed], on_progress=lambda _: None)
+        chosen = [excerpts_of(memory, tuple(question.positives)) for question in asked]
+        row = {"mode": name, **_scores(memory.engine.reader, asked, chosen, repeats)}
         stats = memory.stats()
-        chosen = [excerpts_of(memory, question) for question in sample_questions()]
-        row = _row(name, memory.engine.reader, chosen, repeats)
-    return row | {
-        "bytes_per_token": (stats.bytes_keys + stats.bytes_content) / stats.tokens,
-        "bytes_keys_per_token": stats.bytes_keys / stats.tokens,
-        "bytes_content_per_token": stats.bytes_content / stats.tokens,
+    return row | _bytes(stats.bytes_keys / stats.tokens, stats.bytes_content / stats.tokens)
+
+
+def _bytes(keys: float = 0.0, content: float = 0.0) -> dict[str, float]:
+    return {
+        "bytes_per_token": keys + content,
+        "bytes_keys_per_token": keys,
+        "bytes_content_per_token": content,
     }
 
 
-def _closed_book(backbone: Backbone, adapter: Any, repeats: int) -> dict[str, Any]:
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        LatentMemory.open(Path(folder) / "bank", model=backbone, adapter=adapter, reading="text") as memory,
-    ):
-        row = _row("closed book", memory.engine.reader, [[] for _ in sample_questions()], repeats)
-    return row | {"bytes_per_token": 0.0, "bytes_keys_per_token": 0.0, "bytes_content_per_token": 0.0}
-
-
-def _row(name: str, reader: Reader, chosen: list[list[Excerpt]], repeats: int) -> dict[str, Any]:
+def _scores(reader: Reader, asked: Sequence[Question], chosen: Sequence[list[Excerpt]], repeats: int) -> dict[str, Any]:
     seconds, likelihoods, exact, overlaps = [], [], [], []
-    for question, excerpts in zip(sample_questions(), chosen, strict=True):
+    for question, excerpts in zip(asked, chosen, strict=True):
         timed = []
         for _ in range(repeats):
             began = time.perf_counter()
-            prefill = reader.prefill([question.question], [excerpts])
+            prefill = reader.prefill([question.text], [excerpts])
             timed.append(time.perf_counter() - began)
         seconds.append(median(timed))
         likelihoods.append(answer_nll(reader.backbone, prefill, question.answers[0]))
@@ -82,27 +129,27 @@ def _row(name: str, reader: Reader, chosen: list[list[Excerpt]], repeats: int) -
         exact.append(exact_match(said, question.answers))
         overlaps.append(f1(said, question.answers))
     scores = {"answer_nll": mean(likelihoods), "exact_match": mean(exact), "f1": mean(overlaps)}
-    return {"mode": name, "first_token_s": mean(seconds), **scores}
+    return {"questions": len(asked), "first_token_s": mean(seconds), **scores}
 
 
-def _reply(reader: Reader, question: SampleQuestion, excerpts: list[Excerpt]) -> str:
+def _reply(reader: Reader, question: Question, excerpts: list[Excerpt]) -> str:
     """What the model answers, greedily."""
-    prefill = reader.prefill([question.question], [excerpts])
+    prefill = reader.prefill([question.text], [excerpts])
     stream = TextStream(reader.backbone, _REPLY.stop)
     for _ in decode(reader.backbone, prefill.state, prefill.logits, prefill.positions, [stream], _REPLY):
         pass
     return stream.text
 
 
-def excerpts_of(memory: LatentMemory, question: SampleQuestion) -> list[Excerpt]:
-    """The documents that a sample question needs, whole."""
+def excerpts_of(memory: LatentMemory, ids: Sequence[str]) -> list[Excerpt]:
+    """Documents of the memory by id, whole, for its reader."""
     engine = memory.engine
-    known = engine.bank.lookup(question.positive_ids, memory.namespace)
-    documents = memory.get(question.positive_ids)
+    known = engine.bank.lookup(ids, memory.namespace)
+    documents = memory.get(list(ids))
     texts = [prompts.document_text(d.title, d.text) for d in documents]
     tokens = engine.backbone.tokenize_batch(texts)
     return [
-        Excerpt(known[d.id].ordinal, text, 0, len(ids)) for d, text, ids in zip(documents, texts, tokens, strict=True)
+        Excerpt(known[d.id].ordinal, text, 0, len(row)) for d, text, row in zip(documents, texts, tokens, strict=True)
     ]
 
 

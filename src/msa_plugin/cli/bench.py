@@ -121,30 +121,43 @@ def scale_routing(
 
 
 @app.command()
-def read(model: Model = None, adapter: AdapterPath = None, repeats: Repeats = 3, as_json: Json = False) -> None:
-    """Bytes per token, time to first token and answers of each reading mode, on the sample corpus.
+def read(
+    model: Model = None,
+    adapter: AdapterPath = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of a data set (the sample corpus).")] = None,
+    questions: Annotated[int | None, typer.Option(help="At most this many questions.", min=1)] = None,
+    modes: Annotated[str | None, typer.Option(help="Some of the modes, separated by commas.")] = None,
+    repeats: Repeats = 3,
+    as_json: Json = False,
+) -> None:
+    """Bytes per token, time to first token and answers of each reading mode, over the documents that answers need.
 
-    Example: msa bench read
+    Example: msa bench read --data DATA/dev/squad --questions 100 --modes "text,latent/2,closed book" --repeats 1
     """
     from msa_plugin.bench import read as bench
+    from msa_plugin.bench.datasets import load_dataset
 
     out = Output(as_json)
     out.note("building a bank in each reading mode ...")
-    rows = bench.run(model, adapter, repeats=repeats)
-    out.say("mode         bytes/token  (keys, content)     time to first token   over text   answer NLL     EM     F1")
+    rows = bench.run(
+        model,
+        adapter,
+        repeats=repeats,
+        dataset=None if data is None else load_dataset(data),
+        questions=questions,
+        modes=None if modes is None else [name.strip() for name in modes.split(",")],
+    )
+    first = rows[0]["mode"]
+    out.say(f"{rows[0]['questions']} questions; times over {first}")
+    out.say("mode                     bytes/token  (keys, content)     first token   over   answer NLL     EM     F1")
     for row in rows:
         parts = f"({row['bytes_keys_per_token']:,.0f}, {row['bytes_content_per_token']:,.0f})"
-        first = seconds(row["first_token_s"])
         out.say(
-            f"{row['mode']:12} {row['bytes_per_token']:11,.0f}  {parts:19} {first:>19} "
-            f"{row['first_token_over_text']:11.2f} {row['answer_nll']:12.2f} "
-            f"{row['exact_match']:6.2f} {row['f1']:6.2f}"
+            f"{row['mode']:24} {row['bytes_per_token']:11,.0f}  {parts:17} {seconds(row['first_token_s']):>13} "
+            f"{row['first_token_over_text']:6.2f} {row['answer_nll']:12.2f} {row['exact_match']:6.2f} {row['f1']:6.2f}"
         )
     out.say("Bytes are routing keys and content; the catalog with the texts comes on top. NLL: nats per token of the")
-    out.say(
-        "expected answer, with the needed documents read; EM, F1: of the reply with the answers. A backbone that is"
-    )
-    out.say("not trained for it cannot read pooled latents well.")
+    out.say("expected answer; EM, F1: of the reply. A backbone that was not trained for it cannot read pooled latents.")
     out.result(rows)
 
 
