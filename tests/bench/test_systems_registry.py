@@ -23,6 +23,9 @@ FINDING = (
     "bm25",
     "dense",
     "dense+lexical:2",
+    "msa+lexical:1+titles",
+    "dense+lexical+titles:0.5",
+    "hybrid+titles",
     "dense-same-backbone",
     "hybrid",
     "fusion:msa~bm25",
@@ -147,6 +150,9 @@ def test_names_are_taken_apart():
     words = parse_one("msa+lexical+coarse:all+rerank")
     assert (words.lexical, words.prefilter, len(words.reranks)) == (0.5, "coarse:all@candidates=128", 1)
     assert parse_one("msa-interleave+lexical:1.5").lexical == 1.5
+    named = parse_one("msa+lexical:1+titles+rerank")
+    assert (named.lexical, named.titles, len(named.reranks)) == (1.0, 0.3, 1)
+    assert parse_one("bm25+titles:0.5").titles == 0.5
 
 
 def test_lists_of_names():
@@ -169,6 +175,10 @@ def test_lists_of_names():
         ("msa+rerank+lexical", "before any"),
         ("msa+lexical+lexical:2", "one .lexical"),
         ("msa+lexical:0", "above 0"),
+        ("msa+titles:0", "above 0"),
+        ("iterative+titles", "behind msa"),
+        ("msa+titles+lexical", "before any"),
+        ("msa+titles+titles", "one .titles"),
         ("msa+lexical:much", "above 0"),
         ("msa+coarse:some", "a prefilter is"),
         ("msa+faiss:", "a prefilter is"),

@@ -35,6 +35,17 @@ def test_words_count_as_in_one_process_ties_included(open_plain, open_cluster, k
     assert [seen(row) for row in rows] != [seen(row) for row in without.retrieve(WORDED, k)]
 
 
+def test_titles_count_as_in_one_process(open_plain, open_cluster):
+    plain, cluster = filled(open_plain(titles=0.5, lexical=0.7)), filled(open_cluster(titles=0.5, lexical=0.7))
+    for memory in (plain, cluster):
+        memory.add([{"id": "names", "title": "Hugo Brandt", "text": "He kept the Lisse ferry."}, {"id": "lisse",
+                    "title": "Lisse", "text": "A river."}])  # fmt: skip
+    question = "who was hugo brandt"
+    rows = plain.retrieve([question, *WORDED], 9)
+    assert [seen(row) for row in cluster.retrieve([question, *WORDED], 9)] == [seen(row) for row in rows]
+    assert {"names", "lisse"} <= {h.id for h in rows[0]}
+
+
 @pytest.mark.parametrize("where", [{"copy": 1}, {"copy": 99}, lambda metadata: metadata.get("copy") != 0])
 def test_words_count_over_what_a_filter_allows(open_plain, open_cluster, where):
     plain, cluster = filled(open_plain(lexical=1.0)), filled(open_cluster(lexical=1.0))

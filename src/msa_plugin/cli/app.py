@@ -21,6 +21,7 @@ from msa_plugin.cli.options import (
     Model,
     Namespace,
     Reading,
+    Titles,
     Where,
     open_bank,
     open_memory,
@@ -116,6 +117,7 @@ def ask(
     where: Where = None,
     reading: Reading = "auto",
     lexical: Lexical = 0.0,
+    titles: Titles = 0.0,
     rounds: Annotated[int | None, typer.Option(help="At most this many rounds of routing.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="At most this many tokens of answer.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -129,7 +131,7 @@ def ask(
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     if rounds is not None:
         options["max_rounds"] = rounds
-    settings = {"reading": reading, "lexical": lexical}
+    settings = {"reading": reading, "lexical": lexical, "titles": titles}
     with open_memory(out, bank, model, adapter, namespace, must_exist=True, **settings) as memory:
         stream = memory.stream(question, filter=wanted, **options)
         for piece in stream:
@@ -154,6 +156,7 @@ def retrieve(
     where: Where = None,
     reading: Reading = "auto",
     lexical: Lexical = 0.0,
+    titles: Titles = 0.0,
     as_json: Json = False,
 ) -> None:
     """List the documents that routing finds for a question, best first.
@@ -161,7 +164,7 @@ def retrieve(
     Example: msa retrieve "lighthouses of Scotland" -k 5 --bank bank
     """
     out, wanted = Output(as_json), parse_filter(where)
-    settings = {"reading": reading, "lexical": lexical}
+    settings = {"reading": reading, "lexical": lexical, "titles": titles}
     with open_memory(out, bank, model, adapter, namespace, must_exist=True, **settings) as memory:
         hits = memory.retrieve(question, k, filter=wanted)
     for hit in hits:

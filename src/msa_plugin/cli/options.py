@@ -26,6 +26,9 @@ Namespace = Annotated[str, typer.Option("--namespace", "-n", help="The only part
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; notes stay on stderr.")]
 Where = Annotated[str | None, typer.Option("--filter", "-f", help="Metadata filter as JSON, e.g. '{\"year\": 1999}'.")]
 Lexical = Annotated[float, typer.Option(help="Weight of BM25 beside routing scores, such as 1; 0: keys alone.")]
+Titles = Annotated[
+    float, typer.Option(help="How much titles named in the question or in what is found count, such as 0.3; 0: not.")
+]
 Reading = Annotated[str, typer.Option(help="How answers read memory: auto, text, latent or kv.")]
 
 

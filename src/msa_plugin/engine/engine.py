@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,10 +28,10 @@ from msa_plugin.engine.excerpts import Excerpts
 from msa_plugin.engine.generative.generative import Generative
 from msa_plugin.engine.generative.reference_loop import ReferenceLoop
 from msa_plugin.engine.interleave import Found, Gathered, Query, Ranking, drained, interleave_steps
-from msa_plugin.engine.lexical import Lexical, depth
+from msa_plugin.engine.lexical import Lexical, Words, depth
 from msa_plugin.engine.numbering import Numbering
 from msa_plugin.engine.per_layer import LayerRouting, RoutedPass, Row
-from msa_plugin.engine.ranking import Ranked, SharedQueries, blended, rank_routed, shared_queries
+from msa_plugin.engine.ranking import Ranked, SharedQueries, blended, explained, rank_routed, shared_queries
 from msa_plugin.engine.reading import Excerpt, Prefill, Reader
 from msa_plugin.engine.search import BankSearch, Index, Search
 from msa_plugin.engine.setup import (
@@ -43,6 +43,7 @@ from msa_plugin.engine.setup import (
     reading_mode,
     reads_updated,
 )
+from msa_plugin.engine.titles import FOLLOWED, Titles
 from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
 from msa_plugin.events import RetrievalEnded, RetrievalEvent, RoundStarted
 from msa_plugin.routing.key_search import KeySearch
@@ -109,7 +110,9 @@ class Engine:
         self.search = search or BankSearch(bank, adapter.config.routing, KeySearch.of(self.tiers.keys, config))
         self.prefilter: Index | None = None
         self.lexical: Lexical | None = None
+        self.titles: Titles | None = None
         self.use_lexical(config.lexical)
+        self.use_titles(config.titles)
         reading = () if self.content is None else self.content.layers
         self._layers = LayerRouting(backbone, self.router, bank, reading, self.top_k, self.search, store, self.lora)
 
@@ -136,6 +139,10 @@ class Engine:
         """Add BM25 to routing scores, with this weight; 0: routing keys alone. Raises as `Lexical`."""
         self.lexical = Lexical(self.bank, self.router, weight) if weight else None
 
+    def use_titles(self, weight: float) -> None:
+        """Let titles in questions and in what is found count, with this weight; 0: not. Raises as `Titles`."""
+        self.titles = Titles(self.bank, self.router, weight) if weight else None
+
     def _rank_shared(
         self,
         queries: Sequence[str],
@@ -150,11 +157,22 @@ class Engine:
         if any(q != text for q, text in zip(questions, queries, strict=False)):
             asked = blended(self._vectors(questions), asked, weight, self.router)
         encoded = time.perf_counter()
-        wide = k if self.lexical is None else depth(k)
+        wide = depth(k) if self.lexical is not None else k if self.titles is None else max(k, FOLLOWED)
         ranked = self.search.ranked(asked, wide, selection, self.prefilter)
-        if self.lexical is not None:
-            ranked = self.lexical.add(queries, asked, ranked, selection, k)
+        words = None if self.lexical is None else self.lexical.words(queries, selection)
+        if self.lexical is not None and words is not None:
+            ranked = self.lexical.add(words, asked, ranked, k if self.titles is None else wide)
+        if self.titles is not None:
+            ranked = self.titles.add(queries, ranked, selection, partial(self._scored, asked, words), k)
         return Ranking(ranked, {"encode": encoded - began, "route": time.perf_counter() - encoded})
+
+    def _scored(
+        self, asked: SharedQueries, words: Sequence[Words] | None, row: int, ordinals: list[int]
+    ) -> list[Ranked]:
+        """Documents as question `row` scores them, by keys and by words where these count."""
+        shares = asked.shares[:, row][:, asked.votes[row]]
+        found = explained(self.bank, self.adapter.config.routing, shares, ordinals)
+        return found if self.lexical is None or words is None else self.lexical.raised(found, words[row])
 
     def _vectors(self, texts: Sequence[str]) -> SharedQueries:
         """Routing queries of texts, each different one encoded once."""
@@ -203,7 +221,8 @@ class Engine:
     def score_bounds(self) -> tuple[float, float]:
         """The lowest and the highest score that a document can have."""
         low, high = self.adapter.config.routing.score_bounds
-        return low, high + (0.0 if self.lexical is None else self.lexical.weight)
+        high += 0.0 if self.lexical is None else self.lexical.weight
+        return low, high * (1.0 if self.titles is None else (1.0 + self.titles.weight) ** 2)
 
     def hits(self, rows: Sequence[Sequence[Ranked]]) -> list[list[Hit]]:
         """Each row's ranked documents with their text and metadata; a document that several rows found is read once."""

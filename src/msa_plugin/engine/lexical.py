@@ -6,10 +6,8 @@ the documents that a question may see, so that what others stored changes nothin
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,18 +16,42 @@ from torch import Tensor
 from msa_plugin import prompts
 from msa_plugin.backbone.router import Router
 from msa_plugin.bank.handle import BankHandle, Selected
-from msa_plugin.cancellation import check_cancelled
+from msa_plugin.engine.indexed import PerSelection
 from msa_plugin.engine.ranking import Ranked, SharedQueries, explained
 from msa_plugin.errors import ConfigError
 from msa_plugin.routing.lexical import Scores, WordIndex
-
-_KEPT = 4  # indexes of the selections asked last
-_READ = 1024  # texts read at once while an index is built
 
 
 def depth(k: int) -> int:
     """How many candidates each side brings to a ranking of `k`."""
     return max(100, 4 * k)
+
+
+@dataclass(frozen=True)
+class Words:
+    """BM25 `scores` [n] of one question for a selection's documents `ordinals` [n]."""
+
+    ordinals: Tensor
+    scores: Scores
+
+    def best(self, count: int) -> list[int]:
+        """Ordinals of the best that have a word of the question; ties go to the lower one, as everywhere."""
+        count = min(count, int((self.scores > 0).sum()))
+        order = np.lexsort((self.ordinals.numpy(), -self.scores))[:count]
+        found: list[int] = self.ordinals[torch.from_numpy(order)].tolist()
+        return found
+
+    def shares(self, wanted: Sequence[int]) -> list[float]:
+        """Scores of `wanted` over the best there is; 0 for documents that are not in the selection."""
+        best = float(self.scores.max(initial=0.0))
+        if best <= 0:  # no document has a word of the question
+            return [0.0] * len(wanted)
+        asked = torch.tensor(wanted)
+        places = torch.searchsorted(self.ordinals, asked).clamp(max=len(self.ordinals) - 1)
+        # A shard may have answered and then have been lost: what it named has no words in this index.
+        known = torch.from_numpy(self.scores)[places].where(self.ordinals[places] == asked, 0.0)
+        shares: list[float] = (known / best).tolist()
+        return shares
 
 
 class Lexical:
@@ -42,58 +64,31 @@ class Lexical:
                 "lexical is for adapters with one ranking for all layers; this one's layers each have theirs"
             )
         self.bank, self.router, self.weight = bank, router, weight
-        self._indexes: OrderedDict[bytes, WordIndex] = OrderedDict()
+        self._indexes = PerSelection(bank, lambda d: prompts.document_text(d.title, d.text), WordIndex)
         WordIndex([])  # the extra is missed when a memory is opened, not at its first question
 
+    def words(self, texts: Sequence[str], selection: Selected) -> list[Words]:
+        """What words say of a selection's documents, for each text."""
+        index, ordinals = self.index(selection), selection.ordinals()
+        return [Words(ordinals, index.asked(text)) for text in texts]
+
     def add(
-        self,
-        texts: Sequence[str],
-        asked: SharedQueries,
-        ranked: Sequence[list[Ranked]],
-        selection: Selected,
-        k: int,
+        self, words: Sequence[Words], asked: SharedQueries, ranked: Sequence[list[Ranked]], k: int
     ) -> list[list[Ranked]]:
         """The best `k` of each row by both scores; `ranked` are the best `depth(k)` by routing keys alone."""
-        index, ordinals = self.index(selection), selection.ordinals()
         rows = []
-        for row, (text, routed) in enumerate(zip(texts, ranked, strict=True)):
-            scores = index.asked(text)
+        for row, (said, routed) in enumerate(zip(words, ranked, strict=True)):
+            missing = sorted({*said.best(depth(k))} - {r.ordinal for r in routed})
             shares = asked.shares[:, row][:, asked.votes[row]]
-            rows.append(self._both(routed, shares, ordinals, scores, k))
+            both = self.raised([*routed, *explained(self.bank, self.router.config, shares, missing)], said)
+            rows.append(sorted(both, key=lambda r: (-r.score, r.ordinal))[:k])
         return rows
+
+    def raised(self, ranked: Sequence[Ranked], words: Words) -> list[Ranked]:
+        """The same documents with their words counted."""
+        shares = words.shares([r.ordinal for r in ranked])
+        return [replace(r, score=r.score + self.weight * share) for r, share in zip(ranked, shares, strict=True)]
 
     def index(self, selection: Selected) -> WordIndex:
         """The index of a selection's documents, in the order of their ordinals."""
-        ordinals = selection.ordinals()
-        key = hashlib.sha256(ordinals.numpy().tobytes()).digest()
-        if key not in self._indexes:
-            texts: list[str] = []
-            for start in range(0, len(ordinals), _READ):
-                check_cancelled()
-                stored = self.bank.documents(ordinals[start : start + _READ].tolist())
-                texts += [prompts.document_text(d.title, d.text) for d in stored]
-            self._indexes[key] = WordIndex(texts)
-        self._indexes.move_to_end(key)
-        while len(self._indexes) > _KEPT:
-            self._indexes.popitem(last=False)
-        return self._indexes[key]
-
-    def _both(self, routed: list[Ranked], shares: Tensor, ordinals: Tensor, scores: Scores, k: int) -> list[Ranked]:
-        best = float(scores.max(initial=0.0))
-        if best <= 0:  # no document has a word of the question
-            return routed[:k]
-        found = {r.ordinal: r for r in routed}
-        count = min(depth(k), int((scores > 0).sum()))
-        # Ties go to the lower ordinal, as everywhere.
-        by_words = ordinals[torch.from_numpy(np.lexsort((ordinals.numpy(), -scores))[:count])].tolist()
-        missing = sorted(set(by_words) - found.keys())
-        found |= {r.ordinal: r for r in explained(self.bank, self.router.config, shares, missing)}
-        wanted = torch.tensor(list(found))
-        places = torch.searchsorted(ordinals, wanted).clamp(max=len(ordinals) - 1)
-        # A shard may have answered and then have been lost: what it named has no words in this index.
-        words = torch.from_numpy(scores)[places].where(ordinals[places] == wanted, 0.0).tolist()
-        both = [
-            replace(r, score=r.score + self.weight * share / best)
-            for r, share in zip(found.values(), words, strict=True)
-        ]
-        return sorted(both, key=lambda r: (-r.score, r.ordinal))[:k]
+        return self._indexes.of(selection)

@@ -35,7 +35,7 @@ from msa_plugin.routing.prefilter import Prefilter
 class Ranked:
     """A routed document: its score, the routing score's parts by layer, and the chunk that scored best.
 
-    With words beside the keys (`engine.lexical`) the score is more than the sum of the layers' parts.
+    With words or titles beside the keys (`engine.lexical`, `engine.titles`) the score is more than the layers' parts.
     """
 
     ordinal: int

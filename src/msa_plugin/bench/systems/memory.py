@@ -17,6 +17,7 @@ from msa_plugin.engine.interleave import Ranking
 from msa_plugin.engine.lexical import Lexical
 from msa_plugin.engine.ranking import Ranked
 from msa_plugin.engine.search import Index
+from msa_plugin.engine.titles import Titles
 from msa_plugin.routing.lexical import WordIndex
 
 
@@ -31,6 +32,7 @@ class Msa:
         self.memory = workspace.memory
         self._prefilter: Index | None = None
         self._lexical: Lexical | None = None
+        self._titles: Titles | None = None
 
     @property
     def rounds(self) -> int:
@@ -41,13 +43,17 @@ class Msa:
         """The memory holds the corpus; a prefilter and an index of words are built. Raises as the engine's `use_...`.
 
         `seconds` is what encoding took in all, as the workspace knows it, and indexing words. `disk_bytes` include the
-        passages' texts, `memory_bytes` are routing keys, a prefilter's index and that of words.
+        passages' texts, `memory_bytes` are routing keys, a prefilter's index and that of words, though not of titles.
         """
         stats, seconds = self.memory.stats(), self.workspace.encoding_seconds
         held = stats.bytes_keys + self._build_prefilter()
         if self.options.lexical:
             began = time.perf_counter()
             held += self._index_words(self.options.lexical)
+            seconds += time.perf_counter() - began
+        if self.options.titles:
+            began = time.perf_counter()
+            self._index_titles(self.options.titles)
             seconds += time.perf_counter() - began
         return Cost(seconds, stats.tokens, stats.bytes_total, held)
 
@@ -71,7 +77,7 @@ class Msa:
 
     def close(self) -> None:
         """Drop what was built; the memory is the workspace's."""
-        self._prefilter = self._lexical = None
+        self._prefilter = self._lexical = self._titles = None
 
     def _rank(self, questions: Sequence[str], k: int) -> Ranking:
         engine = self.memory.engine
@@ -104,16 +110,24 @@ class Msa:
         assert self._lexical is not None
         return self._lexical.index(engine.bank.select(self.memory.namespace)).bytes
 
+    def _index_titles(self, weight: float) -> None:
+        engine, before = self.memory.engine, self.memory.engine.titles
+        engine.use_titles(weight)
+        self._titles, engine.titles = engine.titles, before
+        assert self._titles is not None
+        self._titles.index(engine.bank.select(self.memory.namespace))
+
     @contextmanager
     def _filtered(self) -> Iterator[None]:
-        """This system's prefilter and words are the engine's while inside; without them it stays as it is."""
+        """This system's prefilter, words and titles are the engine's while inside; without them it stays as it is."""
         engine = self.memory.engine
-        before = engine.prefilter, engine.lexical
+        before = engine.prefilter, engine.lexical, engine.titles
         engine.prefilter, engine.lexical = self._prefilter or before[0], self._lexical or before[1]
+        engine.titles = self._titles or before[2]
         try:
             yield
         finally:
-            engine.prefilter, engine.lexical = before
+            engine.prefilter, engine.lexical, engine.titles = before
 
 
 class Interleaved(Msa):

@@ -2,7 +2,7 @@
 
     name     = kind [":" argument] {suffix}
     suffix   = "+rerank" ["@" depth] [":" cross-encoder]   |   "+faiss:" index   |   "+coarse:" numbers
-             | "+lexical" [":" weight]
+             | "+lexical" [":" weight]  |   "+titles" [":" weight]
 
 What belongs together goes in parentheses: `iterative:(dense+rerank)` reranks in every round, `iterative:dense+rerank`
 only at the end. A fusion's members are separated by "~" or, where the name stands alone, by commas.
@@ -35,14 +35,17 @@ SUFFIXES = {
     "cross-encoder: NAME+rerank[@DEPTH][:MODEL]",
     "+lexical": "BM25 added to the scores of msa or msa-interleave, as a user sets it, or to those of dense: "
     "NAME+lexical[:WEIGHT]",
+    "+titles": "titles named in the question, or in the best passages, count, for MSA as a user sets it: "
+    "NAME+titles[:WEIGHT]",
 }
 MEMORIES = ("msa", "msa-interleave")
 _SCORED = (*MEMORIES, "dense", "dense-same-backbone")  # every passage has a cosine that BM25 can be added to
+_NAMED = (*_SCORED, "bm25", "hybrid", "fusion")
 _ROUNDS = ("iterative", "decompose")
 _ANSWER_ONLY = ("full-context", "closed-book")
-_SUFFIX = re.compile(r"\+(?=(?:rerank|faiss|coarse|lexical)(?:[:@+]|$))")
-_LEXICAL = re.compile(r"lexical(?::(?P<weight>\d+(?:\.\d+)?))?")
-LEXICAL = 0.5  # the weight where a name gives none
+_SUFFIX = re.compile(r"\+(?=(?:rerank|faiss|coarse|lexical|titles)(?:[:@+]|$))")
+_WEIGHED = re.compile(r"(?:lexical|titles)(?::(?P<weight>\d+(?:\.\d+)?))?")
+LEXICAL, TITLES = 0.5, 0.3  # the weights where a name gives none
 _RERANK = re.compile(r"rerank(?:@(?P<depth>\d+))?(?::(?P<model>.+))?")
 
 
@@ -64,6 +67,7 @@ class Parsed:
     reranks: tuple[Rerank, ...] = ()
     prefilter: str | None = None
     lexical: float = 0.0
+    titles: float = 0.0
 
     @property
     def finds(self) -> bool:
@@ -121,6 +125,8 @@ def _bases(kind: str, argument: str, name: str) -> Iterator[Parsed]:
 def _with_suffix(parsed: Parsed, suffix: str, name: str) -> Parsed:
     if suffix.startswith("lexical"):
         return _with_words(parsed, suffix, name)
+    if suffix.startswith("titles"):
+        return _with_titles(parsed, suffix, name)
     if suffix.startswith(KINDS):
         if parsed.kind not in MEMORIES or parsed.reranks or parsed.prefilter:
             raise ConfigError(f"one prefilter directly behind msa or msa-interleave, not as in {name!r}")
@@ -135,12 +141,27 @@ def _with_suffix(parsed: Parsed, suffix: str, name: str) -> Parsed:
 
 
 def _with_words(parsed: Parsed, suffix: str, name: str) -> Parsed:
-    match = _LEXICAL.fullmatch(suffix)
-    if match is None or not (weight := float(match["weight"] or LEXICAL)):
-        raise ConfigError(f"{suffix!r} in {name!r} is not lexical[:WEIGHT] with a weight above 0")
-    if parsed.kind not in _SCORED or parsed.reranks or parsed.lexical:
-        raise ConfigError(f"one +lexical behind {', '.join(_SCORED)}, before any +rerank; not as in {name!r}")
+    weight = _weight(suffix, name, LEXICAL)
+    if parsed.kind not in _SCORED or parsed.reranks or parsed.lexical or parsed.titles:
+        raise ConfigError(
+            f"one +lexical behind {', '.join(_SCORED)}, before any +titles or +rerank; not as in {name!r}"
+        )
     return replace(parsed, lexical=weight)
+
+
+def _with_titles(parsed: Parsed, suffix: str, name: str) -> Parsed:
+    weight = _weight(suffix, name, TITLES)
+    if parsed.kind not in _NAMED or parsed.reranks or parsed.titles:
+        raise ConfigError(f"one +titles behind {', '.join(_NAMED)}, before any +rerank; not as in {name!r}")
+    return replace(parsed, titles=weight)
+
+
+def _weight(suffix: str, name: str, usual: float) -> float:
+    match = _WEIGHED.fullmatch(suffix)
+    if match is None or not (weight := float(match["weight"] or usual)):
+        kind = suffix.partition(":")[0]
+        raise ConfigError(f"{suffix!r} in {name!r} is not {kind}[:WEIGHT] with a weight above 0")
+    return weight
 
 
 def _without_parentheses(text: str) -> str:

@@ -1,0 +1,87 @@
+"""Titles beside routing keys: who is named in the question, or in what was found, ranks higher.
+
+A document whose title is in the question gains a share `weight` of the best score. Then the best few are read: a
+document that one of them names gains that share of its score. So a chain's second document, which shares neither words
+nor meaning with the question, is found through the name that the first one gives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from msa_plugin.backbone.router import Router
+from msa_plugin.bank.handle import BankHandle, Selected
+from msa_plugin.engine.indexed import PerSelection
+from msa_plugin.engine.ranking import Ranked
+from msa_plugin.errors import ConfigError
+from msa_plugin.routing.titles import TitleIndex
+
+Score = Callable[[int, list[int]], list[Ranked]]  # documents as a row's question scores them without their titles
+
+FOLLOWED = 3  # best documents whose names are followed
+_CHARACTERS = 20_000  # of each of them, around its best chunk: a book names everyone
+_PER_TOKEN = 4  # characters, roughly
+
+
+class Titles:
+    """Titles of a bank's selections, indexed when first asked about and kept while they are asked for."""
+
+    def __init__(self, bank: BankHandle, router: Router, weight: float) -> None:
+        """Raises ConfigError where layers select for themselves."""
+        if router.config.selection != "shared":
+            raise ConfigError(
+                "titles is for adapters with one ranking for all layers; this one's layers each have theirs"
+            )
+        self.bank, self.weight, self._pooling = bank, weight, router.config.pooling
+        self._indexes = PerSelection(bank, lambda d: d.title, TitleIndex)
+
+    def add(
+        self, texts: Sequence[str], ranked: Sequence[list[Ranked]], selection: Selected, score: Score, k: int
+    ) -> list[list[Ranked]]:
+        """The best `k` of each row; `ranked` are more of them, best first, and `score` gives those that are not there.
+
+        Ties go to the lower ordinal.
+        """
+        index, ordinals = self.index(selection), selection.ordinals()
+        rows = []
+        for row, (text, given) in enumerate(zip(texts, ranked, strict=True)):
+            found = {r.ordinal: r for r in given}
+            named = ordinals[index.in_question(text)].tolist()
+            best = max((r.score for r in given), default=0.0)
+            self._raise(found, dict.fromkeys(named, best), row, score)
+            top = _best(found, FOLLOWED)
+            self._raise(found, self._gains(top, index, ordinals), row, score)
+            rows.append(_best(found, k))
+        return rows
+
+    def index(self, selection: Selected) -> TitleIndex:
+        """The titles of a selection's documents, in the order of their ordinals."""
+        return self._indexes.of(selection)
+
+    def _raise(self, found: dict[int, Ranked], gains: dict[int, float], row: int, score: Score) -> None:
+        missing = sorted(gains.keys() - found.keys())
+        found.update({r.ordinal: r for r in score(row, missing)} if missing else {})
+        for ordinal, gain in gains.items():
+            if ordinal in found:  # a shard that was lost meanwhile has no score for its own
+                found[ordinal] = replace(found[ordinal], score=found[ordinal].score + self.weight * max(gain, 0.0))
+
+    def _gains(self, top: Sequence[Ranked], index: TitleIndex, ordinals: Tensor) -> dict[int, float]:
+        """The best score among those of `top` that name a document, for each that is named."""
+        gains: dict[int, float] = {}
+        places = torch.searchsorted(ordinals, torch.tensor([r.ordinal for r in top], dtype=ordinals.dtype)).tolist()
+        stored = self.bank.documents([r.ordinal for r in top])
+        for ranked, place, document in zip(top, places, stored, strict=True):
+            middle = ranked.best_chunk * self._pooling * _PER_TOKEN
+            start = max(0, min(middle - _CHARACTERS // 2, len(document.text) - _CHARACTERS))
+            text = document.text[start : start + _CHARACTERS]
+            for ordinal in ordinals[index.in_document(text, place)].tolist():
+                gains[ordinal] = max(gains.get(ordinal, 0.0), ranked.score)
+        return gains
+
+
+def _best(found: dict[int, Ranked], count: int) -> list[Ranked]:
+    return sorted(found.values(), key=lambda r: (-r.score, r.ordinal))[:count]
