@@ -40,7 +40,6 @@ from msa_plugin.training.trainer import Losses
 _LOG = logging.getLogger("msa_plugin.training")
 _TOKENS = "token_weights"
 _EVALUATION = 4  # groups
-_WORDS = "words_"  # of losses on scores with words
 
 
 class ContrastiveConfig(Settings):
@@ -67,7 +66,6 @@ class ContrastiveConfig(Settings):
     labels: float = Field(default=1.0, ge=0)
     teacher: float = Field(default=1.0, ge=0)
     lexical: float = Field(default=0.3, ge=0)
-    beside_words: float = Field(default=0.0, ge=0)
     temperature: float = Field(default=0.05, gt=0)
     teacher_temperature: float = Field(default=0.05, gt=0)
     pieces: int = Field(default=2, ge=1)
@@ -144,7 +142,7 @@ class Contrastive:
         scored = self.score(group, random.Random(f"{self.seed}/pieces/{batch}"))
         parts = self._parts(group, scored.scores)
         weights = {"labels": self.config.labels, "teacher": self.config.teacher}
-        total = torch.stack([weights[name.removeprefix(_WORDS)] * value for name, value in parts.items()]).sum()
+        total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
         shown = {name: float(value.detach()) for name, value in parts.items()}
         return Losses(total, {**shown, "asks": float(len(group.asks))}, scored.tokens)
 
@@ -265,16 +263,6 @@ class Contrastive:
     # Losses
 
     def _parts(self, group: Group, scores: Tensor) -> dict[str, Tensor]:
-        cosines, words = self._teacher(group)
-        parts = self._compared(group, scores, cosines if cosines is None else cosines + self.config.lexical * words)
-        if weight := self.config.beside_words:
-            words = weight * words.to(scores.device)
-            beside = self._compared(group, scores + words, cosines if cosines is None else cosines + words.cpu())
-            parts |= {_WORDS + name: value for name, value in beside.items()}
-        return parts
-
-    def _compared(self, group: Group, scores: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
-        """The losses of scores [Q, P] by the labels, and beside what the teacher thinks [Q, P] of first steps."""
         parts = {}
         if self.config.labels:
             parts["labels"] = torch.stack(
@@ -284,23 +272,24 @@ class Contrastive:
                 ]
             ).mean()
         first = torch.tensor([not ask.found for ask in group.asks])
-        if teacher is not None and bool(first.any()):
+        if self.config.teacher and self.pool.teacher is not None and bool(first.any()):
+            asks = [ask for ask in group.asks if not ask.found]
             parts["teacher"] = distillation_loss(
                 scores[first],
-                teacher[first].to(scores.device),
+                self._teacher(group, asks).to(scores.device),
                 temperature=self.config.temperature,
                 teacher_temperature=self.config.teacher_temperature,
             )
         return parts
 
-    def _teacher(self, group: Group) -> tuple[Tensor | None, Tensor]:
-        """The teacher's cosines [Q, P] (None without one), and BM25 as a share of each question's best [Q, P]."""
-        columns, numbers = list(group.passages), [ask.question for ask in group.asks]
-        words = torch.stack([_share(torch.from_numpy(self.pool.lexical(q)), columns) for q in numbers])
-        if self.pool.teacher is None or not self.config.teacher:
-            return None, words
+    def _teacher(self, group: Group, asks: Sequence[Ask]) -> Tensor:
+        """What the teacher thinks [Q', P] of the first steps' questions."""
+        assert self.pool.teacher is not None
         passages, questions = self.pool.teacher
-        return torch.from_numpy(questions[numbers] @ passages[columns].T), words
+        columns, numbers = list(group.passages), [ask.question for ask in asks]
+        cosines = torch.from_numpy(questions[numbers] @ passages[columns].T)
+        lexical = torch.stack([_share(torch.from_numpy(self.pool.lexical(q)), columns) for q in numbers])
+        return cosines + self.config.lexical * lexical
 
 
 @dataclass(frozen=True)
