@@ -85,9 +85,8 @@ def test_a_book_names_whom_it_names_around_its_best_chunk(tmp_path, backbone):
         titles, book = memory.engine.titles, memory.engine.bank.lookup(["book"], "default")["book"].ordinal
         named = {}
         for chunk in (0, 31_000 // 32):  # of eight tokens, four characters each
-            ranked = [Ranked(book, 1.0, {}, chunk)]
-            gains = titles._gains(ranked, titles.index(selection), selection.ordinals())
-            named[chunk] = [d.id for d in memory.engine.bank.documents([*gains])]
+            names = titles._names([Ranked(book, 1.0, {}, chunk)], titles.index(selection), selection.ordinals())
+            named[chunk] = [d.id for d in memory.engine.bank.documents(names[book, chunk])]
     assert [*named.values()] == [["mill"], ["arno"]]
 
 

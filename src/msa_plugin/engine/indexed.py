@@ -13,20 +13,20 @@ from msa_plugin.cancellation import check_cancelled
 
 _KEPT = 4
 _READ = 1024  # documents read at once while an index is built
-I = TypeVar("I")
+T = TypeVar("T")
 
 
-class PerSelection(Generic[I]):
+class PerSelection(Generic[T]):
     """What `build` makes of one string of every document, in the order of their ordinals."""
 
     def __init__(
-        self, bank: BankHandle, take: Callable[[StoredDocument], str], build: Callable[[list[str]], I]
+        self, bank: BankHandle, take: Callable[[StoredDocument], str], build: Callable[[list[str]], T]
     ) -> None:
         """`take` says which string of a document counts."""
         self._bank, self._take, self._build = bank, take, build
-        self._made: OrderedDict[bytes, I] = OrderedDict()
+        self._made: OrderedDict[bytes, T] = OrderedDict()
 
-    def of(self, selection: Selected) -> I:
+    def of(self, selection: Selected) -> T:
         """The index of exactly the documents that a question may see: what others stored changes nothing."""
         ordinals = selection.ordinals()
         key = hashlib.sha256(ordinals.numpy().tobytes()).digest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -47,40 +48,47 @@ class Titles:
         Ties go to the lower ordinal.
         """
         index, ordinals = self.index(selection), selection.ordinals()
-        rows = []
-        for row, (text, given) in enumerate(zip(texts, ranked, strict=True)):
-            found = {r.ordinal: r for r in given}
+        rows = [{r.ordinal: r for r in given} for given in ranked]
+        for row, (text, found) in enumerate(zip(texts, rows, strict=True)):
+            best = max((r.score for r in found.values()), default=0.0)
             named = ordinals[index.in_question(text)].tolist()
-            best = max((r.score for r in given), default=0.0)
-            self._raise(found, dict.fromkeys(named, best), row, score)
-            top = _best(found, FOLLOWED)
-            self._raise(found, self._gains(top, index, ordinals), row, score)
-            rows.append(_best(found, k))
-        return rows
+            self._raise(found, dict.fromkeys(named, best), partial(score, row))
+        tops = [_best(found, FOLLOWED) for found in rows]
+        names = self._names([r for top in tops for r in top], index, ordinals)
+        for row, (top, found) in enumerate(zip(tops, rows, strict=True)):
+            gains: dict[int, float] = {}
+            for ranking in top:
+                for ordinal in names.get((ranking.ordinal, ranking.best_chunk), ()):
+                    gains[ordinal] = max(gains.get(ordinal, 0.0), ranking.score)
+            self._raise(found, gains, partial(score, row))
+        return [_best(found, k) for found in rows]
 
     def index(self, selection: Selected) -> TitleIndex:
         """The titles of a selection's documents, in the order of their ordinals."""
         return self._indexes.of(selection)
 
-    def _raise(self, found: dict[int, Ranked], gains: dict[int, float], row: int, score: Score) -> None:
+    def _raise(
+        self, found: dict[int, Ranked], gains: dict[int, float], score: Callable[[list[int]], list[Ranked]]
+    ) -> None:
         missing = sorted(gains.keys() - found.keys())
-        found.update({r.ordinal: r for r in score(row, missing)} if missing else {})
+        found.update({r.ordinal: r for r in score(missing)} if missing else {})
         for ordinal, gain in gains.items():
             if ordinal in found:  # a shard that was lost meanwhile has no score for its own
                 found[ordinal] = replace(found[ordinal], score=found[ordinal].score + self.weight * max(gain, 0.0))
 
-    def _gains(self, top: Sequence[Ranked], index: TitleIndex, ordinals: Tensor) -> dict[int, float]:
-        """The best score among those of `top` that name a document, for each that is named."""
-        gains: dict[int, float] = {}
-        places = torch.searchsorted(ordinals, torch.tensor([r.ordinal for r in top], dtype=ordinals.dtype)).tolist()
-        stored = self.bank.documents([r.ordinal for r in top])
-        for ranked, place, document in zip(top, places, stored, strict=True):
-            middle = ranked.best_chunk * self._pooling * _PER_TOKEN
-            start = max(0, min(middle - _CHARACTERS // 2, len(document.text) - _CHARACTERS))
-            text = document.text[start : start + _CHARACTERS]
-            for ordinal in ordinals[index.in_document(text, place)].tolist():
-                gains[ordinal] = max(gains.get(ordinal, 0.0), ranked.score)
-        return gains
+    def _names(self, ranked: Sequence[Ranked], index: TitleIndex, ordinals: Tensor) -> dict[tuple[int, int], list[int]]:
+        """Ordinals of documents that each document names around its best chunk; texts are read at once."""
+        wanted = sorted({r.ordinal for r in ranked})
+        texts = {d.ordinal: d.text for d in self.bank.documents(wanted)}
+        places = dict(zip(wanted, torch.searchsorted(ordinals, torch.tensor(wanted)).tolist(), strict=True))
+        found = {}
+        for ordinal, chunk in {(r.ordinal, r.best_chunk) for r in ranked if r.ordinal in texts}:
+            text = texts[ordinal]
+            middle = chunk * self._pooling * _PER_TOKEN
+            start = max(0, min(middle - _CHARACTERS // 2, len(text) - _CHARACTERS))
+            named = index.in_document(text[start : start + _CHARACTERS], places[ordinal])
+            found[ordinal, chunk] = ordinals[named].tolist()
+        return found
 
 
 def _best(found: dict[int, Ranked], count: int) -> list[Ranked]:
