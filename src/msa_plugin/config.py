@@ -237,7 +237,7 @@ class MemoryConfig(Settings):
     of a document's K, a row of V), or float8 without (less exact; values beyond 448 are cut).
     `lexical` is the weight of BM25, as a share of a question's best, beside the routing score (0: none is computed).
     `titles` is the share of the best score that a document gains whose title is in the question, and of a found
-    document's score that the documents gain which it names by their titles (0: titles are text like any other).
+    document's score that those gain which it names by their titles, fewer of them more (0: titles are text like any).
     `compat` answers exactly as the reference, mistakes included (docs/compatibility.md). `lock_timeout` (seconds) is
     how long a write waits for another writer. `kernels`: `auto` runs Triton's on a GPU and plain PyTorch elsewhere;
     `triton` or `torch` insists. `tiers` are byte budgets for what is copied out of the memory maps.

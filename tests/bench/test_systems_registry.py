@@ -151,7 +151,7 @@ def test_names_are_taken_apart():
     assert (words.lexical, words.prefilter, len(words.reranks)) == (0.5, "coarse:all@candidates=128", 1)
     assert parse_one("msa-interleave+lexical:1.5").lexical == 1.5
     named = parse_one("msa+lexical:1+titles+rerank")
-    assert (named.lexical, named.titles, len(named.reranks)) == (1.0, 0.3, 1)
+    assert (named.lexical, named.titles, len(named.reranks)) == (1.0, 0.4, 1)
     assert parse_one("bm25+titles:0.5").titles == 0.5
 
 

@@ -35,7 +35,7 @@ def by_definition(base, weight, named, names):
     gains = {}
     for top in sorted(found, key=lambda n: -found[n])[:3]:
         for name in names.get(top, ()):
-            gains[name] = max(gains.get(name, 0.0), found[top])
+            gains[name] = max(gains.get(name, 0.0), found[top] / len(names[top]) ** 0.5)
     return {n: s + weight * gains.get(n, 0.0) for n, s in found.items()}
 
 

@@ -20,14 +20,17 @@ Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Folder, .gguf file or hub id of the backbone.", envvar="MSA_MODEL")
 ]
 AdapterPath = Annotated[
-    Path | None, typer.Option("--adapter", "-a", help="Folder of an adapter.", envvar="MSA_ADAPTER")
+    Path | None,
+    typer.Option(
+        "--adapter", "-a", help="Folder of an adapter, or the name of one that is shipped.", envvar="MSA_ADAPTER"
+    ),
 ]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="The only part of the bank this call can see.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; notes stay on stderr.")]
 Where = Annotated[str | None, typer.Option("--filter", "-f", help="Metadata filter as JSON, e.g. '{\"year\": 1999}'.")]
 Lexical = Annotated[float, typer.Option(help="Weight of BM25 beside routing scores, such as 1; 0: keys alone.")]
 Titles = Annotated[
-    float, typer.Option(help="How much titles named in the question or in what is found count, such as 0.3; 0: not.")
+    float, typer.Option(help="How much titles named in the question or in what is found count, such as 0.4; 0: not.")
 ]
 Reading = Annotated[str, typer.Option(help="How answers read memory: auto, text, latent or kv.")]
 

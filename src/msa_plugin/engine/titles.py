@@ -1,8 +1,9 @@
 """Titles beside routing keys: who is named in the question, or in what was found, ranks higher.
 
 A document whose title is in the question gains a share `weight` of the best score. Then the best few are read: a
-document that one of them names gains that share of its score. So a chain's second document, which shares neither words
-nor meaning with the question, is found through the name that the first one gives it.
+document that one of them names gains that share of its score, over the square root of how many are named there. So a
+chain's second document, which shares neither words nor meaning with the question, is found through the name that the
+first one gives it.
 """
 
 from __future__ import annotations
@@ -51,15 +52,16 @@ class Titles:
         rows = [{r.ordinal: r for r in given} for given in ranked]
         for row, (text, found) in enumerate(zip(texts, rows, strict=True)):
             best = max((r.score for r in found.values()), default=0.0)
-            named = ordinals[index.in_question(text)].tolist()
-            self._raise(found, dict.fromkeys(named, best), partial(score, row))
+            asked = ordinals[index.in_question(text)].tolist()
+            self._raise(found, dict.fromkeys(asked, best), partial(score, row))
         tops = [_best(found, FOLLOWED) for found in rows]
         names = self._names([r for top in tops for r in top], index, ordinals)
         for row, (top, found) in enumerate(zip(tops, rows, strict=True)):
             gains: dict[int, float] = {}
             for ranking in top:
-                for ordinal in names.get((ranking.ordinal, ranking.best_chunk), ()):
-                    gains[ordinal] = max(gains.get(ordinal, 0.0), ranking.score)
+                named = names.get((ranking.ordinal, ranking.best_chunk), [])
+                gain = ranking.score / max(len(named), 1) ** 0.5
+                gains.update({ordinal: max(gains.get(ordinal, 0.0), gain) for ordinal in named})
             self._raise(found, gains, partial(score, row))
         return [_best(found, k) for found in rows]
 

@@ -45,7 +45,7 @@ _ROUNDS = ("iterative", "decompose")
 _ANSWER_ONLY = ("full-context", "closed-book")
 _SUFFIX = re.compile(r"\+(?=(?:rerank|faiss|coarse|lexical|titles)(?:[:@+]|$))")
 _WEIGHED = re.compile(r"(?:lexical|titles)(?::(?P<weight>\d+(?:\.\d+)?))?")
-LEXICAL, TITLES = 0.5, 0.3  # the weights where a name gives none
+LEXICAL, TITLES = 0.5, 0.4  # the weights where a name gives none
 _RERANK = re.compile(r"rerank(?:@(?P<depth>\d+))?(?::(?P<model>.+))?")
 
 

@@ -59,6 +59,6 @@ class Titled:
         documents = self.workspace.dataset.documents
         for place in best(scores, FOLLOWED):
             named = self.titles.in_document(documents[place].text, place)
-            gains[named] = np.maximum(gains[named], scores[place])
+            gains[named] = np.maximum(gains[named], scores[place] / max(len(named), 1) ** 0.5)
         scores += self.weight * gains
         return tuple(Scored(documents[i].id, float(scores[i])) for i in best(scores, k))
