@@ -38,7 +38,7 @@ MODES: dict[str, dict[str, Any]] = {
     **{f"latent/{p}": {"reading": "latent", "content_pooling": p} for p in (1, 2, 4, 8, 64)},
     "closed book": {"reading": "text"},
 }
-STOCK = ", stock model"
+STOCK = " (stock model)"
 _REPLY = GenerationConfig(max_new_tokens=24)  # the answers that are counted are a few words
 
 
