@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -120,30 +119,6 @@ def test_a_calibrated_adapter_is_found_by_its_backbone(tmp_path, monkeypatch, ba
         find_adapter(backbone, None)
     adapter.save(calibrated_path(backbone))
     assert find_adapter(backbone, None).hash() == adapter.hash()
-
-
-def test_shipped_adapters_have_names_and_the_default_answers_as_the_stock_model(
-    tmp_path, monkeypatch, backbone: Backbone, adapter: Adapter
-) -> None:
-    monkeypatch.setenv("MSA_CACHE", str(tmp_path / "cache"))
-    lora = tiny_lora(backbone.model)
-    for name, made in {
-        "a-reads": with_lora(adapter, lora, answers=True),
-        "b-routes": with_lora(adapter, lora),
-        "c-bare": adapter,
-    }.items():
-        made.save(tmp_path / "shipped" / name)
-    found = sorted((tmp_path / "shipped").iterdir())
-    monkeypatch.setattr("msa_plugin.engine.adapters.shipped_adapters", lambda: found)
-    default = find_adapter(backbone, None)
-    assert default.lora is not None and not default.answers_with_lora
-    assert find_adapter(backbone, "a-reads").answers_with_lora
-    assert find_adapter(backbone, Path("c-bare")).lora is None
-    with pytest.raises(AdapterError, match="no-such"):
-        find_adapter(backbone, "no-such")
-    monkeypatch.chdir(tmp_path)
-    with_lora(adapter, lora).save(Path("c-bare"))  # a folder of that name comes first
-    assert find_adapter(backbone, "c-bare").lora is not None
 
 
 def test_settings_report_every_wrong_field() -> None:

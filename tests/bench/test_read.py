@@ -65,7 +65,7 @@ def test_what_is_measured(backbone, reading):
 def test_what_it_refuses(backbone, reading):
     with pytest.raises(ConfigError, match="no mode 'aloud'"):
         rows(backbone, reading, "aloud")
-    with pytest.raises(ConfigError, match="no mode 'text .stock model.'"):
+    with pytest.raises(ConfigError, match=r"no mode .text .stock model."):
         rows(backbone, tiny_adapter(backbone), "text (stock model)")
     with pytest.raises(ConfigError, match="no question with an answer"):
         rows(backbone, reading, "text", dataset=Dataset("bare", DATASET.documents, DATASET.questions[2:]))

@@ -22,7 +22,7 @@ Model = Annotated[
 AdapterPath = Annotated[
     Path | None,
     typer.Option(
-        "--adapter", "-a", help="Folder of an adapter, or the name of one that is shipped.", envvar="MSA_ADAPTER"
+        "--adapter", "-a", help="Folder of an adapter.", envvar="MSA_ADAPTER"
     ),
 ]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="The only part of the bank this call can see.")]

@@ -23,32 +23,24 @@ def shipped_adapters() -> list[Path]:
 
 
 def find_adapter(backbone: Backbone, given: str | Path | Adapter | None) -> Adapter:
-    """The adapter for `backbone`: the one given (a folder, or the name of one shipped), brought along, made or shipped.
+    """The adapter for `backbone`: the one given, brought along, made here or shipped.
 
-    Of those shipped for a backbone the default is the one whose answers are the stock model's. Raises AdapterError when
-    there is none, or when it is another backbone's.
+    Raises AdapterError when there is none, or when it is another backbone's.
     """
     if given is not None:
-        return _checked(given if isinstance(given, Adapter) else Adapter.load(_folder(given)), backbone)
+        return _checked(given if isinstance(given, Adapter) else Adapter.load(Path(given)), backbone)
     if backbone.own_adapter is not None:
         return backbone.own_adapter
-    weights, calibrated = backbone.weights_hash(), calibrated_path(backbone)
-    for path in (calibrated, *shipped_adapters()):
+    weights = backbone.weights_hash()
+    for path in (calibrated_path(backbone), *shipped_adapters()):
         if (path / "adapter.json").is_file():
             adapter = Adapter.load(path)
-            if adapter.config.backbone == weights and (path == calibrated or not adapter.answers_with_lora):
+            if adapter.config.backbone == weights:
                 return _checked(adapter, backbone)
     raise AdapterError(
         f"there is no adapter for {backbone.name}; make one in minutes from plain text, without training: "
         f"msa calibrate FILES... --model {backbone.name}"
     )
-
-
-def _folder(given: str | Path) -> Path:
-    """A folder as it is; a bare name that is none is that of a shipped adapter."""
-    path = Path(given)
-    named = {p.name: p for p in shipped_adapters()}
-    return path if path.exists() else named.get(str(given), path)
 
 
 def _checked(adapter: Adapter, backbone: Backbone) -> Adapter:
