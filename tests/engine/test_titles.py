@@ -77,6 +77,16 @@ def test_it_follows_the_bank_and_its_filters(tmp_path, backbone):
         assert "new" not in scores(memory, "who was hugo brandt")
 
 
+def test_nothing_to_find_is_found_in_an_empty_memory(tmp_path, backbone):
+    with opened(tmp_path, backbone, titles=1.0) as memory:
+        assert memory.retrieve([QUESTION, "???"], k=3) == [[], []]
+        memory.add(DOCUMENTS[0])
+        assert [h.id for h in memory.retrieve(QUESTION, k=3)] == ["mill"]
+        assert memory.retrieve(QUESTION, k=3, filter={"year": 1}) == []
+        selection = memory.engine.bank.select("default")
+        assert memory.engine.titles.add([QUESTION], [[]], selection, lambda row, ordinals: [], 3) == [[]]
+
+
 def test_a_book_names_whom_it_names_around_its_best_chunk(tmp_path, backbone):
     filler = "and so on and on it went for pages " * 900
     with opened(tmp_path, backbone, titles=5.0, window=512) as memory:

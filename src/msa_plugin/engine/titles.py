@@ -82,7 +82,9 @@ class Titles:
         """Ordinals of documents that each document names around its best chunk; texts are read at once."""
         wanted = sorted({r.ordinal for r in ranked})
         texts = {d.ordinal: d.text for d in self.bank.documents(wanted)}
-        places = dict(zip(wanted, torch.searchsorted(ordinals, torch.tensor(wanted)).tolist(), strict=True))
+        places = dict(
+            zip(wanted, torch.searchsorted(ordinals, torch.tensor(wanted, dtype=ordinals.dtype)).tolist(), strict=True)
+        )
         found = {}
         for ordinal, chunk in {(r.ordinal, r.best_chunk) for r in ranked if r.ordinal in texts}:
             text = texts[ordinal]
