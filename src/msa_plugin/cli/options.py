@@ -20,8 +20,7 @@ Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Folder, .gguf file or hub id of the backbone.", envvar="MSA_MODEL")
 ]
 AdapterPath = Annotated[
-    Path | None,
-    typer.Option("--adapter", "-a", help="Folder of an adapter.", envvar="MSA_ADAPTER"),
+    Path | None, typer.Option("--adapter", "-a", help="Folder of an adapter.", envvar="MSA_ADAPTER")
 ]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="The only part of the bank this call can see.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; notes stay on stderr.")]

@@ -192,7 +192,12 @@ class ReadingObjective:
 
     def adapter(self, measured: Mapping[str, Any]) -> Adapter:
         """The adapter it began from, which now reads too."""
-        lora = Lora({w: Update(u.down.detach().cpu().clone(), u.up.detach().cpu().clone()) for w, u in self._updates()})
+        lora = Lora(
+            {
+                where: Update(u.down.detach().cpu().clone(), u.up.detach().cpu().clone())
+                for where, u in self.lora.updates.items()
+            }
+        )
         update = {
             "name": self.config.name,
             "reading": self.reading,
@@ -202,9 +207,6 @@ class ReadingObjective:
             "provenance": {},
         }
         return replace(self.start, config=self.start.config.model_copy(update=update), lora=lora)
-
-    def _updates(self) -> Sequence[tuple[tuple[int, str], Update]]:
-        return list(self.lora.updates.items())
 
     def _loss(self, rows: Sequence[Row], pooling: int) -> tuple[Tensor, int]:
         """Mean cross entropy of what the rows say, and how many tokens went through the backbone for it."""
