@@ -102,6 +102,26 @@ def test_words_beside_vectors_are_the_sum_over_the_whole_corpus(tmp_path, backbo
     both.close()
 
 
+def test_names_lead_on_as_they_do_in_a_memory(tmp_path, backbone):
+    """BM25 finds the mill alone; it names two, who gain .4 of its score over the root of two; the question named it."""
+    documents = (
+        Document("mill", "The mill on the Orm was built by Anna Veld.", "Kestrel Mill"),
+        Document("veld", "She was born far away.", "Anna Veld"),
+        Document("orm", "A river.", "Orm"),
+        Document("other", "Nobody asks.", "Note"),
+    )
+    systems = [
+        create(n, workspace(tmp_path, backbone, Dataset("names", documents, ()))) for n in ("bm25", "bm25+titles")
+    ]
+    plain, named = (system.prepare() and system.find(["kestrel mill"], 4)[0] for system in systems)
+    assert ids(plain) == ["mill"]
+    alone = plain.ranking[0].score
+    found = {hit.id: hit.score for hit in named.ranking}
+    assert ids(named)[0] == "mill" and found["mill"] == pytest.approx(1.4 * alone, rel=1e-5)
+    assert found["veld"] == found["orm"] == pytest.approx(0.4 * 1.4 * alone / 2**0.5, rel=1e-5)
+    assert found["other"] == 0
+
+
 def test_dense_ties_keep_the_order_of_the_corpus(tmp_path, backbone, model):
     same = [Document(f"d{n:02}", "alike") for n in range(40)]
     system = create(f"dense:{model}", workspace(tmp_path, backbone, Dataset("ties", tuple(same), ())))
