@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -281,11 +282,12 @@ def followed(folder):
         thread.join()
 
 
-def log_bytes(bank, folder, commits):
-    """The longest that the write-ahead log was after one of `commits` commits of one document."""
+def log_bytes(bank, folder, commits, after=lambda: None):
+    """The longest that the write-ahead log was after one of `commits` commits of one document, and `after` it."""
     longest = 0
     for n in range(commits):
         bank.commit([encoded(f"d{n % 7}", f"{n} " + "words " * 2000, chunks=1)], NS)
+        after()
         longest = max(longest, (folder / "catalog.sqlite-wal").stat().st_size)
     return longest
 
@@ -295,6 +297,16 @@ def test_a_reader_that_follows_does_not_make_the_log_grow(bank, folder, monkeypa
     monkeypatch.setattr(catalogs, "_TRUNCATE_BYTES", 200_000)
     with followed(folder):
         assert log_bytes(bank, folder, 60) < 1_000_000
+
+
+def test_a_reader_that_always_stands_at_the_logs_end_makes_way_at_once(bank, folder, monkeypatch):
+    monkeypatch.setattr(catalogs, "_TRUNCATE_BYTES", 200_000)
+    waited = []
+    with open_bank(folder, read_only=True) as reader:
+        moves = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: waited.append(reader.refresh()))
+        monkeypatch.setattr(catalogs, "time", moves)
+        assert log_bytes(bank, folder, 60, after=reader.refresh) < 300_000
+    assert len(waited) >= 4, "it does stand in the way"
 
 
 def test_a_reader_that_stays_is_waited_for_a_few_times_only(bank, folder, monkeypatch):

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -33,7 +34,7 @@ from msa_plugin.types import FORMAT_VERSION, OLDEST_FORMAT, Fingerprint
 
 # The write-ahead log is moved into the database when it is this long; when it is much longer, readers are waited for.
 _CHECKPOINT_BYTES, _TRUNCATE_BYTES = 4 << 20, 16 << 20
-_READER_SECONDS = 1.0
+_READER_SECONDS, _RETRY_SECONDS = 1.0, 0.002
 
 _FOLDER = re.compile(r"[0-9a-f]{32}")
 _SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -314,12 +315,21 @@ class Catalog:
         for key, value in {"format_version": FORMAT_VERSION, "fingerprint": made_with}.items():
             self._db.execute("UPDATE meta SET value = ? WHERE key = ?", (value, key))
 
-    def _truncate(self, patience: float = _READER_SECONDS) -> bool:
-        """Empty the write-ahead log; False where a reader stays in the way, which only delays this."""
+    def _truncate(self, patience: float | None = None) -> bool:
+        """Empty the write-ahead log; False where a reader stays in the way, which only delays this.
+
+        Tried anew all the time: SQLite's own waiting is for one place in the log to be free, and a reader that follows
+        takes the same place again at the log's end, where it is not in the way.
+        """
+        until = time.monotonic() + (_READER_SECONDS if patience is None else patience)
         with contextlib.suppress(sqlite3.Error):
-            self._db.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
+            self._db.execute("PRAGMA busy_timeout = 0")
             try:
-                return not self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+                while self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                    if time.monotonic() >= until:
+                        return False
+                    time.sleep(_RETRY_SECONDS)
+                return True
             finally:
                 self._db.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
         return False
