@@ -87,6 +87,18 @@ def test_retrieval_and_its_report(bench, fakes, tmp_path):
     assert json.loads(said)["recomputed"] == sum(b'"part": "retrieval"' in line for line in before.splitlines())
 
 
+def test_distractors_beside_a_corpus(bench, fakes, tmp_path):
+    toy(tmp_path / "toy")
+    (tmp_path / "pages").mkdir()
+    lines = [json.dumps({"id": f"x{n}", "text": f"page {n} of {n * 7919} pages about nothing"}) for n in range(200)]
+    (tmp_path / "pages" / "pages.jsonl").write_text("\n".join(lines))
+    words = ["retrieval", "--data", "toy", "--systems", "words", "--distractors", "pages", "--added", "1K"]
+    code, said = bench(*words, "--dtype", "float32", "--out", "out")
+    assert code == 0 and said.splitlines()[1].split()[:2] == ["toy+1K", "words"]
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "toy+1K" in report and "--distractors pages --added 1K" in report
+
+
 def test_answers_graded_by_a_judge(bench, fakes, tmp_path):
     toy(tmp_path / "toy")
     with Endpoint('{"score": 5}') as server:
@@ -112,6 +124,8 @@ def test_answers_graded_by_a_judge(bench, fakes, tmp_path):
         (("retrieval", "--data", "toy", "--budget", "0"), ConfigError, "budget_minutes"),
         (("retrieval", "--data", "toy", "--systems", "words", "--prefilter", "faiss:HNSW32"), ConfigError, "for msa"),
         (("retrieval", "--data", "toy", "--systems", "msa", "--prefilter", "HNSW32"), ConfigError, "faiss:"),
+        (("retrieval", "--data", "toy", "--distractors", "toy", "--added", "1K,2K"), ConfigError, "once for each"),
+        (("retrieval", "--data", "toy", "--systems", "words", "--dtype", "int3"), ConfigError, "bfloat16"),
         (("report", "none"), ConfigError, "holds no results"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from fakes import Fakes, Few, config, numbers, reasons, run, toy
 from test_judge import Endpoint
 
-from facade import TOPICS
+from facade import TOPICS, topics
 from msa_plugin.bench.judge import Judge
 from msa_plugin.bench.recompute import recompute
 from msa_plugin.bench.scoring import exact_twin
@@ -248,6 +248,48 @@ def test_smallest_corpora_come_first(tmp_path, backbone):
     corpus.write_text("".join(corpus.read_text().splitlines(keepends=True)[:5]))
     rows = run(backbone, Fakes(), config(tmp_path / "out", tmp_path / "sets", systems=("words",)))
     assert [r.dataset for r in rows if r.metric == "AP"] == ["b", "a"]
+
+
+def others(folder, number=60):
+    """Passages about nothing, one of which has the text of a passage of the toy corpus."""
+    folder.mkdir()
+    rows = [{"id": f"x{n}", "text": f"words said on page {n} and {n * 7919}"} for n in range(number)]
+    rows[3]["text"] = next(iter(topics()))["text"]
+    (folder / "pages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_the_same_questions_with_other_passages_in_the_way(tmp_path, backbone):
+    data, folder = toy(tmp_path / "toy"), others(tmp_path / "others")
+    given = config(tmp_path / "out", data, systems=("words", "wrong"), distractors=folder, added=500, k=10)
+    rows = run(backbone, Fakes(), given)
+    [alone] = {r.tokens for r in run(backbone, Fakes(), config(tmp_path / "alone", data, k=10)) if r.metric == "AP"}
+    assert {r.dataset for r in rows} == {"toy+500"}
+    assert value(rows, "words", "R@5") == 1
+    [row] = [r for r in rows if (r.system, r.metric) == ("words", "AP")]
+    assert row.n == 8 and alone + 400 < row.tokens < alone + 550 and row.documents > 15
+    assert [why for _, _, why in reasons(rows, NOTE) if "text was there before" in why] == [
+        "1 distractors were left out: their text was there before"
+    ]
+    first = [line.split()[2] for line in (tmp_path / "out/runs/toy+500.wrong.trec").read_text().splitlines()]
+    assert any(name.startswith("distractor-x") for name in first), "they can be found"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"added": 500}, ConfigError, "belong together"),
+        ({"distractors": "others"}, ConfigError, "belong together"),
+        ({"distractors": "others", "added": 10**6}, ConfigError, "fewer than 1,000,000"),
+        ({"distractors": "nowhere", "added": 500}, IngestError, "nowhere"),
+    ],
+)
+def test_distractors_that_make_no_sense(tmp_path, backbone, change, error, message):
+    others(tmp_path / "others")
+    if "distractors" in change:
+        change = {**change, "distractors": tmp_path / change["distractors"]}
+    with pytest.raises(error, match=message):
+        run(backbone, Fakes(), config(tmp_path / "out", toy(tmp_path / "toy"), **change))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -23,7 +24,8 @@ from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.quantize import is_scale, scale_name, stored_keys
 from msa_plugin.bench import jsonl
 from msa_plugin.bench.base import Dataset, OnStep, Question
-from msa_plugin.bench.datasets import corpus_hash
+from msa_plugin.bench.datasets import corpus_hash, load_distractors
+from msa_plugin.bench.report_tables import tokens as short_tokens
 from msa_plugin.bench.sampling import in_order
 from msa_plugin.config import MemoryConfig
 from msa_plugin.engine.engine import fingerprint
@@ -110,6 +112,25 @@ def plan(
     if not steps:
         raise ConfigError(f"no size can be measured: {'; '.join(notes)}")
     return Plan(dataset.name, tuple(asked), tuple(chosen), tuple(steps), tuple(notes))
+
+
+def distractors(folder: Path, size: int, tokens: Tokens) -> tuple[Document, ...]:
+    """The first passages of `folder`, so many that they hold `size` tokens. Raises ConfigError when there are fewer."""
+    chosen, steps = _steps(_counted((), load_distractors(folder, sys.maxsize), {}, tokens), [size])
+    if not steps:
+        raise ConfigError(f"{folder.name} holds fewer than {size:,} tokens; ask for fewer")
+    return tuple(chosen)
+
+
+def padded(dataset: Dataset, others: Sequence[Document], size: int) -> Dataset:
+    """The same questions with `others` behind the corpus, whose `size` in tokens joins the name; no text stands twice.
+
+    Raises ConfigError when one of `others` has the id of a passage.
+    """
+    dropped: list[str] = []
+    corpus = (*dataset.documents, *_unseen(others, dataset.documents, dropped))
+    note = (f"{len(dropped)} distractors were left out: their text was there before",) if dropped else ()
+    return Dataset(f"{dataset.name}+{short_tokens(size)}", corpus, dataset.questions, (*dataset.notes, *note))
 
 
 def _fitting(

@@ -18,8 +18,14 @@ from pydantic import Field, model_validator
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.base import Answers, Dataset, Question, Row, System, Workspace
-from msa_plugin.bench.datasets import dataset_hash, find_datasets, load_dataset, sample_dataset
-from msa_plugin.bench.growth import BANKS, Banks
+from msa_plugin.bench.datasets import (
+    dataset_hash,
+    find_datasets,
+    load_dataset,
+    load_distractors,
+    sample_dataset,
+)
+from msa_plugin.bench.growth import BANKS, Banks, distractors, padded
 from msa_plugin.bench.judge import Judge
 from msa_plugin.bench.judging import judge_replies, unjudged
 from msa_plugin.bench.sampling import Pace, affordable, in_order
@@ -44,6 +50,7 @@ class CompareConfig(Settings):
     `k` passages are ranked for retrieval; for qa a system that finds is answered for from the best of each number in
     `passages`. `questions` bounds the questions of each data set, `budget_minutes` the time to find and answer (not to
     index) in all. `batch` questions are asked at once; times per question are those of their batch divided by it.
+    `added` tokens of passages from the folder `distractors` stand beside each corpus, which gets another name by it.
     `memory` and `generation` hold for all systems. `fresh` forgets earlier results of this part in `out`.
     `cache` is for encoded passages and indexes, `out`/cache if None.
     """
@@ -52,6 +59,8 @@ class CompareConfig(Settings):
     systems: tuple[str, ...] = Field(min_length=1)
     out: Path
     data: Path | None = None
+    distractors: Path | None = None
+    added: int | None = Field(default=None, gt=0)
     k: int = Field(default=100, gt=0)
     passages: tuple[int, ...] = Field(default=(1, 5, 10), min_length=1)
     questions: int | None = Field(default=None, gt=0)
@@ -71,6 +80,8 @@ class CompareConfig(Settings):
             raise ValueError("systems and passages must be distinct")
         if min(self.passages) < 1:
             raise ValueError("passages must be positive; the system closed-book reads none")
+        if (self.distractors is None) != (self.added is None):
+            raise ValueError("distractors and added belong together: a folder of passages, and how many tokens of them")
         missing = {exact_twin(system) for system in self.systems} - {*self.systems, None}
         if missing:
             raise ValueError(
@@ -97,10 +108,9 @@ class _Session:
 
     config: CompareConfig
     results: Results
-    backbone: Backbone
-    adapter: Adapter
     make: Make
     watch: Watch
+    banks: Banks
     failed: set[tuple[str, str]] = field(default_factory=set)
 
 
@@ -121,13 +131,16 @@ def compare(
     """
     if config.data is not None:
         find_datasets(config.data)  # a mistyped path is told before a backbone is loaded
+    if config.distractors is not None:
+        next(load_distractors(config.distractors, 1), None)
     backbone = backbone or Backbone.load(config.model, device=config.memory.device, dtype=config.memory.dtype)
     adapter = find_adapter(backbone, adapter or config.adapter)
     with Results(config.out, seed=config.seed) as results, watch or Watch() as shown:
         results.configure(config.part, config.identity(backbone, adapter), fresh=config.fresh)
         if config.fresh:
             _forget(results, config)
-        session = _Session(config, results, backbone, adapter, make or _registered, shown)
+        banks = Banks((config.cache or config.out / "cache") / BANKS, backbone, adapter, config.memory)
+        session = _Session(config, results, make or _registered, shown, banks)
         datasets = _datasets(session)
         _run(session, datasets)
         if judge is not None and config.part == "qa":
@@ -166,14 +179,16 @@ def _datasets(session: _Session) -> list[Dataset]:
     One of several that cannot be used is recorded as skipped.
     """
     c = session.config
-    if c.data is None:
-        return [sample_dataset()]
-    paths = find_datasets(c.data)
+    paths = [] if c.data is None else find_datasets(c.data)
     tried = [_load(session, path, must=len(paths) == 1) for path in paths]
     found = [dataset for dataset in tried if dataset is not None]
-    if not found:
+    if paths and not found:
         raise ConfigError(f"none of the {len(paths)} data sets in {c.data} can be used; the log says why")
-    return sorted(found, key=lambda dataset: len(dataset.documents))
+    smallest_first = sorted(found, key=lambda dataset: len(dataset.documents)) if paths else [sample_dataset()]
+    if c.distractors is None or c.added is None:
+        return smallest_first
+    others = distractors(c.distractors, c.added, session.banks.tokens)
+    return [padded(dataset, others, c.added) for dataset in smallest_first]
 
 
 def _load(session: _Session, path: Path, *, must: bool) -> Dataset | None:
@@ -267,9 +282,8 @@ def _ask(session: _Session, dataset: Dataset, questions: Sequence[Question], *, 
     """Ask what is missing of `questions`, system by system; rows are computed when these are all (`final`)."""
     c, results = session.config, session.results
     generation = {**c.generation.model_dump(exclude_defaults=True), "max_new_tokens": c.generation.max_new_tokens}
-    banks = Banks((c.cache or c.out / "cache") / BANKS, session.backbone, session.adapter, c.memory)
     with open_workspace(
-        dataset, banks, generation, session.watch.step, lambda memory: _warm(c.part, memory)
+        dataset, session.banks, generation, session.watch.step, lambda memory: _warm(c.part, memory)
     ) as workspace:
         facts = results.dataset_facts(dataset.name)
         results.describe(dataset.name, {**facts, "tokens": workspace.tokens})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from msa_plugin.cli.bench_growth import parse_sizes
 from msa_plugin.cli.options import AdapterPath, Json, Model, Reading
 from msa_plugin.cli.output import Output
 from msa_plugin.errors import ConfigError, MissingExtraError
@@ -30,6 +31,12 @@ Systems = Annotated[
         "--systems", "-s", help="Names separated by commas, such as msa,bm25,dense+rerank; a wrong one lists all."
     ),
 ]
+Distractors = Annotated[
+    Path | None,
+    typer.Option(help="Folder of *.jsonl[.gz] with passages to add to every corpus; --added says how many."),
+]
+Added = Annotated[str | None, typer.Option(help="Tokens of these passages that are added, such as 1M.")]
+Dtype = Annotated[str | None, typer.Option(help="What MSA computes in: float32, bfloat16 or float16 [by the device].")]
 Cache = Annotated[
     Path | None, typer.Option(help="Folder for encoded passages and indexes, to share among runs [OUT/cache].")
 ]
@@ -67,6 +74,9 @@ def retrieval(
     model: Model = None,
     adapter: AdapterPath = None,
     quick: Quick = False,
+    distractors: Distractors = None,
+    added: Added = None,
+    dtype: Dtype = None,
     cache: Cache = None,
     fresh: Fresh = False,
     as_json: Json = False,
@@ -76,7 +86,9 @@ def retrieval(
     Interrupted runs go on when the same command is given again. Example: msa bench retrieval --quick --out results
     """
     settings = {"k": k, "budget_minutes": budget, "questions": questions, "seed": seed, "batch": batch, "fresh": fresh}
-    config = _config("retrieval", out, data, systems, prefilter, quick, {**settings, **_where(model, adapter, cache)})
+    more = {**_padding(distractors, added), "memory": {} if dtype is None else {"dtype": dtype}}
+    where = _where(model, adapter, cache)
+    config = _config("retrieval", out, data, systems, prefilter, quick, {**settings, **more, **where})
     _run(Output(as_json), config, None)
 
 
@@ -101,6 +113,9 @@ def qa(
     model: Model = None,
     adapter: AdapterPath = None,
     quick: Quick = False,
+    distractors: Distractors = None,
+    added: Added = None,
+    dtype: Dtype = None,
     cache: Cache = None,
     fresh: Fresh = False,
     as_json: Json = False,
@@ -112,9 +127,12 @@ def qa(
     memory: dict[str, Any] = {"reading": reading}
     if context_tokens is not None:
         memory["context_tokens"] = context_tokens
+    if dtype is not None:
+        memory["dtype"] = dtype
     settings = {"budget_minutes": budget, "questions": questions, "seed": seed, "batch": batch, "fresh": fresh}
     more = {"passages": _numbers(passages), "generation": {"max_new_tokens": max_new_tokens}, "memory": memory}
-    config = _config("qa", out, data, systems, prefilter, quick, {**settings, **more, **_where(model, adapter, cache)})
+    where = {**_padding(distractors, added), **_where(model, adapter, cache)}
+    config = _config("qa", out, data, systems, prefilter, quick, {**settings, **more, **where})
     _run(Output(as_json), config, _judge(judge, judge_model, judge_key_env))
 
 
@@ -188,6 +206,13 @@ def _behind(systems: Sequence[str], spec: str) -> list[str]:
 
 def _where(model: str | None, adapter: Path | None, cache: Path | None) -> dict[str, Any]:
     return {"model": model, "adapter": adapter, "cache": cache}
+
+
+def _padding(folder: Path | None, added: str | None) -> dict[str, Any]:
+    sizes = () if added is None else parse_sizes(added)
+    if len(sizes) > 1:
+        raise ConfigError("--added is one number of tokens; run the command once for each, into folders of their own")
+    return {"distractors": folder, "added": sizes[0] if sizes else None}
 
 
 def _names(systems: str) -> tuple[str, ...]:
