@@ -53,3 +53,14 @@ def test_long_titles_and_empty_indexes():
     assert TitleIndex([long]).in_document(long) == []
     assert TitleIndex([long[: -len(" Word10")]]).in_document(f"So {long}.") == [0]
     assert TitleIndex([]).in_question("anything") == [] and TitleIndex(["", "!?"]).in_document("!? anything") == []
+
+
+def test_documents_may_come_later_and_be_out_of_sight():
+    index = TitleIndex()
+    index.add([4], ["New York"])
+    index.add([9, 2], ["York", "New York"])
+    assert index.in_document("to New York") == [4, 2]
+    assert index.in_document("to New York", visible=lambda found: [n for n in found if n != 4]) == [2]
+    # Who may not see New York is told of York, as if New York had never been stored.
+    assert index.in_question("to new york", lambda found: [n for n in found if n == 9]) == [9]
+    assert index.in_document("York", own=1000) == [9]

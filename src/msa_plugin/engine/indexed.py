@@ -1,42 +1,75 @@
-"""Indexes over the documents of a selection, made when first asked for and kept for the selections asked last."""
+"""An index beside routing keys that takes in each document once, when a question may first see it."""
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
-from collections.abc import Callable
-from typing import Generic, TypeVar
+import threading
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from msa_plugin.bank.documents import StoredDocument
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.cancellation import check_cancelled
 
-_KEPT = 4
-_READ = 1024  # documents read at once while an index is built
-T = TypeVar("T")
+_READ = 1024  # documents read at once
+_FEW = 4096  # documents; an index of so many is kept whatever has been deleted
+_ANY = "default"  # whose statistics name all namespaces
+
+Numbers = NDArray[np.int64]
 
 
-class PerSelection(Generic[T]):
-    """What `build` makes of one string of every document, in the order of their ordinals."""
+class Index(Protocol):
+    """What documents may be added to."""
 
-    def __init__(
-        self, bank: BankHandle, take: Callable[[StoredDocument], str], build: Callable[[list[str]], T]
-    ) -> None:
-        """`take` says which string of a document counts."""
-        self._bank, self._take, self._build = bank, take, build
-        self._made: OrderedDict[bytes, T] = OrderedDict()
+    def add(self, documents: Sequence[int], texts: Sequence[str]) -> None:
+        """Take in documents, by number, that were not added before."""
 
-    def of(self, selection: Selected) -> T:
-        """The index of exactly the documents that a question may see: what others stored changes nothing."""
-        ordinals = selection.ordinals()
-        key = hashlib.sha256(ordinals.numpy().tobytes()).digest()
-        if key not in self._made:
-            taken: list[str] = []
-            for start in range(0, len(ordinals), _READ):
+
+T = TypeVar("T", bound=Index)
+
+
+class Followed(Generic[T]):
+    """An index over one string of every document, by ordinal. Ordinals are never used twice, so that nothing changes.
+
+    What deleted documents leave in it is dropped with the whole index, once they are more than the living.
+    """
+
+    def __init__(self, bank: BankHandle, take: Callable[[StoredDocument], str], make: Callable[[], T]) -> None:
+        """`take` says which string of a document counts, `make` gives an empty index."""
+        self._bank, self._take, self._make = bank, take, make
+        self._lock = threading.Lock()
+        self._index, self._known, self._looked_at = make(), np.zeros(0, dtype=bool), _FEW
+
+    def of(self, selection: Selected) -> tuple[T, Numbers]:
+        """The index with every document of a selection, and which these are: ordinals, ascending [n]."""
+        ordinals: Numbers = selection.ordinals().numpy()
+        with self._lock:
+            if len(self._missing(ordinals)):
+                self._drop_the_dead()
+            missing = self._missing(ordinals)
+            for start in range(0, len(missing), _READ):
                 check_cancelled()
-                taken += map(self._take, self._bank.documents(ordinals[start : start + _READ].tolist()))
-            self._made[key] = self._build(taken)
-        self._made.move_to_end(key)
-        while len(self._made) > _KEPT:
-            self._made.popitem(last=False)
-        return self._made[key]
+                found = self._bank.documents(missing[start : start + _READ].tolist())
+                numbers = [d.ordinal for d in found]
+                self._index.add(numbers, [self._take(d) for d in found])
+                self._known[numbers] = True
+            return self._index, ordinals
+
+    def _missing(self, ordinals: Numbers) -> Numbers:
+        if len(ordinals) and ordinals[-1] >= len(self._known):
+            grown = np.zeros(max(int(ordinals[-1]) + 1, 2 * len(self._known)), dtype=bool)
+            grown[: len(self._known)] = self._known
+            self._known = grown
+        return ordinals[~self._known[ordinals]]
+
+    def _drop_the_dead(self) -> None:
+        """Begin anew where most documents are dead; looked at whenever the index has doubled, for it takes a scan."""
+        held = int(self._known.sum())
+        if held <= self._looked_at:
+            return
+        alive = sum(self._bank.count(name) for name in self._bank.stats(_ANY).namespaces)
+        if held > 2 * alive:
+            self._index, self._known, held = self._make(), np.zeros(0, dtype=bool), alive
+        self._looked_at = max(_FEW, 2 * held)

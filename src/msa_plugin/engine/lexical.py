@@ -16,10 +16,11 @@ from torch import Tensor
 from msa_plugin import prompts
 from msa_plugin.backbone.router import Router
 from msa_plugin.bank.handle import BankHandle, Selected
-from msa_plugin.engine.indexed import PerSelection
+from msa_plugin.engine.indexed import Followed
 from msa_plugin.engine.ranking import Ranked, SharedQueries, explained
 from msa_plugin.errors import ConfigError
-from msa_plugin.routing.lexical import Scores, WordIndex
+from msa_plugin.routing.lexical import Scores
+from msa_plugin.routing.postings import Postings
 
 
 def depth(k: int) -> int:
@@ -36,9 +37,12 @@ class Words:
 
     def best(self, count: int) -> list[int]:
         """Ordinals of the best that have a word of the question; ties go to the lower one, as everywhere."""
-        count = min(count, int((self.scores > 0).sum()))
-        order = np.lexsort((self.ordinals.numpy(), -self.scores))[:count]
-        found: list[int] = self.ordinals[torch.from_numpy(order)].tolist()
+        having = np.flatnonzero(self.scores)
+        if len(having) > count:
+            scores = self.scores[having]
+            having = having[scores >= np.partition(scores, len(scores) - count)[len(scores) - count]]
+        order = np.lexsort((having, -self.scores[having]))[:count]  # places ascend as ordinals do
+        found: list[int] = self.ordinals[torch.from_numpy(having[order])].tolist()
         return found
 
     def shares(self, wanted: Sequence[int]) -> list[float]:
@@ -55,7 +59,7 @@ class Words:
 
 
 class Lexical:
-    """BM25 of a bank's selections, indexed when first asked about and kept while it is asked for."""
+    """BM25 of a bank's selections; a document is indexed when a question may first see it."""
 
     def __init__(self, bank: BankHandle, router: Router, weight: float) -> None:
         """Raises ConfigError where layers select for themselves, MissingExtraError without the extra lexical."""
@@ -64,13 +68,12 @@ class Lexical:
                 "lexical is for adapters with one ranking for all layers; this one's layers each have theirs"
             )
         self.bank, self.router, self.weight = bank, router, weight
-        self._indexes = PerSelection(bank, lambda d: prompts.document_text(d.title, d.text), WordIndex)
-        WordIndex([])  # the extra is missed when a memory is opened, not at its first question
+        self._postings = Followed(bank, lambda d: prompts.document_text(d.title, d.text), Postings)
 
     def words(self, texts: Sequence[str], selection: Selected) -> list[Words]:
         """What words say of a selection's documents, for each text."""
-        index, ordinals = self.index(selection), selection.ordinals()
-        return [Words(ordinals, index.asked(text)) for text in texts]
+        postings, ordinals = self._postings.of(selection)
+        return [Words(torch.from_numpy(ordinals), postings.scores(text, ordinals)) for text in texts]
 
     def add(
         self, words: Sequence[Words], asked: SharedQueries, ranked: Sequence[list[Ranked]], k: int
@@ -89,6 +92,6 @@ class Lexical:
         shares = words.shares([r.ordinal for r in ranked])
         return [replace(r, score=r.score + self.weight * share) for r, share in zip(ranked, shares, strict=True)]
 
-    def index(self, selection: Selected) -> WordIndex:
-        """The index of a selection's documents, in the order of their ordinals."""
-        return self._indexes.of(selection)
+    def index(self, selection: Selected) -> Postings:
+        """The words of documents, by ordinal, those of a selection among them."""
+        return self._postings.of(selection)[0]

@@ -12,15 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from msa_plugin.backbone.router import Router
 from msa_plugin.bank.handle import BankHandle, Selected
-from msa_plugin.engine.indexed import PerSelection
+from msa_plugin.engine.indexed import Followed, Numbers
 from msa_plugin.engine.ranking import Ranked
 from msa_plugin.errors import ConfigError
-from msa_plugin.routing.titles import TitleIndex
+from msa_plugin.routing.titles import TitleIndex, Visible
 
 Score = Callable[[int, list[int]], list[Ranked]]  # documents as a row's question scores them without their titles
 
@@ -30,7 +29,7 @@ _PER_TOKEN = 4  # characters, roughly
 
 
 class Titles:
-    """Titles of a bank's selections, indexed when first asked about and kept while they are asked for."""
+    """Titles of a bank's selections; a document is indexed when a question may first see it."""
 
     def __init__(self, bank: BankHandle, router: Router, weight: float) -> None:
         """Raises ConfigError where layers select for themselves."""
@@ -39,7 +38,7 @@ class Titles:
                 "titles is for adapters with one ranking for all layers; this one's layers each have theirs"
             )
         self.bank, self.weight, self._pooling = bank, weight, router.config.pooling
-        self._indexes = PerSelection(bank, lambda d: d.title, TitleIndex)
+        self._titles = Followed(bank, lambda d: d.title, TitleIndex)
 
     def add(
         self, texts: Sequence[str], ranked: Sequence[list[Ranked]], selection: Selected, score: Score, k: int
@@ -48,14 +47,14 @@ class Titles:
 
         Ties go to the lower ordinal.
         """
-        index, ordinals = self.index(selection), selection.ordinals()
+        index, visible = self.index(selection)
         rows = [{r.ordinal: r for r in given} for given in ranked]
         for row, (text, found) in enumerate(zip(texts, rows, strict=True)):
             best = max((r.score for r in found.values()), default=0.0)
-            asked = ordinals[index.in_question(text)].tolist()
-            self._raise(found, dict.fromkeys(asked, best), partial(score, row))
+            asked = dict.fromkeys(index.in_question(text, visible), best)
+            self._raise(found, asked, partial(score, row))
         tops = [_best(found, FOLLOWED) for found in rows]
-        names = self._names([r for top in tops for r in top], index, ordinals)
+        names = self._names([r for top in tops for r in top], index, visible)
         for row, (top, found) in enumerate(zip(tops, rows, strict=True)):
             gains: dict[int, float] = {}
             for ranking in top:
@@ -65,9 +64,10 @@ class Titles:
             self._raise(found, gains, partial(score, row))
         return [_best(found, k) for found in rows]
 
-    def index(self, selection: Selected) -> TitleIndex:
-        """The titles of a selection's documents, in the order of their ordinals."""
-        return self._indexes.of(selection)
+    def index(self, selection: Selected) -> tuple[TitleIndex, Visible]:
+        """The titles of documents, by ordinal, and which of them are of a selection."""
+        index, ordinals = self._titles.of(selection)
+        return index, partial(_among, ordinals)
 
     def _raise(
         self, found: dict[int, Ranked], gains: dict[int, float], score: Callable[[list[int]], list[Ranked]]
@@ -78,21 +78,24 @@ class Titles:
             if ordinal in found:  # a shard that was lost meanwhile has no score for its own
                 found[ordinal] = replace(found[ordinal], score=found[ordinal].score + self.weight * max(gain, 0.0))
 
-    def _names(self, ranked: Sequence[Ranked], index: TitleIndex, ordinals: Tensor) -> dict[tuple[int, int], list[int]]:
-        """Ordinals of documents that each document names around its best chunk; texts are read at once."""
-        wanted = sorted({r.ordinal for r in ranked})
-        texts = {d.ordinal: d.text for d in self.bank.documents(wanted)}
-        places = dict(
-            zip(wanted, torch.searchsorted(ordinals, torch.tensor(wanted, dtype=ordinals.dtype)).tolist(), strict=True)
-        )
+    def _names(self, ranked: Sequence[Ranked], index: TitleIndex, visible: Visible) -> dict[tuple[int, int], list[int]]:
+        """Documents that each document names around its best chunk; texts are read at once."""
+        texts = {d.ordinal: d.text for d in self.bank.documents(sorted({r.ordinal for r in ranked}))}
         found = {}
         for ordinal, chunk in {(r.ordinal, r.best_chunk) for r in ranked if r.ordinal in texts}:
             text = texts[ordinal]
             middle = chunk * self._pooling * _PER_TOKEN
             start = max(0, min(middle - _CHARACTERS // 2, len(text) - _CHARACTERS))
-            named = index.in_document(text[start : start + _CHARACTERS], places[ordinal])
-            found[ordinal, chunk] = ordinals[named].tolist()
+            found[ordinal, chunk] = index.in_document(text[start : start + _CHARACTERS], ordinal, visible)
         return found
+
+
+def _among(selected: Numbers, documents: list[int]) -> list[int]:
+    """Those of `documents` that are among the ascending `selected`."""
+    if not documents or not len(selected):
+        return []
+    places = np.searchsorted(selected, documents).clip(max=len(selected) - 1)
+    return [document for document, found in zip(documents, selected[places] == documents, strict=True) if found]
 
 
 def _best(found: dict[int, Ranked], count: int) -> list[Ranked]:

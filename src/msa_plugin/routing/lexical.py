@@ -15,6 +15,22 @@ from numpy.typing import NDArray
 from msa_plugin.errors import MissingExtraError
 
 Scores = NDArray[np.float32]
+K1, B = 1.5, 0.75
+
+
+class Stems:
+    """Texts to the stems of their words, in their order, without English stop words."""
+
+    def __init__(self) -> None:
+        """Raises MissingExtraError without the libraries."""
+        self.library, self._stemmer = _libraries()
+
+    def __call__(self, texts: Sequence[str]) -> list[list[str]]:
+        """A row of stems for each text."""
+        rows: list[list[str]] = self.library.tokenize(
+            list(texts), stopwords="en", stemmer=self._stemmer, return_ids=False, show_progress=False
+        )
+        return rows
 
 
 class WordIndex:
@@ -22,20 +38,13 @@ class WordIndex:
 
     def __init__(self, texts: Sequence[str]) -> None:
         """Texts without a single word are allowed and never score. Raises MissingExtraError without the library."""
-        self._library, self._stemmer = _libraries()
+        self.words = Stems()
         self._count = len(texts)
         tokens = self.words(texts)
         self._index: Any = None
         if any(tokens):  # bm25s refuses a corpus without a single word
-            self._index = self._library.BM25()
+            self._index = self.words.library.BM25(k1=K1, b=B)
             self._index.index(tokens, show_progress=False)
-
-    def words(self, texts: Sequence[str]) -> list[list[str]]:
-        """Stems of each text's words, in their order."""
-        rows: list[list[str]] = self._library.tokenize(
-            list(texts), stopwords="en", stemmer=self._stemmer, return_ids=False, show_progress=False
-        )
-        return rows
 
     def scores(self, words: Sequence[str]) -> Scores:
         """Score [n] of every text for a question's `words`; 0 for a text that has none of them."""

@@ -7,8 +7,9 @@ arXiv 1911.10470). What it is worth is measured in docs/experiments.md.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+Visible = Callable[[list[int]], list[int]]  # those of some documents that a question may see
 
 _WORD = re.compile(r"\w+")
 _ASIDE = re.compile(r"\s*\([^()]*\)")  # "Port Blair (city)" is called Port Blair
@@ -21,30 +22,38 @@ _STOP = frozenset(
 )
 
 
-class TitleIndex:
-    """Which of a list of documents a text names by their titles."""
+def _all(documents: list[int]) -> list[int]:
+    return documents
 
-    def __init__(self, titles: Sequence[str]) -> None:
-        """Documents without a title, or with a very long one, are never named."""
-        self._named: dict[str, list[tuple[int, str]]] = defaultdict(list)
-        self._own: list[str] = []
-        for place, title in enumerate(titles):
+
+class TitleIndex:
+    """Which documents a text names by their titles; documents are numbers, and may be added at any time."""
+
+    def __init__(self, titles: Sequence[str] = ()) -> None:
+        """With documents 0, 1, ..., of `titles`."""
+        self._named: dict[str, list[tuple[int, str]]] = {}
+        self._own: dict[int, str] = {}
+        self.add(range(len(titles)), titles)
+
+    def add(self, documents: Sequence[int], titles: Sequence[str]) -> None:
+        """Take in documents with their titles. Those without a title, or with a very long one, are never named."""
+        for document, title in zip(documents, titles, strict=True):
             words = _WORD.findall(_ASIDE.sub("", title)) or _WORD.findall(title)
             name = " ".join(words)
-            self._own.append(name.lower())
+            self._own[document] = name.lower()
             if 0 < len(words) <= _LONGEST:
-                self._named[name.lower()].append((place, name))
+                self._named.setdefault(name.lower(), []).append((document, name))
 
-    def in_question(self, text: str) -> list[int]:
-        """Places of documents that a question names, in order; people type names in lower case too."""
-        return self._find(text, any_case=True)
+    def in_question(self, text: str, visible: Visible = _all) -> list[int]:
+        """Documents among the visible that a question names, in order; people type names in lower case too."""
+        return self._find(text, visible, any_case=True)
 
-    def in_document(self, text: str, own: int | None = None) -> list[int]:
-        """Places of documents that a document's text names, as titles spell them, none of them called as `own` is."""
-        mine = None if own is None else self._own[own]
-        return [place for place in self._find(text, any_case=False) if self._own[place] != mine]
+    def in_document(self, text: str, own: int | None = None, visible: Visible = _all) -> list[int]:
+        """Documents among the visible that a text names, as titles spell them, none of them called as `own` is."""
+        mine = None if own is None else self._own.get(own)
+        return [number for number in self._find(text, visible, any_case=False) if self._own[number] != mine]
 
-    def _find(self, text: str, *, any_case: bool) -> list[int]:
+    def _find(self, text: str, visible: Visible, *, any_case: bool) -> list[int]:
         """The longest name at every word, and on after it: in "New York City" neither New York nor York is named."""
         words = _WORD.findall(text)
         lowered = [w.lower() for w in words]
@@ -57,8 +66,8 @@ class TitleIndex:
                     continue
                 spelled = " ".join(words[at : at + size])
                 loose = any_case and not _STOP.issuperset(lowered[at : at + size])
-                if places := [place for place, name in same if loose or name == spelled]:
-                    found.update(dict.fromkeys(places))
+                if named := visible([number for number, name in same if loose or name == spelled]):
+                    found.update(dict.fromkeys(named))
                     at += size - 1
                     break
             at += 1
