@@ -116,6 +116,13 @@ class ContentConfig(Settings):
     pooling: Size
 
 
+class BesideConfig(Settings):
+    """Weights of what may count beside routing keys: words (BM25) and names; 0: it does not (see `MemoryConfig`)."""
+
+    lexical: float = Field(default=0.0, ge=0.0)
+    titles: float = Field(default=0.0, ge=0.0)
+
+
 class Abilities(Settings):
     """What an adapter was trained to do; the engine uses nothing else unless told to."""
 
@@ -238,6 +245,7 @@ class MemoryConfig(Settings):
     `lexical` is the weight of BM25, as a share of a question's best, beside the routing score (0: none is computed).
     `titles` is the share of the best score that a document gains whose title is in the question, and of a found
     document's score that those gain which it names by their titles, fewer of them more (0: titles are text like any).
+    None of either is what the adapter was measured best with (`AdapterConfig.beside`), and none under `compat`.
     `compat` answers exactly as the reference, mistakes included (docs/compatibility.md). `lock_timeout` (seconds) is
     how long a write waits for another writer. `kernels`: `auto` runs Triton's on a GPU and plain PyTorch elsewhere;
     `triton` or `torch` insists. `tiers` are byte budgets for what is copied out of the memory maps.
@@ -263,8 +271,8 @@ class MemoryConfig(Settings):
     tile_tokens: int = Field(default=256, gt=0)
     kernels: Backend = "auto"
     tiers: TierConfig = TierConfig()
-    lexical: float = Field(default=0.0, ge=0.0)
-    titles: float = Field(default=0.0, ge=0.0)
+    lexical: float | None = Field(default=None, ge=0.0)
+    titles: float | None = Field(default=None, ge=0.0)
     lock_timeout: float = Field(default=10.0, ge=0.0)
     generation: GenerationConfig = GenerationConfig()
     interleave: InterleaveConfig = InterleaveConfig()

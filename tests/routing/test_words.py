@@ -1,11 +1,7 @@
 """BM25 of texts: by bm25s, whatever the texts are."""
 
-import builtins
-
 import numpy as np
-import pytest
 
-from msa_plugin.errors import MissingExtraError
 from msa_plugin.routing.lexical import WordIndex
 
 TEXTS = ["The lighthouse keeper of Skagen", "Lighthouses and lighthouse keepers", "", "A violin; the", "!!!"]
@@ -31,16 +27,3 @@ def test_nothing_in_common():
 def test_scores_depend_on_what_is_indexed_together():
     alone, more = WordIndex(TEXTS[:2]), WordIndex(TEXTS[:2] + ["lighthouse"] * 9)
     assert alone.asked("lighthouse")[0] != more.asked("lighthouse")[0]
-
-
-def test_the_extra_is_named(monkeypatch):
-    real = builtins.__import__
-
-    def blocked(name, *rest):
-        if name == "bm25s":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", blocked)
-    with pytest.raises(MissingExtraError, match=r"msa-plugin\[lexical\]"):
-        WordIndex(TEXTS)

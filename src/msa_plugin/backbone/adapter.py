@@ -17,7 +17,7 @@ from torch import Tensor
 
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.router import Router, RouterLayer
-from msa_plugin.config import Abilities, ContentConfig, LoraConfig, RoutingConfig, Settings, Size
+from msa_plugin.config import Abilities, BesideConfig, ContentConfig, LoraConfig, RoutingConfig, Settings, Size
 from msa_plugin.errors import AdapterError, ConfigError
 
 # Format 2 is format 1 with LoRA. Adapters without it stay format 1, which earlier packages read.
@@ -35,6 +35,7 @@ class AdapterConfig(Settings):
     `numbered` adapters encode a document between markers and its number, as the reference does (golden spec 3.1), and
     `id_width` is how many digits the numbers had that it was trained on (None: any number will do).
     `lora` (None: the backbone is left as it is) describes the updates that lie beside the router.
+    `beside` is what counts beside routing keys where a memory's settings do not say: what it was measured best with.
     `provenance` and `measured` are for people.
     """
 
@@ -50,6 +51,7 @@ class AdapterConfig(Settings):
     numbered: bool = False
     id_width: int | None = Field(default=None, gt=0, le=18)
     lora: LoraConfig | None = None
+    beside: BesideConfig = BesideConfig()
     format_version: int = PLAIN_FORMAT
     provenance: Mapping[str, Any] = Field(default_factory=dict)
     measured: Mapping[str, Any] = Field(default_factory=dict)
@@ -62,6 +64,8 @@ class AdapterConfig(Settings):
             raise ValueError("a numbered document starts with a marker already; prefix must be null")
         if self.abilities.emit_ids and self.id_width and not self.numbered:
             raise ValueError("id_width is the width of the numbers documents are encoded with; it needs numbered")
+        if self.routing.selection == "per_layer" and self.beside != BesideConfig():
+            raise ValueError("words and names count beside one ranking for all layers; beside needs selection='shared'")
         for notes in (self.provenance, self.measured):
             json.dumps(dict(notes), default=str, allow_nan=False)  # a ValueError for what no JSON can hold
         return self
@@ -101,6 +105,7 @@ class Adapter:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self._tensors(), str(folder / _WEIGHTS))
         absent = {"lora"} if self.lora is None else set()  # earlier packages refuse a field they do not know
+        absent |= {"beside"} if self.config.beside == BesideConfig() else set()
         text = json.dumps(self.config.model_dump(mode="json", exclude=absent), indent=1, sort_keys=True)
         (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
 

@@ -199,6 +199,11 @@ def _steps(stream: Iterator[tuple[Document, int]], sizes: Sequence[int]) -> tupl
     return chosen, steps
 
 
+def keys_alone(config: MemoryConfig) -> MemoryConfig:
+    """The same, but what is not said about words and names is that they do not count: systems bring their own."""
+    return config.model_copy(update={"lexical": config.lexical or 0.0, "titles": config.titles or 0.0})
+
+
 class Banks:
     """Banks of any list of passages, copied from one that holds every passage encoded so far, by content.
 
@@ -207,7 +212,7 @@ class Banks:
 
     def __init__(self, folder: Path, backbone: Backbone, adapter: Adapter, config: MemoryConfig) -> None:
         """Everything is kept in `folder`, by the fingerprint of the latents."""
-        self.backbone, self.adapter, self.config = backbone, adapter, config
+        self.backbone, self.adapter, self.config = backbone, adapter, keys_alone(config)
         self.made_with = fingerprint(backbone, adapter, config)
         digest = hashlib.sha256(json.dumps(asdict(self.made_with), sort_keys=True).encode()).hexdigest()
         self.folder = folder / digest[:12]

@@ -19,7 +19,7 @@ from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.base import Answers, Dataset, OnStep, Question, Row, System, Workspace
 from msa_plugin.bench.datasets import load_distractors
-from msa_plugin.bench.growth import BANKS, Banks
+from msa_plugin.bench.growth import BANKS, Banks, keys_alone
 from msa_plugin.bench.growth_rows import NEEDLE, needle_rows
 from msa_plugin.bench.needle_cases import TASKS, CountTokens, NeedleCase, answered, make_task
 from msa_plugin.bench.store import Results
@@ -58,7 +58,7 @@ class NeedleConfig(Settings):
     distractors: Path | None = None
     model: str | None = None
     adapter: Path | None = None
-    memory: MemoryConfig = MemoryConfig()
+    memory: MemoryConfig = keys_alone(MemoryConfig())
     generation: GenerationConfig = GenerationConfig(max_new_tokens=96)
     fresh: bool = False
     cache: Path | None = None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
@@ -25,7 +25,7 @@ from msa_plugin.bench.datasets import (
     load_distractors,
     sample_dataset,
 )
-from msa_plugin.bench.growth import BANKS, Banks, distractors, padded
+from msa_plugin.bench.growth import BANKS, Banks, distractors, keys_alone, padded
 from msa_plugin.bench.judge import Judge
 from msa_plugin.bench.judging import judge_replies, unjudged
 from msa_plugin.bench.sampling import Pace, affordable, in_order
@@ -69,10 +69,12 @@ class CompareConfig(Settings):
     batch: int = Field(default=8, gt=0)
     model: str | None = None
     adapter: Path | None = None
-    memory: MemoryConfig = MemoryConfig()
+    memory: MemoryConfig = keys_alone(MemoryConfig())
     generation: GenerationConfig = GenerationConfig(max_new_tokens=32)
     fresh: bool = False
     cache: Path | None = None
+
+    _keys_alone = field_validator("memory")(keys_alone)
 
     @model_validator(mode="after")
     def _distinct(self) -> CompareConfig:

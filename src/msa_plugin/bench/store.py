@@ -307,7 +307,10 @@ def _today(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Saved settings with options of a memory that came later: they were at their defaults, which change nothing."""
     if not isinstance(settings.get("memory"), Mapping):
         return dict(settings)
-    return {**settings, "memory": {**MemoryConfig().model_dump(mode="json"), **settings["memory"]}}
+    return {
+        **settings,
+        "memory": {**MemoryConfig(lexical=0.0, titles=0.0).model_dump(mode="json"), **settings["memory"]},
+    }
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> Iterator[str]:

@@ -116,8 +116,8 @@ def ask(
     namespace: Namespace = "default",
     where: Where = None,
     reading: Reading = "auto",
-    lexical: Lexical = 0.0,
-    titles: Titles = 0.0,
+    lexical: Lexical = None,
+    titles: Titles = None,
     rounds: Annotated[int | None, typer.Option(help="At most this many rounds of routing.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="At most this many tokens of answer.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -155,8 +155,8 @@ def retrieve(
     k: Annotated[int, typer.Option("-k", help="How many documents.")] = 10,
     where: Where = None,
     reading: Reading = "auto",
-    lexical: Lexical = 0.0,
-    titles: Titles = 0.0,
+    lexical: Lexical = None,
+    titles: Titles = None,
     as_json: Json = False,
 ) -> None:
     """List the documents that routing finds for a question, best first.

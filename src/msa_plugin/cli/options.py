@@ -25,9 +25,15 @@ AdapterPath = Annotated[
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="The only part of the bank this call can see.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; notes stay on stderr.")]
 Where = Annotated[str | None, typer.Option("--filter", "-f", help="Metadata filter as JSON, e.g. '{\"year\": 1999}'.")]
-Lexical = Annotated[float, typer.Option(help="Weight of BM25 beside routing scores, such as 1; 0: keys alone.")]
+Lexical = Annotated[
+    float | None,
+    typer.Option(help="Weight of BM25 beside routing scores; 0: keys alone [the adapter's, here 1]."),
+]
 Titles = Annotated[
-    float, typer.Option(help="How much titles named in the question or in what is found count, such as 0.4; 0: not.")
+    float | None,
+    typer.Option(
+        help="How much titles named in the question or in what is found count; 0: not [the adapter's, here 0.4]."
+    ),
 ]
 Reading = Annotated[str, typer.Option(help="How answers read memory: auto, text, latent or kv.")]
 

@@ -23,7 +23,7 @@ from msa_plugin.backbone.adapter import Adapter, AdapterConfig
 from msa_plugin.backbone.attention import CausalRows, Sink
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.router import Router, RouterLayer
-from msa_plugin.config import Abilities, ContentConfig, RoutingConfig, Settings
+from msa_plugin.config import Abilities, BesideConfig, ContentConfig, RoutingConfig, Settings
 from msa_plugin.engine.encoder import pad_right, plan_batches
 from msa_plugin.errors import ConfigError
 from msa_plugin.types import OnProgress, Progress
@@ -208,6 +208,7 @@ class Calibration:
             abilities=Abilities(route=True),
             top_k=self.config.top_k,
             prefix=self.prefix,
+            beside=BesideConfig(lexical=1.0, titles=0.4),
             provenance={"method": "closed form, untrained", **seen, **settings},
         )
         return Adapter(config, Router(routing, self._layers(projection, mean, question_mean), weights))

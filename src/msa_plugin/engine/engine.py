@@ -36,6 +36,7 @@ from msa_plugin.engine.reading import Excerpt, Prefill, Reader
 from msa_plugin.engine.search import BankSearch, Index, Search
 from msa_plugin.engine.setup import (
     batch_tokens,
+    beside_keys,
     check_question,
     check_window,
     content_config,
@@ -111,8 +112,9 @@ class Engine:
         self.prefilter: Index | None = None
         self.lexical: Lexical | None = None
         self.titles: Titles | None = None
-        self.use_lexical(config.lexical)
-        self.use_titles(config.titles)
+        beside = beside_keys(adapter, config)
+        self.use_lexical(beside.lexical)
+        self.use_titles(beside.titles)
         reading = () if self.content is None else self.content.layers
         self._layers = LayerRouting(backbone, self.router, bank, reading, self.top_k, self.search, store, self.lora)
 

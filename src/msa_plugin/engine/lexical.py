@@ -62,7 +62,7 @@ class Lexical:
     """BM25 of a bank's selections; a document is indexed when a question may first see it."""
 
     def __init__(self, bank: BankHandle, router: Router, weight: float) -> None:
-        """Raises ConfigError where layers select for themselves, MissingExtraError without the extra lexical."""
+        """Raises ConfigError where layers select for themselves."""
         if router.config.selection != "shared":
             raise ConfigError(
                 "lexical is for adapters with one ranking for all layers; this one's layers each have theirs"

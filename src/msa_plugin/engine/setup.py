@@ -7,7 +7,7 @@ import torch
 from msa_kernels import BackendUnavailableError, use_triton
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.config import ContentConfig, MemoryConfig, ReadingMode, RoutingConfig
+from msa_plugin.config import BesideConfig, ContentConfig, MemoryConfig, ReadingMode, RoutingConfig
 from msa_plugin.errors import ConfigError, InvalidQueryError
 from msa_plugin.routing.fused import without_kernel
 from msa_plugin.types import Fingerprint
@@ -18,6 +18,15 @@ def reading_mode(adapter: Adapter, config: MemoryConfig) -> ReadingMode:
     if config.reading == "auto":
         return "latent" if adapter.config.abilities.read_latent else "text"
     return config.reading
+
+
+def beside_keys(adapter: Adapter, config: MemoryConfig) -> BesideConfig:
+    """Weights of words and names: what was asked for, else the adapter's; under `compat` none, as in the reference."""
+    own = BesideConfig() if config.compat else adapter.config.beside
+    return BesideConfig(
+        lexical=own.lexical if config.lexical is None else config.lexical,
+        titles=own.titles if config.titles is None else config.titles,
+    )
 
 
 def content_config(backbone: Backbone, adapter: Adapter, config: MemoryConfig) -> ContentConfig | None:

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msa_plugin.errors import MissingExtraError
-
 Scores = NDArray[np.float32]
 K1, B = 1.5, 0.75
 
@@ -22,7 +20,7 @@ class Stems:
     """Texts to the stems of their words, in their order, without English stop words."""
 
     def __init__(self) -> None:
-        """Raises MissingExtraError without the libraries."""
+        """Load them."""
         self.library, self._stemmer = _libraries()
 
     def __call__(self, texts: Sequence[str]) -> list[list[str]]:
@@ -37,7 +35,7 @@ class WordIndex:
     """BM25 of a list of texts, built at once and held in memory."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        """Texts without a single word are allowed and never score. Raises MissingExtraError without the library."""
+        """Texts without a single word are allowed and never score."""
         self.words = Stems()
         self._count = len(texts)
         tokens = self.words(texts)
@@ -67,10 +65,8 @@ class WordIndex:
 
 
 def _libraries() -> tuple[Any, Any]:
-    """The module bm25s and an English stemmer; the only place that imports them."""
-    try:
-        import bm25s
-        import Stemmer
-    except ImportError as error:
-        raise MissingExtraError('BM25 needs bm25s and PyStemmer: pip install "msa-plugin[lexical]"') from error
+    """The module bm25s and an English stemmer; the only place that imports them, and only for who counts words."""
+    import bm25s
+    import Stemmer
+
     return bm25s, Stemmer.Stemmer("english")

@@ -46,7 +46,7 @@ class Postings:
     """
 
     def __init__(self) -> None:
-        """Empty. Raises MissingExtraError without the libraries."""
+        """Empty."""
         self._stems = Stems()
         self._terms: dict[str, int] = {}
         self._lengths: Numbers32 = _NONE  # words of each document, by its number

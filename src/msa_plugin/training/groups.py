@@ -85,7 +85,7 @@ class Pool:
 
     @classmethod
     def of(cls, corpora: Sequence[Corpus]) -> Pool:
-        """Number the passages, and index them for BM25. Raises TrainingError without a step, MissingExtraError."""
+        """Number the passages, and index them for BM25. Raises TrainingError without a step."""
         texts: list[str] = []
         questions: dict[str, int] = {}
         asks: list[Ask] = []

@@ -124,7 +124,7 @@ class ReadingObjective:
     ) -> None:
         """Raises ConfigError for an adapter whose layers select for themselves, and for layers that do not fit.
 
-        Raises TrainingError for data without an answer, MissingExtraError without the extra lexical.
+        Raises TrainingError for data without an answer.
         """
         routing = start.config.routing
         if routing.selection != "shared":

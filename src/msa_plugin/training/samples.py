@@ -207,7 +207,7 @@ class Lexical:
     """Mines the best passages by BM25 for the question and what was found, whatever is right among them."""
 
     def __init__(self, corpora: Sequence[Corpus], depth: int = 32) -> None:
-        """Indexes every corpus. Raises MissingExtraError without bm25s."""
+        """Indexes every corpus."""
         self.depth = depth
         self._score = {
             c.name: WordIndex([document_text(d.title, d.text) for d in c.documents.values()]).asked for c in corpora

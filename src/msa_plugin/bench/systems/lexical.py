@@ -14,7 +14,7 @@ class Bm25:
     """Lucene's variant with k1 = 1.5 and b = 0.75. A passage that shares no word with the question is not found."""
 
     def __init__(self, name: str, workspace: Workspace, options: Options) -> None:
-        """Raises MissingExtraError without bm25s or PyStemmer."""
+        """Nothing is indexed before `prepare`."""
         self.name, self.workspace = name, workspace
         self._index = WordIndex([])
 

@@ -18,16 +18,13 @@ from msa_plugin.engine.lexical import Lexical
 from msa_plugin.engine.ranking import Ranked
 from msa_plugin.engine.search import Index
 from msa_plugin.engine.titles import Titles
-from msa_plugin.routing.lexical import WordIndex
 
 
 class Msa:
     """One round: the question's own ranking; the answer is read from what clears the adaptive cut."""
 
     def __init__(self, name: str, workspace: Workspace, options: Options) -> None:
-        """`name` is what the command line called it. Raises MissingExtraError for words without the extra lexical."""
-        if options.lexical:
-            WordIndex([])
+        """`name` is what the command line called it."""
         self.name, self.workspace, self.options = name, workspace, options
         self.memory = workspace.memory
         self._prefilter: Index | None = None
