@@ -12,7 +12,7 @@ from fakes import Fakes, Few, toy
 from test_judge import Endpoint
 from typer.testing import CliRunner
 
-from msa_plugin.bench.profiles import QUICK, quick
+from msa_plugin.bench.profiles import DEFAULT, QUICK, quick
 from msa_plugin.bench.runner import compare
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.cli import bench_compare
@@ -177,6 +177,7 @@ def test_the_quick_profile_on_the_default_backbone(tmp_path, real_backbone):
     answering = quick("qa", tmp_path / "out", questions=2, passages=(1,), generation=GenerationConfig(max_new_tokens=8))
     rows = compare(answering, backbone=real_backbone)
     contains = {(r.system, r.settings["passages"]): r.value for r in rows if r.metric == "contains"}
-    found, chosen = {("msa", 1), ("bm25", 1)}, {("msa", "adaptive"), ("closed-book", "adaptive")}
+    found = {(DEFAULT, 1), ("msa", 1), ("bm25", 1)}
+    chosen = {(DEFAULT, "adaptive"), ("msa", "adaptive"), ("closed-book", "adaptive")}
     assert set(contains) == found | chosen
     assert max(contains[name] for name in found) > contains["closed-book", "adaptive"]

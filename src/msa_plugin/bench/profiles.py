@@ -7,14 +7,15 @@ from typing import Any, Literal
 
 from msa_plugin.bench.runner import CompareConfig
 
+DEFAULT = "msa+lexical:1+titles"  # what a memory with the default adapter ranks by when nothing is said
 # Systems that need neither a download nor a second model, and what a first look wants to know.
 QUICK: dict[str, tuple[str, ...]] = {
-    "retrieval": ("msa", "bm25", "dense-same-backbone"),
-    "qa": ("msa", "bm25", "closed-book"),
+    "retrieval": (DEFAULT, "msa", "bm25", "dense-same-backbone"),
+    "qa": (DEFAULT, "msa", "bm25", "closed-book"),
 }
 USUAL: dict[str, tuple[str, ...]] = {
-    "retrieval": ("msa", "bm25", "dense", "dense-same-backbone", "hybrid"),
-    "qa": ("msa", "bm25", "dense", "hybrid", "closed-book"),
+    "retrieval": (DEFAULT, "msa", "bm25", "dense", "dense-same-backbone", "hybrid"),
+    "qa": (DEFAULT, "msa", "bm25", "dense", "hybrid", "closed-book"),
 }
 
 
