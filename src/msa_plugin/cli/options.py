@@ -27,12 +27,12 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout;
 Where = Annotated[str | None, typer.Option("--filter", "-f", help="Metadata filter as JSON, e.g. '{\"year\": 1999}'.")]
 Lexical = Annotated[
     float | None,
-    typer.Option(help="Weight of BM25 beside routing scores; 0: keys alone [the adapter's, here 1]."),
+    typer.Option(help="Weight of BM25 beside routing scores; 0: keys alone. [default: the adapter's]"),
 ]
 Titles = Annotated[
     float | None,
     typer.Option(
-        help="How much titles named in the question or in what is found count; 0: not [the adapter's, here 0.4]."
+        help="How much titles named in the question or in what is found count; 0: not. [default: the adapter's]"
     ),
 ]
 Reading = Annotated[str, typer.Option(help="How answers read memory: auto, text, latent or kv.")]
