@@ -172,7 +172,7 @@ class KeyBlock(NamedTuple):
 class Hit:
     """A routed document. `score` is the aggregated routing score; `layer_scores` the same by routing layer.
 
-    Where words or names count (`MemoryConfig.lexical`, `titles`), what `score` has beyond the sum of `layer_scores` is what words and names added.
+    What `score` has beyond the sum of `layer_scores` is what words and names added (`MemoryConfig.lexical`, `titles`).
     """
 
     id: str
