@@ -220,6 +220,7 @@ class Trace:
     those of the frame in front, computed once for all questions. `interleave` is what drove the rounds: `scores`, `ids`
     written by the model, or the `reference`'s own loop; `ended` why there was no further one (`events.RetrievalEnded`);
     `ids` whether the model named documents by their `global` numbers or by ones `local` to the question.
+    `beside` are weights of what counted beside routing keys: `words` and `names`, where these did.
     `missed_shards` are those of a cluster that were lost, so that their documents were left out (`on_lost="partial"`).
     """
 
@@ -236,6 +237,7 @@ class Trace:
     ended: str = ""
     ids: str = ""
     missed_shards: tuple[int, ...] = ()
+    beside: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def input_tokens(self) -> int:

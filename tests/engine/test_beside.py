@@ -59,6 +59,19 @@ def test_scores_are_those_of_the_weights_given_by_hand(tmp_path, backbone, adapt
     assert found[0] == found[1] != found[2], "a tiny adapter says nothing, and keys count alone"
 
 
+@pytest.mark.parametrize(
+    ("settings", "beside"),
+    [({}, {"words": 0.7, "names": 0.3}), ({"titles": 0}, {"words": 0.7}), ({"lexical": 0, "titles": 0}, {})],
+)
+def test_a_trace_says_what_counted(tmp_path, backbone, adapter, settings, beside):
+    with opened(tmp_path, backbone, adapter, **settings) as memory:
+        memory.add(topics())
+        answer = memory.ask(QUESTION, max_new_tokens=1)
+        assert answer.trace.beside == beside == answer.to_dict()["trace"]["beside"]
+        chosen = memory.ask(QUESTION, documents=["violin"], max_new_tokens=1)
+        assert chosen.trace.beside == {}, "nothing was ranked"
+
+
 def test_it_is_kept_with_the_adapter_and_no_bank_depends_on_it(tmp_path, backbone, adapter):
     adapter.save(tmp_path / "new")
     tiny_adapter(backbone).save(tmp_path / "old")

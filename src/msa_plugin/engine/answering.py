@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TypeAlias
 
 from msa_plugin.backbone.backbone import Backbone
@@ -38,6 +39,7 @@ def answering(
     generation: GenerationConfig,
     mode: str,
     abilities: tuple[str, ...],
+    beside: Mapping[str, float] = MappingProxyType({}),
 ) -> Events:
     """Decode after `prefill`: yields (row, text piece) as text becomes certain and (row, Answer) at the end."""
     streams = [TextStream(backbone, generation.stop) for _ in asked]
@@ -60,6 +62,7 @@ def answering(
             finish="stop" if stream.stopped or stream.tokens < generation.max_new_tokens else "length",
             head_tokens=prefill.head_tokens,
             interleave="scores" if one.gathered.rounds else "",
+            beside=dict(beside),
         )
         yield row, Answer(stream.text, _sources(one), trace)
 

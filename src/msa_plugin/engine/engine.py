@@ -267,7 +267,7 @@ class Engine:
             asked = yield from self._gathering(questions, selection, rounds)
             yield from fetched(asked)
             prefill = self.reader.prefill(questions, [a.excerpts for a in asked])
-        yield from answering(self.backbone, asked, prefill, generation, self.mode, self._abilities)
+        yield from answering(self.backbone, asked, prefill, generation, self.mode, self._abilities, self._beside)
 
     @cached_property
     def compat_loop(self) -> ReferenceLoop:
@@ -318,6 +318,11 @@ class Engine:
         prefill = self.reader.converse(messages, generation.max_new_tokens)
         asked = [Asked(Gathered(""), [], {})]
         yield from answering(self.backbone, asked, prefill, generation, "chat", self._abilities)
+
+    @property
+    def _beside(self) -> dict[str, float]:
+        counted = {"words": self.lexical, "names": self.titles}
+        return {name: one.weight for name, one in counted.items() if one is not None}
 
     @property
     def _abilities(self) -> tuple[str, ...]:
