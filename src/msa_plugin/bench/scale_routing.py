@@ -287,7 +287,10 @@ def _facade(sample: Sample, path: Path, backbone: Backbone, adapter: Adapter, pl
     """Open the bank as a user does, ask it questions, and let it answer one (rounds of routing, reading, decoding)."""
     peak.reset_peak()
     began = plan.now()
-    with LatentMemory.open(path, model=backbone, adapter=adapter, reading="text", read_only=True) as memory:
+    keys_alone = {"lexical": 0.0, "titles": 0.0}
+    with LatentMemory.open(
+        path, model=backbone, adapter=adapter, reading="text", read_only=True, **keys_alone
+    ) as memory:
         opened = plan.now() - began
         times = []
         for text in sample.texts[:4]:
