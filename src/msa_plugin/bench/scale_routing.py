@@ -287,10 +287,8 @@ def _facade(sample: Sample, path: Path, backbone: Backbone, adapter: Adapter, pl
     """Open the bank as a user does, ask it questions, and let it answer one (rounds of routing, reading, decoding)."""
     peak.reset_peak()
     began = plan.now()
-    keys_alone = {"lexical": 0.0, "titles": 0.0}
-    with LatentMemory.open(
-        path, model=backbone, adapter=adapter, reading="text", read_only=True, **keys_alone
-    ) as memory:
+    config = MemoryConfig(reading="text", lexical=0.0, titles=0.0)
+    with LatentMemory.open(path, model=backbone, adapter=adapter, config=config, read_only=True) as memory:
         opened = plan.now() - began
         times = []
         for text in sample.texts[:4]:
