@@ -45,6 +45,19 @@ def test_a_document_is_read_once_for_all_selections(tmp_path, backbone, monkeypa
         assert sorted(read) == sorted(set(now.tolist()) - set(ordinals.tolist()))
 
 
+def test_documents_that_are_lost_meanwhile_are_left_out_and_asked_for_again(tmp_path, backbone, monkeypatch):
+    with opened(tmp_path, backbone) as memory:
+        memory.add(topics(5))
+        bank = memory.engine.bank
+        followed, selection, documents = Followed(bank, lambda d: d.id, Kept), bank.select("default"), bank.documents
+        with monkeypatch.context() as lost:
+            lost.setattr(type(bank), "documents", lambda self, asked: documents(asked)[:-2])
+            index, found = followed.of(selection)
+            assert sorted(index.given) == found.tolist() == selection.ordinals().tolist()[:-2]
+        index, found = followed.of(selection)
+        assert sorted(index.given) == found.tolist() == selection.ordinals().tolist()
+
+
 def test_dead_documents_go_with_the_index_once_they_are_most_of_it(tmp_path, backbone, monkeypatch):
     monkeypatch.setattr(indexed, "_FEW", 6)
     with opened(tmp_path, backbone) as memory:

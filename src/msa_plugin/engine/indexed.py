@@ -43,7 +43,10 @@ class Followed(Generic[T]):
         self._index, self._known, self._looked_at = make(), np.zeros(0, dtype=bool), _FEW
 
     def of(self, selection: Selected) -> tuple[T, Numbers]:
-        """The index with every document of a selection, and which these are: ordinals, ascending [n]."""
+        """The index with the documents of a selection, and which these are: ordinals, ascending [n].
+
+        Documents of a shard that was lost meanwhile are neither in it nor among these.
+        """
         ordinals: Numbers = selection.ordinals().numpy()
         with self._lock:
             if len(self._missing(ordinals)):
@@ -55,7 +58,7 @@ class Followed(Generic[T]):
                 numbers = [d.ordinal for d in found]
                 self._index.add(numbers, [self._take(d) for d in found])
                 self._known[numbers] = True
-            return self._index, ordinals
+            return self._index, ordinals[self._known[ordinals]]
 
     def _missing(self, ordinals: Numbers) -> Numbers:
         if len(ordinals) and ordinals[-1] >= len(self._known):
