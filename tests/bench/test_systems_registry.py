@@ -202,21 +202,17 @@ def test_wrong_lists_of_names(names):
 @pytest.mark.parametrize(
     ("name", "module"),
     [
-        ("bm25", "bm25s"),
-        ("bm25", "Stemmer"),
         ("dense", "faiss"),
         ("dense", "sentence_transformers"),
         ("dense-same-backbone", "faiss"),
-        ("hybrid", "bm25s"),
+        ("hybrid", "faiss"),
         ("iterative", "sentence_transformers"),
-        ("msa+lexical", "bm25s"),
-        ("dense+lexical", "Stemmer"),
         ("msa+rerank:some/cross-encoder", "sentence_transformers"),
     ],
 )
 def test_a_package_that_is_absent_is_named_at_once(name, module, toy, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError, match=r'pip install "msa-plugin\[(bench|faiss|lexical)\]"'):
+    with pytest.raises(MissingExtraError, match=r'pip install "msa-plugin\[(bench|faiss)\]"'):
         create(name, toy)
 
 
