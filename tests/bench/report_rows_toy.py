@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from msa_plugin.bench.base import Row
@@ -104,3 +106,12 @@ def costs() -> list[Row]:
 
 def everything() -> list[Row]:
     return [*retrieval(), *qa(), *scale(), *needles(), *latency(), *costs()]
+
+
+def saved(out: Path, rows: list[Row], **config: Any) -> Path:
+    """The folder of a run that holds these rows."""
+    out.mkdir(exist_ok=True)
+    lines = "".join(json.dumps(r.to_dict()) + "\n" for r in rows)
+    (out / "results.jsonl").write_text(lines, encoding="utf-8")
+    (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return out
