@@ -125,6 +125,7 @@ def test_answers_graded_by_a_judge(bench, fakes, tmp_path):
         (("retrieval", "--data", "toy", "--systems", "words", "--prefilter", "faiss:HNSW32"), ConfigError, "for msa"),
         (("retrieval", "--data", "toy", "--systems", "msa", "--prefilter", "HNSW32"), ConfigError, "faiss:"),
         (("retrieval", "--data", "toy", "--distractors", "toy", "--added", "1K,2K"), ConfigError, "once for each"),
+        (("qa", "--data", "toy", "--added", "1K"), ConfigError, "--distractors is a folder"),
         (("retrieval", "--data", "toy", "--systems", "words", "--dtype", "int3"), ConfigError, "bfloat16"),
         (("report", "none"), ConfigError, "holds no results"),
     ],

@@ -209,6 +209,10 @@ def _where(model: str | None, adapter: Path | None, cache: Path | None) -> dict[
 
 
 def _padding(folder: Path | None, added: str | None) -> dict[str, Any]:
+    if (folder is None) != (added is None):
+        raise ConfigError(
+            "--distractors is a folder of passages, --added how many tokens of them; give both, or neither"
+        )
     sizes = () if added is None else parse_sizes(added)
     if len(sizes) > 1:
         raise ConfigError("--added is one number of tokens; run the command once for each, into folders of their own")
