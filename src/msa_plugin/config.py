@@ -129,6 +129,7 @@ class Abilities(Settings):
     route: bool = True
     read_latent: bool = False
     emit_ids: bool = False
+    answer: bool = False
 
 
 class LoraConfig(Settings):

@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 READER = "You answer questions with a short phrase copied from the documents."
+# For a backbone that was trained to read: what it is asked for, and what it says when the documents do not tell.
+ABSENT = "Not in the documents."
+TRAINED_READER = (
+    "Answer the question in a few words, copied from the documents. If they do not hold the answer, say: " + ABSENT
+)
 # Repeated with every question, where a small model still remembers it.
 BRIEFLY = "Now answer in at most five words, copied from the documents."
 # Shown before the first question: a small model answers briefly only once it has seen that done. They cost nothing
@@ -53,6 +58,11 @@ class Frame:
         start, stop = self.said
         parts = ((self.head[:start], True), (self.head[start:stop], False), (self.head[stop:], True))
         return [part for part in parts if part[0]]
+
+
+def reader_frame(tokenizer: Any) -> Frame:
+    """The frame of a backbone that was trained to read: it needs no examples."""
+    return _chat_frame(tokenizer, TRAINED_READER, ())
 
 
 def chat_frame(tokenizer: Any, instruction: str | None = None) -> Frame:
@@ -154,6 +164,11 @@ def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
 def document_text(title: str, text: str) -> str:
     """A document as the backbone reads it, for encoding and in prompts alike."""
     return f"{title}\n{text}" if title else text
+
+
+def passage_text(title: str, heading: str, text: str) -> str:
+    """A passage as it stands in a prompt; without a heading it is what `document_text` makes of it."""
+    return document_text(" > ".join(part for part in (title, heading) if part), text)
 
 
 def reading_parts(documents: Sequence[str]) -> list[str]:

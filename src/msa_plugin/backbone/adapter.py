@@ -20,9 +20,10 @@ from msa_plugin.backbone.router import Router, RouterLayer
 from msa_plugin.config import Abilities, BesideConfig, ContentConfig, LoraConfig, RoutingConfig, Settings, Size
 from msa_plugin.errors import AdapterError, ConfigError
 
-# Format 2 is format 1 with LoRA. Adapters without it stay format 1, which earlier packages read.
-PLAIN_FORMAT, LORA_FORMAT = 1, 2
-_CONFIG, _WEIGHTS, _TOKENS = "adapter.json", "adapter.safetensors", "token_weights"
+# Format 2 is format 1 with LoRA, format 3 one of them with a reader. Each is written only where it is needed, so that
+# earlier packages read what they can.
+PLAIN_FORMAT, LORA_FORMAT, READER_FORMAT = 1, 2, 3
+_CONFIG, _WEIGHTS, _READER, _TOKENS = "adapter.json", "adapter.safetensors", "reader.safetensors", "token_weights"
 _PARTS = ("q_weight", "k_weight", "q_bias", "k_bias")
 
 
@@ -34,7 +35,9 @@ class AdapterConfig(Settings):
     selected, and a question over latents starts at the template head's length plus `top_k` (golden spec section 2).
     `numbered` adapters encode a document between markers and its number, as the reference does (golden spec 3.1), and
     `id_width` is how many digits the numbers had that it was trained on (None: any number will do).
-    `lora` (None: the backbone is left as it is) describes the updates that lie beside the router.
+    `lora` (None: the backbone is left as it is) describes the updates that lie beside the router. `reader` (None: the
+    stock model answers) describes those that answers are made with; nothing that a bank keeps depends on them, unless
+    it keeps K and V for them to read.
     `beside` is what counts beside routing keys where a memory's settings do not say: what it was measured best with.
     `provenance` and `measured` are for people.
     """
@@ -51,6 +54,7 @@ class AdapterConfig(Settings):
     numbered: bool = False
     id_width: int | None = Field(default=None, gt=0, le=18)
     lora: LoraConfig | None = None
+    reader: LoraConfig | None = None
     beside: BesideConfig = BesideConfig()
     format_version: int = PLAIN_FORMAT
     provenance: Mapping[str, Any] = Field(default_factory=dict)
@@ -73,26 +77,21 @@ class AdapterConfig(Settings):
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's configuration, its router, and its updates of the backbone, if it has any."""
+    """An adapter's configuration, its router, its updates of the backbone and its reader, if it has them."""
 
     config: AdapterConfig
     router: Router
     lora: Lora | None = None
+    reader: Lora | None = None
 
     def __post_init__(self) -> None:
-        """Describes `lora` where the config does not. Raises AdapterError for a config that describes another one."""
-        stated = self.config.lora
-        if self.lora is None:
-            if stated is not None:
-                raise AdapterError(f"adapter {self.config.name} says it has a LoRA, and its weights hold none")
-            return
-        found = self.lora.described(answers=stated is not None and stated.answers)
-        if stated is not None and stated != found:
-            raise AdapterError(
-                f"adapter {self.config.name} says its LoRA has rank {stated.rank} on layers {list(stated.layers)}; "
-                f"its weights have rank {found.rank} on {list(found.layers)}"
-            )
-        told = {"lora": found, "format_version": LORA_FORMAT}
+        """Describes both LoRAs where the config does not. Raises AdapterError for a config that describes others."""
+        lora = _described(self.config.name, "LoRA", self.lora, self.config.lora)
+        reader = _described(self.config.name, "reader", self.reader, self.config.reader)
+        if self.config.abilities.answer != (reader is not None):
+            raise AdapterError(f"adapter {self.config.name}: the ability 'answer' and a reader go together")
+        version = READER_FORMAT if reader is not None else LORA_FORMAT if lora is not None else PLAIN_FORMAT
+        told = {"lora": lora, "reader": reader, "format_version": version}
         object.__setattr__(self, "config", self.config.model_copy(update=told))
 
     @property
@@ -104,8 +103,15 @@ class Adapter:
         """Write both files into `folder`, weights first, so that a folder with a config is complete."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self._tensors(), str(folder / _WEIGHTS))
-        absent = {"lora"} if self.lora is None else set()  # earlier packages refuse a field they do not know
-        absent |= {"beside"} if self.config.beside == BesideConfig() else set()
+        absent: dict[str, Any] = {} if self.lora is not None else {"lora": True}  # earlier packages refuse new fields
+        if self.config.beside == BesideConfig():
+            absent["beside"] = True
+        if self.reader is None:
+            absent |= {"reader": True, "abilities": {"answer"}}
+            (folder / _READER).unlink(missing_ok=True)
+        else:  # in half the space: what is rounded off is far below what one step of training changes
+            halves = {name: t.detach().to(torch.float16) for name, t in self.reader.tensors().items()}
+            save_file(halves, str(folder / _READER))
         text = json.dumps(self.config.model_dump(mode="json", exclude=absent), indent=1, sort_keys=True)
         (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
 
@@ -116,6 +122,7 @@ class Adapter:
             raw = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
             _check_version(folder / _CONFIG, raw)
             tensors = load_file(str(folder / _WEIGHTS))
+            read = load_file(str(folder / _READER)) if raw.get("reader") is not None else {}
         except AdapterError:
             raise
         except (OSError, ValueError, RecursionError, SafetensorError) as error:
@@ -124,11 +131,12 @@ class Adapter:
             config = AdapterConfig(**raw)
         except ConfigError as error:
             raise AdapterError(f"{folder / _CONFIG}: {error}") from error
-        _check_numbers(tensors)
-        lora = Lora.named(tensors)
+        _check_numbers(_WEIGHTS, tensors)
+        _check_numbers(_READER, read)
+        lora, reader = Lora.named(tensors), Lora.named(read)
         if lora is not None and config.lora is None:
             raise AdapterError(f"{folder / _WEIGHTS} holds a LoRA that {_CONFIG} does not describe in its field 'lora'")
-        return cls(config, Router(config.routing, _layers(tensors, config), tensors.get(_TOKENS)), lora)
+        return cls(config, Router(config.routing, _layers(tensors, config), tensors.get(_TOKENS)), lora, reader)
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {
@@ -144,7 +152,7 @@ class Adapter:
         return tensors
 
     def hash(self) -> str:
-        """SHA-256 of all that latents depend on: routing, reading, prefix, numbering, weights; not of the name."""
+        """SHA-256 of all that latents depend on: routing, reading, prefix, numbering, weights; not name and reader."""
         digest = hashlib.sha256()
         c = self.config
         latents: list[Any] = [c.routing.model_dump(), c.reading.model_dump(), c.prefix]
@@ -160,25 +168,46 @@ def _check_version(path: Path, raw: object) -> None:
     """Raises AdapterError for another format; before weights are looked for, which may lie elsewhere in it."""
     fields = raw if isinstance(raw, dict) else {}
     found = fields.get("format_version")
-    if found not in (PLAIN_FORMAT, LORA_FORMAT):
+    if found not in (PLAIN_FORMAT, LORA_FORMAT, READER_FORMAT):
         raise AdapterError(
-            f"{path}: format_version {found!r}; this package reads {PLAIN_FORMAT} and {LORA_FORMAT}; "
+            f"{path}: format_version {found!r}; this package reads {PLAIN_FORMAT} to {READER_FORMAT}; "
             "use the package version that wrote it, or a newer one"
         )
-    if (found == LORA_FORMAT) != (fields.get("lora") is not None):
+    has_lora, has_reader = (fields.get(name) is not None for name in ("lora", "reader"))
+    if (found == READER_FORMAT) != has_reader:
+        raise AdapterError(
+            f"{path}: format_version {found} and the field 'reader' do not go together: format {READER_FORMAT} is the "
+            "one with a reader"
+        )
+    if found != READER_FORMAT and (found == LORA_FORMAT) != has_lora:
         raise AdapterError(
             f"{path}: format_version {found} and the field 'lora' do not go together: format {LORA_FORMAT} is the one "
             "with a LoRA"
         )
 
 
-def _check_numbers(tensors: Mapping[str, Tensor]) -> None:
+def _described(name: str, what: str, lora: Lora | None, stated: LoraConfig | None) -> LoraConfig | None:
+    """What a configuration says of `lora`. Raises AdapterError where it says something else."""
+    if lora is None:
+        if stated is not None:
+            raise AdapterError(f"adapter {name} says it has a {what}, and its weights hold none")
+        return None
+    found = lora.described(answers=stated is not None and stated.answers)
+    if stated is not None and stated != found:
+        raise AdapterError(
+            f"adapter {name} says its {what} has rank {stated.rank} on layers {list(stated.layers)}; "
+            f"its weights have rank {found.rank} on {list(found.layers)}"
+        )
+    return found
+
+
+def _check_numbers(file: str, tensors: Mapping[str, Tensor]) -> None:
     """Raises AdapterError for weights that would make every score NaN, or fail far from here."""
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or tensor.element_size() < 2:
-            raise AdapterError(f"{_WEIGHTS}: {name} is {tensor.dtype}; weights are float32, float16 or bfloat16")
+            raise AdapterError(f"{file}: {name} is {tensor.dtype}; weights are float32, float16 or bfloat16")
         if not bool(torch.isfinite(tensor).all()):
-            raise AdapterError(f"{_WEIGHTS}: {name} holds NaN or infinite numbers; calibrate the adapter again")
+            raise AdapterError(f"{file}: {name} holds NaN or infinite numbers; make the adapter again")
 
 
 def _layers(tensors: Mapping[str, Tensor], config: AdapterConfig) -> dict[int, RouterLayer]:
