@@ -235,6 +235,8 @@ class MemoryConfig(Settings):
     caches hold the states of no more, else 16,384); `segment_bytes` and `segment_documents` bound what is held in
     memory before it is committed. `context_tokens` is the budget for documents in the prompt. `instruction` replaces
     the default system message, which asks for short answers.
+    `reader` is who answers: `auto` the reader that the adapter was trained with, if it has one and there is no
+    `instruction`; `stock` the backbone as it is.
     `reading` is how answers read memory: `text`, `latent` (pooled K, V) or `kv` (unpooled K, V of all layers); `auto`
     is `latent` where the adapter can read latents, else `text`; `content_pooling` overrides how K, V are pooled.
     `batch_questions` is how many questions of a batch are answered together: more are faster where memory allows.
@@ -253,6 +255,7 @@ class MemoryConfig(Settings):
     """
 
     reading: ReadingMode | Literal["auto"] = "auto"
+    reader: Literal["auto", "stock"] = "auto"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     keys_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float16"

@@ -219,3 +219,44 @@ def test_an_update_of_another_shape_does_not_reach_the_engine(backbone: Backbone
     wide = Lora({(0, "mlp.up_proj"): Update(torch.zeros(2, 50), torch.zeros(64, 2))})
     with pytest.raises(AdapterError, match="another model"):
         find_adapter(backbone, Adapter(adapter.config, adapter.router, wide))
+
+
+def test_a_reader_is_stored_in_half_precision_and_changes_no_hash(tmp_path, backbone: Backbone) -> None:
+    reader = tiny_lora(backbone.model, layers=(1, 3))
+    base = with_lora(tiny_adapter(backbone), tiny_lora(backbone.model, layers=(0,)))
+    abilities = base.config.abilities.model_copy(update={"answer": True})
+    config = base.config.model_copy(update={"abilities": abilities})
+    adapter = Adapter(config, base.router, base.lora, reader)
+    adapter.save(tmp_path)
+    loaded = Adapter.load(tmp_path)
+    assert loaded.config == adapter.config and loaded.config.format_version == 3
+    assert loaded.hash() == adapter.hash() == base.hash()
+    for where, update in reader.updates.items():
+        found = loaded.reader.updates[where]
+        assert found.up.dtype == torch.float16 and torch.allclose(found.up.float(), update.up, atol=1e-3)
+    base.save(tmp_path)  # the same folder, without a reader again
+    assert not (tmp_path / "reader.safetensors").exists() and Adapter.load(tmp_path).reader is None
+    assert "reader" not in json.loads((tmp_path / "adapter.json").read_text())
+    with pytest.raises(AdapterError, match="go together"):
+        Adapter(base.config, base.router, base.lora, reader)
+    with pytest.raises(AdapterError, match="go together"):
+        Adapter(config, base.router, base.lora)
+
+
+def test_a_reader_that_is_gone_or_broken_is_an_error(tmp_path, backbone: Backbone) -> None:
+    base = tiny_adapter(backbone)
+    abilities = base.config.abilities.model_copy(update={"answer": True})
+    config = base.config.model_copy(update={"abilities": abilities})
+    Adapter(config, base.router, None, tiny_lora(backbone.model, layers=(1,))).save(tmp_path)
+    path = tmp_path / "reader.safetensors"
+    tensors = load_file(str(path))
+    name = next(iter(tensors))
+    save_file({**tensors, name: torch.full_like(tensors[name], float("nan"))}, str(path))
+    with pytest.raises(AdapterError, match=r"reader\.safetensors"):
+        Adapter.load(tmp_path)
+    path.unlink()
+    with pytest.raises(AdapterError, match="cannot read an adapter"):
+        Adapter.load(tmp_path)
+    _break_config(tmp_path, format_version=2)
+    with pytest.raises(AdapterError, match="'reader' do not go together"):
+        Adapter.load(tmp_path)

@@ -90,6 +90,7 @@ def to_reference(model: Path, adapter: Adapter, out: Path, *, shard_bytes: int =
     )
     _copy_companions(model, out)
     kept = adapter.config.model_dump(mode="json", include={"name", "abilities", "id_width", "provenance", "measured"})
+    kept["abilities"].pop("answer")  # the format has no place for a reader
     _write_json(out / EXTRA, kept)
     _write_json(out / "config.json", _reference_config(raw, msa))
 

@@ -6,13 +6,15 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from msa_plugin.cli.options import AdapterPath, Json, Model
 from msa_plugin.cli.output import Output, size
 from msa_plugin.errors import ConfigError
+
+Dtype = Literal["float32", "bfloat16"]
 
 if TYPE_CHECKING:
     from msa_plugin.types import OnProgress
@@ -31,8 +33,7 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Steps of every phase, instead of the recipe's.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's own: other groups.", min=0)] = None,
     dtype: Annotated[
-        str | None,
-        typer.Option(help="Of the frozen weights; bfloat16 trains a LoRA faster where the processor multiplies it fast."),
+        Dtype | None, typer.Option(help="Of the frozen weights; bfloat16 is faster where the processor is fast at it.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, from a few micro-batches; write nothing.")

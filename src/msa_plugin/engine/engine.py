@@ -43,6 +43,7 @@ from msa_plugin.engine.setup import (
     fingerprint,
     reading_mode,
     reads_updated,
+    trained_reader,
 )
 from msa_plugin.engine.titles import FOLLOWED, Titles
 from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
@@ -95,6 +96,7 @@ class Engine:
         )
         self.tiers = Tiers(bank, config.tiers, backbone.device)
         layout, store = self.encoder.layout, self.tiers.content
+        reader = trained_reader(adapter, config)
         lora = self.lora if adapter.answers_with_lora else None
         self.reader = Reader(
             backbone,
@@ -104,8 +106,9 @@ class Engine:
             layout,
             self.top_k,
             config.instruction,
-            lora,
+            lora if reader is None else reader.fitted(backbone.model),
             config.kernels,
+            trained=reader is not None,
         )
         self.excerpts = Excerpts(backbone, bank, self.encoder.layout_of, adapter.config.routing.pooling)
         self.search = search or BankSearch(bank, adapter.config.routing, KeySearch.of(self.tiers.keys, config))

@@ -80,12 +80,15 @@ class Reader:
         instruction: str | None = None,
         lora: Lora | None = None,
         kernels: Backend = "torch",
+        *,
+        trained: bool = False,
     ) -> None:
         """`content` is what the bank keeps in `store` (None in text mode), of documents cut as `layout` says.
 
         Prefills, and what is decoded after them, run with `lora`; `kernels` read stored K, V, as in `BankSource`.
+        A `lora` that was `trained` to answer is asked as it was in training; conversations stay the stock model's.
         """
-        self.instruction, self.lora, self.kernels = instruction, lora, kernels
+        self.instruction, self.lora, self.kernels, self.trained = instruction, lora, kernels, trained
         self._heads: dict[Lora | None, TemplateHead] = {}
         self.backbone, self.store, self.mode, self.content = backbone, store, mode, content
         self.layout, self.top_k = layout, top_k
@@ -93,6 +96,8 @@ class Reader:
     @cached_property
     def frame(self) -> prompts.Frame:
         """The chat frame of the backbone around a question over memory."""
+        if self.trained:
+            return prompts.reader_frame(self.backbone.tokenizer)
         return prompts.chat_frame(self.backbone.tokenizer, self.instruction)
 
     @cached_property
@@ -118,7 +123,7 @@ class Reader:
 
     def prefill(self, questions: Sequence[str], excerpts: Sequence[Sequence[Excerpt]]) -> Prefill:
         """Prefill one row per question over the excerpts chosen for it."""
-        briefly = self.instruction is None
+        briefly = self.instruction is None and not self.trained
         asked = self.backbone.tokenize_batch([prompts.question_part(q, briefly=briefly) for q in questions])
         if self.mode == "text":
             return self._text(asked, excerpts)
@@ -137,7 +142,7 @@ class Reader:
                 f"the messages have {len(row)} tokens, and with {room} for the answer that is more than the "
                 f"{longest} that {self.backbone.name} reads; shorten them, or add() long texts to the memory"
             )
-        return self._run([row], [0], [0], None)
+        return self._run([row], [0], [0], None, None if self.trained else self.lora)
 
     def _text(self, asked: Sequence[list[int]], excerpts: Sequence[Sequence[Excerpt]]) -> Prefill:
         rows, context = [], []
@@ -147,7 +152,7 @@ class Reader:
             rows.append(documents + question + self.tail_ids)
             context.append(len(documents))
         source = BankSource(self.store, (), self.head, len(rows))
-        return self._run(rows, [self.head.length] * len(rows), context, source)
+        return self._run(rows, [self.head.length] * len(rows), context, source, self.lora)
 
     def _stored(self, asked: Sequence[list[int]], excerpts: Sequence[Sequence[Excerpt]]) -> Prefill:
         assert self.content is not None
@@ -163,7 +168,7 @@ class Reader:
         )
         rows = [question + self.tail_ids for question in asked]
         context = [sum(e.stop - e.start for e in chosen) for chosen in excerpts]
-        return self._run(rows, [start for _, start in placed], context, source)
+        return self._run(rows, [start for _, start in placed], context, source, self.lora)
 
     def _placed(self, chosen: Sequence[Excerpt], pooling: int) -> tuple[list[Span], int]:
         """What to read of each document, and the position of the question's first token.
@@ -194,12 +199,19 @@ class Reader:
             yield start, stop
             start = stop
 
-    def _run(self, rows: list[list[int]], starts: list[int], context: list[int], source: BankSource | None) -> Prefill:
+    def _run(
+        self,
+        rows: list[list[int]],
+        starts: list[int],
+        context: list[int],
+        source: BankSource | None,
+        lora: Lora | None,
+    ) -> Prefill:
         began = time.perf_counter()
         ids, mask = pad_left(rows, self.backbone.device)
         first = torch.tensor(starts, device=ids.device)[:, None]
         positions = first + (mask.cumsum(1) - 1).clamp(min=0)
-        state = Pass(source=source, keep_cache=True, lora=self.lora)
+        state = Pass(source=source, keep_cache=True, lora=lora)
         logits = self.backbone.run(state, ids, mask, positions)
         assert logits is not None
         gather = 0.0 if source is None else source.seconds["gather"]

@@ -7,6 +7,7 @@ import torch
 from msa_kernels import BackendUnavailableError, use_triton
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.lora import Lora
 from msa_plugin.config import BesideConfig, ContentConfig, MemoryConfig, ReadingMode, RoutingConfig
 from msa_plugin.errors import ConfigError, InvalidQueryError
 from msa_plugin.routing.fused import without_kernel
@@ -18,6 +19,16 @@ def reading_mode(adapter: Adapter, config: MemoryConfig) -> ReadingMode:
     if config.reading == "auto":
         return "latent" if adapter.config.abilities.read_latent else "text"
     return config.reading
+
+
+def trained_reader(adapter: Adapter, config: MemoryConfig) -> Lora | None:
+    """Updates that answers are made with; None for the stock model's answers.
+
+    A caller's instruction is for the stock model: the reader knows one task and would ignore it.
+    """
+    if config.reader == "stock" or config.instruction is not None or reading_mode(adapter, config) != "text":
+        return None
+    return adapter.reader
 
 
 def beside_keys(adapter: Adapter, config: MemoryConfig) -> BesideConfig:

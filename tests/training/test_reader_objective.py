@@ -1,0 +1,200 @@
+"""Training to answer: its rows are what a memory computes, what they hold, and what is learnt opens and answers."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from chains import corpus
+
+from msa_plugin import prompts
+from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.backbone.attention import CausalRows
+from msa_plugin.bench.read import answer_logits
+from msa_plugin.engine.reading import Excerpt
+from msa_plugin.errors import ConfigError, TrainingError
+from msa_plugin.memory import LatentMemory
+from msa_plugin.training.data import Corpus
+from msa_plugin.training.dressing import CutPassage, dressed
+from msa_plugin.training.reader_objective import ReaderConfig, ReaderObjective
+from msa_plugin.training.reader_rows import Row, RowBuilder, RowConfig, cut
+from msa_plugin.training.recipes import load_recipe
+from msa_plugin.training.settings import TrainConfig
+from msa_plugin.training.trainer import Trainer
+from tiny import tiny_adapter, tiny_backbone, tiny_lora, with_lora
+
+SETTINGS = {"rank": 3, "rows": 2, "held_out": 1, "evaluate_rows": 4, "layers": (1, 2, 3)}
+TEXT = "The mill was built in 1821. Anna Veld paid for it. It burned down once. Nobody was hurt. It has four wings."
+
+
+@pytest.fixture(scope="module")
+def data():
+    return corpus()
+
+
+@pytest.fixture
+def backbone():
+    return tiny_backbone(max_position_embeddings=4096)
+
+
+def objective(backbone, data, start=None, **settings):
+    start = start or with_lora(tiny_adapter(backbone), tiny_lora(backbone.model, layers=(0,)))
+    return ReaderObjective(backbone, start, ReaderConfig(**{**SETTINGS, **settings}), [data], seed=1)
+
+
+def moved(made):
+    with torch.no_grad():
+        for name, value in made.parameters.items():
+            if name.endswith("up"):
+                value.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    return made
+
+
+def answering(data):
+    return next(s for s in data.steps if s.answer)
+
+
+def test_rows_are_what_a_memory_computes(tmp_path, backbone, data):
+    made = moved(objective(backbone, data))
+    row = Row(("Mill 1\nMill 1 was built by Bo.", "Bo was born in Lisse 1."), "Where was Bo born?", "Lisse")
+    asked, said = made._tokens(row)
+    ids = torch.tensor([asked + said])
+    positions = torch.arange(ids.shape[1])[None]
+    with LatentMemory.open(tmp_path / "bank", model=backbone, adapter=made.adapter({})) as memory:
+        memory.add(["some text"])
+        assert "answer" in memory.ask("Where was Bo born?").trace.abilities
+        excerpts = [Excerpt(0, text, 0, 1) for text in row.passages]
+        prefill = memory.engine.reader.prefill([row.question], [excerpts])
+        found = answer_logits(backbone, prefill, said)
+        state = CausalRows(lora=memory.engine.reader.lora)
+        logits = backbone.run(state, ids, torch.ones_like(ids, dtype=torch.bool), positions, logits="all")
+    assert torch.allclose(found, logits[0, len(asked) - 1 : -1], atol=2e-4)
+
+
+def test_who_answers(tmp_path, backbone, data):
+    """The reader answers questions; the stock model everything else, and where it is asked for."""
+    made = moved(objective(backbone, data))
+    adapter, start = made.adapter({}), made.start
+    said, question, chat = {}, "Where was Bo born?", [{"role": "user", "content": "hello"}]
+    cases = {
+        "stock": (start, {}),
+        "reader": (adapter, {}),
+        "off": (adapter, {"reader": "stock"}),
+        "told": (adapter, {"instruction": "Answer."}),
+        "told stock": (start, {"instruction": "Answer."}),
+    }
+    for name, (given, settings) in cases.items():  # one bank for all: nothing that it keeps depends on the reader
+        with LatentMemory.open(tmp_path / "bank", model=backbone, adapter=given, **settings) as memory:
+            memory.add(list(data.documents.values()))
+            said[name] = memory.ask(question, max_new_tokens=12).text
+            assert memory.engine.reader.trained == (name == "reader")
+            chatted = memory.chat(chat, max_new_tokens=12).text
+            assert said.setdefault("chat", chatted) == chatted
+    assert said["stock"] == said["off"] != said["reader"]
+    assert said["told"] == said["told stock"]
+
+
+def test_rows_hold_the_answer_or_say_that_it_is_absent(data):
+    builder = RowBuilder([data], RowConfig(absent=0.4, words=(3, 20)))
+    draw, step, kinds = random.Random(5), answering(data), Counter()
+    for _ in range(200):
+        row = builder.row(data, step, draw)
+        read = " ".join(row.passages)
+        assert row.absent == (step.answer not in read)
+        assert row.answer in (prompts.ABSENT, step.answer)
+        kinds[row.absent] += 1
+    assert 50 < kinds[True] < 110
+
+
+def test_every_set_has_its_share(data):
+    other = corpus(4, "other")
+    steps = [(c, s) for c in (data, other) for s in c.steps if s.answer]
+    rows = RowBuilder([data, other], RowConfig(mix={"other": 1.0}, dressed=0, absent=0))
+    asked = {s.question for s in other.steps}
+    assert all(row.question in asked or row.question + "?" in {q.lower() for q in asked} for row in
+               rows.drawn(steps, 50, random.Random(1)))  # fmt: skip
+    with pytest.raises(TrainingError, match="none of island, other"):
+        RowBuilder([data, other], RowConfig(mix={"absent": 1.0})).drawn(steps, 1, random.Random(1))
+
+
+def test_claims_become_questions(data):
+    claims = Corpus("claims", data.documents, tuple(_claim(s, "REFUTES") for s in data.steps if s.answer))
+    row = RowBuilder([claims], RowConfig(absent=0)).row(claims, claims.steps[0], random.Random(2))
+    assert row.answer == "no" and claims.steps[0].question in row.question
+
+
+def _claim(step, verdict):
+    return replace(step, question="A mill was built by Ann.", answer=verdict)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_cut_keeps_the_sentence_with_the_answer(seed):
+    draw = random.Random(seed)
+    found = cut(TEXT, 8, "Anna Veld", draw)
+    assert "Anna Veld" in found and found in TEXT and len(found.split()) < len(TEXT.split())
+    assert cut(TEXT, 500, "Anna Veld", draw) == TEXT
+    table = " ".join(f"row{i} value{i}" for i in range(300))
+    found = cut(table, 40, "value150", draw)
+    assert "value150" in found and len(found.split()) <= 80
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_dressing_keeps_the_answer(seed):
+    passages = [CutPassage("Mill", "", TEXT), CutPassage("", "", "Other words.")]
+    found = dressed(passages, "Anna Veld", random.Random(seed))
+    assert "Anna Veld" in " ".join(found[0].text.split()) and len(found) == 2
+
+
+def test_micro_batches_are_functions_of_seed_and_number(backbone, data):
+    made, again = objective(backbone, data), objective(backbone, data)
+    first = [made._rows(n) for n in range(20)]
+    assert [again._rows(n) for n in reversed(range(20))][::-1] == first
+
+
+def test_gradients_reach_the_reader_alone(backbone, data):
+    made = moved(objective(backbone, data))
+    made.losses(0).total.backward()
+    assert {name.split(".")[1] for name in made.parameters} == {"1", "2", "3"}
+    assert all(value.grad is not None and bool(value.grad.any()) for value in made.parameters.values())
+    assert all(weight.grad is None for weight in backbone.model.parameters())
+
+
+def test_what_it_learns_opens_and_goes_on(tmp_path, backbone, data):
+    made = objective(backbone, data)
+    assert set(made.evaluate()) >= {"f1", "em"}
+    before = [float(made.losses(n).total.detach()) for n in range(6)]
+    Trainer(made, TrainConfig(steps=30, lr=1e-2, checkpoint_every=100), tmp_path / "out").run()
+    after = [float(made.losses(n).total.detach()) for n in range(6)]
+    assert sum(after) < 0.8 * sum(before)
+    adapter = Adapter.load(tmp_path / "out" / "adapter")
+    assert adapter.config.abilities.answer and adapter.config.format_version == 3
+    assert adapter.hash() == made.start.hash()
+    assert adapter.config.provenance["router"]["measured"] == dict(made.start.config.measured)
+    on = objective(backbone, data, adapter)
+    assert torch.allclose(on.lora.updates[1, "mlp.up_proj"].up, adapter.reader.updates[1, "mlp.up_proj"].up.float())
+    assert on.adapter({}).config.provenance["router"] == adapter.config.provenance["router"]
+
+
+def test_what_it_refuses(backbone, data):
+    with pytest.raises(ConfigError, match="no layer 9"):
+        objective(backbone, data, layers=(2, 9))
+    with pytest.raises(TrainingError, match="no question with an answer"):
+        objective(backbone, Corpus("bare", data.documents, tuple(s for s in data.steps if not s.answer)))
+    step = answering(data)
+    few = Corpus("few", {k: v for k, v in data.documents.items() if k != step.found[0]}, data.steps)
+    with pytest.raises(TrainingError, match="which its corpus lacks"):
+        objective(backbone, data).rows.row(few, step, random.Random(0))
+    for wrong in ({"words": (5, 2)}, {"others": (0.0,)}, {"mix": {}}):
+        with pytest.raises(ConfigError):
+            RowConfig(**wrong)
+
+
+def test_the_recipe_trains_any_backbone(backbone):
+    planned = load_recipe("cpu-reader").plan()
+    assert [p.settings.rank for p in planned] and planned[0].settings.layers[-1] == 29
+    assert ReaderConfig().layers is None
+    start = tiny_adapter(backbone)
+    assert ReaderObjective(backbone, start, ReaderConfig(rank=2, held_out=1), [corpus()], 0).lora.deepest == 3
