@@ -10,6 +10,7 @@ import pytest
 from facade import about, count_runs, opened, topics
 from msa_plugin.engine import search
 from msa_plugin.engine.ranking import Ranked, rank_shared
+from msa_plugin.prompts import READER
 from tiny import tiny_adapter
 
 
@@ -175,8 +176,8 @@ def test_time_spent_by_the_reader_of_a_stream_is_not_decoding(full):
     assert stream.answer.trace.seconds["decode"] < waited / 2
 
 
-def test_an_instruction_replaces_the_default_and_its_examples(tmp_path, backbone, adapter):
+def test_an_instruction_replaces_the_default(tmp_path, backbone, adapter):
     with opened(tmp_path / "a", backbone, adapter, instruction="Say MOO.") as told:
-        assert "Say MOO." in told.engine.reader.frame.head and "Kestrel" not in told.engine.reader.frame.head
+        assert "Say MOO." in told.engine.reader.frame.head and READER not in told.engine.reader.frame.head
     with opened(tmp_path / "b", backbone, adapter, instruction=None) as plain:
-        assert "Kestrel" in plain.engine.reader.frame.head
+        assert READER in plain.engine.reader.frame.head

@@ -53,7 +53,7 @@ def test_plugin_on_equals_the_stock_model_without_memory(real_backbone: Backbone
 
 def test_the_shipped_adapter_belongs_to_the_default_backbone(real_backbone: Backbone) -> None:
     adapter = find_adapter(real_backbone, None)
-    assert adapter.config.abilities.model_dump() == {"route": True, "read_latent": False, "emit_ids": False}
+    assert adapter.config.abilities.route and not adapter.config.abilities.read_latent
     assert adapter.config.routing.key_groups == {"shared": 384}
 
 
@@ -140,3 +140,20 @@ def test_everything_survives_a_restart(memory: LatentMemory, path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(path), question], capture_output=True, text=True, check=True)
     assert [tuple(pair) for pair in json.loads(done.stdout.strip().splitlines()[-1])] == here
+
+
+# Questions of README, docs and demo, asked of a memory that knows nothing of them, and what must not be said then.
+ELSEWHERE = (
+    ("Who built the Kestrel Mill?", "veld"),
+    ("What does the blue-throated tinker eat?", "beetles"),
+    ("In which year did the harbour trains stop running?", "1934"),
+    ("Who wrote xxHash?", "veld"),
+)
+
+
+@pytest.mark.parametrize("reader", ["auto", "stock"])
+def test_an_unrelated_memory_answers_with_no_words_of_a_prompt(tmp_path, real_backbone: Backbone, reader) -> None:
+    with LatentMemory.open(tmp_path / "bank", model=real_backbone, reader=reader) as memory:
+        memory.add([{"id": "cats", "title": "Cats", "text": "Cats sleep for most of the day and hunt at dusk."}])
+        for answer, (question, word) in zip(memory.ask([q for q, _ in ELSEWHERE]), ELSEWHERE, strict=True):
+            assert word not in answer.text.lower(), question

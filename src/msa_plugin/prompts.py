@@ -1,4 +1,4 @@
-"""Every string the model is shown, in one place: the chat frame, its examples and the reading prompt.
+"""Every string the model is shown, in one place: the chat frame and the reading prompt.
 
 Documents and questions are data: only the frame around them is ever tokenised with special tokens enabled.
 """
@@ -17,27 +17,6 @@ TRAINED_READER = (
 )
 # Repeated with every question, where a small model still remembers it.
 BRIEFLY = "Now answer in at most five words, copied from the documents."
-# Shown before the first question: a small model answers briefly only once it has seen that done. They cost nothing
-# per question, because the K and V of everything before the user's message are computed once.
-EXAMPLES = (
-    (
-        "The Kestrel Mill stands beside the river Orm. It was built in 1821 by Anna Veld, who had learned her trade in "
-        "Holland.",
-        "Who built the Kestrel Mill?",
-        "Anna Veld",
-    ),
-    (
-        "The blue-throated tinker is a small bird of the Morvan hills. It eats mostly beetles and sleeps in hollow "
-        "birches.",
-        "What does the blue-throated tinker eat?",
-        "beetles",
-    ),
-    (
-        "Harbour trains ran between Lisse and Port Arno from 1890 until 1934, when a flood carried away the bridge.",
-        "In which year did the harbour trains stop running?",
-        "1934",
-    ),
-)
 _SLOT, _SAID = "MSA-CONTENT-9f2c1e", "MSA-SAID-51d0a7"
 
 
@@ -62,34 +41,28 @@ class Frame:
 
 def reader_frame(tokenizer: Any) -> Frame:
     """The frame of a backbone that was trained to read: it needs no examples."""
-    return _chat_frame(tokenizer, TRAINED_READER, ())
+    return _chat_frame(tokenizer, TRAINED_READER)
 
 
 def chat_frame(tokenizer: Any, instruction: str | None = None) -> Frame:
     """The backbone's own chat template around a user's message, up to where the assistant starts to speak.
 
-    Without an `instruction` of the caller's it asks for short answers and shows examples of them. A tokenizer without
-    a chat template gets a plain frame; one whose template refuses a system message gets the instruction at the start
-    of the first message.
+    Without an `instruction` of the caller's it asks for short answers. It shows no examples: a small model answers
+    with their words where the documents say nothing. A tokenizer without a chat template gets a plain frame; one whose
+    template refuses a system message gets the instruction at the start of the message.
     """
-    system, shown = (READER, EXAMPLES) if instruction is None else (_SAID, ())
-    return _said(_chat_frame(tokenizer, system, shown), instruction or "")
+    return _said(_chat_frame(tokenizer, READER if instruction is None else _SAID), instruction or "")
 
 
-def _chat_frame(tokenizer: Any, system: str, shown: Sequence[tuple[str, str, str]]) -> Frame:
-    turns = [(_message(text, question), answer) for text, question, answer in shown]
+def _chat_frame(tokenizer: Any, system: str) -> Frame:
     if not getattr(tokenizer, "chat_template", None):
-        examples = "".join(f"{asked}\nAnswer: {answer}\n\n" for asked, answer in turns)
-        return Frame(f"{system}\n\n{examples}", "\nAnswer:")
-    messages = [m for asked, answer in turns for m in (_says("user", asked), _says("assistant", answer))]
-    messages.append(_says("user", _SLOT))
+        return Frame(f"{system}\n\n", "\nAnswer:")
     try:
-        text = _render(tokenizer, [_says("system", system), *messages])
+        text = _render(tokenizer, [_says("system", system), _says("user", _SLOT)])
         if system not in text:
             raise ValueError("the template dropped the system message")
     except Exception:  # a template raises whatever its author chose
-        messages[0] = _says("user", f"{system}\n\n{messages[0]['content']}")
-        text = _render(tokenizer, messages)
+        text = _render(tokenizer, [_says("user", f"{system}\n\n{_SLOT}")])
     head, _, tail = text.partition(_SLOT)
     return Frame(head, tail)
 
@@ -150,10 +123,6 @@ def _without_system(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, 
 
 def _says(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
-
-
-def _message(text: str, question: str) -> str:
-    return "".join(reading_parts([text])) + question_part(question, briefly=True)
 
 
 def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
@@ -242,11 +211,11 @@ NEXT_QUERY = (
 )
 NEXT_QUERY_EXAMPLES = (
     (
-        "The Kestrel Mill was built by Anna Veld.",
-        "Where was the builder of the Kestrel Mill born?",
-        "Anna Veld birthplace",
+        "The song Low Tide was written by Per Ostrin.",
+        "In which town did the writer of Low Tide grow up?",
+        "Per Ostrin home town",
     ),
-    ("The blue-throated tinker eats mostly beetles.", "What does the blue-throated tinker eat?", "none"),
+    ("Ferry line 4 leaves every twenty minutes.", "How often does ferry line 4 leave?", "none"),
 )
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.config import Abilities
 from msa_plugin.data import calibration_questions, sample_documents
 from msa_plugin.engine.calibrate import (
     Calibration,

@@ -91,5 +91,3 @@ def _listed(passage: CutPassage, answer: str, draw: random.Random) -> CutPassage
     code = draw.choice(_CODE).format(names[0], names[1].lower(), names[2].lower())
     parts = [passage.text, code] if draw.random() < 0.5 else [code, passage.text]
     return replace(passage, text="\n\n".join(parts))
-
-

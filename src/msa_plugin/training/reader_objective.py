@@ -170,9 +170,10 @@ class ReaderObjective:
             rows = self.rows.drawn(self.training, self.config.rows * _SHARED, draw)
             tokens = sorted((self._tokens(row) for row in rows), key=lambda pair: len(pair[0]) + len(pair[1]))
             order = draw.sample(range(_SHARED), _SHARED)
-            self._drawn = group, [
-                pair for part in order for pair in tokens[part * self.config.rows : (part + 1) * self.config.rows]
-            ]
+            self._drawn = (
+                group,
+                [pair for part in order for pair in tokens[part * self.config.rows : (part + 1) * self.config.rows]],
+            )
         return self._drawn[1][place * self.config.rows : (place + 1) * self.config.rows]
 
     def _tokens(self, row: Row) -> tuple[list[int], list[int]]:
