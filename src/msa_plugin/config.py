@@ -124,12 +124,16 @@ class BesideConfig(Settings):
 
 
 class Abilities(Settings):
-    """What an adapter was trained to do; the engine uses nothing else unless told to."""
+    """What an adapter was trained to do; the engine uses nothing else unless told to.
+
+    `answer` is a reader of text in the prompt, `read_kv` one that also reads unpooled K, V of all layers.
+    """
 
     route: bool = True
     read_latent: bool = False
     emit_ids: bool = False
     answer: bool = False
+    read_kv: bool = False
 
 
 class LoraConfig(Settings):

@@ -12,10 +12,9 @@ from chains import corpus
 
 from msa_plugin import prompts
 from msa_plugin.backbone.adapter import Adapter
-from msa_plugin.backbone.attention import CausalRows
 from msa_plugin.bench.read import answer_logits
 from msa_plugin.engine.reading import Excerpt
-from msa_plugin.errors import ConfigError, TrainingError
+from msa_plugin.errors import ConfigError, FingerprintMismatchError, TrainingError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.training.data import Corpus
 from msa_plugin.training.dressing import CutPassage, dressed
@@ -57,21 +56,51 @@ def answering(data):
     return next(s for s in data.steps if s.answer)
 
 
-def test_rows_are_what_a_memory_computes(tmp_path, backbone, data):
-    made = moved(objective(backbone, data))
-    row = Row(("Mill 1\nMill 1 was built by Bo.", "Bo was born in Lisse 1."), "Where was Bo born?", "Lisse")
-    asked, said = made._tokens(row)
-    ids = torch.tensor([asked + said])
-    positions = torch.arange(ids.shape[1])[None]
-    with LatentMemory.open(tmp_path / "bank", model=backbone, adapter=made.adapter({})) as memory:
+@pytest.mark.parametrize("reading", ["text", "kv"])
+def test_rows_are_what_a_memory_computes(tmp_path, backbone, data, reading):
+    made = moved(objective(backbone, data, kv=0.5))
+    names = ("m1", "p1")
+    texts = tuple(prompts.document_text(data.documents[n].title, data.documents[n].text) for n in names)
+    row = made.tokens(Row(texts, "Where was Bo born?", "Lisse"))
+    with torch.no_grad():
+        logits, _ = (made.read if reading == "text" else made.read_stored)([row])
+    with LatentMemory.open(tmp_path / "bank", model=backbone, adapter=made.adapter({}), reading=reading) as memory:
+        memory.add(list(data.documents.values()))
+        assert {"answer", "read_kv"} <= set(memory.ask("Where was Bo born?").trace.abilities)
+        known = memory.engine.bank.lookup(list(names), memory.namespace)
+        excerpts = [
+            Excerpt(known[n].ordinal, t, 0, len(backbone.tokenize(t))) for n, t in zip(names, texts, strict=True)
+        ]
+        prefill = memory.engine.reader.prefill(["Where was Bo born?"], [excerpts])
+        assert torch.allclose(logits, answer_logits(backbone, prefill, row.said), atol=2e-4)
+
+
+def test_a_batch_reads_each_row_as_if_alone(backbone, data):
+    made = moved(objective(backbone, data, kv=0.5))
+    rows = made._rows(0)
+    with torch.no_grad():
+        for read in (made.read, made.read_stored):
+            alone = torch.cat([read([row])[0] for row in rows])
+            assert torch.allclose(read(rows)[0], alone, atol=2e-4)
+
+
+def test_stored_rows_train_towards_reading_text(backbone, data):
+    made = moved(objective(backbone, data, kv=0.999))
+    losses = made.losses(0)
+    assert set(losses.parts) == {"answer_kv", "apart"}
+    losses.total.backward()
+    assert all(value.grad is not None and bool(value.grad.any()) for value in made.parameters.values())
+
+
+def test_banks_with_stored_kv_belong_to_their_reader(tmp_path, backbone, data):
+    made = moved(objective(backbone, data, kv=0.5))
+    with LatentMemory.open(tmp_path / "bank", model=backbone, adapter=made.adapter({}), reading="kv") as memory:
         memory.add(["some text"])
-        assert "answer" in memory.ask("Where was Bo born?").trace.abilities
-        excerpts = [Excerpt(0, text, 0, 1) for text in row.passages]
-        prefill = memory.engine.reader.prefill([row.question], [excerpts])
-        found = answer_logits(backbone, prefill, said)
-        state = CausalRows(lora=memory.engine.reader.lora)
-        logits = backbone.run(state, ids, torch.ones_like(ids, dtype=torch.bool), positions, logits="all")
-    assert torch.allclose(found, logits[0, len(asked) - 1 : -1], atol=2e-4)
+    for settings in ({"reader": "stock"}, {"adapter": made.start}):
+        with pytest.raises(FingerprintMismatchError, match="content"):
+            LatentMemory.open(
+                tmp_path / "bank", **{"model": backbone, "adapter": made.adapter({}), "reading": "kv", **settings}
+            )
 
 
 def test_who_answers(tmp_path, backbone, data):

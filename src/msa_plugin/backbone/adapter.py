@@ -90,6 +90,8 @@ class Adapter:
         reader = _described(self.config.name, "reader", self.reader, self.config.reader)
         if self.config.abilities.answer != (reader is not None):
             raise AdapterError(f"adapter {self.config.name}: the ability 'answer' and a reader go together")
+        if self.config.abilities.read_kv and reader is None:
+            raise AdapterError(f"adapter {self.config.name}: the ability 'read_kv' takes a reader")
         version = READER_FORMAT if reader is not None else LORA_FORMAT if lora is not None else PLAIN_FORMAT
         told = {"lora": lora, "reader": reader, "format_version": version}
         object.__setattr__(self, "config", self.config.model_copy(update=told))
@@ -107,7 +109,7 @@ class Adapter:
         if self.config.beside == BesideConfig():
             absent["beside"] = True
         if self.reader is None:
-            absent |= {"reader": True, "abilities": {"answer"}}
+            absent |= {"reader": True, "abilities": {"answer", "read_kv"}}
             (folder / _READER).unlink(missing_ok=True)
         else:  # in half the space: what is rounded off is far below what one step of training changes
             halves = {name: t.detach().to(torch.float16) for name, t in self.reader.tensors().items()}
@@ -138,6 +140,10 @@ class Adapter:
             raise AdapterError(f"{folder / _WEIGHTS} holds a LoRA that {_CONFIG} does not describe in its field 'lora'")
         return cls(config, Router(config.routing, _layers(tensors, config), tensors.get(_TOKENS)), lora, reader)
 
+    def reader_hash(self) -> str:
+        """SHA-256 of the reader, on which the K and V depend that are stored for it; "" without one."""
+        return "" if self.reader is None else _digest(hashlib.sha256(), self.reader.tensors())
+
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {
             f"router.{index}.{part}": value.contiguous()
@@ -158,10 +164,14 @@ class Adapter:
         latents: list[Any] = [c.routing.model_dump(), c.reading.model_dump(), c.prefix]
         latents += ["numbered", c.id_width] if c.numbered else []  # as before for all others, whose banks stay valid
         digest.update(json.dumps(latents, sort_keys=True).encode())
-        for name, tensor in sorted(self._tensors().items()):
-            digest.update(name.encode())
-            digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:32]
+        return _digest(digest, self._tensors())
+
+
+def _digest(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> str:
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 def _check_version(path: Path, raw: object) -> None:

@@ -90,7 +90,8 @@ def to_reference(model: Path, adapter: Adapter, out: Path, *, shard_bytes: int =
     )
     _copy_companions(model, out)
     kept = adapter.config.model_dump(mode="json", include={"name", "abilities", "id_width", "provenance", "measured"})
-    kept["abilities"].pop("answer")  # the format has no place for a reader
+    for name in ("answer", "read_kv"):  # the format has no place for a reader
+        kept["abilities"].pop(name)
     _write_json(out / EXTRA, kept)
     _write_json(out / "config.json", _reference_config(raw, msa))
 

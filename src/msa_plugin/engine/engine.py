@@ -81,6 +81,8 @@ class Engine:
         self.top_k = config.top_k or adapter.config.top_k
         self.batch_tokens = batch_tokens(config, backbone.device)
         prefix = adapter.config.prefix
+        found = trained_reader(adapter, config)
+        reader = None if found is None else found.fitted(backbone.model)
         self.encoder = Encoder(
             backbone,
             self.router,
@@ -92,11 +94,10 @@ class Engine:
             content_dtype=None if config.content_dtype == "auto" else getattr(torch, config.content_dtype),
             numbering=Numbering.of(backbone, adapter.config),
             lora=self.lora,
-            content_lora=self.lora if reads_updated(adapter) else None,
+            content_lora=self.lora if reads_updated(adapter) else reader,
         )
         self.tiers = Tiers(bank, config.tiers, backbone.device)
         layout, store = self.encoder.layout, self.tiers.content
-        reader = trained_reader(adapter, config)
         lora = self.lora if adapter.answers_with_lora else None
         self.reader = Reader(
             backbone,
@@ -106,7 +107,7 @@ class Engine:
             layout,
             self.top_k,
             config.instruction,
-            lora if reader is None else reader.fitted(backbone.model),
+            lora if reader is None else reader,
             config.kernels,
             trained=reader is not None,
         )

@@ -26,7 +26,8 @@ def trained_reader(adapter: Adapter, config: MemoryConfig) -> Lora | None:
 
     A caller's instruction is for the stock model: the reader knows one task and would ignore it.
     """
-    if config.reader == "stock" or config.instruction is not None or reading_mode(adapter, config) != "text":
+    reads = {"text": adapter.config.abilities.answer, "kv": adapter.config.abilities.read_kv, "latent": False}
+    if config.reader == "stock" or config.instruction is not None or not reads[reading_mode(adapter, config)]:
         return None
     return adapter.reader
 
@@ -89,6 +90,8 @@ def fingerprint(backbone: Backbone, adapter: Adapter, config: MemoryConfig) -> F
     """What the latents of a bank made with these three depend on."""
     routing, content = adapter.config.routing, content_config(backbone, adapter, config)
     updated = ", with the adapter's LoRA" if adapter.lora is not None and reads_updated(adapter) else ""
+    if content is not None and trained_reader(adapter, config) is not None:
+        updated = f", for the reader {adapter.reader_hash()[:8]}"
     kept = str(backbone.dtype).removeprefix("torch.") if config.content_dtype == "auto" else config.content_dtype
     return Fingerprint(
         backbone=backbone.weights_hash(),

@@ -1,14 +1,15 @@
 """Teaching the backbone to answer from documents in its prompt: a LoRA beside the router, which stays as it is.
 
 Rows are what `reading="text"` computes: the frame, passages, the question; the loss is on the answer and on the token
-that ends the turn. Routing and what banks keep do not change, so banks stay valid. Shapes: B rows, T tokens.
+that ends the turn. A share of them is what `reading="kv"` computes, taught by the same model reading text. Routing does
+not change, so banks stay valid, but for those that keep K, V. Shapes: N answer tokens, V vocabulary, C tokens stored.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,28 +21,33 @@ from msa_plugin import prompts
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.attention import CausalRows, Pass
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.families import shift_keys
 from msa_plugin.backbone.lora import TARGETS, Lora, Update
 from msa_plugin.bench.metrics import exact_match, f1
-from msa_plugin.config import Abilities, GenerationConfig, Layers, Settings
+from msa_plugin.config import Abilities, ContentConfig, GenerationConfig, Layers, Settings
 from msa_plugin.engine.adapters import find_adapter
-from msa_plugin.engine.encoder import pad_left, pad_right
+from msa_plugin.engine.assembly import encode_head
+from msa_plugin.engine.encoder import pad_left, pad_right, plan_batches
 from msa_plugin.engine.generate import TextStream, decode
 from msa_plugin.errors import ConfigError, TrainingError
 from msa_plugin.training.data import Corpus, held_apart
-from msa_plugin.training.losses import IGNORED
 from msa_plugin.training.reader_rows import Row, RowBuilder, RowConfig
+from msa_plugin.training.reading_objective import Chosen, Pooled
 from msa_plugin.training.trainer import Losses
 
 _SHARED = 8  # micro-batches drawn together and sorted by length, so that rows of a micro-batch need little padding
 _ANSWER_TOKENS = 32
+_BATCH_TOKENS = 2048  # of passages in a forward
 
 
 class ReaderConfig(Settings):
     """What trains, and on what rows.
 
     LoRA of `rank` on `modules` of `layers` (None: all but the lowest quarter, which say little about answers) trains.
-    A micro-batch has `rows` rows, made as `made` says. `held_out` questions of each data set are kept aside;
-    `evaluate` answers at most `evaluate_rows` rows of them, cut at the same places every time.
+    A micro-batch has `rows` rows, made as `made` says. A share `kv` of them reads stored K, V of passages that were
+    encoded alone, and is pulled towards what the same model says when it reads their text, with weight `distil`.
+    `held_out` questions of each data set are kept aside; `evaluate` answers at most `evaluate_rows` rows of them, cut
+    at the same places every time.
     """
 
     layers: Layers | None = None
@@ -49,8 +55,25 @@ class ReaderConfig(Settings):
     modules: tuple[str, ...] = TARGETS
     rows: int = Field(default=8, gt=0)
     made: RowConfig = RowConfig()
+    kv: float = Field(default=0.0, ge=0, lt=1)
+    distil: float = Field(default=0.5, ge=0)
     held_out: int = Field(default=30, ge=0)
     evaluate_rows: int = Field(default=96, gt=0)
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """A row's token ids: passages as a prompt shows them and as a bank encodes them, the question, the answer."""
+
+    passages: list[list[int]]
+    windows: list[list[int]]
+    asked: list[int]
+    said: list[int]
+
+    @property
+    def length(self) -> int:
+        """Tokens in all, of a row that reads text."""
+        return sum(map(len, self.passages)) + len(self.asked) + len(self.said)
 
 
 class ReaderObjective:
@@ -88,7 +111,8 @@ class ReaderObjective:
         draw = random.Random(f"{seed}/held")
         asked = [(corpus, step) for corpus, step in aside if step.answer]
         self.held_out = self.rows.drawn(asked, config.evaluate_rows, draw) if asked else []
-        self._drawn: tuple[int, list[tuple[list[int], list[int]]]] = (-1, [])
+        self._prefix = [] if start.config.prefix is None else [backbone.special(start.config.prefix)]
+        self._drawn: tuple[int, list[TokenRow]] = (-1, [])
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -100,19 +124,75 @@ class ReaderObjective:
         }
 
     def losses(self, batch: int) -> Losses:
-        """Cross entropy of the answers of micro-batch `batch`."""
+        """Cross entropy of the answers of micro-batch `batch`; from stored K, V also the distance to reading text."""
         rows = self._rows(batch)
-        ids, mask = pad_right([asked + said for asked, said in rows], self.backbone.device)
-        labels = torch.full_like(ids, IGNORED)
-        for number, (asked, said) in enumerate(rows):  # at the place before the token
-            labels[number, len(asked) - 1 : len(asked) + len(said) - 1] = torch.tensor(said, device=ids.device)
-        columns = (labels != IGNORED).any(0).nonzero()[:, 0]
-        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        logits = self.backbone.forward(CausalRows(lora=self.lora), ids, mask, positions, logits=columns)
+        said = torch.tensor([t for row in rows for t in row.said], device=self.backbone.device)
+        if random.Random(f"{self.seed}/kv/{batch}").random() >= self.config.kv:
+            logits, tokens = self.read(rows)
+            loss = F.cross_entropy(logits, said)
+            return Losses(loss, {"answer": float(loss.detach())}, tokens)
+        with torch.no_grad():
+            teacher, shown = self.read(rows)
+        logits, tokens = self.read_stored(rows)
+        loss = F.cross_entropy(logits, said)
+        apart = F.kl_div(logits.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True)
+        parts = {"answer_kv": float(loss.detach()), "apart": float(apart.detach())}
+        return Losses(loss + self.config.distil * apart, parts, tokens + shown)
+
+    def read(self, rows: Sequence[TokenRow]) -> tuple[Tensor, int]:
+        """Logits [N, V], float32, before every token that the rows say, passages in the prompt; and tokens in all."""
+        asked = [[*self._head, *(t for p in row.passages for t in p), *row.asked] for row in rows]
+        return self._logits(CausalRows(lora=self.lora), rows, asked, [0] * len(rows), 0)
+
+    def read_stored(self, rows: Sequence[TokenRow]) -> tuple[Tensor, int]:
+        """The same where K and V of every passage were made alone, as `reading="kv"` lays them out behind the head."""
+        head = encode_head(self.backbone, self._head, self.lora)
+        windows = [self._prefix + window for row in rows for window in row.windows]
+        content = self._stored(windows)
+        parts, starts, begun = [], [], 0
+        for row in rows:
+            own, at = [], head.length
+            for number in range(begun, begun + len(row.windows)):
+                own.append(self._moved(content[number], at))
+                at += len(windows[number])
+            begun += len(row.windows)
+            starts.append(at)
+            parts.append({layer: torch.cat([c[layer] for c in own]) for layer in own[0]} if own else {})
+        state = Pass(source=Chosen(head, parts), lora=self.lora)
+        return self._logits(state, rows, [row.asked for row in rows], starts, sum(map(len, windows)) + head.length)
+
+    def _moved(self, content: Mapping[int, Tensor], by: int) -> dict[int, Tensor]:
+        """K and V [C, 2, KV, D] by layer, `by` positions further on."""
+        return {
+            layer: torch.stack([shift_keys(self.backbone.model, layer, c[:, 0], by), c[:, 1]], dim=1)
+            for layer, c in content.items()
+        }
+
+    def _stored(self, windows: Sequence[list[int]]) -> list[dict[int, Tensor]]:
+        """What a bank would keep of each window, with gradients."""
+        reading = ContentConfig(layers=tuple(range(self.backbone.spec.layers)), pooling=1)
+        found: dict[int, dict[int, Tensor]] = {}
+        for batch in plan_batches([len(w) for w in windows], _BATCH_TOKENS):
+            ids, mask = pad_right([windows[i] for i in batch], self.backbone.device)
+            sink = Pooled(reading, mask)
+            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+            self.backbone.forward(CausalRows(sink=sink, lora=self.lora), ids, mask, positions, logits="none")
+            split = {layer: c.split_with_sizes(sink.chunks.tolist()) for layer, c in sink.content.items()}
+            found |= {index: {layer: c[at] for layer, c in split.items()} for at, index in enumerate(batch)}
+        return [found[i] for i in range(len(windows))]
+
+    def _logits(
+        self, state: Pass, rows: Sequence[TokenRow], asked: list[list[int]], starts: list[int], tokens: int
+    ) -> tuple[Tensor, int]:
+        ids, mask = pad_right([a + row.said for a, row in zip(asked, rows, strict=True)], self.backbone.device)
+        places = torch.zeros_like(mask)
+        for number, (before, row) in enumerate(zip(asked, rows, strict=True)):  # a token is told at the one before it
+            places[number, len(before) - 1 : len(before) + len(row.said) - 1] = True
+        columns = places.any(0).nonzero()[:, 0]
+        positions = torch.tensor(starts, device=ids.device)[:, None] + torch.arange(ids.shape[1], device=ids.device)
+        logits = self.backbone.forward(state, ids, mask, positions, logits=columns)
         assert logits is not None
-        with torch.autocast(ids.device.type, enabled=False):
-            loss = F.cross_entropy(logits.float().flatten(0, 1), labels[:, columns].flatten(), ignore_index=IGNORED)
-        return Losses(loss, {"answer": float(loss.detach())}, int(mask.sum()))
+        return logits[places[:, columns]].float(), tokens + int(mask.sum())
 
     def evaluate(self) -> Mapping[str, float]:
         """Held-out rows, answered: f1 and exact match where the answer is there, and who says that it is not."""
@@ -135,7 +215,11 @@ class ReaderObjective:
         config = GenerationConfig(max_new_tokens=_ANSWER_TOKENS)
         for first in range(0, len(order), self.config.rows):
             some = order[first : first + self.config.rows]
-            ids, mask = pad_left([self._tokens(rows[i])[0] for i in some], self.backbone.device)
+            asked = [self.tokens(rows[i]) for i in some]
+            ids, mask = pad_left(
+                [[*self._head, *(t for p in row.passages for t in p), *row.asked] for row in asked],
+                self.backbone.device,
+            )
             positions = (mask.cumsum(1) - 1).clamp(min=0)
             state = Pass(keep_cache=True, lora=self.lora)
             logits = self.backbone.run(state, ids, mask, positions)
@@ -151,7 +235,8 @@ class ReaderObjective:
         """The adapter it began from, which now answers too."""
         updates = self.lora.updates.items()
         reader = Lora({w: Update(u.down.detach().cpu().clone(), u.up.detach().cpu().clone()) for w, u in updates})
-        abilities = Abilities(**{**self.start.config.abilities.model_dump(), "answer": True})
+        learnt = {"answer": True, "read_kv": self.config.kv > 0}
+        abilities = Abilities(**{**self.start.config.abilities.model_dump(), **learnt})
         before = self.start.config
         router = before.provenance.get("router", {**before.provenance, "measured": dict(before.measured)})
         update = {
@@ -162,25 +247,25 @@ class ReaderObjective:
         }
         return replace(self.start, config=self.start.config.model_copy(update=update), reader=reader)
 
-    def _rows(self, batch: int) -> list[tuple[list[int], list[int]]]:
-        """Token ids of what is asked and said, of micro-batch `batch`: one of several that were drawn together."""
+    def _rows(self, batch: int) -> list[TokenRow]:
+        """The rows of micro-batch `batch`: of several that are drawn together, those of like length."""
         group, place = divmod(batch, _SHARED)
+        size = self.config.rows
         if self._drawn[0] != group:
             draw = random.Random(f"{self.seed}/reader/{group}")
-            rows = self.rows.drawn(self.training, self.config.rows * _SHARED, draw)
-            tokens = sorted((self._tokens(row) for row in rows), key=lambda pair: len(pair[0]) + len(pair[1]))
+            rows = [self.tokens(row) for row in self.rows.drawn(self.training, size * _SHARED, draw)]
+            rows.sort(key=lambda row: row.length)
             order = draw.sample(range(_SHARED), _SHARED)
-            self._drawn = (
-                group,
-                [pair for part in order for pair in tokens[part * self.config.rows : (part + 1) * self.config.rows]],
-            )
-        return self._drawn[1][place * self.config.rows : (place + 1) * self.config.rows]
+            self._drawn = group, [row for part in order for row in rows[part * size : (part + 1) * size]]
+        return self._drawn[1][place * size : (place + 1) * size]
 
-    def _tokens(self, row: Row) -> tuple[list[int], list[int]]:
-        """As `Reader` feeds them: frame, passages, question; then the answer and the end of the turn."""
-        parts = [*prompts.reading_parts(row.passages), prompts.question_part(row.question), row.answer]
-        *asked, said = self.backbone.tokenize_batch(parts)
-        return [*self._head, *(t for part in asked for t in part), *self._tail], [*said, self._end]
+    def tokens(self, row: Row) -> TokenRow:
+        """Token ids, as `Reader` feeds them."""
+        tokenize = self.backbone.tokenize_batch
+        passages = tokenize(prompts.reading_parts(row.passages)) if row.passages else []
+        windows = tokenize(list(row.passages)) if row.passages and self.config.kv else []
+        asked, said = tokenize([prompts.question_part(row.question), row.answer])
+        return TokenRow(passages, windows, asked + self._tail, [*said, self._end])
 
 
 def _upper(backbone: Backbone) -> tuple[int, ...]:

@@ -78,7 +78,7 @@ class Row:
     said: list[int]
 
 
-class _Pooled(Sink):
+class Pooled(Sink):
     """Pools K and V of the layers that read as a bank keeps them, with gradients: [C, 2, KV, D] by layer."""
 
     def __init__(self, reading: ContentConfig, mask: Tensor) -> None:
@@ -240,7 +240,7 @@ class ReadingObjective:
         found: dict[int, dict[int, Tensor]] = {}
         for batch in plan_batches([len(w) for w in windows], _BATCH_TOKENS):
             ids, mask = pad_right([windows[i] for i in batch], self.backbone.device)
-            sink = _Pooled(reading, mask)
+            sink = Pooled(reading, mask)
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
             self.backbone.forward(CausalRows(sink=sink, lora=self.lora), ids, mask, positions, logits="none")
             split = {layer: c.split_with_sizes(sink.chunks.tolist()) for layer, c in sink.content.items()}
