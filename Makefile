@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install lock demo test lint bench compare compare-large results matrix kills refusals flips load fuzz hostile hostile-paired tenants sbom clean
+.PHONY: install lock demo test lint bench compare compare-large results matrix kills refusals flips load fuzz hostile hostile-paired tenants manuals sbom clean
 
 install: $(STAMP)
 
@@ -104,6 +104,12 @@ hostile-paired: install
 
 tenants: install
 	$(BIN)/python tests/reliability/timing.py
+
+# Questions about real manuals, collected from what is installed (WORK holds them and the banks; CHECKOUTS compares).
+WORK ?= $(OUT)/manuals
+CHECKOUTS ?= .
+manuals: install
+	$(BIN)/python tests/manuals/measure.py --work $(WORK) $(addprefix --package-path ,$(CHECKOUTS))
 
 # What is in the lock file, as CycloneDX JSON.
 sbom: install

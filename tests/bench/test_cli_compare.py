@@ -112,9 +112,32 @@ def test_answers_graded_by_a_judge(bench, fakes, tmp_path):
     assert server.url not in (tmp_path / "out" / "results.jsonl").read_text()
 
 
+def test_several_ways_of_reading_and_sets_in_one_table(bench, fakes, tmp_path):
+    for name in ("one", "two", "three"):
+        toy(tmp_path / "sets" / name)
+    words = ["qa", "--data", "sets", "--sets", "two,one", "--corpus", "0", "--questions", 2, "--systems", "words,knows"]
+    told = [*words, "--reading", "text,kv", "--passages", "1", "--max-new-tokens", 2, "--out", "out"]
+    code, said = bench(*told)
+    assert code == 0
+    lines = [line.split() for line in said.splitlines()]
+    assert lines[0][:4] == ["reading", "data", "set", "system"]
+    ways = {(line[0], line[1], line[2]) for line in lines[1:9]}
+    assert ways == {(w, f"{s}-gold", n) for w in ("text", "kv") for s in ("one", "two") for n in ("words", "knows")}
+    assert {tuple(line[:5]) for line in lines[9:13]} == {
+        (way, "mean", "of", "sets", name) for way in ("text", "kv") for name in ("words", "knows")
+    }
+    assert "2 of 8 questions over 2 of 8 passages" in said or "2 of 8 questions over 3 of 8 passages" in said
+    rows = json.loads(bench(*told, "--json")[1])
+    assert {r["reading"] for r in rows} == {"text", "kv"}
+    assert {r["dataset"] for r in rows if r["part"] == "qa"} == {"one-gold", "two-gold"}
+    assert (tmp_path / "out/text/report.md").is_file() and (tmp_path / "out/kv/report.md").is_file()
+
+
 @pytest.mark.parametrize(
     ("words", "error", "message"),
     [
+        (("qa", "--data", "toy", "--sets", "toy,other"), ConfigError, "no data set 'other' here; there are toy"),
+        (("qa", "--data", "toy", "--reading", "text,loud"), ConfigError, "reading"),
         (("qa",), ConfigError, "--data DIR, or --quick"),
         (("qa", "--quick", "--data", "toy"), ConfigError, "not both"),
         (("qa", "--data", "toy", "--passages", "1,0"), ConfigError, "--passages"),

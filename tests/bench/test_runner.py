@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
-from fakes import Fakes, Few, config, numbers, reasons, run, toy
+from fakes import Fakes, Few, Knows, config, numbers, reasons, run, toy
 from test_judge import Endpoint
 
 from facade import TOPICS, topics
@@ -64,6 +65,22 @@ def test_answer_rows(tmp_path, backbone):
     (record, *_) = Results(tmp_path / "out").questions("qa", "toy", "words")
     assert record["read"] == [TOPICS[int(record["id"][1:])]]
     assert record["wall"] > 0 < record["input_tokens"]
+
+
+def test_who_abstains_is_counted(tmp_path, backbone):
+    class Silent(Knows):
+        def answer(self, questions):
+            return [replace(r, text="That is not there.", abstained=True) for r in super().answer(questions)]
+
+    fakes = Fakes()
+    fakes.kinds["silent"] = lambda name, *_: Silent(name)
+    data = toy(tmp_path / "toy")
+    rows = run(backbone, fakes, config(tmp_path / "out", data, "qa", systems=("knows", "silent")))
+    assert value(rows, "silent", "abstained", passages="adaptive") == 1
+    assert not [r for r in rows if (r.system, r.metric) == ("knows", "abstained")]
+    assert recompute(tmp_path / "out") and [
+        r.value for r in Results(tmp_path / "out").rows() if r.metric == "abstained"
+    ] == [1]
 
 
 def test_a_prefilter_is_told_beside_what_it_loses(tmp_path, backbone):

@@ -6,8 +6,9 @@ from collections import Counter
 
 import pytest
 
-from msa_plugin.bench.base import Question
-from msa_plugin.bench.sampling import Pace, affordable, in_order
+from msa_plugin.bench.base import Dataset, Question
+from msa_plugin.bench.sampling import Pace, affordable, in_order, thinned
+from msa_plugin.types import Document
 
 QUESTIONS = [Question(str(i), "?", hops=1 + (i % 10 >= 6) + (i % 10 == 9)) for i in range(100)]  # 60, 30, 10
 
@@ -44,3 +45,20 @@ def test_as_many_of_each_as_the_budget_allows(budget, wanted):
 def test_a_small_set_is_asked_whole():
     assert affordable({"a": Pace(1.0, 2), "b": Pace(1.0, 9)}, 11, least=4) == {"a": 2, "b": 9}
     assert affordable({}, 10, least=4) == {}
+
+
+def test_a_thinned_corpus_keeps_what_answers():
+    documents = tuple(Document(str(n), f"passage {n}") for n in range(50))
+    questions = tuple(Question(f"q{n}", "?", positives={str(7 * n): 1, "49": 1}) for n in range(4))
+    asked = questions[1:3]
+    small = thinned(Dataset("toy", documents, questions, ("a note",)), asked, 10, seed=3)
+    ids = [d.id for d in small.documents]
+    assert len(ids) == 10 and {"7", "14", "49"} <= set(ids)
+    assert ids == sorted(ids, key=int)  # in the order of the corpus
+    assert (small.name, small.questions, small.notes[0]) == ("toy-of-10", asked, "a note")
+    assert "2 of 4 questions over 10 of 50 passages: the 3 that answer" in small.notes[1]
+    again, other = (thinned(Dataset("toy", documents, questions), asked, 10, seed) for seed in (3, 4))
+    assert again.documents == small.documents != other.documents
+    gold = thinned(Dataset("toy", documents, questions), asked, 0, seed=3)
+    assert (gold.name, [d.id for d in gold.documents]) == ("toy-gold", ["7", "14", "49"])
+    assert len(thinned(Dataset("toy", documents, questions), asked, 1000, seed=3).documents) == 50

@@ -7,11 +7,12 @@ import sys
 import pytest
 from system_toys import ids, static_model, toy_dataset, workspace
 
-from msa_plugin.bench.base import Answers, Cost, Dataset, System
+from msa_plugin.bench.base import Answers, Cost, Dataset, Question, System
 from msa_plugin.bench.datasets import sample_dataset
 from msa_plugin.bench.systems import NAMES, Options, create, describe, models, parse
 from msa_plugin.bench.systems.names import Parsed, Rerank, parse_one
 from msa_plugin.errors import ConfigError, MissingExtraError
+from msa_plugin.types import Document
 
 FINDING = (
     "msa",
@@ -36,7 +37,7 @@ FINDING = (
     "iterative:(bm25+rerank@2)",
     "decompose:(msa+faiss:Flat)+rerank@3",
 )
-ANSWERING = ("msa", "msa-interleave", "closed-book", "full-context")
+ANSWERING = ("msa", "msa-interleave", "closed-book", "full-context", "gold", "lures")
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,24 @@ def test_every_answering_system_answers(name, toy):
     assert [r.output_tokens <= 3 for r in replies] == [True, True]
     assert all(r.input_tokens > 20 for r in replies)
     assert system.answer([]) == []
+
+
+def test_what_answers_is_read_by_one_and_left_out_by_the_other(tmp_path, backbone):
+    documents = tuple(Document(f"d{n}", f"The mill number {n} stands by the river.") for n in range(6))
+    questions = (
+        Question("one", "Which mill stands by the river?", ("0",), {"d0": 1}),
+        Question("two", "What of the mill number 3?", ("3",), {"d3": 1, "d4": 1}),
+    )
+    asked = [q.text for q in questions]
+    space = workspace(tmp_path, backbone, Dataset("mills", documents, questions))
+    gold, lures = create("gold", space), create("lures", space)
+    lures.prepare()
+    assert [set(r.read) for r in gold.answer(asked)] == [{"d0"}, {"d3", "d4"}]
+    wrong = [set(r.read) for r in lures.answer(asked)]
+    assert [len(read) for read in wrong] == [Options().per_round] * 2
+    assert not wrong[0] & {"d0"} and not wrong[1] & {"d3", "d4"}
+    with pytest.raises(ConfigError, match="own questions"):
+        gold.answer(["What is a stranger?"])
 
 
 @pytest.mark.parametrize("name", ["msa", "bm25", "dense", "dense-same-backbone", "hybrid", "iterative:bm25"])

@@ -58,7 +58,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer: its text, the ids read for it (best first), seconds by stage, and what the model read and wrote."""
+    """An answer: its text, the ids read for it (best first), seconds by stage, and what the model read and wrote.
+
+    `abstained` says that no answer was given, because none is there.
+    """
 
     text: str
     read: tuple[str, ...]
@@ -66,13 +69,15 @@ class Reply:
     input_tokens: int
     output_tokens: int
     rounds: int = 1
+    abstained: bool = False
 
     @classmethod
     def of(cls, answer: Answer) -> Reply:
         """What a memory's answer says; one that was given its documents counts as one round."""
         trace = answer.trace
         read, seconds = tuple(source.id for source in answer.sources), dict(trace.seconds)
-        return cls(answer.text, read, seconds, trace.input_tokens, trace.output_tokens, max(1, len(trace.rounds)))
+        rounds, abstained = max(1, len(trace.rounds)), bool(getattr(answer, "abstained", False))
+        return cls(answer.text, read, seconds, trace.input_tokens, trace.output_tokens, rounds, abstained)
 
 
 @dataclass(frozen=True)

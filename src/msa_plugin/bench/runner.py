@@ -28,7 +28,7 @@ from msa_plugin.bench.datasets import (
 from msa_plugin.bench.growth import BANKS, Banks, distractors, keys_alone, padded
 from msa_plugin.bench.judge import Judge
 from msa_plugin.bench.judging import judge_replies, unjudged
-from msa_plugin.bench.sampling import Pace, affordable, in_order
+from msa_plugin.bench.sampling import Pace, affordable, in_order, thinned
 from msa_plugin.bench.scoring import exact_twin, rows_of
 from msa_plugin.bench.store import NOTE, Results
 from msa_plugin.bench.turn import Turn
@@ -45,8 +45,9 @@ Make: TypeAlias = Callable[[str, Workspace], System | Answers]
 
 
 class CompareConfig(Settings):
-    """What to run. `data` None is the sample corpus; `systems` are names of the registry.
+    """What to run. `data` None is the sample corpus, `sets` some of its folders; `systems` are names of the registry.
 
+    `corpus` bounds the passages of each data set: those that answer its questions, and others drawn evenly.
     `k` passages are ranked for retrieval; for qa a system that finds is answered for from the best of each number in
     `passages`. `questions` bounds the questions of each data set, `budget_minutes` the time to find and answer (not to
     index) in all. `batch` questions are asked at once; times per question are those of their batch divided by it.
@@ -59,6 +60,8 @@ class CompareConfig(Settings):
     systems: tuple[str, ...] = Field(min_length=1)
     out: Path
     data: Path | None = None
+    sets: tuple[str, ...] | None = Field(default=None, min_length=1)
+    corpus: int | None = Field(default=None, ge=0)
     distractors: Path | None = None
     added: int | None = Field(default=None, gt=0)
     k: int = Field(default=100, gt=0)
@@ -131,8 +134,7 @@ def compare(
     grades the replies in the end. A system that cannot run is recorded as skipped, with the reason.
     Raises ConfigError for another configuration in the same folder, and IngestError when no data set can be read.
     """
-    if config.data is not None:
-        find_datasets(config.data)  # a mistyped path is told before a backbone is loaded
+    _paths(config)  # a mistyped path is told before a backbone is loaded
     if config.distractors is not None:
         next(load_distractors(config.distractors, 1), None)
     backbone = backbone or Backbone.load(config.model, device=config.memory.device, dtype=config.memory.dtype)
@@ -181,16 +183,30 @@ def _datasets(session: _Session) -> list[Dataset]:
     One of several that cannot be used is recorded as skipped.
     """
     c = session.config
-    paths = [] if c.data is None else find_datasets(c.data)
+    paths = _paths(c)
     tried = [_load(session, path, must=len(paths) == 1) for path in paths]
     found = [dataset for dataset in tried if dataset is not None]
     if paths and not found:
         raise ConfigError(f"none of the {len(paths)} data sets in {c.data} can be used; the log says why")
-    smallest_first = sorted(found, key=lambda dataset: len(dataset.documents)) if paths else [sample_dataset()]
+    found = found if paths else [sample_dataset()]
+    if c.corpus is not None:
+        found = [thinned(d, _questions(session, d), c.corpus, c.seed) for d in found]
+    smallest_first = sorted(found, key=lambda dataset: len(dataset.documents))
     if c.distractors is None or c.added is None:
         return smallest_first
     others = distractors(c.distractors, c.added, session.banks.tokens)
     return [padded(dataset, others, c.added) for dataset in smallest_first]
+
+
+def _paths(config: CompareConfig) -> list[Path]:
+    """Folders of the data sets. Raises IngestError if there is none, ConfigError if one of `sets` is missing."""
+    found = [] if config.data is None else find_datasets(config.data)
+    if config.sets is None:
+        return found
+    known = {path.resolve().name: path for path in found}
+    if missing := [name for name in config.sets if name not in known]:
+        raise ConfigError(f"there is no data set {missing[0]!r} here; there are {', '.join(known) or 'none'}")
+    return [known[name] for name in config.sets]
 
 
 def _load(session: _Session, path: Path, *, must: bool) -> Dataset | None:

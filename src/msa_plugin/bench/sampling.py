@@ -1,4 +1,4 @@
-"""Which questions are asked when there is no time for all: the same for every system, of every number of hops."""
+"""Which questions are asked, and over which passages, when there is no time for all: the same for every system."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from msa_plugin.bench.base import Question
+from msa_plugin.bench.base import Dataset, Question
 
 
 def in_order(questions: Sequence[Question], seed: int) -> list[Question]:
@@ -22,6 +22,24 @@ def in_order(questions: Sequence[Question], seed: int) -> list[Question]:
         start = generator.random()  # where in its interval each one is put, so that no stratum always comes first
         placed += [((i + start) / len(stratum), hops, q) for i, q in enumerate(stratum)]
     return [question for _, _, question in sorted(placed, key=lambda p: p[:2])]
+
+
+def thinned(dataset: Dataset, asked: Sequence[Question], passages: int, seed: int) -> Dataset:
+    """The data set with `asked` as its questions over a smaller corpus, whose size joins the name; a note says so.
+
+    All passages that answer stay, however many they are; others are drawn evenly until there are `passages`.
+    """
+    gold = {i for question in asked for i in question.positives}
+    rest = [d.id for d in dataset.documents if d.id not in gold]
+    drawn = set(random.Random(seed).sample(rest, min(len(rest), max(0, passages - len(gold)))))
+    corpus = tuple(d for d in dataset.documents if d.id in gold or d.id in drawn)
+    name = f"{dataset.name}-of-{passages}" if passages else f"{dataset.name}-gold"
+    note = (
+        f"{len(asked)} of {len(dataset.questions)} questions over {len(corpus)} of {len(dataset.documents)} passages: "
+        f"the {len(gold)} that answer them"
+        + (f" and {len(drawn)} others drawn with seed {seed}, among which they are found more easily" if drawn else "")
+    )
+    return Dataset(name, corpus, tuple(asked), (*dataset.notes, note))
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,9 @@ def _answers(records: Mapping[str, Record], judged: Mapping[str, float]) -> Valu
             values.setdefault(metric, {})[name] = value
         for metric, key in (("seconds", "wall"), ("input_tokens",) * 2, ("output_tokens",) * 2, ("rounds",) * 2):
             values.setdefault(metric, {})[name] = float(r[key])
+        values.setdefault("abstained", {})[name] = float(r.get("abstained", False))  # older records do not say
+    if not any(values["abstained"].values()):  # none ever did: a column of zeros says nothing
+        del values["abstained"]
     if not any(r["read"] for r in records.values()):  # closed book: there are no sources to be right or wrong
         del values["sources_precision"], values["sources_recall"]
     scored = {name: judged[name] for name in records if name in judged}

@@ -142,6 +142,7 @@ def _replies(
             "input_tokens": reply.input_tokens,
             "output_tokens": reply.output_tokens,
             "rounds": reply.rounds,
+            "abstained": reply.abstained,
             **times,
         }
         for question, reply in zip(questions, replies, strict=True)

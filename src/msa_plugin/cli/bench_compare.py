@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
 from msa_plugin.cli.bench_growth import parse_sizes
-from msa_plugin.cli.options import AdapterPath, Json, Model, Reading
+from msa_plugin.cli.options import AdapterPath, Json, Model
 from msa_plugin.cli.output import Output
 from msa_plugin.errors import ConfigError, MissingExtraError
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from msa_plugin.bench.runner import CompareConfig
 
 Part = Literal["retrieval", "qa"]
+Way: TypeAlias = tuple[tuple[str, str], ...]  # settings in which one run of a command differs from its others
+MEAN = "mean of sets"
 Data = Annotated[
     Path | None,
     typer.Option("--data", "-d", help="A data set, or a folder of them: corpus, queries, qrels as BEIR lays them out."),
@@ -49,9 +51,17 @@ Prefilter = Annotated[
 Questions = Annotated[int | None, typer.Option(help="At most this many questions of each data set.", min=1)]
 Seed = Annotated[int, typer.Option(help="Decides which questions are sampled.")]
 Batch = Annotated[int, typer.Option(help="Questions asked at once.", min=1)]
+Sets = Annotated[str | None, typer.Option(help="Only these data sets of the folder, separated by commas.")]
+Corpus = Annotated[
+    int | None,
+    typer.Option(
+        help="At most this many passages of each data set: those that answer its questions (0: no others) and others.",
+        min=0,
+    ),
+]
 Quick = Annotated[bool, typer.Option("--quick", help="The sample corpus and few systems, in minutes.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget this folder's earlier results of this kind.")]
-MAIN = {"retrieval": ("nDCG@10", "R@5", "R@10", "RR@10"), "qa": ("EM", "F1", "contains", "judge")}
+MAIN = {"retrieval": ("nDCG@10", "R@5", "R@10", "RR@10"), "qa": ("EM", "F1", "contains", "judge", "abstained")}
 
 
 def register(app: typer.Typer) -> None:
@@ -74,6 +84,8 @@ def retrieval(
     model: Model = None,
     adapter: AdapterPath = None,
     quick: Quick = False,
+    sets: Sets = None,
+    corpus: Corpus = None,
     distractors: Distractors = None,
     added: Added = None,
     dtype: Dtype = None,
@@ -87,9 +99,9 @@ def retrieval(
     """
     settings = {"k": k, "budget_minutes": budget, "questions": questions, "seed": seed, "batch": batch, "fresh": fresh}
     more = {**_padding(distractors, added), "memory": {} if dtype is None else {"dtype": dtype}}
-    where = _where(model, adapter, cache)
+    where = {**_thinning(sets, corpus), **_where(model, adapter, cache)}
     config = _config("retrieval", out, data, systems, prefilter, quick, {**settings, **more, **where})
-    _run(Output(as_json), config, None)
+    _run(Output(as_json), {(): config}, None)
 
 
 def qa(
@@ -109,10 +121,14 @@ def qa(
     judge_key_env: Annotated[str, typer.Option(help="The environment variable that holds its key.")] = "OPENAI_API_KEY",
     max_new_tokens: Annotated[int, typer.Option(help="At most this many tokens of answer.", min=1)] = 32,
     context_tokens: Annotated[int | None, typer.Option(help="Tokens of passages that fit into the prompt.")] = None,
-    reading: Reading = "auto",
+    reading: Annotated[
+        str, typer.Option(help="How answers read memory: auto, text, latent or kv; or several, separated by commas.")
+    ] = "auto",
     model: Model = None,
     adapter: AdapterPath = None,
     quick: Quick = False,
+    sets: Sets = None,
+    corpus: Corpus = None,
     distractors: Distractors = None,
     added: Added = None,
     dtype: Dtype = None,
@@ -122,18 +138,26 @@ def qa(
 ) -> None:
     """Answer with every system, all by the same backbone: exact match, F1, sources, time; a judge where one is given.
 
+    Of several ways to read, each has a folder of its own in OUT, and one table shows all of them.
     Interrupted runs go on when the same command is given again. Example: msa bench qa --quick --out results
     """
-    memory: dict[str, Any] = {"reading": reading}
+    memory: dict[str, Any] = {}
     if context_tokens is not None:
         memory["context_tokens"] = context_tokens
     if dtype is not None:
         memory["dtype"] = dtype
     settings = {"budget_minutes": budget, "questions": questions, "seed": seed, "batch": batch, "fresh": fresh}
-    more = {"passages": _numbers(passages), "generation": {"max_new_tokens": max_new_tokens}, "memory": memory}
-    where = {**_padding(distractors, added), **_where(model, adapter, cache)}
-    config = _config("qa", out, data, systems, prefilter, quick, {**settings, **more, **where})
-    _run(Output(as_json), config, _judge(judge, judge_model, judge_key_env))
+    more = {"passages": _numbers(passages), "generation": {"max_new_tokens": max_new_tokens}}
+    given = {**settings, **more, **_thinning(sets, corpus), **_padding(distractors, added)}
+    ways = _ways(reading)
+    if len(ways) > 1:
+        cache = cache or out / "cache"
+    configs = {}
+    for way in ways:
+        place = out if len(ways) == 1 else out / "-".join(way.values())
+        where = {"memory": {**memory, **way}, **_where(model, adapter, cache)}
+        configs[tuple(way.items())] = _config("qa", place, data, systems, prefilter, quick, {**given, **where})
+    _run(Output(as_json), configs, _judge(judge, judge_model, judge_key_env))
 
 
 def report(
@@ -219,6 +243,16 @@ def _padding(folder: Path | None, added: str | None) -> dict[str, Any]:
     return {"distractors": folder, "added": sizes[0] if sizes else None}
 
 
+def _thinning(sets: str | None, corpus: int | None) -> dict[str, Any]:
+    names = None if sets is None else tuple(name.strip() for name in sets.split(",") if name.strip())
+    return {"sets": names, "corpus": corpus}
+
+
+def _ways(reading: str) -> list[dict[str, str]]:
+    """The settings of memory that every system is run with in turn."""
+    return [{"reading": name.strip()} for name in dict.fromkeys(reading.split(","))]
+
+
 def _names(systems: str) -> tuple[str, ...]:
     from msa_plugin.bench.systems import parse
 
@@ -238,23 +272,32 @@ def _judge(url: str | None, model: str, key_env: str) -> Judge | None:
     return None if url is None else Judge(url, model, key_env)
 
 
-def _run(out: Output, config: CompareConfig, judge: Judge | None) -> None:
+def _run(out: Output, configs: Mapping[Way, CompareConfig], judge: Judge | None) -> None:
+    """Run every configuration and show all of them; the keys say how they differ."""
     from msa_plugin.bench.runner import compare
     from msa_plugin.bench.watch import Watch
 
-    out.note(f"{', '.join(config.systems)}; results go to {config.out}; the same command goes on where one stopped ...")
-    rows = compare(config, judge=judge, watch=Watch(sys.stderr))
-    for line in _table(rows, config.part):
+    found: dict[Way, list[Row]] = {}
+    for way, config in configs.items():
+        out.note(f"{', '.join(config.systems)}; results go to {config.out}; the same command goes on where one stopped")
+        found[way] = compare(config, judge=judge, watch=Watch(sys.stderr))
+    part = next(iter(configs.values())).part
+    for line in _table(found, part):
         out.say(line)
-    for row in rows:
+    for way, row in ((way, row) for way, rows in found.items() for row in rows):
         if row.metric in ("skipped", "note"):
             of = " on ".join(name for name in (row.system, row.dataset) if name)
-            out.say(f"{row.metric}: {of}: {row.settings['reason']}")
+            out.say(f"{row.metric}: {of}: {row.settings['reason']}" + (f" ({_told(way)})" if len(found) > 1 else ""))
     try:
-        out.say(f"report: {_report(config.out)}")
+        for config in configs.values():
+            out.say(f"report: {_report(config.out)}")
     except MissingExtraError as error:
         out.note(f"no report: {error}")
-    out.result([row.to_dict() for row in rows])
+    out.result([row.to_dict() | (dict(way) if len(found) > 1 else {}) for way, rows in found.items() for row in rows])
+
+
+def _told(way: Way) -> str:
+    return ", ".join(f"{name} {value}" for name, value in way)
 
 
 def _shown(metric: str, values: dict[str, float]) -> str:
@@ -263,20 +306,30 @@ def _shown(metric: str, values: dict[str, float]) -> str:
     return f"{values[metric]:.4f}" if metric == "seconds" else f"{values[metric]:.3f}"
 
 
-def _table(rows: Iterable[Row], part: Part) -> list[str]:
-    """A line per data set, system and number of passages."""
+def _table(found: Mapping[Way, Iterable[Row]], part: Part) -> list[str]:
+    """A line per way, data set, system and number of passages, and the means over data sets where there are several."""
     wanted = (*MAIN[part], "seconds")
-    lines: dict[tuple[str, str, Any], dict[str, float]] = {}
-    for row in rows:
-        if row.part == part and row.metric in wanted:
-            lines.setdefault((row.dataset, row.system, row.settings.get("passages", "")), {})[row.metric] = row.value
+    lines: dict[tuple[str, ...], dict[str, float]] = {}
+    means: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    for way, rows in found.items():
+        ways = tuple(value for _, value in way) if len(found) > 1 else ()
+        for row in rows:
+            if row.part == part and row.metric in wanted:
+                last = (str(row.settings.get("passages", "")),) if part == "qa" else ()
+                lines.setdefault((*ways, row.dataset, row.system, *last), {})[row.metric] = row.value
+                means.setdefault((*ways, MEAN, row.system, *last), {}).setdefault(row.metric, []).append(row.value)
+    sets = max((len(v) for values in means.values() for v in values.values()), default=0)
+    for name, values in means.items():
+        whole = {metric: sum(v) / len(v) for metric, v in values.items() if len(v) == sets}
+        if sets > 1 and whole:
+            lines[name] = whole
     shown = [m for m in wanted if any(m in values for values in lines.values())]
-    names = ("data set", "system", "passages") if part == "qa" else ("data set", "system")
-    grid: list[Sequence[str]] = [(*names, *shown)]
-    for name, values in lines.items():
-        grid.append((*map(str, name[: len(names)]), *(_shown(m, values) for m in shown)))
+    ways = tuple(name for name, _ in next(iter(found))) if len(found) > 1 else ()
+    names = (*ways, "data set", "system", *(("passages",) if part == "qa" else ()))
+    grid = [(*names, *shown), *((*name, *(_shown(m, values) for m in shown)) for name, values in lines.items())]
     widths = [max(len(line[column]) for line in grid) for column in range(len(grid[0]))]
+    left = len(ways) + 2
     return [
-        "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
         for line in grid
     ]

@@ -17,7 +17,7 @@ from msa_plugin.bench.systems.iterative import Decomposed, Iterative
 from msa_plugin.bench.systems.lexical import Bm25
 from msa_plugin.bench.systems.memory import Interleaved, Msa
 from msa_plugin.bench.systems.names import MEMORIES, NAMES, SUFFIXES, Parsed, parse, parse_one
-from msa_plugin.bench.systems.plain import ClosedBook, FullContext
+from msa_plugin.bench.systems.plain import ClosedBook, FullContext, Gold, Lures
 from msa_plugin.bench.systems.rerank import Reranked
 from msa_plugin.bench.systems.titled import Titled
 from msa_plugin.bench.systems.words import Worded
@@ -30,6 +30,8 @@ _SIMPLE: dict[str, Callable[[str, Workspace, Options], System | Answers]] = {
     "bm25": Bm25,
     "full-context": FullContext,
     "closed-book": ClosedBook,
+    "gold": Gold,
+    "lures": Lures,
 }
 
 

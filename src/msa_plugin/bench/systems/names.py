@@ -29,6 +29,8 @@ NAMES = {
     "decompose": "Auto-RAG: the model writes the next round's query from what was found: decompose[:BASE]",
     "full-context": "every passage in the prompt, where the backbone's window holds them all",
     "closed-book": "the backbone alone, without documents",
+    "gold": "the passages that the data set names as the right ones: what a perfect search would give",
+    "lures": "passages that look right and are not (BM25's best without those that answer): to abstain is right",
 }
 SUFFIXES = {
     "+rerank": "what NAME finds, ranked again by the likelihood of the question given the passage, or by a "
@@ -42,7 +44,7 @@ MEMORIES = ("msa", "msa-interleave")
 _SCORED = (*MEMORIES, "dense", "dense-same-backbone")  # every passage has a cosine that BM25 can be added to
 _NAMED = (*_SCORED, "bm25", "hybrid", "fusion")
 _ROUNDS = ("iterative", "decompose")
-_ANSWER_ONLY = ("full-context", "closed-book")
+_ANSWER_ONLY = ("full-context", "closed-book", "gold", "lures")
 _SUFFIX = re.compile(r"\+(?=(?:rerank|faiss|coarse|lexical|titles)(?:[:@+]|$))")
 _WEIGHED = re.compile(r"(?:lexical|titles)(?::(?P<weight>\d+(?:\.\d+)?))?")
 LEXICAL, TITLES = 0.5, 0.4  # the weights where a name gives none

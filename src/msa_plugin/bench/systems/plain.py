@@ -1,4 +1,4 @@
-"""Answers without finding anything: from nothing, or from everything."""
+"""Answers from passages that nobody has to find: none, all, exactly the right ones, or exactly wrong ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from msa_plugin import prompts
 from msa_plugin.bench.base import Cost, Reply, Workspace
 from msa_plugin.bench.systems.common import Options, text_bytes, texts
+from msa_plugin.bench.systems.lexical import Bm25
 from msa_plugin.engine.engine import Engine
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
@@ -25,6 +26,50 @@ class ClosedBook:
         if not questions:
             return []
         return self.workspace.read(questions, [[] for _ in questions])
+
+
+class Gold:
+    """The passages that answer a question, as the data set names them: what finding can gain at most."""
+
+    def __init__(self, name: str, workspace: Workspace, options: Options) -> None:
+        """`name` is what the command line called it."""
+        self.name, self.workspace = name, workspace
+        self._positives = {q.text: list(q.positives) for q in reversed(workspace.dataset.questions)}
+
+    def answer(self, questions: Sequence[str]) -> list[Reply]:
+        """Answers from the passages that the data set names. Raises ConfigError for a question that it lacks."""
+        if unknown := [q for q in questions if q not in self._positives]:
+            raise ConfigError(f"{self.name} answers the data set's own questions, of which {unknown[0]!r} is none")
+        return self.workspace.read(questions, [self._positives[q] for q in questions]) if questions else []
+
+
+class Lures:
+    """Passages that look right and are not: the best by BM25 without those that answer. To abstain is right here."""
+
+    def __init__(self, name: str, workspace: Workspace, options: Options) -> None:
+        """`name` is what the command line called it; as many passages are read as a round of `options` keeps."""
+        self.name, self.workspace, self.count = name, workspace, options.per_round
+        self._words = Bm25("bm25", workspace, options)
+        self._positives = {q.text: set(q.positives) for q in reversed(workspace.dataset.questions)}
+
+    def prepare(self) -> Cost:
+        """What an index of words costs."""
+        return self._words.prepare()
+
+    def answer(self, questions: Sequence[str]) -> list[Reply]:
+        """Answers from wrong passages, as far as the data set names the right ones."""
+        if not questions:
+            return []
+        known = [self._positives.get(q, set()) for q in questions]
+        found = self._words.find(questions, self.count + max(map(len, known)))
+        wrong = [
+            [hit.id for hit in one.ranking if hit.id not in right] for one, right in zip(found, known, strict=True)
+        ]
+        return self.workspace.read(questions, [ids[: self.count] for ids in wrong])
+
+    def close(self) -> None:
+        """Forget the index of words."""
+        self._words.close()
 
 
 class FullContext:
