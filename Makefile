@@ -28,6 +28,12 @@ WORKERS ?= 2
 test: install lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
+# Quick tests on tiny models, without kernels, reliability and what is marked slow.
+fast: install
+	$(BIN)/ruff check src kernels integrations notebooks tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" \
+		--ignore=tests/kernels --ignore=tests/reliability --ignore=tests/cluster --ignore=tests/bench
+
 lint: install
 	$(BIN)/ruff check src kernels integrations notebooks tests
 	$(BIN)/ruff format --check src kernels integrations notebooks tests
