@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install lock demo test lint bench compare compare-large results matrix kills refusals flips load fuzz hostile hostile-paired tenants manuals sbom clean
+.PHONY: install lock demo test fast lint gpu-check gpu-parts bench compare compare-large results matrix kills refusals flips load fuzz hostile hostile-paired tenants manuals sbom clean
 
 install: $(STAMP)
 
@@ -116,6 +116,23 @@ WORK ?= $(OUT)/manuals
 CHECKOUTS ?= .
 manuals: install
 	$(BIN)/python tests/manuals/measure.py --work $(WORK) $(addprefix --package-path ,$(CHECKOUTS))
+
+# One GPU in minutes: docs/gpu.md. DRY=1 tries all steps on a CPU. `gpu-parts` collects what a machine without network
+# needs beside PyTorch and transformers, as wheels and as the backbone in parts that are small enough to be carried.
+GPU_OUT ?= gpu-check
+gpu-check: install
+	$(BIN)/msa bench gpu --out $(GPU_OUT) --tests tests/gpu $(if $(DRY),--dry-run)
+
+GPU_PYTHON ?= 3.12
+GPU_WHEELS := bm25s PyStemmer gguf typer rich pydantic pydantic-core typing-inspection annotated-types filelock \
+	platformdirs shellingham pytest-timeout pytest-asyncio pytest iniconfig pluggy hypothesis
+gpu-parts: install
+	mkdir -p .gpu
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: -c constraints.txt \
+		--python-version $(GPU_PYTHON) --implementation cp --platform manylinux_2_28_x86_64 \
+		--platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform manylinux_2_5_x86_64 \
+		-d .gpu $(GPU_WHEELS)
+	split -b 40M $$($(BIN)/python -c "from msa_plugin.backbone.loading import packaged_gguf; print(packaged_gguf())") .gpu/model.gguf.
 
 # What is in the lock file, as CycloneDX JSON.
 sbom: install

@@ -256,6 +256,37 @@ def interleave(
     out.result(rows)
 
 
+@app.command()
+def gpu(
+    to: Annotated[Path, typer.Option("--out", "-o", help="Folder for gpu-check.json and gpu-check.txt.")] = Path(
+        "gpu-check"
+    ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="All steps on the CPU, at tiny sizes.")] = False,
+    tests: Annotated[Path | None, typer.Option(help="Folder of tests marked `gpu` to run.")] = None,
+    model: Model = None,
+    adapter: AdapterPath = None,
+    as_json: Json = False,
+) -> None:
+    """Everything that is to be known about one GPU, in minutes, written down after every step.
+
+    Example: msa bench gpu --out gpu-check --tests tests/gpu
+    """
+    import torch
+
+    from msa_plugin.backbone.adapter import Adapter
+    from msa_plugin.cli.gpu_check import GpuCheck, GpuPlan, summary
+    from msa_plugin.errors import ConfigError
+
+    out = Output(as_json)
+    if not dry_run and not torch.cuda.is_available():
+        raise ConfigError("there is no GPU here that PyTorch can use; --dry-run tries all steps on the CPU")
+    plan = GpuPlan.dry(tests) if dry_run else GpuPlan(tests=tests)
+    begun = None if adapter is None else Adapter.load(adapter)
+    found = GpuCheck(to, plan, torch.device("cpu" if dry_run else "cuda"), model, begun).run()
+    out.say(summary(found))
+    out.result(found)
+
+
 @app.command("open")
 def open_(
     chunks: Annotated[int, typer.Option(help="Chunks in the synthetic bank.", min=1)] = 1_000_000,
