@@ -99,16 +99,9 @@ class Engine:
         self.tiers = Tiers(bank, config.tiers, backbone.device)
         layout, store = self.encoder.layout, self.tiers.content
         lora = self.lora if adapter.answers_with_lora else None
+        chosen = lora if reader is None else reader
         self.reader = Reader(
-            backbone,
-            store,
-            self.mode,
-            self.content,
-            layout,
-            self.top_k,
-            config.instruction,
-            lora if reader is None else reader,
-            config.kernels,
+            *(backbone, store, self.mode, self.content, layout, self.top_k, config.instruction, chosen, config.kernels),
             trained=reader is not None,
         )
         self.excerpts = Excerpts(backbone, bank, self.encoder.layout_of, adapter.config.routing.pooling)
