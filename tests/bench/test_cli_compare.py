@@ -130,6 +130,11 @@ def test_several_ways_of_reading_and_sets_in_one_table(bench, fakes, tmp_path):
     rows = json.loads(bench(*told, "--json")[1])
     assert {r["reading"] for r in rows} == {"text", "kv"}
     assert {r["dataset"] for r in rows if r["part"] == "qa"} == {"one-gold", "two-gold"}
+    told = [*words, "--reader", "stock,auto", "--passages", "1", "--max-new-tokens", 2, "--out", "readers"]
+    lines = bench(*told)[1].splitlines()
+    assert lines[0].split()[:2] == ["reading", "reader"]
+    assert {tuple(line.split()[:2]) for line in lines[1:9]} == {("auto", "stock"), ("auto", "auto")}
+    assert sorted(p.name for p in (tmp_path / "readers").iterdir()) == ["auto-auto", "auto-stock", "cache"]
     assert (tmp_path / "out/text/report.md").is_file() and (tmp_path / "out/kv/report.md").is_file()
 
 
@@ -138,6 +143,7 @@ def test_several_ways_of_reading_and_sets_in_one_table(bench, fakes, tmp_path):
     [
         (("qa", "--data", "toy", "--sets", "toy,other"), ConfigError, "no data set 'other' here; there are toy"),
         (("qa", "--data", "toy", "--reading", "text,loud"), ConfigError, "reading"),
+        (("qa", "--data", "toy", "--reader", "nobody"), ConfigError, "reader"),
         (("qa",), ConfigError, "--data DIR, or --quick"),
         (("qa", "--quick", "--data", "toy"), ConfigError, "not both"),
         (("qa", "--data", "toy", "--passages", "1,0"), ConfigError, "--passages"),

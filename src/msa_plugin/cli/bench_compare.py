@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -124,6 +125,9 @@ def qa(
     reading: Annotated[
         str, typer.Option(help="How answers read memory: auto, text, latent or kv; or several, separated by commas.")
     ] = "auto",
+    reader: Annotated[
+        str | None, typer.Option(help="Who answers: auto (the adapter's reader, if it has one) or stock; or both.")
+    ] = None,
     model: Model = None,
     adapter: AdapterPath = None,
     quick: Quick = False,
@@ -149,7 +153,7 @@ def qa(
     settings = {"budget_minutes": budget, "questions": questions, "seed": seed, "batch": batch, "fresh": fresh}
     more = {"passages": _numbers(passages), "generation": {"max_new_tokens": max_new_tokens}}
     given = {**settings, **more, **_thinning(sets, corpus), **_padding(distractors, added)}
-    ways = _ways(reading)
+    ways = _ways({"reading": reading, "reader": reader})
     if len(ways) > 1:
         cache = cache or out / "cache"
     configs = {}
@@ -248,9 +252,10 @@ def _thinning(sets: str | None, corpus: int | None) -> dict[str, Any]:
     return {"sets": names, "corpus": corpus}
 
 
-def _ways(reading: str) -> list[dict[str, str]]:
-    """The settings of memory that every system is run with in turn."""
-    return [{"reading": name.strip()} for name in dict.fromkeys(reading.split(","))]
+def _ways(given: Mapping[str, str | None]) -> list[dict[str, str]]:
+    """Every combination of the values, separated by commas, of the settings of memory that are given."""
+    values = {name: dict.fromkeys(v.strip() for v in text.split(",")) for name, text in given.items() if text}
+    return [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())]
 
 
 def _names(systems: str) -> tuple[str, ...]:
