@@ -11,7 +11,17 @@ from typing import Any, cast
 
 from msa_plugin.cancellation import on_thread
 from msa_plugin.streams import AsyncAnswerStream
-from msa_plugin.types import AddReport, Answer, DeleteReport, DocumentLike, DocumentsLike, Filter, Hit, VerifyReport
+from msa_plugin.types import (
+    AddReport,
+    Answer,
+    DeleteReport,
+    Document,
+    DocumentLike,
+    DocumentsLike,
+    Filter,
+    Hit,
+    VerifyReport,
+)
 
 
 class AsyncTwins:
@@ -28,6 +38,10 @@ class AsyncTwins:
     async def adelete(self, ids: str | Sequence[str]) -> DeleteReport:
         """`delete`, awaited."""
         return cast(DeleteReport, await self._thread("delete", ids))
+
+    async def aget(self, ids: str | Sequence[str]) -> list[Document]:
+        """`get`, awaited."""
+        return cast("list[Document]", await self._thread("get", ids))
 
     async def aretrieve(
         self, question: str | Sequence[str], k: int | None = None, *, filter: Filter | None = None

@@ -31,6 +31,7 @@ from msa_plugin.engine.engine import Engine, check_window, fingerprint
 from msa_plugin.engine.ingestion import BankIngestion, Ingestion, OnInvalid
 from msa_plugin.engine.setup import check_kernels
 from msa_plugin.errors import ConfigError, EmptyMemoryError, InvalidQueryError, UnknownDocumentError
+from msa_plugin.namespaces import Namespaces
 from msa_plugin.progress import terminal_progress
 from msa_plugin.streams import AnswerStream
 from msa_plugin.types import (
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class LatentMemory(AsyncTwins):
+class LatentMemory(Namespaces, AsyncTwins):
     """A language model's long-term memory in a folder. Safe to share between threads; use as a context manager."""
 
     def __init__(
@@ -195,7 +196,7 @@ class LatentMemory(AsyncTwins):
         """
         questions = self._questions(question)
         k = self._engine.top_k if k is None else count(k)
-        selection = self._bank.select(self.namespace, filter)
+        selection = self._bank.select(self.namespace, filter, below=self.below)
         if not questions:
             return []
         ranking = self._engine.rank(questions, k, selection)
@@ -278,7 +279,7 @@ class LatentMemory(AsyncTwins):
     ) -> Events:
         generation, rounds = answer_settings(self.config, options)
         with self._bank.one_moment():  # of the filter, and of the ids of chosen documents
-            selection = self._bank.select(self.namespace, filter)
+            selection = self._bank.select(self.namespace, filter, below=self.below)
             chosen = None if documents is None else self._chosen(questions, documents, selection)
         if chosen is not None:
             return noting_missed(self._engine.ask_from(questions, chosen, selection, generation), selection)
@@ -355,10 +356,11 @@ class LatentMemory(AsyncTwins):
         self._bank_().refresh()
 
     def close(self) -> None:
-        """Release files and locks; idempotent."""
+        """Release files and locks; idempotent. Closing a handle of `within` leaves the memory that it is of open."""
         if not self._closed:
             self._closed = True
-            self._bank.close()
+            if self._parent is None:
+                self._bank.close()
 
     def __enter__(self) -> LatentMemory:
         """Itself."""
@@ -377,3 +379,5 @@ class LatentMemory(AsyncTwins):
     def _check_open(self) -> None:
         if self._closed:
             raise ConfigError("this memory was closed; open it again with LatentMemory.open(...)")
+        if self._parent is not None:
+            self._parent._check_open()

@@ -182,6 +182,7 @@ class Hit:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     layer_scores: Mapping[int, float] = field(default_factory=dict)
     ordinal: int = -1
+    namespace: str = ""
 
 
 class Hits(list[Hit]):

@@ -19,7 +19,7 @@ from torch import Tensor
 from msa_plugin.bank import compaction
 from msa_plugin.bank.catalog import Catalog, Snapshot
 from msa_plugin.bank.disk import check_writable, disk_errors
-from msa_plugin.bank.documents import Known, StoredDocument
+from msa_plugin.bank.documents import Known, Scope, StoredDocument
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.intake import check_documents, check_namespace, check_ordinals
 from msa_plugin.bank.lock import WriterLock
@@ -152,14 +152,19 @@ class MemoryBank:
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    def select(self, namespace: str, where: Filter | None = None) -> Selection:
-        """Live documents of a namespace that pass a filter; see `filters` for its language.
+    def select(self, namespace: str, where: Filter | None = None, *, below: bool = False) -> Selection:
+        """Live documents of a namespace, with `below` of those nested in it too, that pass a filter (see `filters`).
 
         Raises InvalidQueryError for a malformed filter.
         """
         check_namespace(namespace)
         with self._reading() as view:
-            return view.select(namespace, where)
+            return view.select(Scope(namespace, below), where)
+
+    def namespaces(self, inside: str) -> Sequence[str]:
+        """The namespace and those nested in it that have a live document, in order."""
+        with self._reading() as view:
+            return view.catalog.documents.namespaces(view.at, inside)
 
     def key_blocks(self, group: str, selection: Selection) -> Iterator[KeyBlock]:
         """The selection's segments for the scorer, in ordinal order; see `Selection.key_blocks`."""

@@ -17,6 +17,7 @@ from msa_plugin.errors import BankCorruptError, BankError
 from msa_plugin.types import Document, content_hash
 
 _T = TypeVar("_T")
+NEST = "/"  # between a namespace and one nested in it
 _BATCH = 500  # bound parameters per statement; old SQLite versions allow 999
 
 # Rows that a moment sees. A row is alive at a version when it was not deleted by then.
@@ -36,6 +37,27 @@ class At(NamedTuple):
 
     version: int
     last_ordinal: int
+
+
+class Scope(NamedTuple):
+    """Which namespaces a query sees: one, or with `below` also those that are nested in it (`namespaces.nested`)."""
+
+    namespace: str
+    below: bool = False
+
+    @property
+    def sql(self) -> str:
+        """The condition, over a row's `namespace`; each side of the OR walks its own part of an index."""
+        own = "namespace = :namespace"
+        return f"({own} OR (namespace >= :nested AND namespace < :beyond))" if self.below else own
+
+    @property
+    def bound(self) -> dict[str, str]:
+        """The condition's parameters. Raises InvalidQueryError for a namespace that cannot be one."""
+        check_namespace(self.namespace)
+        # In code point order, whatever begins with "a/" lies between "a/" and "a0".
+        edges = {"nested": self.namespace + NEST, "beyond": self.namespace + chr(ord(NEST) + 1)}
+        return {"namespace": self.namespace, **(edges if self.below else {})}
 
 
 class Place(NamedTuple):
@@ -150,17 +172,28 @@ class DocumentRows:
         documents, tokens, chunks = self._db.execute(live, bound).fetchone()
         return Totals(documents, int(tokens), int(chunks), self._db.execute(dead, bound).fetchone()[0])
 
-    def namespaces(self, at: At) -> tuple[str, ...]:
-        """Namespaces with a live document, in order; steps through the index instead of scanning it."""
+    def namespaces(self, at: At, inside: str | None = None) -> tuple[str, ...]:
+        """Namespaces with a live document, in order: all of them, or `inside` and those nested in it.
+
+        Steps through the index instead of scanning it, and only through that part of it.
+        """
+        if inside is None:
+            return self._named(at, "namespace >= ''", {})
+        scope = Scope(inside, below=True)
+        own = self._named(at, "namespace = :namespace", scope.bound)
+        return own + self._named(at, "namespace >= :nested AND namespace < :beyond", scope.bound)
+
+    def _named(self, at: At, within: str, bound: Mapping[str, str]) -> tuple[str, ...]:
+        first = f"SELECT min(namespace) FROM documents WHERE {within}"
         sql = f"""
             WITH RECURSIVE names(name) AS (
-                SELECT min(namespace) FROM documents
+                {first}
                 UNION ALL
-                SELECT (SELECT min(namespace) FROM documents WHERE namespace > name) FROM names WHERE name IS NOT NULL
+                SELECT ({first} AND namespace > name) FROM names WHERE name IS NOT NULL
             )
             SELECT name FROM names
             WHERE EXISTS (SELECT 1 FROM documents WHERE namespace = name AND {_SEEN})"""
-        return tuple(row[0] for row in self._db.execute(sql, _bind(at)))
+        return tuple(row[0] for row in self._db.execute(sql, _bind(at, **bound)))
 
     # -- selecting --------------------------------------------------------------------------------------------------
 
@@ -182,15 +215,16 @@ class DocumentRows:
         sql = f"SELECT segment, position FROM documents WHERE namespace = :namespace AND {_SEEN} AND {shared}"
         return (Place(*row) for row in self._db.execute(sql, _bind(at, namespace=namespace)))
 
-    def matching_places(self, at: At, namespace: str, condition: Condition) -> Iterator[Place]:
-        """Live places of a namespace whose metadata meet a condition."""
-        sql = f"SELECT segment, position FROM documents WHERE namespace = :namespace AND {_SEEN} AND {condition.sql}"
-        return (Place(*row) for row in self._db.execute(sql, _bind(at, namespace=namespace, **condition.parameters)))
+    def matching_places(self, at: At, scope: Scope, condition: Condition | None) -> Iterator[Place]:
+        """Live places in `scope` whose metadata meet a condition."""
+        met, parameters = condition or ("1", {})
+        sql = f"SELECT segment, position FROM documents WHERE {scope.sql} AND {_SEEN} AND {met}"
+        return (Place(*row) for row in self._db.execute(sql, _bind(at, **scope.bound, **parameters)))
 
-    def metadata(self, at: At, namespace: str) -> Iterator[tuple[Place, dict[str, Any]]]:
-        """Place and metadata of every live document of a namespace."""
-        sql = f"SELECT {_FIELDS}, checksum, segment, position FROM documents WHERE namespace = :namespace AND {_SEEN}"
-        for row in self._db.execute(sql, _bind(at, namespace=namespace)):
+    def metadata(self, at: At, scope: Scope) -> Iterator[tuple[Place, dict[str, Any]]]:
+        """Place and metadata of every live document in `scope`."""
+        sql = f"SELECT {_FIELDS}, checksum, segment, position FROM documents WHERE {scope.sql} AND {_SEEN}"
+        for row in self._db.execute(sql, _bind(at, **scope.bound)):
             yield Place(*row[9:]), _metadata(_sound(row)[4])
 
     # -- writing ----------------------------------------------------------------------------------------------------

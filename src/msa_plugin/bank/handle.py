@@ -68,8 +68,11 @@ class BankHandle(Protocol):
     def writing(self) -> AbstractContextManager[None]:
         """Be the only writer."""
 
-    def select(self, namespace: str, where: Filter | None = None) -> Selected:
-        """Live documents of a namespace that pass a filter."""
+    def select(self, namespace: str, where: Filter | None = None, *, below: bool = False) -> Selected:
+        """Live documents of a namespace, and of those `below` it, that pass a filter."""
+
+    def namespaces(self, inside: str) -> Sequence[str]:
+        """The namespace and those nested in it that have a live document, in order."""
 
     def key_rows(self, ordinals: Sequence[int], group: str) -> list[Tensor]:
         """Routing keys [C_i, W] of each document."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from msa_plugin.bank.catalog import Catalog
-from msa_plugin.bank.documents import At, Place, Totals
+from msa_plugin.bank.documents import At, Place, Scope, Totals
 from msa_plugin.bank.filters import compile_filter
 from msa_plugin.bank.segment import Segment
 from msa_plugin.errors import BankCorruptError, InvalidQueryError
@@ -88,7 +88,7 @@ class View:
         self.catalog = catalog
         self._rows = catalog.documents
         self._moment: Callable[[], Moment | None] = lambda: None
-        self._whole: dict[str, tuple[_Parts, int]] = {}
+        self._whole: dict[Scope, tuple[_Parts, int]] = {}
         self._totals: dict[str, Totals] = {}
 
     @property
@@ -129,22 +129,28 @@ class View:
             snapshots=tuple(snapshot.name for snapshot in self.catalog.snapshots()),
         )
 
-    def select(self, namespace: str, where: Filter | None) -> Selection:
-        """Documents of `namespace` that are alive and pass `where`. Raises InvalidQueryError for a malformed filter."""
+    def select(self, scope: Scope, where: Filter | None) -> Selection:
+        """Documents in `scope` that are alive and pass `where`. Raises InvalidQueryError for a malformed filter."""
         if where is None or (isinstance(where, Mapping) and not where):
-            if namespace not in self._whole:
-                whole = _selection(self._all_parts(namespace), self.moment())
-                self._whole[namespace] = whole.parts, whole.documents
-            return Selection(*self._whole[namespace], self.moment())
+            if scope not in self._whole:
+                parts = self._all_below(scope) if scope.below else self._all_parts(scope.namespace)
+                whole = _selection(parts, self.moment())
+                self._whole[scope] = whole.parts, whole.documents
+            return Selection(*self._whole[scope], self.moment())
         if isinstance(where, Mapping):
-            places = self._rows.matching_places(self.at, namespace, compile_filter(where))
+            places = self._rows.matching_places(self.at, scope, compile_filter(where))
         elif callable(where):
-            places = self._passing(namespace, where)
+            places = self._passing(scope, where)
         else:
             raise InvalidQueryError(f"a filter is a mapping or a function of the metadata, not {type(where).__name__}")
+        return _selection(self._parts_of(places), self.moment())
+
+    def _all_below(self, scope: Scope) -> Iterable[tuple[Segment, Tensor | None]]:
+        return self._parts_of(self._rows.matching_places(self.at, scope, None))
+
+    def _parts_of(self, places: Iterable[Place]) -> Iterable[tuple[Segment, Tensor | None]]:
         masks = self._masks(places)
-        parts = ((self.segments[number], masks[number]) for number in self.segments if number in masks)
-        return _selection(parts, self.moment())
+        return ((self.segments[number], masks[number]) for number in self.segments if number in masks)
 
     def _all_parts(self, namespace: str) -> list[tuple[Segment, Tensor | None]]:
         dead = self._masks(self._rows.dead_places(self.at, namespace))
@@ -159,8 +165,8 @@ class View:
                 parts.append((segment, shared[number]))
         return parts
 
-    def _passing(self, namespace: str, accepts: Callable[[Mapping[str, Any]], bool]) -> Iterator[Place]:
-        for place, metadata in self._rows.metadata(self.at, namespace):
+    def _passing(self, scope: Scope, accepts: Callable[[Mapping[str, Any]], bool]) -> Iterator[Place]:
+        for place, metadata in self._rows.metadata(self.at, scope):
             try:
                 accepted = accepts(metadata)
             except Exception as error:

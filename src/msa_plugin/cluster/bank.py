@@ -87,14 +87,14 @@ class ClusterBank:
 
     # -- finding ----------------------------------------------------------------------------------------------------
 
-    def select(self, namespace: str, where: Filter | None = None) -> ShardedSelection:
+    def select(self, namespace: str, where: Filter | None = None, *, below: bool = False) -> ShardedSelection:
         """See `MemoryBank.select`; the shards work it out when it is first used. Raises InvalidQueryError."""
         check_namespace(namespace)
         if isinstance(where, Mapping):
             compile_filter(where)
         elif where is not None and not callable(where):
             raise InvalidQueryError(f"a filter is a mapping or a function of the metadata, not {type(where).__name__}")
-        return ShardedSelection(self, Asked(self.token(), namespace, where, None, None, ()))
+        return ShardedSelection(self, Asked(self.token(), namespace, where, None, None, (), below))
 
     def token(self) -> int:
         """A name for a selection, until it is `let_go`."""
@@ -191,6 +191,10 @@ class ClusterBank:
             if len(page) < _PAGE:
                 return
             after = page[-1]
+
+    def namespaces(self, inside: str) -> Sequence[str]:
+        """See `MemoryBank.namespaces`."""
+        return sorted({name for part in self._all("namespaces", inside) for name in part})
 
     def count(self, namespace: str) -> int:
         """See `MemoryBank.count`."""

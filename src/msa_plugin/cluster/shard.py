@@ -30,7 +30,9 @@ from msa_plugin.routing.prefilter import Prefilter
 from msa_plugin.types import Document, EncodedDocument, Filter, Fingerprint
 
 # What is asked of a shard's bank as it stands.
-PASSED_ON = ("lookup", "get", "stats", "verify", "compact", "snapshot", "drop_snapshot", "count", "delete")
+PASSED_ON = (
+    *("lookup", "get", "stats", "verify", "compact", "snapshot", "drop_snapshot", "count", "delete", "namespaces"),
+)
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,11 @@ class Asked(NamedTuple):
     only: frozenset[int] | None
     parent: int | None
     forget: Sequence[int]
+    below: bool = False
 
     def light(self) -> Sequence[Any]:
         """Its fields, as a list where that spares pickling them; a filter may hold what only pickling keeps."""
-        return self if self.where or self.only is not None else [*self[:-1], list(self.forget)]
+        return self if self.where or self.only is not None else [*self._replace(forget=list(self.forget))]
 
 
 class Shard:
@@ -155,10 +158,13 @@ class Shard:
                 self._prefilters.pop(key, None)
         kept = self._selections.get(asked.token)
         if kept is None:
-            kept = self._selections.get(asked.parent or 0) or self.bank.select(asked.namespace, asked.where)
+            kept = self._selections.get(asked.parent or 0) or self._newly_selected(asked)
             kept = kept if asked.only is None else kept.only(asked.only)
             self._selections[asked.token] = kept
         return kept
+
+    def _newly_selected(self, asked: Asked) -> Selection:
+        return self.bank.select(asked.namespace, asked.where, below=asked.below)
 
     # -- reading ----------------------------------------------------------------------------------------------------
 

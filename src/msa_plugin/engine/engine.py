@@ -392,4 +392,5 @@ class Engine:
 
 def _hit(ranked: Ranked, stored: StoredDocument) -> Hit:
     metadata = dict(stored.metadata)  # its own: another row may have found the same document
-    return Hit(stored.id, ranked.score, stored.text, stored.title, metadata, ranked.layer_scores, ranked.ordinal)
+    found = Hit(stored.id, ranked.score, stored.text, stored.title, metadata, ranked.layer_scores, ranked.ordinal)
+    return replace(found, namespace=stored.namespace)
