@@ -8,7 +8,7 @@ memory.ask("question").text
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -157,6 +157,16 @@ class LatentMemory(Namespaces, AsyncTwins):
             if not self._bank.lookup([new.id], self.namespace):
                 raise UnknownDocumentError(f"no document {new.id!r} to update; use add() to store a new one")
             return self.add(new)
+
+    def revise(self, ids: str | Sequence[str], change: Callable[[Document], Document | None]) -> AddReport:
+        """Replace stored documents by what `change` makes of each, or delete those for which it returns None.
+
+        Nobody writes in between; unknown ids are passed over. Raises as `add`.
+        """
+        with self._bank_().writing():
+            changed = {document.id: change(document) for document in self.get(ids)}
+            self.delete([i for i, new in changed.items() if new is None])
+            return self.add([new for new in changed.values() if new is not None])
 
     def delete(self, ids: str | Sequence[str]) -> DeleteReport:
         """Forget documents: gone for the next question. Unknown ids are reported, not an error."""

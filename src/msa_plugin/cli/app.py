@@ -13,6 +13,7 @@ from msa_plugin import __version__
 from msa_plugin.cli import bank, bench, convert
 from msa_plugin.cli.average import average
 from msa_plugin.cli.demo import demo
+from msa_plugin.cli.mcp_server import mcp
 from msa_plugin.cli.options import (
     AdapterPath,
     Bank,
@@ -44,6 +45,7 @@ app.add_typer(convert.app, name="convert")
 app.command()(demo)
 app.command()(train)
 app.command()(average)
+app.command()(mcp)
 
 
 def _version(wanted: bool) -> None:
