@@ -53,9 +53,8 @@ async def test_a_client_adds_finds_reads_lists_and_deletes(connected):
             place = f"users/{user}"
             told = await called(client, "add", text=about(topic), id=topic, metadata={"by": user}, namespace=place)
             assert told == {"id": topic, "namespace": place, "outcome": "added"}
-        assert (
-            await called(client, "add", text=about("violin"), id="violin", metadata={"by": "bob"}, namespace=place)
-        )["outcome"] == "unchanged"
+        again = await called(client, "add", text=about("violin"), id="violin", metadata={"by": "bob"}, namespace=place)
+        assert again["outcome"] == "unchanged"
         made = await called(client, "add", text="No id was given.", title="Named")
 
         found = (await called(client, "search", question="violin", limit=2))["passages"]
@@ -85,7 +84,7 @@ async def test_errors_are_results_that_say_what_to_do(connected):
         assert "empty" in await refused(client, "ask", question="Who?", namespace="nobody/here")
         await called(client, "add", text="one", id="one")
         assert "$near" in await refused(client, "search", question="one", filter={"x": {"$near": 1}})
-        assert "blank" in (await refused(client, "search", question=" ")).lower() or True
+        assert "question" in await refused(client, "search", question=" ")
         for wrong in ({"limit": 0}, {"limit": "many"}, {"filter": "x"}):
             assert "search" in await refused(client, "search", question="one", **wrong)
         assert "list" in await refused(client, "list", offset=-1)

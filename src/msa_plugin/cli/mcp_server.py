@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 2000  # characters of a document in a list of results; `get` gives all of it
 Found: TypeAlias = dict[str, Any]
+Tool: TypeAlias = Callable[..., Awaitable[Found]]
 Where: TypeAlias = Annotated[
     dict[str, Any] | None,
     Field(description='Metadata that documents must have, e.g. {"year": {"$lt": 1900}, "tag": "mill"}.'),
@@ -161,15 +162,15 @@ def build_server(load: Callable[[], LatentMemory], *, read_only: bool = False) -
     tools = MemoryTools(load)
     server = server_class("msa", version=__version__, instructions=_INSTRUCTIONS, lifespan=tools.running)
     server.settings.log_level = "WARNING"
-    offered = {"search": tools.search, "ask": tools.ask, "get": tools.get, "list": tools.listing}
-    changing = {} if read_only else {"add": tools.add, "delete": tools.delete}
+    offered: dict[str, Tool] = {"search": tools.search, "ask": tools.ask, "get": tools.get, "list": tools.listing}
+    changing: dict[str, Tool] = {} if read_only else {"add": tools.add, "delete": tools.delete}
     for name, tool in {**offered, **changing}.items():
         hints = annotations(read_only_hint=name in offered, destructive_hint=name == "delete", open_world_hint=False)
         server.add_tool(_telling(tool, tool_error), name=name, annotations=hints)
     return server
 
 
-def _telling(tool: Callable[..., Awaitable[Found]], tool_error: type[Exception]) -> Callable[..., Awaitable[Found]]:
+def _telling(tool: Tool, tool_error: type[Exception]) -> Tool:
     """The tool with our errors as results that a model may read and act on; anything else the SDK keeps to itself."""
 
     @wraps(tool)

@@ -35,3 +35,13 @@ def test_a_graph_remembers_across_threads_and_restarts(run):
     assert found["monday"][1] == "Tell me more." and len(found["monday"]) == 4
     assert found["friday"] == ["What is the name of my dog?", "My dog is called Pim."]
     assert found["stranger"] == ["What is the name of my dog?", "Tell me more."]
+
+
+@pytest.mark.slow
+def test_an_agent_recalls_what_its_visitor_said(run):
+    found = run("agent.py")
+    assert found["state"]["messages"][-1].text == "Pim."
+    assert found["stored"] == [
+        "user: My dog is called Pim.\nassistant: Noted.",
+        "user: What is the name of my dog?\nassistant: Pim.",
+    ]
