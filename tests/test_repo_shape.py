@@ -18,7 +18,7 @@ FACADE = {
     "add", "aadd", "update", "aupdate", "delete", "adelete", "get", "ids", "retrieve", "aretrieve", "ask", "aask",
     "stream", "astream", "compact", "acompact", "snapshot", "asnapshot", "drop_snapshot", "verify", "averify", "stats",
     "refresh", "close", "open", "engine", "config", "chat", "achat", "stream_chat", "astream_chat", "routing_keys",
-    "score_bounds", "count_tokens",
+    "score_bounds", "count_tokens", "within", "below", "namespaces", "labels", "documents", "revise", "aget",
 }  # fmt: skip
 
 

@@ -96,7 +96,7 @@ class MSAMemoryMiddleware(AgentMiddleware[RecallingState, Any, Any]):
         turn = _turn(state["messages"])
         if not turn or self.store is None:
             return
-        facts = _spoken(turn) if self.store == "messages" else list(self.store(turn))  # type: ignore[operator]
+        facts = _spoken(turn) if self.store == "messages" else list(self.store(turn))
         if facts:
             self._place(runtime).add(facts, on_progress=_silent)
 
