@@ -101,7 +101,7 @@ def test_sources_say_what_was_read(memory):
     assert 1 <= len(answer.sources) <= (len(documents) if own else 2)
     for source in answer.sources:
         document = documents[source.id]
-        assert source.text == f"{document['title']}\n{document['text']}"
+        assert (source.text, source.start, source.end) == (document["text"], 0, len(document["text"]))
         assert (source.title, source.metadata, source.round) == (document["title"], document["metadata"], 1)
         assert source.id in hits or own
         if source.id in hits:

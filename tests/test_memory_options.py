@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from facade import about, count_runs, opened, topics
-from msa_plugin.engine import search
-from msa_plugin.engine.ranking import Ranked, rank_shared
+from msa_plugin.engine import engine, search
+from msa_plugin.engine.ranking import rank_shared
 from msa_plugin.prompts import READER
 from tiny import tiny_adapter
 
@@ -129,11 +130,13 @@ def test_an_excerpt_holds_the_best_chunk(tmp_path, backbone, adapter, monkeypatc
         memory.add({"id": "long", "text": "".join(parts)})
         [chunks] = [keys.shape[0] for keys in memory.engine.bank.key_rows([1], "shared")]
         for best in range(chunks):
-            monkeypatch.setattr(search, "rank_shared", lambda *_, best=best: [[Ranked(1, 1.0, {}, best)]])
+            scores = np.eye(chunks, dtype=np.float32)[best]
+            monkeypatch.setattr(engine, "chunks_of", lambda *_, scores=scores: [lambda ordinals: [scores]])
             [source] = memory.ask("?", max_new_tokens=1, max_rounds=1).sources
             first = layout.token_of_chunk(best, pooling)
-            assert "".join(parts)[first : first + pooling] in source.text
+            assert source.start < first + pooling and first < source.end  # a cut may go through it
             assert len(source.text) == 60
+            assert "".join(parts)[source.start : source.end] == source.text
     assert chunks == 600 // 64 * 9 + 4
 
 
@@ -164,7 +167,7 @@ def test_the_best_source_is_read_last(full, monkeypatch):
     monkeypatch.setattr(full.engine.reader, "prefill", lambda q, e: seen.extend(e) or prefill(q, e))
     answer = full.ask(about("violin"), max_new_tokens=1, max_rounds=1, cut=0.0)
     assert len(answer.sources) == 3
-    assert [e.text for e in seen[0]] == [s.text for s in answer.sources][::-1]
+    assert [e.passage.text for e in seen[0]] == [s.text for s in answer.sources][::-1]
 
 
 def test_time_spent_by_the_reader_of_a_stream_is_not_decoding(full):

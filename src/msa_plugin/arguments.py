@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from operator import index
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
 from msa_plugin.errors import ConfigError, InvalidQueryError
+
+By: TypeAlias = Literal["document", "passage"]
 
 _ROLES = ("system", "user", "assistant")
 
@@ -29,6 +31,12 @@ def count(k: int) -> int:
         return int(index(k))
     except TypeError as error:
         raise InvalidQueryError(f"k must be a whole number, not {k!r}") from error
+
+
+def check_by(by: object) -> None:
+    """Raises InvalidQueryError for what hits cannot be."""
+    if by not in get_args(By):
+        raise InvalidQueryError(f"by is 'document' or 'passage', not {by!r}")
 
 
 def check_messages(messages: object) -> list[Mapping[str, str]]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
+from msa_plugin.arguments import By
 from msa_plugin.cancellation import on_thread
 from msa_plugin.streams import AsyncAnswerStream
 from msa_plugin.types import (
@@ -44,10 +45,15 @@ class AsyncTwins:
         return cast("list[Document]", await self._thread("get", ids))
 
     async def aretrieve(
-        self, question: str | Sequence[str], k: int | None = None, *, filter: Filter | None = None
+        self,
+        question: str | Sequence[str],
+        k: int | None = None,
+        *,
+        filter: Filter | None = None,
+        by: By = "document",
     ) -> list[Hit] | list[list[Hit]]:
         """`retrieve`, awaited."""
-        return cast("list[Hit] | list[list[Hit]]", await self._thread("retrieve", question, k, filter=filter))
+        return cast("list[Hit] | list[list[Hit]]", await self._thread("retrieve", question, k, filter=filter, by=by))
 
     async def aask(self, question: str | Sequence[str], **options: Any) -> Answer | list[Answer]:
         """`ask`, awaited."""

@@ -237,8 +237,9 @@ class MemoryConfig(Settings):
 
     `window` (tokens) splits long documents; `batch_tokens` bounds one encoding batch (None: 1,024 on a CPU, whose
     caches hold the states of no more, else 16,384); `segment_bytes` and `segment_documents` bound what is held in
-    memory before it is committed. `context_tokens` is the budget for documents in the prompt. `instruction` replaces
-    the default system message, which asks for short answers.
+    memory before it is committed. `context_tokens` is the budget for passages in the prompt (None: 512 on a CPU, whose
+    time to read them is what an answer takes, 1,536 on a GPU). `instruction` replaces the default system message, which
+    asks for short answers.
     `reader` is who answers: `auto` the reader that the adapter was trained with, if it has one and there is no
     `instruction`; `stock` the backbone as it is.
     `reading` is how answers read memory: `text`, `latent` (pooled K, V) or `kv` (unpooled K, V of all layers); `auto`
@@ -273,7 +274,7 @@ class MemoryConfig(Settings):
     top_k: int | None = Field(default=None, gt=0)
     cosine: bool | None = None
     compat: bool = False
-    context_tokens: int = Field(default=1536, gt=0)
+    context_tokens: int | None = Field(default=None, gt=0)
     instruction: str | None = None
     tile_chunks: int = Field(default=16384, gt=0)
     tile_tokens: int = Field(default=256, gt=0)

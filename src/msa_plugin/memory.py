@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
-from msa_plugin.arguments import answer_settings, check_messages, count, generation_settings, id_list
+from msa_plugin.arguments import By, answer_settings, check_by, check_messages, count, generation_settings, id_list
 from msa_plugin.async_twins import AsyncTwins
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
@@ -27,9 +27,9 @@ from msa_plugin.cluster.opening import ask_for_cluster, open_cluster
 from msa_plugin.config import ClusterConfig, MemoryConfig
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.answering import Events, noting_missed
-from msa_plugin.engine.engine import Engine, check_window, fingerprint
+from msa_plugin.engine.engine import Engine
 from msa_plugin.engine.ingestion import BankIngestion, Ingestion, OnInvalid
-from msa_plugin.engine.setup import check_kernels
+from msa_plugin.engine.setup import check_kernels, check_window, fingerprint
 from msa_plugin.errors import ConfigError, EmptyMemoryError, InvalidQueryError, UnknownDocumentError
 from msa_plugin.namespaces import Namespaces
 from msa_plugin.progress import terminal_progress
@@ -188,29 +188,37 @@ class LatentMemory(Namespaces, AsyncTwins):
 
     @overload  # a str is a Sequence[str], hence the ignore: the first signature that fits is the one meant
     def retrieve(  # type: ignore[overload-overlap]
-        self, question: str, k: int | None = None, *, filter: Filter | None = None
+        self, question: str, k: int | None = None, *, filter: Filter | None = None, by: By = "document"
     ) -> Hits: ...
     @overload
     def retrieve(
-        self, question: Sequence[str], k: int | None = None, *, filter: Filter | None = None
+        self, question: Sequence[str], k: int | None = None, *, filter: Filter | None = None, by: By = "document"
     ) -> list[Hits]: ...
 
     def retrieve(
-        self, question: str | Sequence[str], k: int | None = None, *, filter: Filter | None = None
+        self,
+        question: str | Sequence[str],
+        k: int | None = None,
+        *,
+        filter: Filter | None = None,
+        by: By = "document",
     ) -> Hits | list[Hits]:
         """The `k` best documents for a question (or for each of several), best first; fewer when there are fewer.
 
+        Each has its best `passages`. `by="passage"` gives the `k` best passages of the `k` best documents instead, as
+        hits of their own (see `Hit`): a long document may come several times.
         `filter` (a mapping over metadata, or a function of it) applies before the k best are taken. Of a cluster,
         `missed_shards` of the list says which shards were lost and left out (`on_lost="partial"`).
-        Raises InvalidQueryError for a blank question, a bad filter or k < 1.
+        Raises InvalidQueryError for a blank question, a bad filter, k < 1 or another `by`.
         """
         questions = self._questions(question)
+        check_by(by)
         k = self._engine.top_k if k is None else count(k)
         selection = self._bank.select(self.namespace, filter, below=self.below)
         if not questions:
             return []
         ranking = self._engine.rank(questions, k, selection)
-        rows = [Hits(row) for row in self._engine.hits(ranking.rows)]
+        rows = [Hits(row) for row in self._engine.hits(questions, ranking, k if by == "passage" else None)]
         for row in rows:
             row.missed_shards = selection.missed
         return rows[0] if isinstance(question, str) else rows

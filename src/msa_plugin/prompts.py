@@ -137,7 +137,8 @@ def document_text(title: str, text: str) -> str:
 
 def passage_text(title: str, heading: str, text: str) -> str:
     """A passage as it stands in a prompt; without a heading it is what `document_text` makes of it."""
-    return document_text(" > ".join(part for part in (title, heading) if part), text)
+    parts = (title, heading) if heading.casefold() != title.casefold() else (title,)
+    return document_text(" > ".join(part for part in parts if part), text)
 
 
 def reading_parts(documents: Sequence[str]) -> list[str]:

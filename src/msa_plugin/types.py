@@ -169,10 +169,27 @@ class KeyBlock(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Passage:
+    """A part of a document that a question may be about: characters [start, end) of the document's text.
+
+    `score` orders the passages of one call; `heading` is the nearest one before it ("" where there is none, and for a
+    document short enough to be a single passage).
+    """
+
+    text: str
+    score: float
+    start: int
+    end: int
+    heading: str = ""
+
+
+@dataclass(frozen=True)
 class Hit:
     """A routed document. `score` is the aggregated routing score; `layer_scores` the same by routing layer.
 
     What `score` has beyond the sum of `layer_scores` is what words and names added (`MemoryConfig.lexical`, `titles`).
+    `passages` are the places in it that fit best, best first. Of `retrieve(by="passage")` a hit is one passage: `text`
+    and `score` are the passage's, `passages` is that one alone, and a document's id may come several times.
     """
 
     id: str
@@ -183,6 +200,7 @@ class Hit:
     layer_scores: Mapping[int, float] = field(default_factory=dict)
     ordinal: int = -1
     namespace: str = ""
+    passages: tuple[Passage, ...] = ()
 
 
 class Hits(list[Hit]):
@@ -193,7 +211,11 @@ class Hits(list[Hit]):
 
 @dataclass(frozen=True)
 class Source:
-    """A document that the answer was read from: `round` is 1-based; `text` is the span that was in the context."""
+    """A passage that the answer was read from; `score` and `round` (1-based) are its document's.
+
+    `text` is characters [start, end) of the document's text, without the title and the nearest `heading` that stood
+    above it in the prompt.
+    """
 
     id: str
     score: float
@@ -201,6 +223,9 @@ class Source:
     text: str
     title: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    start: int = 0
+    end: int = 0
+    heading: str = ""
 
 
 @dataclass(frozen=True)

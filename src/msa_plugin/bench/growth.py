@@ -28,7 +28,7 @@ from msa_plugin.bench.datasets import corpus_hash, load_distractors
 from msa_plugin.bench.report_tables import tokens as short_tokens
 from msa_plugin.bench.sampling import in_order
 from msa_plugin.config import MemoryConfig
-from msa_plugin.engine.engine import fingerprint
+from msa_plugin.engine.setup import fingerprint
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Document, EncodedDocument

@@ -29,7 +29,7 @@ from msa_plugin.bench.route import copy_bandwidth
 from msa_plugin.bench.scale_sample import Sample, Shape, build, encoded_sample, reference_shape, store_sample
 from msa_plugin.config import MemoryConfig
 from msa_plugin.engine.adapters import find_adapter
-from msa_plugin.engine.engine import fingerprint
+from msa_plugin.engine.setup import fingerprint
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.routing.prefilter import Prefilter, PrefilterSpec, recall_against_exact

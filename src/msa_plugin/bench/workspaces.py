@@ -12,7 +12,7 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.base import Dataset, OnStep, Workspace
 from msa_plugin.bench.growth import Banks
 from msa_plugin.config import MemoryConfig
-from msa_plugin.engine.engine import fingerprint
+from msa_plugin.engine.setup import fingerprint
 from msa_plugin.memory import LatentMemory
 
 

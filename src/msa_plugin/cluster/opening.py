@@ -19,7 +19,8 @@ from msa_plugin.cluster.shard import ShardSpec
 from msa_plugin.cluster.shards import Shards
 from msa_plugin.cluster.shipping import Shipped
 from msa_plugin.config import ClusterConfig, MemoryConfig
-from msa_plugin.engine.engine import Engine, fingerprint
+from msa_plugin.engine.engine import Engine
+from msa_plugin.engine.setup import fingerprint
 from msa_plugin.errors import BankNotFoundError, ClusterError
 from msa_plugin.types import Fingerprint
 

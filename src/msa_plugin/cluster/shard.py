@@ -21,9 +21,10 @@ from msa_plugin.bank.view import Selection
 from msa_plugin.cluster.shipping import Shipped
 from msa_plugin.cluster.wire import Packed, flat_document, flat_row, pack, pack_all, unflat, unpack
 from msa_plugin.config import MemoryConfig, RoutingConfig
-from msa_plugin.engine.engine import Engine, fingerprint
+from msa_plugin.engine.engine import Engine
 from msa_plugin.engine.ranking import SharedQueries
 from msa_plugin.engine.search import BankSearch
+from msa_plugin.engine.setup import fingerprint
 from msa_plugin.errors import BankError, FingerprintMismatchError
 from msa_plugin.routing.key_search import KeySearch
 from msa_plugin.routing.prefilter import Prefilter

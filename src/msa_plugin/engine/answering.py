@@ -17,7 +17,7 @@ from msa_plugin.engine.generate import TextStream, decode
 from msa_plugin.engine.interleave import Gathered
 from msa_plugin.engine.reading import Excerpt, Prefill
 from msa_plugin.events import DocumentsChosen, DocumentsFetched, RetrievalEnded, RetrievalEvent
-from msa_plugin.types import Answer, Source, Trace
+from msa_plugin.types import Answer, Passage, Source, Trace
 
 Events: TypeAlias = Generator[tuple[int, str | Answer | RetrievalEvent], None, None]
 
@@ -102,12 +102,20 @@ def _stages(asked: Asked) -> dict[str, float]:
 
 
 def _sources(asked: Asked) -> tuple[Source, ...]:
-    """What was read, in the order it was found: by round and, within one, best first."""
-    read = {e.ordinal: e for e in asked.excerpts}
+    """What was read, in the order it was found: by round and, within one, best first; so are a document's passages."""
+    read: dict[int, list[Passage]] = {}
+    for excerpt in asked.excerpts:
+        read.setdefault(excerpt.ordinal, []).extend([excerpt.passage] if excerpt.passage else [])
     sources = []
-    for found in asked.gathered.found:
-        excerpt = read.get(found.ranked.ordinal)
-        if excerpt is not None:
-            d = asked.stored[excerpt.ordinal]
-            sources.append(Source(d.id, found.ranked.score, found.round, excerpt.text, d.title, d.metadata))
+    for ranked, number in ((found.ranked, found.round) for found in asked.gathered.found):
+        d = asked.stored[ranked.ordinal]
+        passages = sorted(read.get(ranked.ordinal, ()), key=lambda passage: -passage.score)
+        sources += [source(d, p, ranked.score, number) for p in passages]
     return tuple(sources)
+
+
+def source(document: StoredDocument, passage: Passage | None, score: float, round: int) -> Source:
+    """A passage that is read, found in `round` with its document's `score`."""
+    assert passage is not None
+    p, d = passage, document
+    return Source(d.id, score, round, p.text, d.title, d.metadata, p.start, p.end, p.heading)

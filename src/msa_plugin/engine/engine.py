@@ -18,29 +18,40 @@ from torch import Tensor
 from msa_plugin import prompts
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bank.documents import StoredDocument
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.bank.tiers import Tiers
 from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
 from msa_plugin.engine.answering import Asked, Events, answering, fetched, found_at_once
 from msa_plugin.engine.encoder import Encoder
 from msa_plugin.engine.excerpts import Excerpts
+from msa_plugin.engine.gathering import hits, read_whole, to_read
 from msa_plugin.engine.generative.generative import Generative
 from msa_plugin.engine.generative.reference_loop import ReferenceLoop
 from msa_plugin.engine.interleave import Found, Gathered, Query, Ranking, drained, interleave_steps
 from msa_plugin.engine.lexical import Lexical, Words, depth
 from msa_plugin.engine.numbering import Numbering
+from msa_plugin.engine.passages import Passages
 from msa_plugin.engine.per_layer import LayerRouting, RoutedPass, Row
-from msa_plugin.engine.ranking import Ranked, SharedQueries, blended, explained, rank_routed, shared_queries
-from msa_plugin.engine.reading import Excerpt, Prefill, Reader
+from msa_plugin.engine.ranking import (
+    ChunkScores,
+    Ranked,
+    SharedQueries,
+    blended,
+    chunks_of,
+    explained,
+    rank_routed,
+    routed_chunks_of,
+    shared_queries,
+)
+from msa_plugin.engine.reading import Prefill, Reader
 from msa_plugin.engine.search import BankSearch, Index, Search
 from msa_plugin.engine.setup import (
+    WHOLE_DOCUMENTS,
     batch_tokens,
     beside_keys,
     check_question,
-    check_window,
     content_config,
-    fingerprint,
+    context_tokens,
     reading_mode,
     reads_updated,
     trained_reader,
@@ -50,9 +61,8 @@ from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
 from msa_plugin.events import RetrievalEnded, RetrievalEvent, RoundStarted
 from msa_plugin.routing.key_search import KeySearch
 from msa_plugin.routing.prefilter import PrefilterSpec
-from msa_plugin.types import Document, EncodedDocument, Hit, Round
+from msa_plugin.types import Document, EncodedDocument, Hit
 
-__all__ = ["Engine", "check_window", "fingerprint"]
 _Item = TypeVar("_Item")
 
 
@@ -104,7 +114,8 @@ class Engine:
             *(backbone, store, self.mode, self.content, layout, self.top_k, config.instruction, chosen, config.kernels),
             trained=reader is not None,
         )
-        self.excerpts = Excerpts(backbone, bank, self.encoder.layout_of, adapter.config.routing.pooling)
+        self.passages = Passages(backbone, self.encoder.layout_of, adapter.config.routing.pooling)
+        self.context_tokens = context_tokens(config, backbone.device)
         self.search = search or BankSearch(bank, adapter.config.routing, KeySearch.of(self.tiers.keys, config))
         self.prefilter: Index | None = None
         self.lexical: Lexical | None = None
@@ -125,7 +136,7 @@ class Engine:
             return self._rank_shared(queries, k, selection)
         parts = [self._rank_per_layer(portion, k, selection) for _, portion in self._portions(queries)]
         seconds = {stage: sum(part.seconds[stage] for part in parts) for stage in ("encode", "route")}
-        return Ranking([row for part in parts for row in part.rows], seconds)
+        return Ranking([r for part in parts for r in part.rows], seconds, [c for part in parts for c in part.chunks])
 
     def use_prefilter(self, spec: PrefilterSpec | str | None, folder: Path, selection: Selected) -> None:
         """Route among the candidates of a FAISS index over `selection`, saved in `folder`; None: exactly again.
@@ -163,14 +174,14 @@ class Engine:
             ranked = self.lexical.add(words, asked, ranked, k if self.titles is None else wide)
         if self.titles is not None:
             ranked = self.titles.add(queries, ranked, selection, partial(self._scored, asked, words), k)
-        return Ranking(ranked, {"encode": encoded - began, "route": time.perf_counter() - encoded})
+        seconds = {"encode": encoded - began, "route": time.perf_counter() - encoded}
+        return Ranking(ranked, seconds, chunks_of(self.bank, asked))
 
     def _scored(
         self, asked: SharedQueries, words: Sequence[Words] | None, row: int, ordinals: list[int]
     ) -> list[Ranked]:
         """Documents as question `row` scores them, by keys and by words where these count."""
-        shares = asked.shares[:, row][:, asked.votes[row]]
-        found = explained(self.bank, self.adapter.config.routing, shares, ordinals)
+        found = explained(self.bank, self.adapter.config.routing, asked.of(row), ordinals)
         return found if self.lexical is None or words is None else self.lexical.raised(found, words[row])
 
     def _vectors(self, texts: Sequence[str]) -> SharedQueries:
@@ -192,7 +203,8 @@ class Engine:
         run = self._routed_pass(queries, max(k, self.top_k), selection, answering=False)
         ranked = rank_routed(self.bank, self.adapter.config.routing, run.source, run.votes, k)
         route = run.source.seconds["route"]
-        return Ranking(ranked, {"encode": run.seconds - route, "route": route})
+        chunks = routed_chunks_of(self.bank, self.adapter.config.routing, run.source, run.votes)
+        return Ranking(ranked, {"encode": run.seconds - route, "route": route}, chunks)
 
     def _routed_pass(self, queries: Sequence[str], k: int, selection: Selected, *, answering: bool) -> RoutedPass:
         if self.generative is not None:
@@ -223,11 +235,9 @@ class Engine:
         high += 0.0 if self.lexical is None else self.lexical.weight
         return low, high * (1.0 if self.titles is None else (1.0 + self.titles.weight) ** 2)
 
-    def hits(self, rows: Sequence[Sequence[Ranked]]) -> list[list[Hit]]:
-        """Each row's ranked documents with their text and metadata; a document that several rows found is read once."""
-        ordinals = list(dict.fromkeys(r.ordinal for row in rows for r in row))
-        stored = dict(zip(ordinals, self.bank.documents(ordinals), strict=True))
-        return [[_hit(ranked, stored[ranked.ordinal]) for ranked in row] for row in rows]
+    def hits(self, questions: Sequence[str], ranking: Ranking, k: int | None = None) -> list[list[Hit]]:
+        """See `gathering.hits`."""
+        return hits(self._excerpts(), questions, ranking, k)
 
     def ask(
         self, questions: Sequence[str], selection: Selected, generation: GenerationConfig, rounds: InterleaveConfig
@@ -280,8 +290,8 @@ class Engine:
         per_layer = config.routing.selection == "per_layer"
         if numbering is None or not (config.abilities.emit_ids and per_layer and self.mode == "latent"):
             return None
-        budget = self.config.context_tokens
-        return Generative(self._layers, self.bank, numbering, self.excerpts.cut, budget, self._abilities)
+        budget = self.config.context_tokens or WHOLE_DOCUMENTS
+        return Generative(self._layers, self.bank, numbering, self._excerpts, budget, self._abilities)
 
     def ask_from(
         self,
@@ -332,11 +342,11 @@ class Engine:
             return [Asked(Gathered(question), [], {}) for question in questions]
         ranking = self.rank(questions, len(wanted), selection.only(wanted))
         share = {stage: seconds / len(questions) for stage, seconds in ranking.seconds.items()}
-        asked = []
-        for question, row, ranked in zip(questions, ordinals, ranking.rows, strict=True):
+        asked, excerpts = [], self._excerpts()
+        for question, row, ranked, chunks in zip(questions, ordinals, ranking.rows, ranking.chunks, strict=True):
             scored = {r.ordinal: r for r in ranked}
             gathered = Gathered(question, [Found(scored[o], 1) for o in row])
-            asked.append(replace(self._excerpts(gathered), seconds=share))
+            asked.append(replace(to_read(gathered, excerpts, chunks, self.context_tokens), seconds=share))
         return asked
 
     def _read_while_routing(self, questions: Sequence[str], selection: Selected) -> tuple[list[Asked], Prefill]:
@@ -348,20 +358,15 @@ class Engine:
         assert run.logits is not None
         config, spent = self.adapter.config.routing, run.source.seconds
         ranked = rank_routed(self.bank, config, run.source, run.votes, self.top_k * len(config.layers))
-        asked = [self._as_asked(q, row, {"route": spent["route"]}) for q, row in zip(questions, ranked, strict=True)]
+        excerpts = self._excerpts()
+        asked = [
+            read_whole(q, row, excerpts, {"route": spent["route"]}) for q, row in zip(questions, ranked, strict=True)
+        ]
         context = tuple(sum(e.stop for e in one.excerpts) for one in asked)
         seconds = {"gather": spent["gather"], "prefill": run.seconds - spent["gather"] - spent["route"]}
         lengths = tuple((run.votes.sum(1) + len(self.reader.tail_ids)).tolist())
         logits, head = run.logits[:, -1], self.reader.head.length
         return asked, Prefill(run.state, logits, run.positions, lengths, context, seconds, head)
-
-    def _as_asked(self, question: str, ranked: list[Ranked], seconds: dict[str, float]) -> Asked:
-        """One round that found all of `ranked`, whole documents."""
-        stored = self.bank.documents([r.ordinal for r in ranked])
-        names, scores = tuple(d.id for d in stored), tuple(r.score for r in ranked)
-        gathered = Gathered(question, [Found(r, 1) for r in ranked], [Round(question, names, scores, seconds)])
-        excerpts = [Excerpt(d.ordinal, prompts.document_text(d.title, d.text), 0, d.tokens) for d in stored]
-        return Asked(gathered, excerpts, {d.ordinal: d for d in stored})
 
     def gather(self, questions: Sequence[str], selection: Selected, rounds: InterleaveConfig) -> list[Asked]:
         """Run the rounds of routing and fit what was found to the context budget."""
@@ -370,11 +375,15 @@ class Engine:
     def _gathering(
         self, questions: Sequence[str], selection: Selected, rounds: InterleaveConfig
     ) -> Generator[tuple[int, RetrievalEvent], None, list[Asked]]:
-        def rank(queries: Sequence[Query], k: int) -> Ranking:
-            return self._rank_round(queries, k, selection, rounds.follow_weight)
+        excerpts, chunks = self._excerpts(), list[ChunkScores]()
 
-        gathered = yield from interleave_steps(questions, rank, self.excerpts.pieces, self.top_k, rounds)
-        return [self._excerpts(g) for g in gathered]
+        def rank(queries: Sequence[Query], k: int) -> Ranking:
+            ranking = self._rank_round(queries, k, selection, rounds.follow_weight)
+            chunks.extend(ranking.chunks)  # the first round's are those of the questions, in order
+            return ranking
+
+        gathered = yield from interleave_steps(questions, rank, excerpts.pieces, self.top_k, rounds)
+        return [to_read(g, excerpts, chunks[row], self.context_tokens) for row, g in enumerate(gathered)]
 
     def _rank_round(self, queries: Sequence[Query], k: int, selection: Selected, weight: float) -> Ranking:
         """Route one round: bare questions as they are, questions with found text as follow-ups."""
@@ -384,13 +393,5 @@ class Engine:
             return self.rank(texts, k, selection)
         return self._rank_shared(texts, k, selection, [q.question for q in queries], weight)
 
-    def _excerpts(self, gathered: Gathered) -> Asked:
-        """Cut documents to the budget, long ones around their best chunk; the best is read last, by the question."""
-        excerpts, stored = self.excerpts.cut([f.ranked for f in gathered.found], self.config.context_tokens)
-        return Asked(gathered, excerpts[::-1], stored)
-
-
-def _hit(ranked: Ranked, stored: StoredDocument) -> Hit:
-    metadata = dict(stored.metadata)  # its own: another row may have found the same document
-    found = Hit(stored.id, ranked.score, stored.text, stored.title, metadata, ranked.layer_scores, ranked.ordinal)
-    return replace(found, namespace=stored.namespace)
+    def _excerpts(self) -> Excerpts:
+        return Excerpts(self.backbone, self.bank, self.passages)

@@ -1,65 +1,192 @@
-"""What of a found document goes on: a few chunks to the next round's query, or as much as a budget of tokens allows."""
+"""What of found documents goes on: chunks to the next round's query, passages to the prompt and to whoever asked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from msa_plugin import prompts
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.backbone.positions import WindowLayout
 from msa_plugin.bank.documents import StoredDocument
 from msa_plugin.bank.handle import BankHandle
-from msa_plugin.engine.ranking import Ranked
+from msa_plugin.engine.cutting import LARGEST, Span
+from msa_plugin.engine.passages import Passages, Scored
+from msa_plugin.engine.ranking import ChunkScores, Ranked
 from msa_plugin.engine.reading import Excerpt, allowances, around
+from msa_plugin.types import Hit, Passage
 
 # Chunks of a found document that the next round routes on.
 _PIECES = 8
+_SHOWN = 3  # passages of a hit
+_LEAST = 16  # tokens left of a budget that are not worth another passage
 
 
 class Excerpts:
-    """Cuts documents of a bank, long ones around the chunk that scored best."""
+    """The documents that one call found, each fetched once, and their parts."""
 
-    def __init__(
-        self, backbone: Backbone, bank: BankHandle, layout_of: Callable[[int], WindowLayout], pooling: int
-    ) -> None:
-        """`layout_of` an ordinal says where the document's tokens ended up; routing chunks have `pooling` tokens."""
-        self._backbone, self._bank, self._layout_of, self._pooling = backbone, bank, layout_of, pooling
+    def __init__(self, backbone: Backbone, bank: BankHandle, passages: Passages) -> None:
+        """`passages` outlives the call."""
+        self._backbone, self._bank, self._passages = backbone, bank, passages
+        self._documents: dict[int, StoredDocument] = {}
+
+    def documents(self, ranked: Iterable[Ranked]) -> list[StoredDocument]:
+        """The documents themselves."""
+        ordinals = [r.ordinal for r in ranked]
+        missing = [o for o in dict.fromkeys(ordinals) if o not in self._documents]
+        if missing:
+            self._documents.update({d.ordinal: d for d in self._bank.documents(missing)})
+        return [self._documents[o] for o in ordinals]
 
     def pieces(self, ranked: Sequence[Ranked]) -> list[tuple[str, list[str]]]:
         """Id and pieces of each document, a chunk long, from around its best chunk."""
-        stored, _, tokens = self._tokenized(ranked)
-        return [(d.id, self._pieces(r, ids)) for r, d, ids in zip(ranked, stored, tokens, strict=True)]
+        return [(d.id, self._pieces(r, d)) for r, d in zip(ranked, self.documents(ranked), strict=True)]
 
-    def cut(self, ranked: Sequence[Ranked], budget: int) -> tuple[list[Excerpt], dict[int, StoredDocument]]:
-        """What of each document fits a budget of tokens, in the order given, and the documents by ordinal."""
-        stored, texts, tokens = self._tokenized(ranked)
-        granted = allowances([len(t) for t in tokens], budget)
-        excerpts = [
-            self._excerpt(r, text, ids, size)
-            for r, text, ids, size in zip(ranked, texts, tokens, granted, strict=True)
+    def whole(self, ranked: Sequence[Ranked]) -> list[Excerpt]:
+        """The documents as they are."""
+        return [_whole(d, r.score) for r, d in zip(ranked, self.documents(ranked), strict=True)]
+
+    def cut(self, ranked: Sequence[Ranked], budget: int) -> list[Excerpt]:
+        """What of each document fits a budget of tokens, in the order given.
+
+        For models that read a document in one piece: long ones are cut around the chunk that scored best.
+        """
+        documents = self.documents(ranked)
+        granted = allowances([d.tokens for d in documents], budget)
+        return [
+            _whole(d, r.score) if size >= d.tokens else self._around(d, r, size)
+            for r, d, size in zip(ranked, documents, granted, strict=True)
             if size > 0
         ]
-        return excerpts, {d.ordinal: d for d in stored}
 
-    def _tokenized(self, ranked: Sequence[Ranked]) -> tuple[list[StoredDocument], list[str], list[list[int]]]:
-        stored = self._bank.documents([r.ordinal for r in ranked])
-        texts = [prompts.document_text(d.title, d.text) for d in stored]
-        return stored, texts, self._backbone.tokenize_batch(texts) if texts else []
+    def read(self, question: str, ranked: Sequence[Ranked], chunks: ChunkScores | None, budget: int) -> list[Excerpt]:
+        """The best passages within a budget of tokens, as they are read: the best document last, in its own order.
 
-    def _pieces(self, ranked: Ranked, ids: list[int]) -> list[str]:
-        size = self._pooling
-        start, stop = around(self._best_token(ranked), min(_PIECES * size, len(ids)), len(ids))
-        return [self._text(ids[at : min(at + size, stop)]) for at in range(start, stop, size)]
+        Documents that fit as they are, are read whole.
+        """
+        documents = self.documents(ranked)
+        if sum(d.tokens for d in documents) <= budget:
+            return self.whole(ranked)[::-1]
+        found = list(zip(documents, ranked, strict=True))
+        chosen: dict[int, list[Excerpt]] = {}
+        for passage in self._passages.ranked(question, found, chunks):
+            if budget < _LEAST and chosen:
+                break
+            document = documents[passage.place]
+            excerpt, cost = self._excerpt(document, passage)
+            if cost > budget and not chosen:
+                excerpt, cost = self._trimmed(document, passage, budget), budget
+            if cost <= budget:
+                chosen.setdefault(passage.place, []).append(excerpt)
+                budget -= cost
+        return [e for place in sorted(chosen, reverse=True) for e in sorted(chosen[place], key=lambda e: e.start)]
 
-    def _excerpt(self, ranked: Ranked, text: str, ids: list[int], size: int) -> Excerpt:
-        if size >= len(ids):
-            return Excerpt(ranked.ordinal, text, 0, len(ids))
-        start, stop = around(self._best_token(ranked), size, len(ids))
-        return Excerpt(ranked.ordinal, self._text(ids[start:stop]), start, stop)
+    def hits(self, question: str, ranked: Sequence[Ranked], chunks: ChunkScores | None) -> list[Hit]:
+        """Documents, each with its best passages."""
+        documents = self.documents(ranked)
+        long = [(d, r) for d, r in zip(documents, ranked, strict=True) if d.tokens > LARGEST]
+        best: dict[int, list[Passage]] = {}
+        for passage in self._passages.ranked(question, long, chunks):
+            document = long[passage.place][0]
+            mine = best.setdefault(document.ordinal, [])
+            if len(mine) < _SHOWN:
+                mine.append(passage.of(document))
+        return [
+            _hit(r, d, r.score, d.text, best.get(d.ordinal) or [all_of(d, r.score)])
+            for r, d in zip(ranked, documents, strict=True)
+        ]
+
+    def passage_hits(
+        self, question: str, ranked: Sequence[Ranked], chunks: ChunkScores | None, k: int | None = None
+    ) -> list[Hit]:
+        """The best `k` passages of these documents; of all of them unless `k` is given."""
+        found = list(zip(self.documents(ranked), ranked, strict=True))
+        hits = []
+        for scored in self._passages.ranked(question, found, chunks)[:k]:
+            document, routed = found[scored.place]
+            passage = scored.of(document)
+            hits.append(_hit(routed, document, passage.score, passage.text, [passage]))
+        return hits
+
+    def _excerpt(self, document: StoredDocument, passage: Scored) -> tuple[Excerpt, int]:
+        """A passage as it is read, and its tokens with title and heading."""
+        span = passage.span
+        if span.stop - span.first >= document.tokens:
+            return _whole(document, passage.score), document.tokens
+        above = prompts.passage_text(document.title, span.heading, "")
+        cost = span.stop - span.first + (len(self._backbone.tokenize(above)) if above else 0)
+        return self._part(document, span, passage.score), cost
+
+    def _part(self, document: StoredDocument, span: Span, score: float, *, above: bool = True) -> Excerpt:
+        passage = Passage(document.text[span.start : span.end], score, span.start, span.end, span.heading)
+        text = prompts.passage_text(document.title, span.heading, passage.text) if above else passage.text
+        return Excerpt(document.ordinal, text, span.first, span.stop, passage)
+
+    def _trimmed(self, document: StoredDocument, passage: Scored, budget: int) -> Excerpt:
+        """As much of a passage as fits, around its best chunk; without title and heading if these do not."""
+        span = passage.span
+        above = prompts.passage_text(document.title, span.heading, "")
+        taken = len(self._backbone.tokenize(above)) if above else 0
+        fits = taken <= budget // 2
+        size = min(budget - taken * fits, span.stop - span.first)
+        start, stop = around(max(0, passage.token - span.first), size, span.stop - span.first)
+        first, stop = span.first + start, span.first + stop
+        begin, end = self._characters(document, first, stop)
+        part = Span(max(begin, 0), max(end, 0), first, stop, span.heading)
+        return self._part(document, part, passage.score, above=fits)
+
+    def _around(self, document: StoredDocument, ranked: Ranked, size: int) -> Excerpt:
+        start, stop = around(self._best_token(ranked), size, document.tokens)
+        begin, end = (max(0, at) for at in self._characters(document, start, stop))
+        passage = Passage(document.text[begin:end], ranked.score, begin, end)
+        return Excerpt(document.ordinal, self._encoded(document, start, stop), start, stop, passage)
+
+    def _pieces(self, ranked: Ranked, document: StoredDocument) -> list[str]:
+        size = self._passages.pooling
+        total = len(self._passages.starts(document))
+        start, stop = around(self._best_token(ranked), min(_PIECES * size, total), total)
+        return [self._encoded(document, at, min(at + size, stop)) for at in range(start, stop, size)]
+
+    def _encoded(self, document: StoredDocument, first: int, stop: int) -> str:
+        """Tokens [first, stop) of the document as it was encoded, title included, without characters cut through."""
+        text = prompts.document_text(document.title, document.text)
+        before = len(text) - len(document.text)
+        start, end = self._characters(document, first, stop)
+        return text[start + before : end + before]
+
+    def _characters(self, document: StoredDocument, first: int, stop: int) -> tuple[int, int]:
+        """Characters of tokens [first, stop), only whole ones; negative in the title."""
+        starts = self._passages.starts(document)
+        start, end = (int(starts[at]) if at < len(starts) else len(document.text) for at in (first, stop))
+        if 0 < first < len(starts) and starts[first - 1] == start:  # the cut went through a character
+            after = int(np.searchsorted(starts, start, "right"))
+            start = int(starts[after]) if after < len(starts) else len(document.text)
+        return start, max(start, end)
 
     def _best_token(self, ranked: Ranked) -> int:
-        return self._layout_of(ranked.ordinal).token_of_chunk(ranked.best_chunk, self._pooling)
+        return self._passages.layout_of(ranked.ordinal).token_of_chunk(ranked.best_chunk, self._passages.pooling)
 
-    def _text(self, ids: list[int]) -> str:
-        """Part of a document as text, without the characters that the cut went through."""
-        return self._backbone.detokenize(ids).strip("\ufffd")
+
+def _whole(document: StoredDocument, score: float) -> Excerpt:
+    text = prompts.document_text(document.title, document.text)
+    return Excerpt(document.ordinal, text, 0, document.tokens, all_of(document, score))
+
+
+def all_of(document: StoredDocument, score: float) -> Passage:
+    """A document that is read as it is."""
+    return Passage(document.text, score, 0, len(document.text))
+
+
+def _hit(ranked: Ranked, document: StoredDocument, score: float, text: str, passages: Sequence[Passage]) -> Hit:
+    metadata = dict(document.metadata)  # its own: another row may have found the same document
+    return Hit(
+        document.id,
+        score,
+        text,
+        document.title,
+        metadata,
+        ranked.layer_scores,
+        ranked.ordinal,
+        namespace=document.namespace,
+        passages=tuple(passages),
+    )

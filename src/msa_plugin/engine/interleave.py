@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from msa_plugin.config import InterleaveConfig
-from msa_plugin.engine.ranking import Ranked
+from msa_plugin.engine.ranking import ChunkScores, Ranked
 from msa_plugin.events import DocumentsChosen, RetrievalEnded, RetrievalEvent, RoundStarted
 from msa_plugin.types import Round
 
@@ -31,10 +31,14 @@ ReadText = Callable[[Sequence[Ranked]], list[tuple[str, list[str]]]]
 
 @dataclass(frozen=True)
 class Ranking:
-    """Ranked documents of each query, and the seconds that a query's share of the batch took, by stage."""
+    """Ranked documents of each query, and the seconds that a query's share of the batch took, by stage.
+
+    `chunks` score the chunks of any document, for each query.
+    """
 
     rows: list[list[Ranked]]
     seconds: dict[str, float]
+    chunks: Sequence[ChunkScores] = ()
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,7 @@ class Lexical:
         rows = []
         for row, (said, routed) in enumerate(zip(words, ranked, strict=True)):
             missing = sorted({*said.best(depth(k))} - {r.ordinal for r in routed})
-            shares = asked.shares[:, row][:, asked.votes[row]]
-            both = self.raised([*routed, *explained(self.bank, self.router.config, shares, missing)], said)
+            both = self.raised([*routed, *explained(self.bank, self.router.config, asked.of(row), missing)], said)
             rows.append(sorted(both, key=lambda r: (-r.score, r.ordinal))[:k])
         return rows
 

@@ -8,11 +8,14 @@ Shapes: B rows, T tokens, H heads, D head dim, C chunks, W routing-key width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -44,6 +47,9 @@ class Ranked:
     best_chunk: int
 
 
+ChunkScores = Callable[[Sequence[int]], list[NDArray[np.float32]]]  # of documents by ordinal: [C] of their chunks
+
+
 class RouteSink(Sink):
     """Collects routing queries layer by layer and ends the forward before the deepest layer's attention."""
 
@@ -72,6 +78,10 @@ class SharedQueries(NamedTuple):
     queries: Tensor
     shares: Tensor
     votes: Tensor
+
+    def of(self, row: int) -> Tensor:
+        """The layers' shares [L, T, W] of one row, of the tokens that vote."""
+        return self.shares[:, row][:, self.votes[row]]
 
 
 def shared_queries(
@@ -172,6 +182,29 @@ def explained(
         ranked.append(Ranked(ordinal, score, dict(zip(config.layers, by_layer, strict=True)), chunk))
         first += length
     return ranked
+
+
+def chunks_of(bank: BankHandle, asked: SharedQueries) -> list[ChunkScores]:
+    """For each row, what scores every chunk of any documents."""
+
+    def scores(shares: Tensor, ordinals: Sequence[int]) -> list[NDArray[np.float32]]:
+        rows = bank.key_rows(ordinals, "shared") if ordinals else []
+        return [(shares @ keys.to(shares).T).sum(0).amax(0).cpu().numpy() for keys in rows]
+
+    return [partial(scores, asked.of(row)) for row in range(asked.votes.shape[0])]
+
+
+def routed_chunks_of(bank: BankHandle, config: RoutingConfig, source: BankSource, votes: Tensor) -> list[ChunkScores]:
+    """The same of a prefill that routed per layer: the layers' mean."""
+
+    def scores(row: int, ordinals: Sequence[int]) -> list[NDArray[np.float32]]:
+        layers = [
+            _chunk_scores(bank, config, list(ordinals), layer, queries[row : row + 1], votes[row : row + 1])
+            for layer, queries in (source.queries.items() if ordinals else ())
+        ]
+        return [torch.stack([part.cpu() for part in parts]).mean(0).numpy() for parts in zip(*layers, strict=True)]
+
+    return [partial(scores, row) for row in range(votes.shape[0])]
 
 
 def rank_routed(

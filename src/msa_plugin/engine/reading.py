@@ -25,16 +25,21 @@ from msa_plugin.config import ContentConfig, ReadingMode
 from msa_plugin.engine.assembly import BankSource, Span, TemplateHead, encode_head
 from msa_plugin.engine.encoder import pad_left
 from msa_plugin.errors import InvalidQueryError
+from msa_plugin.types import Passage
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """The part of a document that is read: its text, and the token range [start, stop) it was cut from."""
+    """The part of a document that is read: its text in a prompt, and the token range [start, stop) it was cut from.
+
+    `passage` is the same as users see it, where it was cut as one.
+    """
 
     ordinal: int
     text: str
     start: int
     stop: int
+    passage: Passage | None = None
 
 
 @dataclass(frozen=True)

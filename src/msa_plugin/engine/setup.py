@@ -64,6 +64,16 @@ def batch_tokens(config: MemoryConfig, device: torch.device) -> int:
     return 1024 if device.type == "cpu" else 16384
 
 
+WHOLE_DOCUMENTS = 1536  # tokens in the prompt of a model that writes document ids, and reads them in one piece
+
+
+def context_tokens(config: MemoryConfig, device: torch.device) -> int:
+    """Tokens of passages that an answer is read from: what was asked for, else what pays where it was measured."""
+    if config.context_tokens is not None:
+        return config.context_tokens
+    return 512 if device.type == "cpu" else 1536
+
+
 def check_kernels(config: MemoryConfig, routing: RoutingConfig, device: torch.device) -> None:
     """Raises ConfigError where Triton's kernels are insisted on and cannot run."""
     if config.kernels != "triton":

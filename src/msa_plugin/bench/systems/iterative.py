@@ -140,7 +140,7 @@ class Decomposed(Iterative):
         )
         room = self.backbone.spec.max_positions - used - QUERY_TOKENS - len(passages)
         rows = self.backbone.tokenize_batch(passages) if passages else []
-        budget = max(0, min(room, self.workspace.opened.config.context_tokens))
+        budget = max(0, min(room, self.workspace.engine.context_tokens))
         granted = allowances([len(ids) for ids in rows], budget)
         return [
             text if size >= len(ids) else self.backbone.detokenize(ids[:size]).strip("\ufffd")

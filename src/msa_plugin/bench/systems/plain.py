@@ -97,7 +97,7 @@ class FullContext:
         engine = wide.engine
         for question in questions:
             asked = len(engine.backbone.tokenize(prompts.question_part(question, briefly=True)))
-            self._check(engine, engine.config.context_tokens, asked)
+            self._check(engine, engine.context_tokens, asked)
         return [wide.read([question], [ids])[0] for question in questions]
 
     def close(self) -> None:

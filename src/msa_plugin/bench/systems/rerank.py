@@ -92,7 +92,7 @@ class Likelihood:
 
     def __init__(self, engine: Engine) -> None:
         """`engine` supplies the backbone and the sizes."""
-        self.backbone, self.config = engine.backbone, engine.config
+        self.backbone, self.context_tokens = engine.backbone, engine.context_tokens
         self.batch_tokens = engine.batch_tokens
         before, after = prompts.question_of()
         frame = prompts.conversation(self.backbone.tokenizer, [{"role": "user", "content": ""}])
@@ -121,7 +121,7 @@ class Likelihood:
     def rows(self, asked: list[int], passages: list[str]) -> list[list[int]]:
         """The prompt of each passage, as token ids, up to where the model would start to write the question."""
         longest = self.backbone.spec.max_positions - len(self.head) - len(self.tail) - len(asked)
-        room = max(0, min(self.config.context_tokens, longest))
+        room = max(0, min(self.context_tokens, longest))
         return [self.head + ids[:room] + self.tail for ids in self.backbone.tokenize_batch(passages)]
 
     def _batch(self, rows: list[list[int]], asked: list[int]) -> list[float]:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from msa_plugin.bank.documents import StoredDocument
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.config import GenerationConfig, InterleaveConfig, RoutingConfig
-from msa_plugin.engine.answering import Events
+from msa_plugin.engine.answering import Events, source
 from msa_plugin.engine.assembly import BankSource, Span
+from msa_plugin.engine.excerpts import Excerpts, all_of
 from msa_plugin.engine.generate import Sampler, TextStream
 from msa_plugin.engine.generative.ids import Ids, Menu
 from msa_plugin.engine.generative.scheduler import Prefill, Scheduler, Started
@@ -23,12 +23,9 @@ from msa_plugin.engine.generative.wire import Transcript, Wire
 from msa_plugin.engine.numbering import Numbering
 from msa_plugin.engine.per_layer import LayerRouting
 from msa_plugin.engine.ranking import Ranked, score_routed
-from msa_plugin.engine.reading import Excerpt
 from msa_plugin.engine.resume import Earlier, kept_rows
 from msa_plugin.events import DocumentsFetched, RetrievalEnded
 from msa_plugin.types import Answer, Source, Trace
-
-Cut = Callable[[Sequence[Ranked], int], tuple[list[Excerpt], dict[int, StoredDocument]]]
 
 
 @dataclass(frozen=True)
@@ -50,9 +47,9 @@ class RowRouting:
 class Library:
     """The documents of one call: which may be named, and their text, cut to a budget."""
 
-    def __init__(self, bank: BankHandle, ids: Ids, cut: Cut) -> None:
-        """`cut` fits ranked documents to a number of tokens."""
-        self.bank, self.ids, self._cut = bank, ids, cut
+    def __init__(self, bank: BankHandle, ids: Ids, excerpts: Excerpts) -> None:
+        """`excerpts` fit ranked documents to a number of tokens."""
+        self.bank, self.ids, self._excerpts = bank, ids, excerpts
 
     def menu(self, routed: Sequence[int], known: dict[int, int]) -> Menu:
         """See `Ids.menu`."""
@@ -62,15 +59,13 @@ class Library:
         """The user's ids."""
         return [d.id for d in self.bank.documents(ordinals)]
 
-    def fetch(self, ranked: Sequence[Ranked], tokens: int, round: int) -> tuple[list[Source], list[int], int]:
-        """Sources within a budget of `tokens`, best first, with their ordinals and how many tokens they have."""
-        excerpts, stored = self._cut(ranked, tokens)
+    def fetch(self, ranked: Sequence[Ranked], tokens: int, round: int) -> tuple[list[Source], dict[int, str], int]:
+        """Sources within a budget of `tokens`, best first; what is read of each ordinal; how many tokens that has."""
+        excerpts = self._excerpts.cut(ranked, tokens)
+        documents = {d.ordinal: d for d in self._excerpts.documents(ranked)}
         scores = {r.ordinal: r.score for r in ranked}
-        sources = []
-        for excerpt in excerpts:
-            d = stored[excerpt.ordinal]
-            sources.append(Source(d.id, scores[d.ordinal], round, excerpt.text, d.title, d.metadata))
-        return sources, [e.ordinal for e in excerpts], sum(e.stop - e.start for e in excerpts)
+        sources = [source(documents[e.ordinal], e.passage, scores[e.ordinal], round) for e in excerpts]
+        return sources, {e.ordinal: e.text for e in excerpts}, sum(e.stop - e.start for e in excerpts)
 
 
 class Generative:
@@ -81,12 +76,12 @@ class Generative:
         layers: LayerRouting,
         bank: BankHandle,
         numbering: Numbering,
-        cut: Cut,
+        excerpts: Callable[[], Excerpts],
         context_tokens: int,
         abilities: tuple[str, ...],
     ) -> None:
         """`layers` runs the prefills; `context_tokens` bounds the documents in one question's prompt."""
-        self.layers, self.bank, self.numbering, self.cut = layers, bank, numbering, cut
+        self.layers, self.bank, self.numbering, self.excerpts = layers, bank, numbering, excerpts
         self.context_tokens, self.abilities = context_tokens, abilities
         self.backbone = layers.backbone
         self.wire = Wire(self.backbone, layers.lora)
@@ -95,7 +90,7 @@ class Generative:
         self, questions: Sequence[str], selection: Selected, generation: GenerationConfig, rounds: InterleaveConfig
     ) -> Events:
         """Answer a batch; yields (row, event), (row, text piece) and (row, Answer) as they come."""
-        library = Library(self.bank, Ids(self.numbering, selection), self.cut)
+        library = Library(self.bank, Ids(self.numbering, selection), self.excerpts())
         conversations = [
             self._conversation(row, question, library, generation, rounds) for row, question in enumerate(questions)
         ]
@@ -113,15 +108,14 @@ class Generative:
         generation: GenerationConfig,
     ) -> Events:
         """Answer a batch from documents that were `given`, best first, as if one round had fetched them."""
-        library = Library(self.bank, Ids(self.numbering, selection), self.cut)
+        library = Library(self.bank, Ids(self.numbering, selection), self.excerpts())
         conversations = []
         for row, (question, ranked) in enumerate(zip(questions, given, strict=True)):
             one = self._conversation(row, question, library, generation, InterleaveConfig())
-            one.sources, ordinals, _ = library.fetch(ranked, self.context_tokens, 1)
-            one.known = {o: self.numbering.number(o) for o in ordinals}
-            if ordinals:
-                texts = [source.text for source in one.sources]
-                one.transcript.add(dict(zip(one.known.values(), texts, strict=True)))
+            one.sources, texts, _ = library.fetch(ranked, self.context_tokens, 1)
+            one.known = {o: self.numbering.number(o) for o in texts}
+            if texts:
+                one.transcript.add({one.known[o]: text for o, text in texts.items()})
             one.final, one.ended = True, "given"
             conversations.append(one)
             yield row, DocumentsFetched(1, tuple(one.sources))
@@ -180,7 +174,7 @@ class Generative:
         stored = {d.ordinal: d for d in self.bank.documents(latent)}
         if not sources and one.routed is not None:  # nothing was fetched: it was answered from latents alone
             read = [(stored[r.ordinal], r.score) for r in one.routed.ranked]
-            sources = tuple(Source(d.id, score, 1, d.text, d.title, d.metadata) for d, score in read)
+            sources = tuple(source(d, all_of(d, score), score, 1) for d, score in read)
         trace = Trace(
             mode="latent",
             abilities=self.abilities,

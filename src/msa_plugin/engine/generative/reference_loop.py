@@ -13,14 +13,15 @@ from msa_plugin.backbone.attention import Pass
 from msa_plugin.bank.documents import StoredDocument
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.config import GenerationConfig
-from msa_plugin.engine.answering import Events
+from msa_plugin.engine.answering import Events, source
 from msa_plugin.engine.assembly import TemplateHead, encode_head
+from msa_plugin.engine.excerpts import all_of
 from msa_plugin.engine.generate import Sampler
 from msa_plugin.engine.generative import reference_text
 from msa_plugin.engine.generative.compat import ReferenceCall, ReferencePass, Start
 from msa_plugin.engine.numbering import FIRST_ORDINAL
 from msa_plugin.engine.per_layer import LayerRouting
-from msa_plugin.types import Answer, Round, Source, Trace
+from msa_plugin.types import Answer, Round, Trace
 
 # The reference has no limit and can loop for ever (golden spec 6.6, scenario 4).
 MAX_CALLS = 32
@@ -132,5 +133,5 @@ class ReferenceLoop:
             interleave="reference",
             ids="global",
         )
-        sources = (Source(d.id, 0.0, at, prompts.document_text(d.title, d.text), d.title, d.metadata) for d, at in read)
+        sources = (source(d, all_of(d, 0.0), 0.0, at) for d, at in read)
         return Answer(text, tuple(sources), trace)

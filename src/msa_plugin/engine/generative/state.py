@@ -43,7 +43,7 @@ class Shelf(Protocol):
     def name(self, ordinals: Sequence[int]) -> list[str]:
         """The user's ids."""
 
-    def fetch(self, ranked: Sequence[Ranked], tokens: int, round: int) -> tuple[list[Source], list[int], int]:
+    def fetch(self, ranked: Sequence[Ranked], tokens: int, round: int) -> tuple[list[Source], dict[int, str], int]:
         """Sources cut to a budget of `tokens`, their ordinals in the same order, and the tokens they have."""
 
 
@@ -162,15 +162,14 @@ class Conversation:
             yield from self._fetch(new, named, number)
 
     def _fetch(self, new: Sequence[Ranked], named: dict[int, int], number: int) -> Iterator[Step]:
-        sources, ordinals, tokens = self.shelf.fetch(new, self.budget, number)
+        sources, texts, tokens = self.shelf.fetch(new, self.budget, number)
         self.budget -= tokens
-        if not ordinals:
+        if not texts:
             yield self._end("budget")
             self._conclude()
             return
         self.sources += sources
-        self.known |= {o: named[o] for o in ordinals}
-        texts = {o: source.text for o, source in zip(ordinals, sources, strict=True)}
+        self.known |= {o: named[o] for o in texts}
         self.transcript.add({n: texts[o] for o, n in named.items() if o in texts})
         yield DocumentsFetched(number, tuple(sources))
         self.phase = Phase.PREFILL
