@@ -33,10 +33,11 @@ def count(k: int) -> int:
         raise InvalidQueryError(f"k must be a whole number, not {k!r}") from error
 
 
-def check_by(by: object) -> None:
-    """Raises InvalidQueryError for what hits cannot be."""
+def passages_wanted(by: object) -> bool:
+    """Whether hits are to be passages. Raises InvalidQueryError for what they cannot be."""
     if by not in get_args(By):
         raise InvalidQueryError(f"by is 'document' or 'passage', not {by!r}")
+    return by == "passage"
 
 
 def check_messages(messages: object) -> list[Mapping[str, str]]:

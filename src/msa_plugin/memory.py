@@ -14,7 +14,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
-from msa_plugin.arguments import By, answer_settings, check_by, check_messages, count, generation_settings, id_list
+from msa_plugin.arguments import (
+    By,
+    answer_settings,
+    check_messages,
+    count,
+    generation_settings,
+    id_list,
+    passages_wanted,
+)
 from msa_plugin.async_twins import AsyncTwins
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
@@ -205,20 +213,19 @@ class LatentMemory(Namespaces, AsyncTwins):
     ) -> Hits | list[Hits]:
         """The `k` best documents for a question (or for each of several), best first; fewer when there are fewer.
 
-        Each has its best `passages`. `by="passage"` gives the `k` best passages of the `k` best documents instead, as
-        hits of their own (see `Hit`): a long document may come several times.
+        Each has its best `passages`. `by="passage"` gives the `k` best passages of the `k` best documents (see `Hit`).
         `filter` (a mapping over metadata, or a function of it) applies before the k best are taken. Of a cluster,
         `missed_shards` of the list says which shards were lost and left out (`on_lost="partial"`).
         Raises InvalidQueryError for a blank question, a bad filter, k < 1 or another `by`.
         """
         questions = self._questions(question)
-        check_by(by)
         k = self._engine.top_k if k is None else count(k)
+        passages = k if passages_wanted(by) else None
         selection = self._bank.select(self.namespace, filter, below=self.below)
         if not questions:
             return []
         ranking = self._engine.rank(questions, k, selection)
-        rows = [Hits(row) for row in self._engine.hits(questions, ranking, k if by == "passage" else None)]
+        rows = [Hits(row) for row in self._engine.hits(questions, ranking, passages)]
         for row in rows:
             row.missed_shards = selection.missed
         return rows[0] if isinstance(question, str) else rows
