@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from msa_plugin.cli import bench_compare, bench_growth
+from msa_plugin.cli.bench_mteb import mteb
 from msa_plugin.cli.options import AdapterPath, Json, Model
 from msa_plugin.cli.output import Output, seconds, size
 
 app = typer.Typer(help="Measure, in ratios taken in one run.", no_args_is_help=True, rich_markup_mode=None)
 bench_compare.register(app)
 bench_growth.register(app)
+app.command()(mteb)
 Repeats = Annotated[int, typer.Option(help="Interleaved repetitions; medians are reported.", min=1)]
 
 
