@@ -19,7 +19,7 @@ class MSASearch:
     """`mteb.evaluate(MSASearch(memory), task)`.
 
     Each task, subset and split has a namespace of its own within the memory's, so that one bank serves many; a corpus
-    that is there already is not encoded again, and what is no longer in it is deleted. A passage without text is left out.
+    that is there already is not encoded again, and what is no longer in it is deleted. Passages without text stay out.
     Where mteb names candidates (reranking), only these are ranked. Questions longer than a window keep their beginning.
     """
 
