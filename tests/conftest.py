@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.cache import cache_dir
 from msa_plugin.backbone.cpu import avoid_faulty_amx
-from msa_plugin.backbone.loading import cache_dir
 from msa_plugin.memory import LatentMemory
 from tiny import tiny_adapter, tiny_backbone
 

@@ -13,6 +13,17 @@ def one(path, **options):
     return Document.of(document)  # what comes out can always be stored
 
 
+def skipped(*paths, **options):
+    """Ids of what was read, and what was left out and why."""
+    skips = []
+    return [d.id for d in read_paths(paths, on_skip=lambda *skip: skips.append(skip), **options)], skips
+
+
+def about(path, **metadata):
+    """The metadata of a document of `path`."""
+    return {"source": str(path), "msa_file": path.resolve().as_posix(), **metadata}
+
+
 def write(path, data):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data if isinstance(data, bytes) else data.encode())

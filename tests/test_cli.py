@@ -1,5 +1,6 @@
 """The command line: results on stdout, notes on stderr, exit codes, help."""
 
+# ruff: noqa: F811 - fixtures are imported
 from __future__ import annotations
 
 import errno
@@ -11,79 +12,24 @@ from pathlib import Path
 
 import pytest
 
+from cli_fixtures import filled, msa, process, saved, where  # noqa: F401 - fixtures
 from facade import about, topics
 from msa_plugin import __version__
-from msa_plugin.cli import main
 from msa_plugin.cli.output import size
 from msa_plugin.memory import LatentMemory
-from tiny import tiny_adapter, tiny_backbone
 
 COMMANDS = [
-    ("add",), ("ask",), ("retrieve",), ("delete",), ("calibrate",), ("demo",),
+    ("add",), ("ask",), ("retrieve",), ("shell",), ("delete",), ("calibrate",), ("demo",),
     ("bank", "info"), ("bank", "verify"), ("bank", "compact"), ("bank", "snapshot"),
     ("bench", "encode"), ("bench", "route"), ("bench", "read"), ("bench", "open"),
     ("bench", "interleave"), ("bench", "content"), ("bench", "ids"),
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory):
-    """A tiny model and an adapter for it, as folders."""
-    folder = tmp_path_factory.mktemp("saved")
-    backbone = tiny_backbone()
-    backbone.model.save_pretrained(folder / "model")
-    backbone.tokenizer.save_pretrained(folder / "model")
-    tiny_adapter(backbone).save(folder / "adapter")
-    return folder
-
-
-@pytest.fixture
-def where(tmp_path, saved, monkeypatch):
-    """A working folder in which the tiny model is the one that commands use."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("MSA_BANK", "MSA_MODEL", "MSA_ADAPTER"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MSA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("MSA_MODEL", str(saved / "model"))
-    monkeypatch.setenv("MSA_ADAPTER", str(saved / "adapter"))
-    return tmp_path
-
-
-@pytest.fixture
-def msa(where, monkeypatch, capsys):
-    """Run a command; returns exit code, stdout and stderr."""
-
-    def run(*arguments, stdin=b""):
-        monkeypatch.setattr(sys, "argv", ["msa", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exited:
-            main()
-            raise SystemExit(0)
-        out, err = capsys.readouterr()
-        return exited.value.code or 0, out, err
-
-    return run
-
-
-@pytest.fixture
-def filled(msa, where):
-    """The same, with three documents in ./bank."""
-    lines = [json.dumps({**d, "metadata": {"number": n}}) for n, d in enumerate(topics(3))]
-    (where / "docs.jsonl").write_text("\n".join(lines))
-    assert msa("add", "docs.jsonl")[0] == 0
-    return msa
-
-
-def process(*arguments, **options):
-    code = "import sys; from msa_plugin.cli import main; sys.argv[0] = 'msa'; main()"
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, timeout=300, **options)
-
-
 def test_add_takes_files_folders_and_standard_input(msa, where):
     (where / "docs").mkdir()
     (where / "docs" / "b.md").write_text("# Bees\n\n" + about("beekeeping"))
-    (where / "docs" / "c.csv").write_text("not read")
+    (where / "docs" / "c.csv").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\xff\xfe\xfd not read")
     (where / "a.txt").write_text(about("violin"))
     code, out, err = msa("add", "a.txt", "docs", "-", "--json", stdin=about("glacier").encode())
     report = json.loads(out)
@@ -218,7 +164,12 @@ def test_benchmarks_give_their_numbers(msa):
         ["add", "docs.jsonl", "--reading", "aloud"],
         ["add", "-", "--stdin-format", "xml"],
         ["retrieve", "x", "-k", "0"],
+        ["retrieve", "x", "-k", "-3"],
         ["retrieve", " "],
+        ["ask", ""],
+        ["ask", "x", "--reading", "latend"],
+        ["demo", "--reading", "aloud"],
+        ["add", "docs.jsonl", "--encoding", "martian"],
         ["retrieve", "x", "--filter", "{"],
         ["retrieve", "x", "--filter", "[]"],
         ["retrieve", "x", "--filter", '{"$no": 1}'],
@@ -253,6 +204,10 @@ def test_wrong_use_exits_with_two(filled, arguments):
         ["bank", "compact", "--bank", "nowhere"],
         ["bank", "snapshot", "s", "--bank", "nowhere"],
         ["ask", "x", "--namespace", "empty"],
+        ["ask", "x", "--snapshot", "nobody"],
+        ["retrieve", "x", "--snapshot", "nobody"],
+        ["shell", "--bank", "nowhere"],
+        ["shell", "--namespace", "empty"],
         ["add", "docs.jsonl", "--model", "./nowhere"],
         ["add", "docs.jsonl", "--adapter", "nowhere"],
         ["retrieve", "x", "--reading", "kv"],

@@ -3,23 +3,27 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import sys
 import time
 import types
+from pathlib import Path
+from random import Random
+from typing import ClassVar
 
 import pytest
 
-from ingest_files import lines, one, write
+from ingest_files import about, lines, one, skipped, write
 from msa_plugin.errors import IngestError
 from msa_plugin.ingest import read_paths
-from msa_plugin.plaintext import html_to_text
+from msa_plugin.ingest.markup import html_to_text
 from msa_plugin.types import Document
 
 
 class TestFiles:
     def test_text_file(self, tmp_path):
         path = write(tmp_path / "notes.TXT", "Hello\r\nthere\n")
-        assert one(path) == Document("notes.TXT", "Hello\nthere\n", "notes", {"source": str(path)})
+        assert one(path) == Document("notes.TXT", "Hello\nthere\n", "notes", about(path))
 
     def test_a_single_path_is_not_a_list_of_letters(self, tmp_path):
         path = write(tmp_path / "a.txt", "x")
@@ -41,15 +45,38 @@ class TestFiles:
         document = one(write(tmp_path / "page.md", text))
         assert (document.title, document.text) == (title, text)
 
-    def test_folder_order_ids_and_sources(self, tmp_path, caplog):
-        for name in ("b.txt", "a/z.md", "a/b/c.htm", "a.txt", ".hidden.txt", ".git/x.txt", "x.png", "LICENSE"):
+    def test_folder_order_ids_and_sources(self, tmp_path):
+        for name in ("b.txt", "a/z.md", "a/b/c.htm", "a.txt", ".hidden.txt", ".git/x.txt", "LICENSE", "t.csv", "p.py"):
             write(tmp_path / name, "text")
-        skips = []
-        found = list(read_paths([tmp_path], on_skip=lambda *skip: skips.append(skip)))
-        assert [d.id for d in found] == ["a.txt", "b.txt", "a/z.md", "a/b/c.htm"]
-        assert found[2].metadata == {"source": str(tmp_path / "a" / "z.md")}
-        assert [path for path, _ in skips] == [str(tmp_path / "LICENSE"), str(tmp_path / "x.png")]
-        assert "skipped 2 files of unsupported types (1 .png, 1 no extension)" in caplog.text
+        found = list(read_paths([tmp_path]))
+        assert [d.id for d in found] == ["LICENSE", "a.txt", "b.txt", "p.py", "t.csv", "a/z.md", "a/b/c.htm"]
+        assert found[5].metadata == about(tmp_path / "a" / "z.md")
+        assert [d.title for d in found][:4] == ["LICENSE", "a", "b", "p"]
+
+    def test_what_is_not_text_is_refused_whatever_its_name(self, tmp_path, caplog):
+        png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + Random(0).randbytes(3000)
+        for name in ("a.png", "b.txt", "c", "d.html", "e.jsonl"):
+            write(tmp_path / name, png)
+        write(tmp_path / "zip.txt", b"PK\x03\x04\x14\0\0\0\x08\0" + Random(1).randbytes(200))
+        write(tmp_path / "zeros.md", bytes(500))
+        found, skips = skipped(tmp_path)
+        assert found == [] and [Path(path).name for path, _ in skips] == sorted(p.name for p in tmp_path.iterdir())
+        assert {reason for _, reason in skips} == {"is not text; convert it to text, Markdown, HTML or PDF"}
+        assert (
+            "skipped 7 files that are not text (1 .html, 1 .jsonl, 1 .md, 1 .png, 2 .txt, 1 without ext" in caplog.text
+        )
+        with pytest.raises(IngestError, match=r"a\.png is not text"):
+            one(tmp_path / "a.png", strict=True)
+
+    def test_a_title_of_restructured_text(self, tmp_path):
+        for text, title in {
+            "\nThe title\n=========\n\nmore\n----\n": "The title",
+            "=====\nAbove\n=====\n": "Above",
+            "no\n==\nshort\n==\n": "no",
+            "a\n\n----\n\nb": "page",
+            "text only": "page",
+        }.items():
+            assert one(write(tmp_path / "page.rst", text)).title == title
 
     def test_folder_without_anything_readable(self, tmp_path):
         skips = []
@@ -62,14 +89,17 @@ class TestFiles:
         skips = []
         assert list(read_paths([tmp_path], on_skip=lambda *skip: skips.append(skip))) == []
         assert [path for path, _ in skips] == [str(tmp_path / name) for name in ("a.txt", "b.md", "c.html", "d.jsonl")]
+        assert list(read_paths([tmp_path])) == []  # logged, where nobody is told
         assert all(name in caplog.text for name in ("a.txt", "b.md", "c.html", "d.jsonl"))
 
     def test_every_named_path_is_checked_before_anything_is_read(self, tmp_path):
         good = write(tmp_path / "a.txt", "x")
         with pytest.raises(IngestError, match=r"typo\.txt does not exist"):
             read_paths([good, tmp_path / "typo.txt"])
-        with pytest.raises(IngestError, match=r"x\.docx: this file type is not supported; convert it to one of \.txt"):
-            read_paths([good, write(tmp_path / "x.docx", "x")])
+        with pytest.raises(IngestError, match=r"no encoding of text is called 'uft-8'; did you mean 'utf-8'"):
+            read_paths([good], encoding="uft-8")
+        with pytest.raises(IngestError, match="'text' or 'jsonl', not 'xml'"):
+            read_paths([good], stdin_format="xml")
 
     def test_a_path_that_the_system_refuses(self):
         with pytest.raises(IngestError, match="cannot be read"):
@@ -88,7 +118,7 @@ class TestFiles:
     def test_unreadable_file_by_permission(self, tmp_path):
         write(tmp_path / "a.txt", "x").chmod(0)
         with pytest.raises(IngestError, match="Permission denied"):
-            one(tmp_path / "a.txt")
+            one(tmp_path / "a.txt", strict=True)
 
     def test_unreadable_file(self, tmp_path, monkeypatch):
         bad, good = write(tmp_path / "a.txt", "x"), write(tmp_path / "b.txt", "y")
@@ -103,27 +133,71 @@ class TestFiles:
         with pytest.raises(
             IngestError, match=r"a\.txt cannot be read \(Permission denied\); check the path and its permissions"
         ):
-            one(bad)
+            one(bad, strict=True)
         skips = []
         assert [d.id for d in read_paths([tmp_path], on_skip=lambda *skip: skips.append(skip))] == [good.name]
         assert skips == [(str(bad), "cannot be read (Permission denied); check the path and its permissions")]
 
-    def test_file_name_that_is_not_unicode(self, tmp_path):
-        raw = os.fsencode(tmp_path) + b"/caf\xe9.txt"
+    def test_file_names_that_are_not_unicode(self, tmp_path):
         try:
-            with open(raw, "wb") as stream:  # noqa: PTH123
-                stream.write(b"x")
+            for raw in (b"/caf\xe9.txt", b"/caf\xff.txt"):
+                with open(os.fsencode(tmp_path) + raw, "wb") as stream:  # noqa: PTH123
+                    stream.write(b"x")
         except OSError:
             pytest.skip("the file system refuses such names")
-        assert one(tmp_path).id == "caf\ufffd.txt"
+        found = list(map(Document.of, read_paths([tmp_path])))
+        assert [d.id for d in found] == ["caf\\xe9.txt", "caf\\xff.txt"]
+        assert found[0].metadata["msa_file"].endswith("/caf\\xe9.txt")
 
     def test_reading_is_lazy(self, tmp_path):
         write(tmp_path / "a.txt", "x")
         write(tmp_path / "b.jsonl", "broken")
-        documents = read_paths([tmp_path])
+        documents = read_paths([tmp_path], strict=True)
         assert next(documents).id == "a.txt"
         with pytest.raises(IngestError, match="line 1"):
             next(documents)
+
+
+class TestIds:
+    def test_equal_names_in_two_folders(self, tmp_path):
+        for name in ("a/README.md", "b/README.md", "b/only.md", "x/b/README.md"):
+            write(tmp_path / name, name)
+        found = {d.id: d.text for d in read_paths([tmp_path / "a", tmp_path / "b", tmp_path / "x" / "b"])}
+        assert found == {
+            "README.md": "a/README.md",
+            "b/README.md": "b/README.md",
+            "only.md": "b/only.md",
+            "x/b/README.md": "x/b/README.md",
+        }
+
+    def test_a_file_that_is_given_twice_is_read_once(self, tmp_path, monkeypatch):
+        write(tmp_path / "docs" / "sub" / "x.md", "x")
+        monkeypatch.chdir(tmp_path)
+        given = ["docs", "docs/sub", "./docs/sub/x.md", tmp_path / "docs" / ".." / "docs"]
+        assert [d.id for d in read_paths(given)] == ["sub/x.md"]
+
+    def test_lines_without_ids_of_two_files(self, tmp_path):
+        for folder in ("a", "b"):
+            write(tmp_path / folder / "c.jsonl", lines({"text": "x"}, {"id": folder, "text": "y"}, {"text": "z"}))
+        found = [d.id for d in read_paths([tmp_path / "a", tmp_path / "b"])]
+        assert found == ["c.jsonl:1", "a", "c.jsonl:3", "b/c.jsonl:1", "b", "b/c.jsonl:3"]
+
+    def test_two_files_that_share_an_id_are_both_named(self, tmp_path):
+        write(tmp_path / "a.jsonl", lines({"id": "one", "text": "x"}, {"id": "same", "text": "y"}))
+        write(tmp_path / "b.jsonl", lines({"id": "same", "text": "z"}, {"id": "two", "text": "x"}))
+        found, skips = skipped(tmp_path)
+        assert found == ["one", "same", "two"]
+        source = tmp_path / "a.jsonl"
+        reason = f"its id 'same' is that of {source}, line 2, too; give one of them another id"
+        assert skips == [(f"{tmp_path / 'b.jsonl'}:1", reason)]
+        with pytest.raises(IngestError, match=r"b\.jsonl, line 1: its id 'same' is that of .*a\.jsonl, line 2"):
+            list(read_paths([tmp_path], strict=True))
+
+    def test_a_record_that_has_a_files_id(self, tmp_path):
+        write(tmp_path / "a.jsonl", lines({"id": "b.txt", "text": "record"}))
+        write(tmp_path / "b.txt", "file")
+        found = {d.id: d.text for d in read_paths([tmp_path])}
+        assert found == {"b.txt": "record", f"{tmp_path.name}/b.txt": "file"}
 
 
 class TestLinks:
@@ -179,12 +253,47 @@ class TestDecoding:
         assert one(path).text == "real \ufffd caf\ufffd and \ufffd."
         assert f"{path}: not valid utf-8 at byte 12; 2 characters of the file were replaced" in caplog.text
         with pytest.raises(IngestError, match="not valid utf-8 at byte 12"):
-            one(path, encoding_errors="strict")
+            one(path, encoding_errors="strict", strict=True)
+        [(_, reason)] = skipped(path, encoding_errors="strict")[1]
+        assert reason.startswith("is not valid utf-8 at byte 12")
+
+    TEXTS: ClassVar = {
+        "cp1252": "Grüße – “schöne” Häuser, 5 €. Über die Straße ging ein Bär.",
+        "latin-1": "Les élèves étaient très contents d'être là où ça se passait.",
+        "cp1251": "Все люди рождаются свободными и равными в своем достоинстве и правах.",
+        "koi8-r": "Все люди рождаются свободными и равными в своем достоинстве и правах.",
+        "cp1253": "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα.",
+        "shift_jis": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。",
+        "gb2312": "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。",
+        "utf-16-le": "Grüße, plain text in two bytes per character.",
+        "utf-16-be": "Все люди рождаются свободными и равными.",
+        "utf-32-le": "four bytes per character, é",
+    }
+
+    @pytest.mark.parametrize("encoding", TEXTS)
+    def test_encodings_are_found_out(self, tmp_path, encoding, caplog):
+        text = self.TEXTS[encoding]
+        assert one(write(tmp_path / "a.txt", (text * 3).encode(encoding))).text == text * 3
+        assert one(write(tmp_path / "b.jsonl", f'{{"text": "{text}"}}\n'.encode(encoding))).text == text
+        plain = "ASCII alone for a while.\n" * 50_000  # more than a block, before the first byte that tells
+        if not encoding.startswith("utf"):
+            assert one(write(tmp_path / "c.txt", (plain + text).encode(encoding))).text == plain + text
+        assert not caplog.records
+
+    def test_an_encoding_that_is_forced(self, tmp_path):
+        path = write(tmp_path / "a.txt", "naïve Łódź".encode("iso8859-2", "ignore"))
+        assert one(path, encoding="ISO-8859-2").text == "nave Łódź"
+        assert one(write(tmp_path / "b.txt", "é".encode()), encoding="latin-1").text == "Ã©"
+        assert one(write(tmp_path / "c.txt", "\ufeffé".encode()), encoding="utf8").text == "é"
+        assert one(write(tmp_path / "d.txt", "é".encode("utf-16")), encoding="utf-16").text == "é"
+        for wrong in ("rot13", "base64", "idna", "no such", ""):
+            with pytest.raises(IngestError, match="no encoding of text is called"):
+                read_paths([path], encoding=wrong)
 
     def test_blocks_may_cut_characters_and_line_breaks(self, tmp_path, monkeypatch, caplog):
         text = "añ🎈\r\nb\x0cc"
         for size in range(4, 12):
-            monkeypatch.setattr("msa_plugin.plaintext._BLOCK", size)
+            monkeypatch.setattr("msa_plugin.ingest.decoding._BLOCK", size)
             for encoding in ("utf-8", "utf-8-sig", "utf-16"):
                 assert one(write(tmp_path / "a.txt", text.encode(encoding))).text == "añ🎈\nb\nc"
         assert not caplog.records
@@ -244,6 +353,42 @@ class TestHtml:
         text = one(write(tmp_path / "p.html", "a&#1;b&#x7f;c&#0;")).text
         assert "".join(c for c in text if c.isprintable()) == text
 
+    @pytest.mark.parametrize(
+        ("declared", "codec", "text"),
+        [
+            ("windows-1251", "cp1251", "Привет, мир"),
+            ("gb2312", "gbk", "你好，世界镕"),
+            ("Shift_JIS", "cp932", "こんにちは①"),
+            ("iso-8859-1", "cp1252", "café – 5 €"),
+            ("euc-kr", "cp949", "안녕하세요"),
+            ("utf-8", "utf-8", "Grüße"),
+        ],
+    )
+    def test_a_page_that_declares_its_encoding(self, tmp_path, declared, codec, text, caplog):
+        for head in (
+            f'<meta charset="{declared}">',
+            f"<META http-equiv=Content-Type content='text/html; charset={declared}'>",
+            f'<?xml version="1.0" encoding="{declared}"?>',
+            f'<!-- <meta charset="utf-7"> --><meta charset={declared} />',
+        ):
+            page = f"{head}<title>{text}</title><p>{text}</p>".encode(codec)
+            document = one(write(tmp_path / "p.html", page))
+            assert (document.title, document.text) == (text, text)
+        assert not caplog.records
+
+    def test_a_page_in_another_encoding_than_it_says(self, tmp_path):
+        said = '<meta charset="{}"><p>{}</p>'
+        text = "Grüße aus Köln"
+        assert one(write(tmp_path / "a.html", said.format("utf-8", text).encode("cp1252"))).text == text
+        assert one(write(tmp_path / "b.html", said.format("ascii", text).encode())).text != text  # as in browsers
+        assert one(write(tmp_path / "c.html", said.format("iso-8859-7", "ñandú®").encode())).text == "ñandú®"
+        assert one(write(tmp_path / "d.html", said.format("martian", text).encode())).text == text
+        assert one(write(tmp_path / "e.html", said.format("utf-16", text).encode())).text == text
+        marked = b"\xef\xbb\xbf" + said.format("cp1251", text).encode()
+        assert one(write(tmp_path / "f.html", marked)).text == text  # a mark counts more than a declaration
+        forced = said.format("utf-8", "жук").encode("koi8-r")
+        assert one(write(tmp_path / "g.html", forced), encoding="koi8-r").text == "жук"
+
 
 class TestJsonl:
     def test_beir_records(self, tmp_path):
@@ -257,8 +402,8 @@ class TestJsonl:
             + lines({"text": "three", "source": "web", "title": None, "metadata": None}),
         )
         first, second, third = map(Document.of, read_paths([path]))
-        assert first == Document("d1", "one", "T", {"source": str(path), "lang": "en", "topic": "x"})
-        assert (second.id, third.id, third.metadata) == ("7", "c.jsonl:5", {"source": "web"})
+        assert first == Document("d1", "one", "T", about(path, lang="en", topic="x"))
+        assert (second.id, third.id, third.metadata) == ("7", "c.jsonl:5", about(path, source="web"))
 
     def test_fields_that_clash_are_reported(self, tmp_path, caplog):
         document = one(write(tmp_path / "c.jsonl", lines({"text": "x", "a": 1, "metadata": {"a": 2}})))
@@ -273,8 +418,11 @@ class TestJsonl:
         "data", [b"\x1f\x8bjunk", b"not gzip", gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:-12]]
     )
     def test_damaged_gzip(self, tmp_path, data):
+        path = write(tmp_path / "c.jsonl.gz", data)
+        [(named, reason)] = skipped(path)[1]
+        assert named == str(path) and reason.startswith("is damaged or could not be read to its end")
         with pytest.raises(IngestError, match="damaged"):
-            list(read_paths([write(tmp_path / "c.jsonl.gz", data)]))
+            list(read_paths([path], strict=True))
 
     @pytest.mark.parametrize(
         ("line", "message"),
@@ -287,13 +435,18 @@ class TestJsonl:
             ('{"text": "x", "_id": true}', "the id must be"),
             ('{"text": "x", "_id": ""}', "the id must be"),
             ('{"text": "x", "n": NaN}', "NaN is not valid JSON"),
+            ('{"text": "x", "n": "\\u0000"}', "metadata holds a NUL"),
+            ('{"text": "x", "id": "\\ud800"}', "id holds invalid Unicode"),
             ('{"text": ' + "[" * 100_000, "nested too deeply|not valid JSON"),
             ('{"text": "x", "n": ' + "9" * 10_000 + "}", "limit|digits"),
         ],
     )
     def test_malformed_lines_name_file_and_line(self, tmp_path, line, message):
-        write(tmp_path / "c.jsonl", lines({"text": "fine"}) + line)
-        documents = read_paths([tmp_path])
+        write(tmp_path / "c.jsonl", lines({"text": "fine"}) + line + "\n" + lines({"text": "the rest"}))
+        found, [(path, reason)] = skipped(tmp_path)
+        assert found == ["c.jsonl:1", "c.jsonl:3"]
+        assert path == f"{tmp_path / 'c.jsonl'}:2" and re.search(message, reason)
+        documents = read_paths([tmp_path], strict=True)
         assert next(documents).text == "fine"
         with pytest.raises(IngestError, match=rf"c\.jsonl, line 2: .*({message})"):
             next(documents)
@@ -308,10 +461,12 @@ class TestJsonl:
         assert one(write(tmp_path / "c.jsonl", '{"text": "a\u2028b"}\r\n')).text == "a\u2028b"
 
     def test_a_line_without_end(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("msa_plugin.plaintext._MAX_LINE", 100)
-        monkeypatch.setattr("msa_plugin.plaintext._BLOCK", 64)
+        monkeypatch.setattr("msa_plugin.ingest.decoding._MAX_LINE", 100)
+        monkeypatch.setattr("msa_plugin.ingest.decoding._BLOCK", 64)
+        path = write(tmp_path / "c.jsonl", lines({"text": "x"}) + "y" * 300)
         with pytest.raises(IngestError, match=r"c\.jsonl, line 2 is over 100 characters"):
-            list(read_paths([write(tmp_path / "c.jsonl", lines({"text": "x"}) + "y" * 300)]))
+            list(read_paths([path], strict=True))
+        assert skipped(path) == (["c.jsonl:1"], [(str(path), "line 2 is over 100 characters; use shorter lines")])
 
     def test_a_large_file_is_read_in_constant_memory(self, tmp_path, monkeypatch):
         path = tmp_path / "big.jsonl"
@@ -320,7 +475,7 @@ class TestJsonl:
                 stream.write(lines({"_id": str(i), "text": "word " * 200}))
         import tracemalloc
 
-        monkeypatch.setattr("msa_plugin.plaintext._BLOCK", 1 << 14)
+        monkeypatch.setattr("msa_plugin.ingest.decoding._BLOCK", 1 << 14)
         tracemalloc.start()
         assert sum(1 for _ in read_paths([path])) == 2000
         peak = tracemalloc.get_traced_memory()[1]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from ingest_files import one, write
+from ingest_files import about, one, skipped, write
 from msa_plugin.errors import IngestError, MissingExtraError
 from msa_plugin.ingest import read_paths
 from msa_plugin.types import Document
@@ -41,23 +41,24 @@ def pdf(*pages):
 class TestPdf:
     @pytest.fixture
     def pypdf(self):
-        logging.getLogger("pypdf").setLevel(logging.CRITICAL)
         return pytest.importorskip("pypdf")
 
     def test_text_and_pages(self, tmp_path, pypdf):
         path = write(tmp_path / "paper.pdf", pdf("First page", "Second page"))
-        assert one(path) == Document(
-            "paper.pdf", "First page\n\nSecond page", "paper", {"source": str(path), "pages": 2}
-        )
+        assert one(path) == Document("paper.pdf", "First page\n\nSecond page", "paper", about(path, pages=2))
 
     def test_missing_extra(self, tmp_path, monkeypatch):
+        path = write(tmp_path / "a.pdf", pdf("x"))
+        write(tmp_path / "b.txt", "fine")
         monkeypatch.setitem(sys.modules, "pypdf", None)
         with pytest.raises(MissingExtraError, match=r"pip install 'msa-plugin\[pdf\]'"):
-            one(write(tmp_path / "a.pdf", pdf("x")))
+            one(path, strict=True)
+        reason = "is a PDF, which needs pypdf; pip install 'msa-plugin[pdf]'"
+        assert skipped(tmp_path) == (["b.txt"], [(str(path), reason)])
 
-    def encrypted(self, pypdf, password):
+    def encrypted(self, pypdf, password, algorithm="RC4-128"):
         writer = pypdf.PdfWriter(clone_from=io.BytesIO(pdf("secret")))
-        writer.encrypt(password, "owner", algorithm="RC4-128")
+        writer.encrypt(password, "owner", algorithm=algorithm)
         out = io.BytesIO()
         writer.write(out)
         return out.getvalue()
@@ -69,11 +70,34 @@ class TestPdf:
             ("junk.pdf", b"%PDF-1.4 junk", "cannot be read as PDF"),
         ]:
             with pytest.raises(IngestError, match=message):
-                one(write(tmp_path / name, data))
+                one(write(tmp_path / name, data), strict=True)
         write(tmp_path / "z.txt", "fine")
         skips = []
         assert [d.id for d in read_paths([tmp_path], on_skip=lambda *skip: skips.append(skip))] == ["z.txt"]
         assert [reason.split(" ")[0] for _, reason in skips] == ["is", "cannot", "has"]
 
-    def test_an_empty_password_is_no_lock(self, tmp_path, pypdf):
-        assert one(write(tmp_path / "a.pdf", self.encrypted(pypdf, ""))).text == "secret"
+    @pytest.mark.parametrize("algorithm", ["RC4-128", "AES-128", "AES-256"])
+    def test_restrictions_alone_are_no_lock(self, tmp_path, pypdf, algorithm):
+        if algorithm != "RC4-128":
+            pytest.importorskip("cryptography")
+        assert one(write(tmp_path / "a.pdf", self.encrypted(pypdf, "", algorithm))).text == "secret"
+        reason = skipped(write(tmp_path / "b.pdf", self.encrypted(pypdf, "key", algorithm)))[1][0][1]
+        assert reason.startswith("is encrypted; save a copy")
+
+    def test_a_missing_cipher_is_not_damage(self, tmp_path, pypdf, monkeypatch):
+        def fails(*args, **kwargs):
+            raise pypdf.errors.DependencyError("cryptography>=3.1 is required for AES algorithm")
+
+        path = write(tmp_path / "a.pdf", pdf("x"))
+        monkeypatch.setattr(pypdf, "PdfReader", fails)
+        reason = "is an encrypted PDF, which needs cryptography; pip install 'msa-plugin[pdf]'"
+        assert skipped(path) == ([], [(str(path), reason)])
+
+    def test_what_pypdf_complains_about_is_told_in_our_words(self, tmp_path, pypdf, caplog):
+        sound = pdf("First page")
+        at = sound.index(b"startxref") + 10
+        path = write(tmp_path / "a.pdf", sound[:at] + b"7\n%%EOF\n")
+        with caplog.at_level(logging.WARNING):
+            assert one(path).text == "First page"
+        assert [record.name for record in caplog.records] == ["msa_plugin.ingest"]
+        assert f"{path}: the PDF is not quite in order (" in caplog.text

@@ -54,4 +54,5 @@ def test_the_corpus_file_can_be_ingested():
     with resources.as_file(resources.files("msa_plugin.data") / "sample_corpus.jsonl") as path:
         read = list(read_paths([path]))
     assert [(d.id, d.title, d.text) for d in read] == [(d.id, d.title, d.text) for d in DOCUMENTS.values()]
-    assert all({**d.metadata, "source": ""} == {**DOCUMENTS[d.id].metadata, "source": ""} for d in read)
+    of_the_file = {"source": "", "msa_file": ""}
+    assert all({**d.metadata, **of_the_file} == {**DOCUMENTS[d.id].metadata, **of_the_file} for d in read)

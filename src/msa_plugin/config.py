@@ -237,7 +237,8 @@ class MemoryConfig(Settings):
 
     `window` (tokens) splits long documents; `batch_tokens` bounds one encoding batch (None: 1,024 on a CPU, whose
     caches hold the states of no more, else 16,384); `segment_bytes` and `segment_documents` bound what is held in
-    memory before it is committed. `context_tokens` is the budget for passages in the prompt (None: 512 on a CPU, whose
+    memory before it is committed, `commit_seconds` how long: a process that is killed loses what it encoded since then,
+    and what it has read ahead. `context_tokens` is the budget for passages in the prompt (None: 512 on a CPU, whose
     time to read them is what an answer takes, 1,536 on a GPU). `instruction` replaces the default system message, which
     asks for short answers.
     `reader` is who answers: `auto` the reader that the adapter was trained with, if it has one and there is no
@@ -271,6 +272,7 @@ class MemoryConfig(Settings):
     batch_questions: int = Field(default=16, gt=0)
     segment_bytes: int = Field(default=64 << 20, gt=0)
     segment_documents: int = Field(default=4096, gt=0)
+    commit_seconds: float = Field(default=5.0, gt=0)
     top_k: int | None = Field(default=None, gt=0)
     cosine: bool | None = None
     compat: bool = False

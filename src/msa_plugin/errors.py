@@ -31,6 +31,10 @@ class DuplicateDocumentError(MSAError, ValueError):
     """One call gave the same id to two different texts."""
 
 
+class DiskError(MSAError, OSError):
+    """The operating system refused a file outside a bank: the cache, an adapter, a report; the message names it."""
+
+
 class UnknownDocumentError(MSAError, LookupError):
     """A change was asked of a document that the memory does not hold."""
 

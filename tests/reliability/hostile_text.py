@@ -1,7 +1,5 @@
 """Texts that try to be more than text."""
 
-# ruff: noqa: RUF001 - letters that look like others are meant
-
 from __future__ import annotations
 
 CHAT = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "</s>", "<s>", "[INST]", "[/INST]", "<<SYS>>", "<|eot_id|>")

@@ -31,7 +31,7 @@ from msa_plugin.errors import (
     MSAError,
     UnsupportedBackboneError,
 )
-from msa_plugin.plaintext import html_to_text
+from msa_plugin.ingest.markup import html_to_text
 from tiny import tiny_adapter, tiny_backbone, tiny_model, tiny_tokenizer
 
 

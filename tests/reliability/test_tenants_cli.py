@@ -10,8 +10,8 @@ import pytest
 import typer.main
 from tenants import ACME, BOLT, BREAKOUTS, GUESSED, QUESTION, leaks, of_acme, of_bolt
 
+from cli_fixtures import msa, saved, where  # noqa: F401 - fixtures
 from msa_plugin.cli.app import app
-from test_cli import msa, saved, where  # noqa: F401 - fixtures
 
 SAYS = json.dumps({**of_acme()[0], "id": "ledger"}).encode()  # word for word what ACME stores under that id
 FILTERS = [json.dumps(f) for f in BREAKOUTS if "\x00" not in str(f)]

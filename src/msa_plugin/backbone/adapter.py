@@ -15,10 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from msa_plugin.backbone.cache import refused
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.router import Router, RouterLayer
 from msa_plugin.config import Abilities, BesideConfig, ContentConfig, LoraConfig, RoutingConfig, Settings, Size
-from msa_plugin.errors import AdapterError, ConfigError
+from msa_plugin.errors import AdapterError, ConfigError, DiskError
 
 # Format 2 is format 1 with LoRA, format 3 one of them with a reader. Each is written only where it is needed, so that
 # earlier packages read what they can.
@@ -102,7 +103,18 @@ class Adapter:
         return self.config.lora is not None and self.config.lora.answers
 
     def save(self, folder: Path) -> None:
-        """Write both files into `folder`, weights first, so that a folder with a config is complete."""
+        """Write both files into `folder`, weights first, so that a folder with a config is complete.
+
+        Raises DiskError.
+        """
+        try:
+            self._write(folder)
+        except OSError as error:
+            raise refused(error, folder) from error
+        except SafetensorError as error:  # what it makes of a full disk
+            raise DiskError(f"{folder / _WEIGHTS}: {error}; check its permissions and the free space") from error
+
+    def _write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self._tensors(), str(folder / _WEIGHTS))
         absent: dict[str, Any] = {} if self.lora is not None else {"lora": True}  # earlier packages refuse new fields

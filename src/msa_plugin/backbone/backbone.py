@@ -15,6 +15,7 @@ from torch import Tensor
 
 from msa_plugin.backbone import loading
 from msa_plugin.backbone.attention import KEYWORD, DepthReached, Pass, installed
+from msa_plugin.backbone.cache import cache_dir
 from msa_plugin.backbone.cpu import avoid_faulty_amx, fast_bfloat16
 from msa_plugin.backbone.families import BackboneSpec, describe
 from msa_plugin.backbone.placement import BALANCED, pick_device
@@ -60,7 +61,7 @@ class Backbone:
         """
         place = pick_device("auto" if device == BALANCED else device)
         if place.type == "cpu":
-            avoid_faulty_amx(loading.cache_dir())
+            avoid_faulty_amx(cache_dir())
         slow = dtype == "auto" and place.type == "cpu" and not fast_bfloat16()
         kind = torch.float32 if slow else torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
         folder = loading.reference_folder(name)

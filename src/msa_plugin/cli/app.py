@@ -11,6 +11,7 @@ import typer
 
 from msa_plugin import __version__
 from msa_plugin.cli import bank, bench, convert
+from msa_plugin.cli.add import add
 from msa_plugin.cli.average import average
 from msa_plugin.cli.demo import demo
 from msa_plugin.cli.mcp_server import mcp
@@ -21,16 +22,22 @@ from msa_plugin.cli.options import (
     Lexical,
     Model,
     Namespace,
+    Question,
     Reading,
+    Snapshot,
     Titles,
     Where,
+    check_not_empty,
+    empty,
+    nothing_found,
     open_bank,
     open_memory,
     parse_filter,
 )
 from msa_plugin.cli.output import Output, report_error, seconds, set_up_logging
+from msa_plugin.cli.shell import shell
 from msa_plugin.cli.train import train
-from msa_plugin.errors import IngestError, MSAError
+from msa_plugin.errors import MSAError
 
 app = typer.Typer(
     help="Long-term latent memory for language models. Start with: msa demo",
@@ -42,6 +49,8 @@ app = typer.Typer(
 app.add_typer(bank.app, name="bank")
 app.add_typer(bench.app, name="bench")
 app.add_typer(convert.app, name="convert")
+app.command()(add)
+app.command()(shell)
 app.command()(demo)
 app.command()(train)
 app.command()(average)
@@ -65,58 +74,14 @@ def _options(
 
 
 @app.command()
-def add(
-    paths: Annotated[list[str], typer.Argument(help="Files and folders (.txt .md .html .jsonl .pdf), or - for stdin.")],
-    bank: Bank = Path("bank"),
-    model: Model = None,
-    adapter: AdapterPath = None,
-    namespace: Namespace = "default",
-    reading: Reading = "auto",
-    stdin_format: Annotated[str, typer.Option(help="What - is: text (one document) or jsonl (one a line).")] = "text",
-    as_json: Json = False,
-) -> None:
-    """Encode files into the memory. Files already there with the same content cost nothing.
-
-    Example: msa add docs/ notes.md --bank bank
-    """
-    from msa_plugin.ingest import read_paths
-
-    out = Output(as_json)
-    if stdin_format not in ("text", "jsonl"):
-        raise IngestError(f"--stdin-format must be text or jsonl, not {stdin_format!r}")
-    skipped: list[tuple[str, str]] = []
-    documents = read_paths(
-        paths,
-        stdin_format=stdin_format,  # type: ignore[arg-type]
-        on_skip=lambda path, reason: skipped.append((path, reason)),
-    )
-    with open_memory(out, bank, model, adapter, namespace, reading=reading) as memory:
-        report = memory.add(documents, on_invalid="skip")
-    left_out = [*skipped, *report.skipped]
-    out.say(f"{len(report.added)} added, {len(report.updated)} updated, {len(report.unchanged)} unchanged, "
-            f"{len(left_out)} left out; {report.tokens} tokens in {seconds(report.seconds)}")  # fmt: skip
-    for path, reason in left_out:
-        out.say(f"  left out {path}: {reason}")
-    out.result(
-        {
-            "added": report.added,
-            "updated": report.updated,
-            "unchanged": report.unchanged,
-            "skipped": [list(pair) for pair in left_out],
-            "tokens": report.tokens,
-            "seconds": report.seconds,
-        }
-    )
-
-
-@app.command()
 def ask(
-    question: Annotated[str, typer.Argument(help="The question.")],
+    question: Question,
     bank: Bank = Path("bank"),
     model: Model = None,
     adapter: AdapterPath = None,
     namespace: Namespace = "default",
     where: Where = None,
+    snapshot: Snapshot = None,
     reading: Reading = "auto",
     lexical: Lexical = None,
     titles: Titles = None,
@@ -134,7 +99,8 @@ def ask(
     if rounds is not None:
         options["max_rounds"] = rounds
     settings = {"reading": reading, "lexical": lexical, "titles": titles}
-    with open_memory(out, bank, model, adapter, namespace, must_exist=True, **settings) as memory:
+    check_not_empty(bank, namespace, snapshot)
+    with open_memory(out, bank, model, adapter, namespace, must_exist=True, snapshot=snapshot, **settings) as memory:
         stream = memory.stream(question, filter=wanted, **options)
         for piece in stream:
             out.say(piece, end="")
@@ -149,13 +115,14 @@ def ask(
 
 @app.command()
 def retrieve(
-    question: Annotated[str, typer.Argument(help="The question.")],
+    question: Question,
     bank: Bank = Path("bank"),
     model: Model = None,
     adapter: AdapterPath = None,
     namespace: Namespace = "default",
-    k: Annotated[int, typer.Option("-k", help="How many documents.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many documents.")] = 10,
     where: Where = None,
+    snapshot: Snapshot = None,
     reading: Reading = "auto",
     lexical: Lexical = None,
     titles: Titles = None,
@@ -167,10 +134,17 @@ def retrieve(
     """
     out, wanted = Output(as_json), parse_filter(where)
     settings = {"reading": reading, "lexical": lexical, "titles": titles}
-    with open_memory(out, bank, model, adapter, namespace, must_exist=True, **settings) as memory:
+    if reason := empty(bank, namespace, snapshot):
+        out.say(f"nothing found: {reason}")
+        out.result([])
+        return
+    with open_memory(out, bank, model, adapter, namespace, must_exist=True, snapshot=snapshot, **settings) as memory:
         hits = memory.retrieve(question, k, filter=wanted)
+        reason = "" if hits else nothing_found(memory, wanted)
     for hit in hits:
         out.say(f"{hit.score:6.3f}  [{hit.id}] {hit.title or hit.text[:70]!r}")
+    if reason:
+        out.say(reason)
     out.result(hits)
 
 
@@ -226,3 +200,7 @@ def main() -> None:
         app()
     except MSAError as error:
         sys.exit(report_error(error))
+    except OSError as error:  # a disk that refuses, outside the bank; a closed pipe has ended the command before
+        from msa_plugin.backbone.cache import refused
+
+        sys.exit(report_error(refused(error)))

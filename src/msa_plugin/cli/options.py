@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from msa_plugin.cli.output import Output
-from msa_plugin.errors import InvalidQueryError
+from msa_plugin.errors import EmptyMemoryError, InvalidQueryError
 
 if TYPE_CHECKING:
     from msa_plugin.bank.bank import MemoryBank
     from msa_plugin.memory import LatentMemory
+
+
+def word_of(*words: str) -> Callable[[str], str]:
+    """Check that an option is one of `words`, before anything is loaded."""
+
+    def check(given: str) -> str:
+        if given in words:
+            return given
+        near = get_close_matches(given, words, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise typer.BadParameter(f"{given!r} is not one of {', '.join(words)}{hint}")
+
+    return check
+
+
+def _question(given: str) -> str:
+    if not given.strip():
+        raise typer.BadParameter("a question must have something in it")
+    return given
+
 
 Bank = Annotated[Path, typer.Option("--bank", "-b", help="Folder of the memory bank.", envvar="MSA_BANK")]
 Model = Annotated[
@@ -35,7 +57,16 @@ Titles = Annotated[
         help="How much titles named in the question or in what is found count; 0: not. [default: the adapter's]"
     ),
 ]
-Reading = Annotated[str, typer.Option(help="How answers read memory: auto, text, latent or kv.")]
+Reading = Annotated[
+    str,
+    typer.Option(
+        help="How answers read memory: auto, text, latent or kv.", callback=word_of("auto", "text", "latent", "kv")
+    ),
+]
+Question = Annotated[str, typer.Argument(help="The question.", callback=_question)]
+Snapshot = Annotated[
+    str | None, typer.Option("--snapshot", help="A named state of the bank to ask, instead of the newest.")
+]
 
 
 def open_memory(
@@ -46,16 +77,51 @@ def open_memory(
     namespace: str,
     *,
     must_exist: bool = False,
+    snapshot: str | None = None,
     **settings: Any,
 ) -> LatentMemory:
     """Open a memory, saying so; `must_exist` refuses to create an empty one for a command that only reads."""
-    from msa_plugin.bank.catalog import read_fingerprint
     from msa_plugin.memory import LatentMemory
 
-    if must_exist:
-        read_fingerprint(bank)  # a mistyped path is told before a backbone is loaded
     out.note(f"opening {bank} with {model or 'the default backbone'} ...")
-    return LatentMemory.open(bank, model=model, adapter=adapter, namespace=namespace, read_only=must_exist, **settings)
+    return LatentMemory.open(
+        bank, model=model, adapter=adapter, namespace=namespace, read_only=must_exist, snapshot=snapshot, **settings
+    )
+
+
+def empty(bank: Path, namespace: str, snapshot: str | None = None) -> str:
+    """Why there is nothing to find, told without a backbone; "" where there is something.
+
+    Raises BankNotFoundError for a mistyped path, SnapshotError and the other Bank errors.
+    """
+    from msa_plugin.bank.catalog import Catalog
+    from msa_plugin.bank.disk import disk_errors
+
+    with disk_errors(bank, reading=True):
+        catalog = Catalog(bank, writable=False)
+        try:
+            at = catalog.snapshot(snapshot).at if snapshot is not None else catalog.now()
+            return "" if catalog.documents.totals(at, namespace).documents else _empty(namespace, snapshot)
+        finally:
+            catalog.close()
+
+
+def check_not_empty(bank: Path, namespace: str, snapshot: str | None) -> None:
+    """Raises EmptyMemoryError where there is nothing to answer from, and as `empty`."""
+    if reason := empty(bank, namespace, snapshot):
+        raise EmptyMemoryError(f"nothing to answer from: {reason}")
+
+
+def _empty(namespace: str, snapshot: str | None) -> str:
+    where = f"snapshot {snapshot!r}" if snapshot is not None else "the memory"
+    return f"{where} holds no document in namespace {namespace!r}; `msa add FILES` stores some"
+
+
+def nothing_found(memory: LatentMemory, where: dict[str, Any] | None) -> str:
+    """Why a question found no document."""
+    if where and memory.stats().documents:
+        return f"nothing found: no document passes the filter {json.dumps(where, ensure_ascii=False)}"
+    return f"nothing found: {_empty(memory.namespace, None)}"
 
 
 def open_bank(path: Path, *, read_only: bool) -> MemoryBank:

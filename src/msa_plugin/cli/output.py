@@ -38,6 +38,10 @@ class Output:
         if not self.as_json:
             self.console.print(_printable(text), end=end, markup=markup)
 
+    def fail(self, text: str) -> None:
+        """Say on stderr what went wrong."""
+        self.errors.print(f"[bold red]error:[/bold red] {escape(_printable(text))}")
+
     def result(self, data: Any) -> None:
         """The command's result as one JSON document; silent without --json."""
         if self.as_json:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.backbone.loading import cache_dir
+from msa_plugin.backbone.cache import cache_dir, is_kept
 from msa_plugin.errors import AdapterError
 
 
@@ -33,7 +33,7 @@ def find_adapter(backbone: Backbone, given: str | Path | Adapter | None) -> Adap
         return backbone.own_adapter
     weights = backbone.weights_hash()
     for path in (calibrated_path(backbone), *shipped_adapters()):
-        if (path / "adapter.json").is_file():
+        if is_kept(path / "adapter.json"):
             adapter = Adapter.load(path)
             if adapter.config.backbone == weights:
                 return _checked(adapter, backbone)

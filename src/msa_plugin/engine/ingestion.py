@@ -163,13 +163,19 @@ class BankIngestion(Ingestion):
         """See `Ingestion.store`."""
         self._buffer: list[EncodedDocument] = []
         self._bytes = 0
+        self._committed = time.monotonic()
         for encoded in self.engine.encode(self._to_encode(changed)):
             self._take(encoded)
         self._commit()
 
     def _to_encode(self, changed: Iterator[Changed]) -> Iterator[Document]:
-        """Documents that need the backbone; those with only new metadata take a shortcut."""
+        """Documents that need the backbone; those with only new metadata take a shortcut.
+
+        Whenever the encoder asks for more it has handed over all that it has encoded: the moment to commit.
+        """
         for document, live in changed:
+            if time.monotonic() - self._committed >= self.config.commit_seconds:
+                self._commit()
             if live is None:
                 yield document
             else:
@@ -187,6 +193,7 @@ class BankIngestion(Ingestion):
             self.bank.commit(self._buffer, self.namespace)
             self.stored(encoded.document.id for encoded in self._buffer)
             self._buffer, self._bytes = [], 0
+        self._committed = time.monotonic()
 
 
 def _name(item: object, position: int) -> str:

@@ -23,7 +23,7 @@ from msa_plugin import prompts
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.attention import CausalRows
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.backbone.loading import cache_dir
+from msa_plugin.backbone.cache import cache_dir
 from msa_plugin.backbone.lora import TARGETS, Lora, Update
 from msa_plugin.backbone.router import Router, RouterLayer
 from msa_plugin.config import InterleaveConfig, Settings

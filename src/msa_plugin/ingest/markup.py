@@ -1,104 +1,25 @@
-"""Bytes, Markdown and HTML into plain text: what cannot be decoded, and control characters, are counted and logged.
+"""Markdown, reStructuredText and HTML: titles, plain text, and the encoding that a page declares.
 
 Nothing in a page is executed, fetched or followed.
 """
 
 from __future__ import annotations
 
-import codecs
-import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
-from typing import IO, Literal
 
-from msa_plugin.errors import IngestError
+from msa_plugin.ingest.decoding import declared
 
-EncodingErrors = Literal["replace", "strict"]
-
-_LOG = logging.getLogger("msa_plugin.ingest")
-_BLOCK = 1 << 20
-_MAX_LINE = 1 << 26
-_BOMS = (
-    (codecs.BOM_UTF8, codecs.utf_8_decode, "utf-8"),
-    (codecs.BOM_UTF32_LE, codecs.utf_32_le_decode, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, codecs.utf_32_be_decode, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, codecs.utf_16_le_decode, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, codecs.utf_16_be_decode, "utf-16-be"),
-)
 _BLOCK_ELEMENTS = """
     address article aside blockquote body br caption dd details div dl dt fieldset figcaption figure footer form h1 h2
     h3 h4 h5 h6 header hr legend li main nav ol option p pre section summary table tr ul
 """
-_LINE_BREAKS = re.compile("\r\n?|[\x0b\x0c\x85]")
-_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]")
-_SURROGATES = re.compile("[\ud800-\udfff]")
+_XML_ENCODING = re.compile(rb"""^\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([A-Za-z0-9._:-]+)""")
+_META_CHARSET = re.compile(rb"""<meta\s[^>]*?charset\s*=\s*["']?\s*([A-Za-z0-9._:-]+)""", re.IGNORECASE)
+_COMMENT = re.compile(rb"<!--.*?(-->|$)", re.DOTALL)
+_HEAD_BYTES = 4096  # of a page that are searched for its encoding
 _ZEROS, _BEYOND_UNICODE = re.compile("(?<=&#)0+(?=[0-9])"), re.compile("(?<=&#)[0-9]{8,}")
-
-
-class Decoder:
-    """Decodes one file in blocks and cleans its text; counts what had to be changed, and logs it at the end."""
-
-    def __init__(self, source: str, errors: EncodingErrors) -> None:
-        """`source` names the file in messages; under `errors="strict"` bad bytes raise IngestError."""
-        self.source, self.errors = source, errors
-        self.encoding, self.replaced, self.first, self.controls = "utf-8", 0, 0, 0
-
-    def blocks(self, stream: IO[bytes]) -> Iterator[str]:
-        """Text of `stream`, block by block; a byte order mark chooses the encoding, UTF-8 without one."""
-        data = stream.read(_BLOCK)
-        mark, decode, self.encoding = next((b for b in _BOMS if data.startswith(b[0])), (b"", *_BOMS[0][1:]))
-        offset, data = len(mark), data[len(mark) :]
-        while data:
-            more = stream.read(_BLOCK)
-            text, used = self._decode(decode, data, offset, final=not more)
-            yield text
-            offset, data = offset + used, data[used:] + more
-            if not more:
-                return
-
-    def lines(self, stream: IO[bytes]) -> Iterator[tuple[int, str]]:
-        """Numbered lines of `stream`; only a newline ends one, as JSON strings may hold the other line breaks."""
-        number, rest = 0, ""
-        for block in self.blocks(stream):
-            *whole, rest = (rest + block).split("\n")
-            for line in whole:
-                number += 1
-                yield number, line
-            if len(rest) > _MAX_LINE:
-                raise IngestError(f"{self.source}, line {number + 1} is over {_MAX_LINE} characters; use shorter lines")
-        if rest:
-            yield number + 1, rest
-
-    def _decode(self, decode: Callable[..., tuple[str, int]], data: bytes, offset: int, final: bool) -> tuple[str, int]:
-        try:
-            return decode(data, "strict", final)
-        except UnicodeDecodeError as error:
-            at = offset + error.start
-        if self.errors == "strict":
-            raise IngestError(
-                f"{self.source} is not valid {self.encoding} at byte {at}; convert it, or read with 'replace'"
-            )
-        self.first = self.first if self.replaced else at
-        text, used = decode(data, "replace", final)
-        self.replaced += text.count("\ufffd") - decode(data, "ignore", final)[0].count("\ufffd")
-        return text, used
-
-    def clean(self, text: str) -> str:
-        """Line breaks as newlines, without control characters and lone surrogates."""
-        text, controls = _CONTROLS.subn("", _LINE_BREAKS.sub("\n", text))
-        text, surrogates = _SURROGATES.subn("\ufffd", text)
-        self.controls += controls + surrogates
-        return text
-
-    def log(self) -> None:
-        """Say what had to be changed, if anything."""
-        if self.replaced:
-            message = "%s: not valid %s at byte %d; %d characters of the file were replaced with U+FFFD"
-            _LOG.warning(message, self.source, self.encoding, self.first, self.replaced)
-        if self.controls:
-            _LOG.warning("%s: %d control characters or lone surrogates were taken out", self.source, self.controls)
 
 
 def markdown_title(markdown: str) -> str:
@@ -111,6 +32,24 @@ def markdown_title(markdown: str) -> str:
         elif not fence and (heading := re.match(r" {0,3}#[ \t]+(.*)", line)):
             return re.sub(r"(^|[ \t]+)#+[ \t]*$", "", heading[1]).strip()
     return ""
+
+
+def rst_title(text: str) -> str:
+    """The first line that a line of punctuation underlines, or ""."""
+    before = ""
+    for line in text.split("\n"):
+        mark, title = line.rstrip(), before.strip()
+        if title and re.fullmatch(r"([=\-~^\"'`#*+.:_])\1+", mark) and len(mark) >= len(title) and title[0].isalnum():
+            return title
+        before = line
+    return ""
+
+
+def declared_encoding(beginning: bytes) -> str:
+    """The encoding that a page's XML declaration or <meta> names, as Python calls it, or ""."""
+    beginning = _COMMENT.sub(b"", beginning[:_HEAD_BYTES])
+    found = _XML_ENCODING.search(beginning) or _META_CHARSET.search(beginning)
+    return declared(found[1].decode("ascii")) if found else ""
 
 
 def html_to_text(html: str) -> tuple[str, str]:

@@ -1,0 +1,167 @@
+"""Files by kind: plain text, Markdown, reStructuredText, HTML, JSON lines and PDF into pieces of text."""
+
+from __future__ import annotations
+
+import gzip
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import IO, Any, Literal, cast
+
+from msa_plugin.errors import IngestError
+from msa_plugin.ingest.decoding import Decoder, EncodingErrors
+from msa_plugin.ingest.files import STDIN, File, reason_of
+from msa_plugin.ingest.json_lines import Record, records
+from msa_plugin.ingest.markup import declared_encoding, html_to_text, markdown_title, rst_title
+from msa_plugin.ingest.pdf import pdf_pages
+
+StdinFormat = Literal["text", "jsonl"]
+OnBad = Callable[[int, str], None]
+
+
+class RefusedError(IngestError):
+    """A whole file cannot be read."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What becomes a document: `given` is an id that it brings along, `line` where it stood in JSON lines.
+
+    `consumed` are the bytes of its file that have been read for it and for those before it.
+    """
+
+    text: str
+    title: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    given: str = ""
+    line: int = 0
+    consumed: int = 0
+
+
+@dataclass(frozen=True)
+class How:
+    """How to read: the encoding to force (None: found out), what to do with bad bytes, and what "-" is.
+
+    `on_bad(line, reason)` is told of lines that are left out, `on_guess(encoding)` of encodings that were guessed.
+    """
+
+    encoding: str | None
+    encoding_errors: EncodingErrors
+    stdin_format: StdinFormat
+    on_bad: OnBad
+    on_guess: Callable[[str], None]
+
+    def decoder(self, file: File, declares: Callable[[bytes], str] | None = None) -> Decoder:
+        """A decoder for `file`."""
+        return Decoder(file.source, self.encoding_errors, self.encoding, declares)
+
+
+def pieces(file: File, how: How) -> Iterator[Piece]:
+    """What is in a file. Raises IngestError or MissingExtraError where no more of it can be read."""
+    kind = file.name
+    if file.source == STDIN and not file.origin:
+        return _stdin(file, how)
+    if kind.endswith((".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")):
+        return _json_lines(file, how)
+    if kind.endswith((".html", ".htm", ".xhtml")):
+        return _html(file, how)
+    return _pdf(file, how) if kind.endswith(".pdf") else _text(file, how)
+
+
+def is_lines(file: File) -> bool:
+    """Whether a file may hold many documents."""
+    return file.name.removesuffix(".gz").endswith((".jsonl", ".ndjson"))
+
+
+@contextmanager
+def _opened(file: File) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """The file's bytes, unzipped, and as they are; reading errors become ours."""
+    try:
+        raw = file.path.open("rb")
+    except OSError as error:
+        raise RefusedError(f"{file.source} {reason_of(error)}") from error
+    try:
+        with raw:
+            yield cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if file.name.endswith(".gz") else raw, raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise IngestError(
+            f"{file.source} is damaged or could not be read to its end ({error}); replace the file"
+        ) from error
+
+
+def _whole(stream: IO[bytes], decoder: Decoder, how: How) -> str:
+    text = decoder.clean("".join(decoder.blocks(stream)))
+    _told(decoder, how)
+    return text
+
+
+def _told(decoder: Decoder, how: How) -> None:
+    decoder.log()
+    if decoder.guessed:
+        how.on_guess(decoder.encoding)
+
+
+def _piece(file: File, text: str, title: str, how: How, **metadata: Any) -> Iterator[Piece]:
+    if text.strip():
+        yield Piece(text, title or PurePath(file.id).stem, metadata, consumed=file.size)
+    else:
+        how.on_bad(0, "empty: no text in it")
+
+
+def _text(file: File, how: How) -> Iterator[Piece]:
+    xml = declared_encoding if file.name.endswith((".xml", ".svg")) else None
+    with _opened(file) as (stream, _):
+        text = _whole(stream, how.decoder(file, xml), how)
+    titles = {".md": markdown_title, ".markdown": markdown_title, ".rst": rst_title}
+    title = titles.get(PurePath(file.name).suffix)
+    yield from _piece(file, text, title(text) if title else "", how)
+
+
+def _html(file: File, how: How) -> Iterator[Piece]:
+    with _opened(file) as (stream, _):
+        title, text = html_to_text(_whole(stream, how.decoder(file, declared_encoding), how))
+    cleaner = how.decoder(file)  # entities, too, may stand for control characters
+    title, text = cleaner.clean(title), cleaner.clean(text)
+    cleaner.log()
+    yield from _piece(file, text, title, how)
+
+
+def _pdf(file: File, how: How) -> Iterator[Piece]:
+    with _opened(file) as (stream, _):
+        pages = pdf_pages(stream, file.source)
+    cleaner = how.decoder(file)
+    text = cleaner.clean("\n\n".join(pages))
+    cleaner.log()
+    if not text.strip():
+        raise RefusedError(f"{file.source} has no text layer (scanned pages?); run OCR on it first (ocrmypdf)")
+    yield from _piece(file, text, "", how, pages=len(pages))
+
+
+def _json_lines(file: File, how: How) -> Iterator[Piece]:
+    with _opened(file) as (stream, raw):
+        for record in _records(stream, file, how):
+            consumed = raw.tell() if file.name.endswith(".gz") else record.consumed
+            yield Piece(record.text, record.title, record.metadata, record.id, record.line, min(consumed, file.size))
+
+
+def _stdin(file: File, how: How) -> Iterator[Piece]:
+    if how.stdin_format == "jsonl":
+        for record in _records(sys.stdin.buffer, file, how):
+            yield Piece(record.text, record.title, record.metadata, record.id, record.line)
+        return
+    text = _whole(sys.stdin.buffer, how.decoder(file), how)
+    if text.strip():
+        yield Piece(text)
+    else:
+        how.on_bad(0, "empty: no text in it")
+
+
+def _records(stream: IO[bytes], file: File, how: How) -> Iterator[Record]:
+    decoder = how.decoder(file)
+    try:
+        yield from records(stream, file.source, decoder, how.on_bad)
+    finally:
+        _told(decoder, how)
