@@ -43,8 +43,9 @@ def adapter(backbone: Backbone) -> Adapter:
 
 
 @pytest.fixture
-def memory(tmp_path: Path, backbone: Backbone, adapter: Adapter) -> Iterator[LatentMemory]:
-    """An empty memory on the tiny backbone."""
+def memory(tmp_path: Path, backbone: Backbone) -> Iterator[LatentMemory]:
+    """An empty memory on the tiny backbone; words and names count, as they do by default."""
+    adapter = tiny_adapter(backbone, beside=True)
     with LatentMemory.open(tmp_path / "bank", model=backbone, adapter=adapter) as opened:
         yield opened
 

@@ -27,7 +27,7 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.families import decoder_layers
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.router import Router, RouterLayer
-from msa_plugin.config import Abilities, ContentConfig, RoutingConfig
+from msa_plugin.config import Abilities, BesideConfig, ContentConfig, RoutingConfig
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SHAPE: dict[str, Any] = {
@@ -113,8 +113,11 @@ def with_lora(adapter: Adapter, lora: Lora, *, answers: bool = False) -> Adapter
     return replace(adapter, config=config, lora=lora)
 
 
-def tiny_adapter(backbone: Backbone, *, read_latent: bool = False, **routing: Any) -> Adapter:
-    """A random projection router; by default one shared selection over layers 0 and 2, pooled questions, P = 8."""
+def tiny_adapter(backbone: Backbone, *, read_latent: bool = False, beside: bool = False, **routing: Any) -> Adapter:
+    """A random projection router; by default one shared selection over layers 0 and 2, pooled questions, P = 8.
+
+    With `beside`, words and names count as much as they do with the adapter that ships.
+    """
     settings: dict[str, Any] = {
         "layers": (0, 2),
         "heads": 1,
@@ -153,6 +156,7 @@ def tiny_adapter(backbone: Backbone, *, read_latent: bool = False, **routing: An
             abilities=Abilities(route=True, read_latent=read_latent),
             top_k=4,
             prefix=SPECIAL[1],
+            beside=BesideConfig(lexical=1.0, titles=0.4) if beside else BesideConfig(),
         ),
         Router(config, layers, weights),
     )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import index
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
-from msa_plugin.errors import ConfigError, InvalidQueryError
+from msa_plugin.errors import ConfigError, InvalidQueryError, MSAError
 
 By: TypeAlias = Literal["document", "passage"]
-
+_Item = TypeVar("_Item")
 _ROLES = ("system", "user", "assistant")
 
 
@@ -25,12 +25,22 @@ def id_list(ids: str | Sequence[str]) -> list[str]:
     return wanted
 
 
+def listed(name: str, values: Iterable[_Item], raises: Callable[[str], MSAError] = InvalidQueryError) -> list[_Item]:
+    """The `values` of a parameter as a list. Raises an error for text, each character of which would count as one."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise raises(f"{name}= takes a list, not {type(values).__name__}; put a single one in brackets: [...]")
+    return list(values)
+
+
 def count(k: int) -> int:
-    """`k` as an int, of whatever integer type. Raises InvalidQueryError."""
+    """`k` as an int, of whatever integer type. Raises InvalidQueryError, also for k < 1."""
     try:
-        return int(index(k))
+        number = int(index(k))
     except TypeError as error:
         raise InvalidQueryError(f"k must be a whole number, not {k!r}") from error
+    if number < 1:
+        raise InvalidQueryError(f"k must be at least 1, not {k!r}")
+    return number
 
 
 def passages_wanted(by: object) -> bool:

@@ -150,13 +150,18 @@ class LoraConfig(Settings):
 
 
 class GenerationConfig(Settings):
-    """Decoding: greedy at temperature 0, otherwise sampling from the `top_p` nucleus; `stop` strings end the answer."""
+    """Decoding: greedy at temperature 0, otherwise sampling from the `top_p` nucleus; `stop` strings end the answer.
+
+    So does a repetition of `repetition` bytes, which is cut off (0: none does): words that come again right behind
+    themselves, twice at least. Lists, tables and code may repeat themselves longer (`engine.repetition`).
+    """
 
     max_new_tokens: int = Field(default=64, gt=0)
     temperature: float = Field(default=0.0, ge=0.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)
     stop: tuple[str, ...] = ()
+    repetition: int = Field(default=100, ge=0)
 
     @model_validator(mode="after")
     def _non_empty_stop(self) -> GenerationConfig:

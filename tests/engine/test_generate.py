@@ -20,9 +20,9 @@ def feed(backbone, text, stop=()):
     pieces = []
     for token in backbone.tokenize(text):
         pieces.append(stream.push(token))
-        if stream.stopped:
+        if stream.finish:
             break
-    return pieces, stream.flush(), stream
+    return pieces, stream.end("length"), stream
 
 
 def test_a_character_appears_when_its_last_byte_has(backbone):
@@ -31,11 +31,13 @@ def test_a_character_appears_when_its_last_byte_has(backbone):
     assert rest == "" and stream.text == "a€😀é" and stream.tokens == 10
 
 
-def test_a_character_that_never_ends_is_shown_at_the_end(backbone):
-    stream = TextStream(backbone, ())
-    for token in [*backbone.tokenize("ab"), backbone.tokenize("€")[0]]:
-        stream.push(token)
-    assert stream.flush() == "\ufffd" and stream.text == "ab\ufffd"
+@pytest.mark.parametrize("reason", ["length", "stop"])
+@pytest.mark.parametrize("bytes_", [1, 2])
+def test_a_character_that_never_ends_is_left_out(backbone, reason, bytes_):
+    stream, sent = TextStream(backbone), ""
+    for token in [*backbone.tokenize("ab "), *backbone.tokenize("€")[:bytes_]]:
+        sent += stream.push(token)
+    assert sent + stream.end(reason) == stream.text == "ab" and stream.finish == reason
 
 
 @pytest.mark.parametrize(
@@ -56,15 +58,15 @@ def test_a_character_that_never_ends_is_shown_at_the_end(backbone):
 def test_text_ends_before_the_first_stop(backbone, text, stop, expected):
     pieces, rest, stream = feed(backbone, text, stop)
     assert "".join(pieces) + rest == stream.text == expected
-    assert stream.stopped == (text != expected)
+    assert stream.finish == ("length" if text == expected else "stop")
 
 
 def test_what_may_become_a_stop_is_held_back_until_it_is_decided(backbone):
     pieces, rest, _ = feed(backbone, "a<eb<en>", ("<end>",))
     assert (pieces, rest) == (["a", "", "", "<eb", "", "", "", "<en>"], "")
     pieces, rest, stream = feed(backbone, "a<en", ("<end>",))
-    assert (pieces, rest) == (["a", "", "", ""], "<en") and not stream.stopped
-    assert stream.flush() == ""
+    assert (pieces, rest) == (["a", "", "", ""], "<en") and stream.finish == "length"
+    assert stream.end("stop") == "" and stream.finish == "length"
 
 
 def test_outer_blanks_are_neither_sent_nor_kept(backbone):
@@ -84,12 +86,13 @@ def test_pieces_are_final_whatever_the_bytes(backbone):
         for token in ids:
             sent += stream.push(token)
             assert stream.text.startswith(sent)
-            if stream.stopped:
+            if stream.finish:
                 break
         whole = backbone.detokenize(ids[: stream.tokens])
         cuts = [whole.find(s) for s in stop if s in whole]
-        assert stream.stopped == bool(cuts)
-        assert sent + stream.flush() == stream.text == whole[: min(cuts, default=None)].strip()
+        assert bool(stream.finish) == bool(cuts)
+        kept = whole[: min(cuts)] if cuts else whole.rstrip("\ufffd")
+        assert sent + stream.end("length") == stream.text == kept.strip()
 
 
 def test_greedy_takes_the_largest(backbone):
@@ -151,7 +154,7 @@ def test_decoding_is_the_stock_model_over_the_whole_text(tmp_path, backbone, mon
         reader = memory.engine.reader
         excerpts = [[Excerpt(0, text, 0, len(text))] for text in found]
         prefill = reader.prefill(questions, excerpts)
-        streams = [TextStream(backbone, ()) for _ in questions]
+        streams = [TextStream(backbone) for _ in questions]
         config = GenerationConfig(max_new_tokens=10, temperature=1.5, seed=4)
         list(decode(backbone, prefill.state, prefill.logits, prefill.positions, streams, config))
         prompts = [

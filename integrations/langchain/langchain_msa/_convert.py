@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage
 
+from msa_plugin.arguments import listed
 from msa_plugin.errors import ConfigError, DuplicateDocumentError, InvalidDocumentError, InvalidQueryError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Document as MemoryDocument
@@ -44,12 +45,13 @@ def to_memory(
     """Documents as the memory takes them, each under its entry in `ids`, else its own id, else one from its content.
 
     Raises ValueError when there are not as many ids as documents, DuplicateDocumentError when an id is given to two
-    documents that differ and, unless `on_invalid` is "skip", InvalidDocumentError for what cannot be stored.
+    documents that differ, InvalidDocumentError where a list is text, and unless `on_invalid` is "skip" also for what
+    cannot be stored.
     """
     if on_invalid not in get_args(OnInvalid):
         raise ConfigError(f"on_invalid is 'raise' or 'skip', not {on_invalid!r}")
-    given = list(documents)
-    names: Sequence[str | None] = [None] * len(given) if ids is None else list(ids)
+    given = listed("documents", documents, InvalidDocumentError)
+    names: Sequence[str | None] = [None] * len(given) if ids is None else listed("ids", ids, InvalidDocumentError)
     if len(names) != len(given):
         raise ValueError(f"there are {len(names)} ids for {len(given)} documents; give one id for each")
     stored: dict[str, MemoryDocument] = {}

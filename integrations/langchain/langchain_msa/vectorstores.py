@@ -17,7 +17,8 @@ from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from langchain_msa._convert import OnInvalid, opened, scored, to_langchain, to_memory
-from msa_plugin.errors import ConfigError, InvalidQueryError
+from msa_plugin.arguments import listed
+from msa_plugin.errors import ConfigError, InvalidDocumentError, InvalidQueryError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Filter, Hit, OnProgress
 
@@ -297,7 +298,8 @@ def _diversified(asked: np.ndarray, alike: np.ndarray, weight: float, k: int) ->
 
 
 def _documents(texts: Iterable[str], metadatas: Sequence[dict[str, Any]] | None) -> Iterator[Document]:
-    given = list(texts)
+    given = listed("texts", texts, InvalidDocumentError)
+    metadatas = None if metadatas is None else listed("metadatas", metadatas, InvalidDocumentError)
     if metadatas and len(metadatas) != len(given):
         raise ValueError(f"there are {len(metadatas)} metadatas for {len(given)} texts; give one for each")
     return (Document(page_content=t, metadata=m or {}) for t, m in zip(given, metadatas or cycle([{}]), strict=False))

@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from msa_plugin.bench import jsonl
 from msa_plugin.bench.base import Row, Scored
 from msa_plugin.bench.provenance import Provenance, now
-from msa_plugin.config import MemoryConfig, problems
+from msa_plugin.config import GenerationConfig, MemoryConfig, problems
 from msa_plugin.errors import ConfigError
 
 Key: TypeAlias = tuple[str, str, str, Mapping[str, Any]]  # part, dataset, system, settings
@@ -307,9 +307,11 @@ def _today(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Saved settings with options of a memory that came later: they were at their defaults, which change nothing."""
     if not isinstance(settings.get("memory"), Mapping):
         return dict(settings)
+    # Answers did not end with a repetition then; what is measured writes few tokens, of which that is no matter.
     return {
         **settings,
         "memory": {**MemoryConfig(lexical=0.0, titles=0.0).model_dump(mode="json"), **settings["memory"]},
+        "generation": {**GenerationConfig().model_dump(mode="json"), **settings.get("generation", {})},
     }
 
 

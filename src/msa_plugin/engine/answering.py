@@ -42,7 +42,7 @@ def answering(
     beside: Mapping[str, float] = MappingProxyType({}),
 ) -> Events:
     """Decode after `prefill`: yields (row, text piece) as text becomes certain and (row, Answer) at the end."""
-    streams = [TextStream(backbone, generation.stop) for _ in asked]
+    streams = [TextStream(backbone, generation.stop, generation.repetition) for _ in asked]
     decoding = decode(backbone, prefill.state, prefill.logits, prefill.positions, streams, generation)
     seconds, began = 0.0, time.perf_counter()
     for piece in decoding:
@@ -59,7 +59,7 @@ def answering(
             prompt_tokens=prefill.prompt_tokens[row],
             context_tokens=prefill.context_tokens[row],
             new_tokens=stream.tokens,
-            finish="stop" if stream.stopped or stream.tokens < generation.max_new_tokens else "length",
+            finish=stream.finish,
             head_tokens=prefill.head_tokens,
             interleave="scores" if one.gathered.rounds else "",
             beside=dict(beside),

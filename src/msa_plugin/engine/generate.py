@@ -14,6 +14,7 @@ from msa_plugin.backbone.attention import Pass
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.cancellation import check_cancelled
 from msa_plugin.config import GenerationConfig
+from msa_plugin.engine.repetition import Repetition
 
 
 class Sampler:
@@ -47,19 +48,22 @@ class Sampler:
 
 
 class TextStream:
-    """One row's text as it grows: whole characters only, cut before the first stop sequence, without outer blanks.
+    """One row's text as it grows: whole characters only, without outer blanks.
 
-    Text that might still turn into a stop sequence, or turn out to be the blanks at the end, is held back until it is
-    decided; so the pieces add up to `text`.
+    It is cut before the first stop sequence, and where it began to repeat itself (`Repetition`). `finish` says what
+    ended it: `stop` (such a sequence, or the model), `repetition` or `length`; "" as long as it goes on.
+    Text that might still turn into a stop sequence, repeat itself, or turn out to be the blanks at the end, is held
+    back until it is decided; so the pieces add up to `text`.
     """
 
-    def __init__(self, backbone: Backbone, stop: Sequence[str]) -> None:
-        """`stop` strings are not part of the text."""
+    def __init__(self, backbone: Backbone, stop: Sequence[str] = (), repetition: int = 0) -> None:
+        """`stop` strings are not part of the text; `repetition` as in `GenerationConfig`."""
         self._backbone, self._stop = backbone, tuple(stop)
+        self._repetition = Repetition(repetition)
         self._ids: list[int] = []
         self.text = ""
         self._sent = 0
-        self.stopped = False
+        self.finish = ""
 
     @property
     def tokens(self) -> int:
@@ -72,18 +76,30 @@ class TextStream:
         whole = self._backbone.detokenize(self._ids)
         found = [at for at in (whole.find(s) for s in self._stop) if at >= 0]
         if found:
-            self.stopped = True
-            whole = whole[: min(found)]
+            return self._finish("stop", whole[: min(found)])
+        whole = whole.rstrip("\ufffd")  # what an unfinished character decodes to until its last byte arrives
+        self._repetition.push(whole)
+        cut = self._repetition.found()
+        if cut is not None:
+            return self._finish("repetition", whole[:cut])
         self.text = whole.strip()
-        return self._send(self.text if found else whole[: self._certain(whole)].strip())
+        return self._send(whole[: self._certain(whole)].strip())
 
-    def flush(self) -> str:
-        """The rest of the text, when no token will follow."""
+    def end(self, reason: str) -> str:
+        """The rest of the text, when no token will follow; `reason` is why, `stop` or `length`. Once is enough."""
+        if self.finish:
+            return ""
+        cut = self._repetition.found(cut_off=True) if reason == "length" else None
+        if cut is None:
+            return self._finish(reason, self.text)
+        return self._finish("repetition", self._backbone.detokenize(self._ids)[:cut])
+
+    def _finish(self, reason: str, text: str) -> str:
+        self.finish, self.text = reason, text.strip()
         return self._send(self.text)
 
     def _certain(self, whole: str) -> int:
-        # An unfinished multi-byte character decodes to U+FFFD until its last byte arrives.
-        end = len(whole.rstrip("\ufffd"))
+        end = len(whole) - self._repetition.suspect
         for stop in self._stop:
             for size in range(min(len(stop) - 1, end), 0, -1):
                 if whole.endswith(stop[:size], 0, end):
@@ -118,12 +134,8 @@ def decode(
         for row, token in enumerate(tokens):
             if not alive[row]:
                 continue
-            if token in ends:
-                alive[row] = False
-                piece = streams[row].flush()
-            else:
-                piece = streams[row].push(token)
-                alive[row] = not streams[row].stopped
+            piece = streams[row].end("stop") if token in ends else streams[row].push(token)
+            alive[row] = not streams[row].finish
             if piece:
                 yield row, piece
         if not any(alive) or step + 1 == config.max_new_tokens:
@@ -135,6 +147,6 @@ def decode(
         logits = out[:, -1]
         check_cancelled()
     for row, stream in enumerate(streams):
-        piece = stream.flush()
+        piece = stream.end("length")
         if piece:
             yield row, piece

@@ -12,6 +12,7 @@ from facade import opened, topics
 from langchain_msa import ChatMSA, MSAVectorStore
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.memory import LatentMemory
+from tiny import tiny_adapter
 
 FACTS = [
     {"id": "mill", "title": "Kestrel Mill", "text": "Anna Veld built the Kestrel Mill in 1821.", "metadata": {"n": 1}},
@@ -31,8 +32,8 @@ def no_network() -> Iterator[None]:
 
 @pytest.fixture
 def filled(tmp_path: Path, backbone: Backbone) -> Iterator[LatentMemory]:
-    """Eight documents on the tiny backbone."""
-    with opened(tmp_path / "filled", backbone) as memory:
+    """Eight documents on the tiny backbone; words and names count, as they do by default."""
+    with opened(tmp_path / "filled", backbone, tiny_adapter(backbone, beside=True)) as memory:
         memory.add(topics())
         yield memory
 

@@ -58,7 +58,7 @@ def test_bad_arguments(filled):
     with pytest.raises(ValidationError):
         MSARetriever(k=1)
     retriever = MSARetriever(memory=filled)
-    for wrong in ({"k": 0}, {"filter": {"$nor": []}}):
+    for wrong in ({"k": 0}, {"k": -3}, {"filter": {"$nor": []}}):
         with pytest.raises(InvalidQueryError):
             retriever.invoke("violin", **wrong)
     with pytest.raises(TypeError, match="namespace"):

@@ -140,6 +140,13 @@ def test_other_bad_input(memory):
         store.add_texts(["a"], on_invalid="drop")
     with pytest.raises(InvalidDocumentError, match="not str"):
         store.add_documents(["a"])
+    for texts, more in (("mill", {}), (["a", "b"], {"ids": "ab"}), (["a"], {"metadatas": {"n": 1}}), (b"mill", {})):
+        with pytest.raises(InvalidDocumentError, match="takes a list"):
+            store.add_texts(texts, **more)
+    with pytest.raises(InvalidDocumentError, match="takes a list"):
+        store.add_documents("mill")
+    with pytest.raises(InvalidDocumentError, match="takes a list"):
+        store.add_documents([Document("a"), Document("b")], ids="ab")
     with pytest.raises(NotImplementedError, match="no embedding vectors"):
         store.similarity_search_by_vector([0.0])
     with pytest.raises(NotImplementedError, match="no embedding vectors"):
@@ -213,7 +220,10 @@ def test_search_arguments_that_are_not_known_are_refused(store):
         for name in ("namespace", "where", "pre_filter", "expr"):
             with pytest.raises(InvalidQueryError, match=name):
                 search("violin", **{name: "x"})
-    for wrong in ({"k": 0}, {"lambda_mult": 2}, {"filter": {"number": {"$near": 1}}}, {"k": "2"}):
+    for k in (0, -1, -3):
+        with pytest.raises(InvalidQueryError, match="k must"):
+            store.similarity_search("violin", k)
+    for wrong in ({"k": 0}, {"k": -3}, {"lambda_mult": 2}, {"filter": {"number": {"$near": 1}}}, {"k": "2"}):
         with pytest.raises((InvalidQueryError, TypeError)):
             store.max_marginal_relevance_search("violin", **wrong)
     with pytest.raises(InvalidQueryError):

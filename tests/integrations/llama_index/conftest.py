@@ -12,6 +12,7 @@ from llama_index.core.llms.callbacks import llm_completion_callback
 
 from facade import TOPICS, about, opened
 from llama_index.indices.managed.msa import MSAIndex
+from tiny import tiny_adapter
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +36,9 @@ def documents() -> list[Document]:
 
 
 @pytest.fixture
-def memory(tmp_path, backbone, adapter):
-    """An empty memory with short prompts."""
-    with opened(tmp_path, backbone, adapter) as memory:
+def memory(tmp_path, backbone):
+    """An empty memory with short prompts; words and names count, as they do by default."""
+    with opened(tmp_path, backbone, tiny_adapter(backbone, beside=True)) as memory:
         yield memory
 
 

@@ -65,8 +65,9 @@ def test_a_query_with_several_strings_is_routed_for_each(index):
 def test_bad_queries_are_refused(index):
     with pytest.raises(InvalidQueryError):
         index.as_retriever().retrieve("")
-    with pytest.raises(InvalidQueryError):
-        index.as_retriever(similarity_top_k=0).retrieve("violin")
+    for k in (0, -1, -3):
+        with pytest.raises(InvalidQueryError, match="k must"):
+            index.as_retriever(similarity_top_k=k).retrieve("violin")
     with pytest.raises(ConfigError, match="doc_ids"):
         index.as_retriever(node_ids=["violin::0"])
     with pytest.raises(ConfigError, match="vector stores"):

@@ -7,14 +7,15 @@ import math
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from llama_index.core.schema import TextNode
+from llama_index.core.schema import Document, QueryBundle, TextNode
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
 from facade import about, opened
 from llama_index.indices.managed.msa import MSAIndex
 from llama_index.indices.managed.msa.filters import memory_filter
-from msa_plugin.errors import InvalidQueryError
+from llama_index.llms.msa import MSALLM
+from msa_plugin.errors import InvalidDocumentError, InvalidQueryError
 
 F, Op, All = MetadataFilter, FilterOperator, FilterCondition
 
@@ -83,6 +84,42 @@ def test_whole_documents_can_be_chosen(index):
     scanned = where(F(key="nothing", value=None, operator=Op.IS_EMPTY))
     assert numbers(index, scanned, doc_ids=["glacier"]) == [2]
     assert numbers(index, None, doc_ids=[]) == []
+
+
+@pytest.mark.parametrize("key", ["doc_id", "document_id", "ref_doc_id"])
+@pytest.mark.parametrize("scanned", [False, True])
+def test_a_document_is_told_by_the_names_that_llama_index_stores_give_it(index, key, scanned):
+    more = [F(key="nothing", value=None, operator=Op.IS_EMPTY)] if scanned else []
+    others = [0, 1, 2, 4, 5, 6, 7]
+    for value, operator, expected in (
+        ("violin", Op.EQ, [3]),
+        ("violin", Op.NE, others),
+        (["violin", "meteor"], Op.IN, [3, 7]),
+        (["violin"], Op.NIN, others),
+    ):
+        assert numbers(index, where(F(key=key, value=value, operator=operator), *more)) == expected
+    within = where(where(F(key=key, value="violin"), F(key=key, value="meteor"), condition=All.OR), *more)
+    assert numbers(index, within) == [3, 7]
+    with pytest.raises(InvalidQueryError, match="_node_type"):
+        index.as_retriever(filters=where(F(key="_node_type", value="TextNode"), *more))
+
+
+def test_text_where_a_list_is_meant_is_refused(index, memory):
+    with pytest.raises(InvalidQueryError, match="doc_ids= takes a list"):
+        index.as_retriever(doc_ids="violin")
+    with pytest.raises(InvalidQueryError, match="custom_embedding_strs= takes a list"):
+        index.as_retriever().retrieve(QueryBundle("x", custom_embedding_strs="violin"))
+    for lone in ("mill", TextNode(text="mill"), ["mill"]):
+        with pytest.raises(InvalidDocumentError, match="takes a list"):
+            index.insert_nodes(lone)
+        with pytest.raises(InvalidDocumentError, match="takes a list"):
+            index.refresh_ref_docs(lone)
+    with pytest.raises(InvalidDocumentError, match="takes a list"):
+        MSAIndex.from_documents(Document(text="mill"), memory=memory)
+    with pytest.raises(InvalidQueryError, match="documents="):
+        MSALLM(memory, mode="memory").complete("violin", documents=[3])
+    index.delete_nodes("violin::0")
+    assert len(memory.get("violin::0")) == 0 and memory.stats().documents == 7, "one id, not nine letters"
 
 
 @pytest.mark.parametrize(

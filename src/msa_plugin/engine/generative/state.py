@@ -79,7 +79,6 @@ class Conversation:
     rounds: list[Round] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     ended: EndReason | None = None
-    finish: str = "stop"
     prompt_tokens: int = 0
     written: int = 0
     routed: Routed | None = None
@@ -189,16 +188,14 @@ class Conversation:
         token = self.sampler.pick(logits[None])[0]
         self.written += 1
         if token in self.transcript.wire.answer_ends:
-            self.phase = Phase.DONE
-            piece = self.stream.flush()
+            piece = self.stream.end("stop")
         else:
             piece = self.stream.push(token)
             self.pending = [token]
-            if self.stream.stopped:
-                self.phase = Phase.DONE
-            elif self.stream.tokens >= self.max_new_tokens:
-                self.phase, self.finish = Phase.DONE, "length"
-                piece += self.stream.flush()
+            if self.stream.tokens >= self.max_new_tokens:
+                piece += self.stream.end("length")
+        if self.stream.finish:
+            self.phase = Phase.DONE
         if piece:
             yield piece
 

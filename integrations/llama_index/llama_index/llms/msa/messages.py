@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
 from llama_index.core.schema import BaseNode, NodeWithScore
 
+from msa_plugin.arguments import listed
 from msa_plugin.errors import InvalidQueryError
 
 _ROLES = {
@@ -47,7 +48,11 @@ def text(message: ChatMessage) -> str:
 
 
 def node_ids(nodes: Iterable[str | BaseNode | NodeWithScore]) -> list[str]:
-    """Ids of nodes, which may be given as ids."""
-    if isinstance(nodes, str):
-        raise InvalidQueryError("documents= takes a list of nodes or of their ids")
-    return [node if isinstance(node, str) else node.node_id for node in nodes]
+    """Ids of nodes, which may be given as ids. Raises InvalidQueryError for what is neither, and for a lone one."""
+    if isinstance(nodes, BaseNode | NodeWithScore):
+        nodes = [nodes]
+    given = listed("documents", nodes)
+    wrong = [node for node in given if not isinstance(node, str | BaseNode | NodeWithScore)]
+    if wrong:
+        raise InvalidQueryError(f"documents= takes nodes or their ids, not {type(wrong[0]).__name__}")
+    return [node if isinstance(node, str) else node.node_id for node in given]

@@ -27,9 +27,10 @@ from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQue
 from llama_index.indices.managed.msa import storage
 from llama_index.indices.managed.msa.docstore import MSADocumentStore
 from llama_index.indices.managed.msa.engines import language_model, query_engine
-from llama_index.indices.managed.msa.records import to_document
+from llama_index.indices.managed.msa.records import several, to_document
 from llama_index.indices.managed.msa.retriever import MSARetriever
 from llama_index.indices.managed.msa.transform import WholeDocument, sourced
+from msa_plugin.arguments import id_list
 from msa_plugin.engine.ingestion import OnInvalid
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
@@ -84,7 +85,7 @@ class MSAIndex(BaseIndex[IndexDict]):
         self._own_docstore = MSADocumentStore(self._memory)
         try:
             super().__init__(
-                nodes=None if index_struct is not None else list(nodes or []),
+                nodes=None if index_struct is not None else several("nodes", nodes or []),
                 objects=list(objects) if objects else None,
                 index_struct=index_struct,
                 storage_context=self._context(storage_context),
@@ -205,14 +206,15 @@ class MSAIndex(BaseIndex[IndexDict]):
             return changed
 
     def _changed(self, documents: Sequence[Document]) -> list[bool]:
-        return [self.docstore.get_document_hash(d.id_) != d.hash for d in documents]
+        given = several("documents", documents)
+        return [self.docstore.get_document_hash(d.id_) != d.hash for d in given]
 
     def _transform(self, documents: Sequence[Document]) -> list[BaseNode]:
-        hashes = {d.id_: d.hash for d in documents}
+        hashes = {d.id_: d.hash for d in several("documents", documents)}
         return sourced(run_transformations(documents, self._transformations, show_progress=self._show_progress), hashes)
 
     async def _atransform(self, documents: Sequence[Document]) -> list[BaseNode]:
-        hashes = {d.id_: d.hash for d in documents}
+        hashes = {d.id_: d.hash for d in several("documents", documents)}
         nodes = await arun_transformations(documents, self._transformations, show_progress=self._show_progress)
         return sourced(nodes, hashes)
 
@@ -231,7 +233,7 @@ class MSAIndex(BaseIndex[IndexDict]):
     ) -> None:
         if not nodes and not replaced:
             return  # without a write lock, so that a memory opened for reading can be an index
-        nodes = sourced(nodes)
+        nodes = sourced(several("nodes", nodes))
         self._detach_objects(nodes)
         documents = [to_document(node) for node in nodes]
         progress = on_progress or (None if self._show_progress else _silent)
@@ -270,8 +272,9 @@ class MSAIndex(BaseIndex[IndexDict]):
 
     def delete_nodes(self, node_ids: Sequence[str], delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
         """Forget nodes, durably; unknown ids are ignored. `delete_from_docstore` is for a document store you gave."""
+        node_ids = id_list(node_ids)
         with self._own_docstore.ledger.changing() as ledger:
-            self._memory.delete(list(node_ids))
+            self._memory.delete(node_ids)
             ledger.deleted(node_ids)
         if delete_from_docstore:
             self._tell_docstore([], node_ids)

@@ -13,6 +13,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from llama_index.indices.managed.msa.records import SOURCE
+from msa_plugin.arguments import listed
 from msa_plugin.errors import InvalidQueryError
 from msa_plugin.types import Filter
 
@@ -26,6 +27,8 @@ _COMPARISONS = {
     FilterOperator.LTE: "$lte",
     FilterOperator.CONTAINS: "$contains",
 }
+_SOURCES = ("doc_id", "document_id", "ref_doc_id")
+_THEIRS = ("_node_content", "_node_type")
 # What SQL cannot say; a filter that has one of these anywhere becomes a Python function and costs a scan.
 _SCANNED = (FilterOperator.TEXT_MATCH, FilterOperator.TEXT_MATCH_INSENSITIVE, FilterOperator.IS_EMPTY)
 
@@ -34,10 +37,12 @@ def memory_filter(filters: MetadataFilters | None, doc_ids: Sequence[str] | None
     """The memory's filter for `filters`, and for nodes of the documents `doc_ids` only; None when nothing is asked.
 
     Filters nest. An absent field passes `!=` and `nin` only, as in LlamaIndex's own stores. Metadata that is true or
-    false compares as 1 or 0, because a `MetadataFilter` cannot hold a boolean.
-    Raises InvalidQueryError for values that an operator does not take.
+    false compares as 1 or 0, because a `MetadataFilter` cannot hold a boolean. "doc_id", "document_id" and
+    "ref_doc_id" are the document that a node was made from, whatever its metadata say, also as in those stores.
+    Raises InvalidQueryError for values that an operator does not take, and for fields that only those stores have.
     """
-    parts: list[Metadata] = [] if doc_ids is None else [{SOURCE: {"$in": list(doc_ids)}}]
+    doc_ids = None if doc_ids is None else listed("doc_ids", doc_ids)
+    parts: list[Metadata] = [] if doc_ids is None else [{SOURCE: {"$in": doc_ids}}]
     if filters is None or not filters.filters:
         return parts[0] if parts else None
     if not _scanned(filters):
@@ -67,7 +72,7 @@ def _mapping(filters: MetadataFilters) -> dict[str, Any]:
 
 
 def _term(one: MetadataFilter) -> dict[str, Any]:
-    operator, key = one.operator, one.key
+    operator, key = one.operator, _field(one)
     if operator in _COMPARISONS:
         return {key: {_COMPARISONS[operator]: _scalar(one)}}
     if operator in (FilterOperator.EQ, FilterOperator.IN):
@@ -79,6 +84,13 @@ def _term(one: MetadataFilter) -> dict[str, Any]:
     if operator is FilterOperator.ALL:
         return {"$and": [{key: {"$contains": value}} for value in _list(one)]}
     raise InvalidQueryError(f"field {key!r}: the operator {operator} is not supported")
+
+
+def _field(one: MetadataFilter) -> str:
+    """The memory's name of a field: what LlamaIndex's stores write under names of their own has another one here."""
+    if one.key in _THEIRS:
+        raise InvalidQueryError(f"field {one.key!r} is one of LlamaIndex's own stores; filter over metadata instead")
+    return SOURCE if one.key in _SOURCES else one.key
 
 
 def _alike(one: MetadataFilter) -> list[Any]:
@@ -116,7 +128,7 @@ def _function(filters: MetadataFilters) -> Test:
 
 
 def _test(one: MetadataFilter) -> Test:
-    operator, key = one.operator, one.key
+    operator, key = one.operator, _field(one)
     if operator is FilterOperator.IS_EMPTY:
         return lambda metadata: metadata.get(key) in (None, "", [])
     if operator in (FilterOperator.TEXT_MATCH, FilterOperator.TEXT_MATCH_INSENSITIVE):
@@ -139,20 +151,20 @@ def _test(one: MetadataFilter) -> Test:
 
 
 def _text_test(one: MetadataFilter) -> Test:
-    sought = one.value
+    sought, key = one.value, _field(one)
     if not isinstance(sought, str):
         raise InvalidQueryError(f"field {one.key!r}: {one.operator.value} looks for text, not {sought!r}")
     if one.operator is FilterOperator.TEXT_MATCH:
-        return lambda metadata: sought in _text(metadata.get(one.key))
+        return lambda metadata: sought in _text(metadata.get(key))
     lowered = sought.lower()
-    return lambda metadata: lowered in _text(metadata.get(one.key)).lower()
+    return lambda metadata: lowered in _text(metadata.get(key)).lower()
 
 
 def _order_test(one: MetadataFilter) -> Test:
-    bound, sign = _scalar(one), _COMPARISONS[one.operator]
+    bound, sign, key = _scalar(one), _COMPARISONS[one.operator], _field(one)
 
     def test(metadata: Metadata) -> bool:
-        value = metadata.get(one.key)
+        value = metadata.get(key)
         if not _same_kind(value, bound):
             return False
         above, level = cast(bool, value > bound), value == bound

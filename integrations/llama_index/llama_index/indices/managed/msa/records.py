@@ -7,16 +7,18 @@ no such keys and becomes a plain `TextNode`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 from llama_index.core.constants import DATA_KEY, TYPE_KEY
 from llama_index.core.schema import BaseNode, MetadataMode, TextNode
 from llama_index.core.storage.docstore.utils import json_to_doc
 
+from msa_plugin.arguments import listed
 from msa_plugin.errors import InvalidDocumentError
 from msa_plugin.types import Document, Hit
 
+_Node = TypeVar("_Node", bound=BaseNode)
 RECORD = "_llama_index"
 SOURCE = "_llama_index_source"
 _ELSEWHERE = ("id_", "text", "metadata", "embedding")
@@ -36,6 +38,14 @@ def to_document(node: BaseNode) -> Document:
         metadata[SOURCE] = node.ref_doc_id
     text = node.get_content(metadata_mode=MetadataMode.NONE)
     return Document(node.node_id, text, title if isinstance(title, str) else "", metadata)
+
+
+def several(name: str, nodes: Iterable[_Node]) -> list[_Node]:
+    """Nodes or documents as a list. Raises InvalidDocumentError for a lone one, for text, and for what is neither."""
+    given = [] if isinstance(nodes, BaseNode) else listed(name, nodes, InvalidDocumentError)
+    if isinstance(nodes, BaseNode) or not all(isinstance(node, BaseNode) for node in given):
+        raise InvalidDocumentError(f"{name}= takes a list of LlamaIndex nodes or documents; put a single one in [...]")
+    return given
 
 
 def _record(node: BaseNode) -> dict[str, Any]:

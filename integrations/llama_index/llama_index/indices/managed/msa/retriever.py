@@ -13,6 +13,7 @@ from llama_index.core.vector_stores.types import MetadataFilters
 
 from llama_index.indices.managed.msa.filters import memory_filter
 from llama_index.indices.managed.msa.records import to_node
+from msa_plugin.arguments import listed
 from msa_plugin.types import Hit
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class MSARetriever(BaseRetriever):
         self.object_map = index.object_map if object_map is None else {**index.object_map, **object_map}
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        questions = query_bundle.custom_embedding_strs or [query_bundle.query_str]
+        given = query_bundle.custom_embedding_strs
+        questions = listed("custom_embedding_strs", given) if given else [query_bundle.query_str]
         rows = self._memory.retrieve(questions, self.similarity_top_k, filter=self._filter)
         best: dict[str, Hit] = {}
         for hit in (hit for row in rows for hit in row):
