@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from msa_plugin.bench.base import Question
+from msa_plugin.bench.base import Found, Question, Scored, find_others
 from msa_plugin.bench.datasets import (
     corpus_hash,
     dataset_hash,
@@ -16,6 +16,7 @@ from msa_plugin.bench.datasets import (
     load_distractors,
     sample_dataset,
 )
+from msa_plugin.bench.metrics import retrieval_scores
 from msa_plugin.errors import DuplicateDocumentError, IngestError
 
 CORPUS = [
@@ -131,7 +132,10 @@ def test_a_passage_without_text_is_dropped_with_a_note(tmp_path):
         ({"queries": [{"_id": "q1", "text": "?", "answers": [1]}]}, IngestError, '"answers" must be'),
         ({"test": "q1\td1\t1\nq1 d2 1\n"}, IngestError, r"test\.tsv, line 2: query-id"),
         ({"test": "q1 d1 1\nq1\td1\t1\n"}, IngestError, r"test\.tsv, line 1: query-id"),
-        ({"test": "q1\td1\t1.5\nq1\td1\t1\n"}, IngestError, r"test\.tsv, line 1: query-id"),
+        ({"test": "q1\td1\t1\nq1\td2\tnan\n"}, IngestError, r"test\.tsv, line 2: query-id"),
+        ({"test": "q1\td1\t1\nq1\td2\trelevant\n"}, IngestError, r"test\.tsv, line 2: query-id"),
+        ({"test": "q1\t0\td1\t1\textra\n"}, IngestError, r"test\.tsv, line 1: query-id"),
+        ({"test": "q1\td1\t1.5\nq1\td1\t1\n"}, IngestError, r"line 2.*graded otherwise"),
         ({"test": "q1\td1\t1\nq1\td1\t2\n"}, IngestError, r"line 2.*graded otherwise"),
         ({"test": "q1\tnone\t1\n"}, IngestError, "no question is left.*corpus lacks"),
     ],
@@ -139,6 +143,58 @@ def test_a_passage_without_text_is_dropped_with_a_note(tmp_path):
 def test_malformed_files_are_named(tmp_path, change, kind, message):
     with pytest.raises(kind, match=message):
         load_dataset(beir(tmp_path / "toy", **change))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        QRELS.replace("score", "relevance_score"),
+        "q1\td1\t2.0\nq1\td2\t0.0\nq2\td2\t1.00\n",
+        "q1\t0\td1\t2\nq1\t0\td2\t-1\nq2\tQ0\td2\t1\n",
+        "q1 0 d1 2\nq1 0 d2 0\n\nq2  0  d2  1\r\n",
+        "query-id\titer\tcorpus-id\trelevance_score\nq1\t0\td1\t2\nq2\t0\td2\t1.0\n",
+    ],
+)
+def test_judgements_as_other_tools_write_them(tmp_path, text):
+    data = load_dataset(beir(tmp_path / "toy", test=text))
+    assert [q.positives for q in data.questions] == [{"d1": 2}, {"d2": 1}] and data.notes == ()
+
+
+def test_a_grade_between_two_numbers_stays_relevant(tmp_path):
+    data = load_dataset(beir(tmp_path / "toy", test="q1\td1\t0.3\nq1\td2\t-0.5\nq2\td2\t1.5\n"))
+    assert [q.positives for q in data.questions] == [{"d1": 1}, {"d2": 2}]
+    assert data.notes == ("3 grades between two whole numbers were rounded up (q1: d1, q1: d2, q2: d2)",)
+
+
+def test_a_question_that_is_a_passage_is_not_its_own_answer(tmp_path):
+    """As in ArguAna: the counter-argument of a passage is wanted, and no passage is liker to it than itself."""
+    queries = [{"_id": "d1", "text": "One first"}, {"_id": "d2", "text": "second\n"}, {"_id": "d3", "text": "other"}]
+    corpus = [*CORPUS, {"_id": "d3", "text": "of the same id by chance"}]
+    qrels = "d1\td2\t1\nd1\td1\t1\nd2\td1\t1\nd3\td3\t1\n"
+    data = load_dataset(beir(tmp_path / "toy", corpus=corpus, queries=queries, test=qrels))
+    assert [(q.id, q.itself, q.positives) for q in data.questions] == [
+        ("d1", True, {"d2": 1}),
+        ("d2", True, {"d1": 1}),
+        ("d3", False, {"d3": 1}),
+    ]
+    [note] = data.notes
+    assert note.startswith("2 questions are passages themselves") and "(d1, d2)" in note
+
+    class Likest:
+        """Ranks all passages, a question's own first."""
+
+        name = "likest"
+
+        def find(self, questions, k):
+            own = {q.text: q.id for q in data.questions}
+            ids = [sorted(("d1", "d2", "d3"), key=lambda i: (i != own[text], i)) for text in questions]
+            return [Found(tuple(Scored(i, 1.0) for i in row[:k]), {}) for row in ids]
+
+    found = [[hit.id for hit in one.ranking] for one in find_others(Likest(), data.questions, 2)]
+    assert found == [["d2", "d3"], ["d1", "d3"], ["d3", "d1"]]
+    positives = {q.id: q.positives for q in data.questions}
+    rankings = dict(zip(positives, found, strict=True))
+    assert retrieval_scores(positives, rankings, ["nDCG@10"])["nDCG@10"] == {"d1": 1.0, "d2": 1.0, "d3": 1.0}
 
 
 def test_missing_files_are_named(tmp_path):

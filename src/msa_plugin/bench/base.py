@@ -7,7 +7,7 @@ questions, and `answer` reads some of them with the one backbone, prompt and tok
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -20,7 +20,10 @@ from msa_plugin.types import Answer, Document
 
 @dataclass(frozen=True)
 class Question:
-    """A question, the answers that count as right, and graded relevant passages (id -> grade > 0)."""
+    """A question, the answers that count as right, and graded relevant passages (id -> grade > 0).
+
+    `itself` says that it is also a passage of the corpus, under its own id, which must not count as found.
+    """
 
     id: str
     text: str
@@ -28,6 +31,7 @@ class Question:
     positives: Mapping[str, int] = field(default_factory=dict)
     hops: int = 1
     kind: str = ""
+    itself: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,16 @@ class Answers(Protocol):
 
     def answer(self, questions: Sequence[str]) -> list[Reply]:
         """Answer each question; systems that only find are answered for by `Workspace.read`."""
+
+
+def find_others(system: System, questions: Sequence[Question], k: int) -> list[Found]:
+    """The best `k` passages of each question, without the question itself, which BEIR's evaluation leaves out too."""
+    found = system.find([q.text for q in questions], k + any(q.itself for q in questions))
+    rankings = [
+        [hit for hit in one.ranking if not (q.itself and hit.id == q.id)][:k]
+        for q, one in zip(questions, found, strict=True)
+    ]
+    return [replace(one, ranking=tuple(ranking)) for one, ranking in zip(found, rankings, strict=True)]
 
 
 OnStep = Callable[[str, int, int], None]  # what is being done, done so far, of how many

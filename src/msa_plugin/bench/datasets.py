@@ -2,9 +2,11 @@
 
     corpus.jsonl[.gz]    {"_id" or "id", "title", "text", "metadata"?}
     queries.jsonl[.gz]   {"_id" or "id", "text" or "question", "answers"?, "positive_ids"?, "hops"?, "type"?}
-    qrels/<split>.tsv[.gz]   query-id, corpus-id, score (BEIR; test is taken before dev before train)
+    qrels/<split>.tsv[.gz]   query-id, corpus-id, score (BEIR; test is taken before dev before train), or TREC's four
+                             columns, of which the second says nothing; the header is optional
 
-What is left out is said in `Dataset.notes`; what cannot be read is an error naming file and line.
+A question that is a passage of the corpus itself, under the same id, is not to be found as its own answer. What is left
+out is said in `Dataset.notes`; what cannot be read is an error naming file and line.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +28,7 @@ from msa_plugin.types import Document
 
 SPLITS = ("test", "dev", "train")
 SHOWN = 3  # ids named in a note
+_HEADER = re.compile(r"[A-Za-z][\w -]*")
 MAX_LINE = 1 << 26  # bytes; a small packed file can hold a line of any length
 
 
@@ -59,7 +64,7 @@ def load_dataset(path: str | Path) -> Dataset:
         raise IngestError(f"{path} is not a folder with a data set")
     notes: list[str] = []
     documents = _documents(path, notes)
-    known = {document.id for document in documents}
+    known = {document.id: document for document in documents}
     records = _queries(path)
     positives = _qrels(path, {_id(r) for r in records}, notes)
     questions = _questions(records, positives, known, notes)
@@ -243,13 +248,17 @@ def _queries(folder: Path) -> list[_Record]:
 
 
 def _questions(
-    records: list[_Record], qrels: Mapping[str, Mapping[str, int]] | None, known: set[str], notes: list[str]
+    records: list[_Record],
+    qrels: Mapping[str, Mapping[str, int]] | None,
+    known: Mapping[str, Document],
+    notes: list[str],
 ) -> list[Question]:
-    questions, blank, unjudged, unknown, lost = [], [], [], [], []
+    questions, blank, unjudged, unknown, lost, themselves = [], [], [], [], [], []
     for record in records:
         name, text = _id(record), _text(record, "text", "question")
         positives = _positive_ids(record) if qrels is None else qrels.get(name, {})
-        held = {i: grade for i, grade in positives.items() if i in known}
+        itself = name in known and _same(text, known[name])
+        held = {i: grade for i, grade in positives.items() if i in known and not (itself and i == name)}
         unknown += [f"{name}: {i}" for i in positives if i not in known]
         if not text.strip():
             blank.append(name)
@@ -259,12 +268,23 @@ def _questions(
             lost.append(name)
         else:
             kind, hops = _text(record, "type"), _hops(record)
-            questions.append(Question(name, text, _strings(record, "answers"), held, hops, kind))
+            questions.append(Question(name, text, _strings(record, "answers"), held, hops, kind, itself))
+            themselves += [name] if itself else []
     _note(notes, blank, "questions are empty and were dropped")
     _note(notes, unknown, "pairs of question and relevant passage name passages that the corpus lacks and were dropped")
     _note(notes, lost, "questions have no relevant passage in the corpus and were dropped")
+    what = (
+        "questions are passages themselves, under the same ids: each is left out of its own ranking, for every system"
+    )
+    _note(notes, themselves, what)
     _note(notes, unjudged, "questions have no relevant passage in this split and were left out")
     return questions
+
+
+def _same(question: str, passage: Document) -> bool:
+    """Whether a passage says what the question does; sets that number both from 1 on share ids by chance."""
+    texts = (passage.text, f"{passage.title} {passage.text}")
+    return question.split() in [text.split() for text in texts]
 
 
 def _positive_ids(record: _Record) -> dict[str, int]:
@@ -303,15 +323,21 @@ def _qrels(folder: Path, questions: set[str], notes: list[str]) -> dict[str, dic
     if len(files) > 1:
         notes.append(f"the split is {split!r} of {', '.join(sorted(files))}")
     grades: dict[tuple[str, str], int] = {}
+    between = []
     for number, line in _lines(files[split]):
-        where, columns = f"{files[split]}, line {number}", line.rstrip("\r\n").split("\t")
-        if not line.strip() or (number == 1 and len(columns) == 3 and columns[2].strip().isalpha()):
-            continue  # the header is optional
-        if len(columns) != 3 or not _is_grade(columns[2]):
-            raise IngestError(f"{where}: query-id, corpus-id and a whole number, separated by tabs, were expected")
-        pair, grade = (columns[0], columns[1]), int(columns[2])
+        where, columns = f"{files[split]}, line {number}", _columns(line)
+        if not line.strip() or (number == 1 and len(columns) == 3 and _HEADER.fullmatch(columns[2].strip())):
+            continue
+        grade = _grade(columns[2]) if len(columns) == 3 else None
+        if grade is None:
+            raise IngestError(
+                f"{where}: query-id, corpus-id and a grade, separated by tabs, were expected (or TREC's four columns)"
+            )
+        pair = (columns[0], columns[1])
+        between += [] if float(columns[2]) == grade else [f"{pair[0]}: {pair[1]}"]
         if grades.setdefault(pair, grade) != grade:
             raise IngestError(f"{where}: {pair[0]!r} and {pair[1]!r} were graded otherwise before")
+    _note(notes, between, "grades between two whole numbers were rounded up")
     strangers = sorted({question for question, _ in grades} - questions)
     _note(notes, strangers, "judged questions are missing in the queries and were left out")
     judged: dict[str, dict[str, int]] = {}
@@ -321,9 +347,21 @@ def _qrels(folder: Path, questions: set[str], notes: list[str]) -> dict[str, dic
     return judged
 
 
-def _is_grade(text: str) -> bool:
-    digits = text.strip().removeprefix("-")
-    return digits.isdecimal() and len(digits) <= 9
+def _columns(line: str) -> list[str]:
+    """Question, passage and grade of a line; TREC's files have a column more, and often blanks instead of tabs."""
+    columns = line.rstrip("\r\n").split("\t")
+    if len(columns) == 1 and len(line.split()) == 4:
+        columns = line.split()
+    return [columns[0], *columns[2:]] if len(columns) == 4 else columns
+
+
+def _grade(text: str) -> int | None:
+    """A grade as the measures take it: whole, a fraction rounded up, so that what is relevant stays so."""
+    try:
+        grade = float(text)
+    except ValueError:
+        return None
+    return math.ceil(grade) if abs(grade) < 1e9 else None
 
 
 def _note(notes: list[str], items: list[str], what: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from msa_plugin.bench.base import Dataset, OnStep, Question, Workspace
+from msa_plugin.bench.base import Dataset, OnStep, Question, Workspace, find_others
 from msa_plugin.bench.contestant import Create, registry
 from msa_plugin.bench.growth import NAMESPACE, NOISE, Banks, Plan, Step, plan
 from msa_plugin.bench.growth_rows import DEPTH, SCALE, loss_rows, scale_rows, scored
@@ -212,7 +212,7 @@ class Scale:
             ranking: list[str] = []
             if finds:
                 start = time.perf_counter()
-                [found] = system.find([question.text], DEPTH)
+                [found] = find_others(system, [question], DEPTH)
                 record["seconds"] = {**found.seconds, "total": time.perf_counter() - start}
                 ranking = [hit.id for hit in found.ranking]
                 record["ranking"] = ranking
@@ -260,7 +260,7 @@ def _prefiltered(memory: LatentMemory, spec: str | None, cache: Path) -> Iterato
 
 def _add_exact(system: Any, questions: Sequence[Question], records: list[dict[str, Any]]) -> None:
     """Add what the same system finds without an index, to say what the index missed."""
-    texts = {q.id: q.text for q in questions}
+    asked = {q.id: q for q in questions}
     for record in records:
-        [found] = system.find([texts[record["id"]]], DEPTH)
+        [found] = find_others(system, [asked[record["id"]]], DEPTH)
         record["exact"] = [hit.id for hit in found.ranking]

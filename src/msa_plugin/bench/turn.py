@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from msa_plugin.bench.base import Answers, Cost, Found, Question, Reply, Row, Scored, System, Workspace
+from msa_plugin.bench.base import Answers, Cost, Found, Question, Reply, Row, Scored, System, Workspace, find_others
 from msa_plugin.bench.peak import peak_bytes, reset_peak
 from msa_plugin.bench.scoring import ADAPTIVE, Record, finished
 from msa_plugin.bench.store import Results
@@ -85,7 +85,7 @@ class Turn:
     def _batch(self, name: str, system: System | Answers, questions: Sequence[Question]) -> None:
         texts = [q.text for q in questions]
         records: list[Record] = []
-        found, finding = self._find(system, texts)
+        found, finding = self._find(system, questions)
         if self.part == "retrieval":
             for question, one in zip(questions, found, strict=True):
                 ranking = [[hit.id, float(hit.score)] for hit in one.ranking[: self.k]]
@@ -108,14 +108,14 @@ class Turn:
         self.results.add_questions(self.part, self.workspace.dataset.name, name, records)
         self.watch.advance(len(questions))
 
-    def _find(self, system: System | Answers, texts: Sequence[str]) -> tuple[list[Found], float]:
+    def _find(self, system: System | Answers, questions: Sequence[Question]) -> tuple[list[Found], float]:
         """What `system` finds, and the seconds a question."""
         if not isinstance(system, System):
             return [], 0.0
         k = self.k if self.part == "retrieval" else max(self.passages)
         began = time.perf_counter()
-        found = system.find(texts, k)
-        return found, (time.perf_counter() - began) / len(texts)
+        found = find_others(system, questions, k)
+        return found, (time.perf_counter() - began) / len(questions)
 
 
 def _about(question: Question) -> Record:
