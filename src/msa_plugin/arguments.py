@@ -8,9 +8,11 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
 from msa_plugin.errors import ConfigError, InvalidQueryError, MSAError
+from msa_plugin.types import Source
 
 By: TypeAlias = Literal["document", "passage"]
 _Item = TypeVar("_Item")
+_QUOTED = 80  # characters; a shorter text may well be quoted by a question
 _ROLES = ("system", "user", "assistant")
 
 
@@ -68,6 +70,15 @@ def check_messages(messages: object) -> list[Mapping[str, str]]:
         except UnicodeEncodeError as error:
             raise InvalidQueryError(f"a message holds invalid Unicode at character {error.start}") from error
     return checked
+
+
+def pasted(question: str, sources: Iterable[Source]) -> str | None:
+    """The id of a source whose text, unless it is short, stands in the question itself."""
+    for source in sources:
+        text = source.text.removeprefix(f"{source.title}\n").strip()
+        if len(text) >= _QUOTED and text in question:
+            return source.id
+    return None
 
 
 def answer_settings(config: MemoryConfig, options: dict[str, Any]) -> tuple[GenerationConfig, InterleaveConfig]:

@@ -61,7 +61,7 @@ class AsyncTwins:
 
     def astream(self, question: str, **options: Any) -> AsyncAnswerStream:
         """`stream`, to iterate with `async for`; `await .aclose()` ends the decoding."""
-        return AsyncAnswerStream(lambda: self._sync("stream")(question, **options))
+        return AsyncAnswerStream(lambda: self._sync("stream")(question, **options), question)
 
     async def achat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Answer:
         """`chat`, awaited."""

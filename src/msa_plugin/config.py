@@ -261,8 +261,9 @@ class MemoryConfig(Settings):
     document's score that those gain which it names by their titles, fewer of them more (0: titles are text like any).
     None of either is what the adapter was measured best with (`AdapterConfig.beside`), and none under `compat`.
     `compat` answers exactly as the reference, mistakes included (docs/compatibility.md). `lock_timeout` (seconds) is
-    how long a write waits for another writer. `kernels`: `auto` runs Triton's on a GPU and plain PyTorch elsewhere;
-    `triton` or `torch` insists. `tiers` are byte budgets for what is copied out of the memory maps.
+    how long a write waits for another writer, `queue_timeout` (None: no bound) how long a question does until those
+    asked before it are answered. `kernels`: `auto` runs Triton's on a GPU and plain PyTorch elsewhere; `triton` or
+    `torch` insists. `tiers` are byte budgets for what is copied out of the memory maps.
     """
 
     reading: ReadingMode | Literal["auto"] = "auto"
@@ -290,5 +291,6 @@ class MemoryConfig(Settings):
     lexical: float | None = Field(default=None, ge=0.0)
     titles: float | None = Field(default=None, ge=0.0)
     lock_timeout: float = Field(default=10.0, ge=0.0)
+    queue_timeout: float | None = Field(default=600.0, ge=0.0)
     generation: GenerationConfig = GenerationConfig()
     interleave: InterleaveConfig = InterleaveConfig()

@@ -47,6 +47,14 @@ class EmptyMemoryError(MSAError, LookupError):
     """An answer was asked of a memory (or of a filter) that holds no document."""
 
 
+class BusyError(MSAError, TimeoutError):
+    """Other questions kept the model busy for longer than `queue_timeout`."""
+
+
+class ToolsUnsupportedError(MSAError, NotImplementedError):
+    """Tool calls or structured output were asked of a backbone that was not trained for them."""
+
+
 class MissingExtraError(MSAError, ImportError):
     """An optional package is needed; the message names the extra to install."""
 

@@ -8,6 +8,7 @@ memory.ask("question").text
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,11 +35,12 @@ from msa_plugin.cluster.manifest import check_plain
 from msa_plugin.cluster.opening import ask_for_cluster, open_cluster
 from msa_plugin.config import ClusterConfig, MemoryConfig
 from msa_plugin.engine.adapters import find_adapter
-from msa_plugin.engine.answering import Events, noting_missed
+from msa_plugin.engine.answering import Events, completed
 from msa_plugin.engine.engine import Engine
 from msa_plugin.engine.ingestion import BankIngestion, Ingestion, OnInvalid
 from msa_plugin.engine.setup import check_kernels, check_window, fingerprint
 from msa_plugin.errors import ConfigError, EmptyMemoryError, InvalidQueryError, UnknownDocumentError
+from msa_plugin.events import AnswerPiece, Event
 from msa_plugin.namespaces import Namespaces
 from msa_plugin.progress import terminal_progress
 from msa_plugin.streams import AnswerStream
@@ -250,6 +252,7 @@ class LatentMemory(Namespaces, AsyncTwins):
         *,
         filter: Filter | None = None,
         documents: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        on_event: Callable[[int, Event], None] | None = None,
         **options: Any,
     ) -> Answer | list[Answer]:
         """Answer a question (or a batch of them) from memory, with sources and a trace.
@@ -257,16 +260,18 @@ class LatentMemory(Namespaces, AsyncTwins):
         With `documents` (ids, best first; for a batch a list of ids for each question) exactly these are read instead
         of what routing would find; none of them means closed book. `options` override single fields of the generation
         and interleave settings: max_new_tokens, temperature, top_p, seed, stop, max_rounds, per_round, cut and others.
+        `on_event` is told what happens to which question, as `stream` would, without the answer.
 
         Raises EmptyMemoryError when nothing may be read, UnknownDocumentError for `documents` that this memory does
-        not hold or `filter` does not admit, and InvalidQueryError or ConfigError for bad input.
+        not hold or `filter` does not admit, InvalidQueryError or ConfigError for bad input, and BusyError when those of
+        other threads, which are answered in the order in which they were asked, took longer than `queue_timeout`.
         """
-        questions = self._questions(question)
-        if not questions:
-            return []
-        chosen = [documents] if isinstance(question, str) and documents is not None else documents
-        events = self._ask(questions, filter, chosen, options)  # type: ignore[arg-type]
-        answers = {row: event for row, event in events if isinstance(event, Answer)}
+        answers: dict[int, Answer] = {}
+        for row, event in self._ask(question, filter, documents, options):
+            if isinstance(event, Answer):
+                answers[row] = event
+            elif on_event is not None:
+                on_event(row, AnswerPiece(event) if isinstance(event, str) else event)
         ordered = [answers[row] for row in sorted(answers)]
         return ordered[0] if isinstance(question, str) else ordered
 
@@ -276,8 +281,7 @@ class LatentMemory(Namespaces, AsyncTwins):
         """Answer a question piece by piece; takes what `ask` takes, and may be closed at any moment."""
         if not isinstance(question, str):
             raise InvalidQueryError("stream() takes one question; use ask() for a batch")
-        chosen = None if documents is None else [documents]
-        return AnswerStream(self._ask(self._questions(question), filter, chosen, options))
+        return AnswerStream(self._ask(question, filter, documents, options), question)
 
     def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Answer:
         """Continue a conversation without memory, as the plain chat model that the backbone is.
@@ -292,26 +296,33 @@ class LatentMemory(Namespaces, AsyncTwins):
         return AnswerStream(self._chat(messages, options))
 
     def _chat(self, messages: Sequence[Mapping[str, str]], options: dict[str, Any]) -> Events:
+        began = time.perf_counter()
         self._check_open()
-        return self._engine.chat(check_messages(messages), generation_settings(self.config, options))
+        events = self._engine.chat(check_messages(messages), generation_settings(self.config, options))
+        return completed(events, time.perf_counter() - began)
 
     def _ask(
         self,
-        questions: list[str],
+        question: str | Sequence[str],
         filter: Filter | None,
-        documents: Sequence[Sequence[str]] | None,
+        documents: Sequence[str] | Sequence[Sequence[str]] | None,
         options: dict[str, Any],
     ) -> Events:
+        began = time.perf_counter()
+        questions = self._questions(question)
         generation, rounds = answer_settings(self.config, options)
         with self._bank.one_moment():  # of the filter, and of the ids of chosen documents
             selection = self._bank.select(self.namespace, filter, below=self.below)
-            chosen = None if documents is None else self._chosen(questions, documents, selection)
+            given: Any = [documents] if isinstance(question, str) and documents is not None else documents
+            chosen = None if given is None else self._chosen(questions, given, selection)
         if chosen is not None:
-            return noting_missed(self._engine.ask_from(questions, chosen, selection, generation), selection)
-        if selection.documents == 0:
+            events = self._engine.ask_from(questions, chosen, selection, generation)
+            return completed(events, time.perf_counter() - began, selection)
+        if questions and selection.documents == 0:
             where = "this filter matches no document" if filter is not None else "the memory is empty; add() documents"
             raise EmptyMemoryError(f"nothing to answer from: {where} (namespace {self.namespace!r})")
-        return noting_missed(self._engine.ask(questions, selection, generation, rounds), selection)
+        events = self._engine.ask(questions, selection, generation, rounds)
+        return completed(events, time.perf_counter() - began, selection)
 
     def _chosen(self, questions: list[str], documents: Sequence[Sequence[str]], selection: Selected) -> list[list[int]]:
         """Ordinals of the ids chosen for each question, without repetitions. Raises UnknownDocumentError."""

@@ -17,9 +17,9 @@ class AnswerStream(Iterator[str]):
     `events()` tells all that happens on the way instead: rounds, documents, pieces, and the answer last.
     """
 
-    def __init__(self, events: Events) -> None:
-        """`events` come from `Engine.ask` for one question."""
-        self._events = events
+    def __init__(self, events: Events, question: str = "") -> None:
+        """`events` come from `Engine.ask` for one `question` ("" of a conversation)."""
+        self._events, self.question = events, question
         self._turn = Lock()  # closing from one thread waits for the piece that another one is decoding
         self.answer: Answer | None = None
 
@@ -56,9 +56,9 @@ class AnswerStream(Iterator[str]):
 class AsyncAnswerStream(AsyncIterator[str]):
     """`AnswerStream` for an event loop: every piece is decoded on a worker thread."""
 
-    def __init__(self, start: Callable[[], AnswerStream]) -> None:
+    def __init__(self, start: Callable[[], AnswerStream], question: str = "") -> None:
         """`start` opens the stream; it is called on a worker thread, with the first piece."""
-        self._start = start
+        self._start, self.question = start, question
         self._stream: AnswerStream | None = None
         self._closed = False
 

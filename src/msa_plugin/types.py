@@ -240,7 +240,12 @@ class Round:
 
 @dataclass(frozen=True)
 class Trace:
-    """How an answer came about. `seconds` by stage: encode, route, other (between rounds), gather, prefill, decode.
+    """How an answer came about. `seconds` by stage: queue, encode, route, gather, prefill, decode, and other.
+
+    They add up to what the call took until its answer was there, without what a stream's reader did in between: `queue`
+    is for questions that came first, `other` for what no stage has, such as cutting documents to fit. Questions of a
+    batch share encode and route; the rest is the batch's. `finish` is what ended the text: `stop` (the model, or a stop
+    sequence), `length`, or a `repetition`.
 
     `prompt_tokens` were prefilled for this question, `context_tokens` are those of the documents read, `head_tokens`
     those of the frame in front, computed once for all questions. `interleave` is what drove the rounds: `scores`, `ids`

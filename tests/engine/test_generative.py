@@ -184,6 +184,14 @@ def test_an_answer_ends_at_any_marker(memory: LatentMemory, script: Script, mark
     assert (answer.text, answer.trace.finish) == ("ab", "stop")
 
 
+def test_an_answer_ends_where_it_repeats_itself(memory: LatentMemory, script: Script) -> None:
+    script("loop?", "<" + "the mill " * 40)
+    answer = memory.ask("loop?", max_new_tokens=360)
+    assert (answer.text, answer.trace.finish) == ("the mill", "repetition")
+    script("loop?", "<" + "the mill " * 40)
+    assert memory.ask("loop?", max_new_tokens=360, repetition=0).text.count("the mill") == 40
+
+
 def test_every_window_of_a_long_document_carries_its_number(memory: LatentMemory) -> None:
     numbering, backbone = memory.engine.encoder.numbering, memory.engine.backbone
     text = "word " * 40

@@ -19,6 +19,7 @@ from msa_plugin.backbone.cache import cache_dir
 from msa_plugin.backbone.cpu import avoid_faulty_amx, fast_bfloat16
 from msa_plugin.backbone.families import BackboneSpec, describe
 from msa_plugin.backbone.placement import BALANCED, pick_device
+from msa_plugin.backbone.turns import Turns
 from msa_plugin.errors import ConfigError, UnsupportedBackboneError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Backbone:
         self.spec: BackboneSpec = describe(model.config)
         self._model_ends()
         self.own_adapter: Adapter | None = None
+        self.turns = Turns()  # of those who answer with it
         self._lock = threading.RLock()
         self._reserved: frozenset[int] | None = None
         self._spellings: dict[int, tuple[int, ...]] = {}

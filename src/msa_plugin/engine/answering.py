@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.turns import Turns
 from msa_plugin.bank.documents import StoredDocument
 from msa_plugin.bank.handle import Selected
 from msa_plugin.config import GenerationConfig
@@ -19,6 +20,7 @@ from msa_plugin.engine.reading import Excerpt, Prefill
 from msa_plugin.events import DocumentsChosen, DocumentsFetched, RetrievalEnded, RetrievalEvent
 from msa_plugin.types import Answer, Passage, Source, Trace
 
+_Item = TypeVar("_Item")
 Events: TypeAlias = Generator[tuple[int, str | Answer | RetrievalEvent], None, None]
 
 
@@ -67,13 +69,52 @@ def answering(
         yield row, Answer(stream.text, _sources(one), trace)
 
 
-def noting_missed(events: Events, selection: Selected) -> Events:
-    """The same events; an answer's trace says which shards of the selection were lost on the way."""
+def portions(items: Sequence[_Item], size: int) -> Iterator[tuple[int, Sequence[_Item]]]:
+    """The items, at most `size` together, each portion with the index of its first."""
+    return ((first, items[first : first + size]) for first in range(0, len(items), size))
+
+
+def in_turn(each: Iterable[tuple[int, Events]], turns: Turns, timeout: float | None) -> Events:
+    """The events of each portion, worked out when its turn comes; rows count from the portion's index.
+
+    While a caller has an event, others may go on. An answer's seconds add up to all that was spent until then, here and
+    waiting (`queue`); what no stage has taken is `other`. Raises BusyError.
+    """
+    spent, began = 0.0, time.perf_counter()
+    for first, events in each:
+        queue = spent  # with those of this call that were answered before
+        with turns.turn(timeout) as turn, closing(events):
+            while True:
+                queue += turn.take()
+                step = next(events, None)
+                spent, began = spent + time.perf_counter() - began, time.perf_counter()
+                if step is None:
+                    break
+                row, event = step
+                if isinstance(event, Answer):
+                    event = _with_seconds(event, {"queue": queue}, spent)
+                turn.lend()
+                yield first + row, event
+                began = time.perf_counter()  # what the caller did with the event is not counted
+
+
+def completed(events: Events, before: float, selection: Selected | None = None) -> Events:
+    """The same events; an answer's trace counts the seconds `before` them too, and names the shards that were lost."""
     with closing(events):
         for row, event in events:
-            if isinstance(event, Answer) and selection.missed:
-                event = replace(event, trace=replace(event.trace, missed_shards=selection.missed))
+            if isinstance(event, Answer):
+                event = _with_seconds(event, {}, before + sum(event.trace.seconds.values()))
+                missed = () if selection is None else selection.missed
+                event = replace(event, trace=replace(event.trace, missed_shards=missed))
             yield row, event
+
+
+def _with_seconds(answer: Answer, stages: Mapping[str, float], total: float) -> Answer:
+    """The answer with more `stages`, and with what these and its own lack of `total` as part of `other`."""
+    seconds = {**stages, **answer.trace.seconds}
+    rest = max(0.0, total - sum(seconds.values()))
+    seconds["other"] = seconds.get("other", 0.0) + rest
+    return replace(answer, trace=replace(answer.trace, seconds=seconds))
 
 
 def found_at_once(asked: Sequence[Asked]) -> Iterator[tuple[int, RetrievalEvent]]:

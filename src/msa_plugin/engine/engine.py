@@ -10,7 +10,6 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.bank.tiers import Tiers
 from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
-from msa_plugin.engine.answering import Asked, Events, answering, fetched, found_at_once
+from msa_plugin.engine.answering import Asked, Events, answering, fetched, found_at_once, in_turn, portions
 from msa_plugin.engine.encoder import Encoder
 from msa_plugin.engine.excerpts import Excerpts
 from msa_plugin.engine.gathering import hits, read_whole, to_read
@@ -63,7 +62,6 @@ from msa_plugin.routing.key_search import KeySearch
 from msa_plugin.routing.prefilter import PrefilterSpec
 from msa_plugin.types import Document, EncodedDocument, Hit
 
-_Item = TypeVar("_Item")
 
 
 class Engine:
@@ -134,7 +132,8 @@ class Engine:
         """The best `k` documents of each query among those that `selection` allows."""
         if self.adapter.config.routing.selection == "shared":
             return self._rank_shared(queries, k, selection)
-        parts = [self._rank_per_layer(portion, k, selection) for _, portion in self._portions(queries)]
+        each = portions(queries, self.config.batch_questions)
+        parts = [self._rank_per_layer(portion, k, selection) for _, portion in each]
         seconds = {stage: sum(part.seconds[stage] for part in parts) for stage in ("encode", "route")}
         return Ranking([r for part in parts for r in part.rows], seconds, [c for part in parts for c in part.chunks])
 
@@ -246,14 +245,11 @@ class Engine:
 
         At most `batch_questions` are answered together, so that memory does not grow with the batch.
         """
-        for first, portion in self._portions(questions):
-            for row, event in self._ask(portion, selection, generation, rounds):
-                yield first + row, event
+        each = portions(questions, self.config.batch_questions)
+        return self._in_turn((first, self._ask(some, selection, generation, rounds)) for first, some in each)
 
-    def _portions(self, questions: Sequence[_Item]) -> Iterator[tuple[int, Sequence[_Item]]]:
-        """Batches of at most `batch_questions`, each with the index of its first."""
-        size = self.config.batch_questions
-        return ((first, questions[first : first + size]) for first in range(0, len(questions), size))
+    def _in_turn(self, each: Iterable[tuple[int, Events]]) -> Events:
+        return in_turn(each, self.backbone.turns, self.config.queue_timeout)
 
     def _ask(
         self, questions: Sequence[str], selection: Selected, generation: GenerationConfig, rounds: InterleaveConfig
@@ -301,9 +297,8 @@ class Engine:
         generation: GenerationConfig,
     ) -> Events:
         """Answer a batch from documents that the caller chose, best first, which `selection` allows; see `ask`."""
-        for first, portion in self._portions([*zip(questions, ordinals, strict=True)]):
-            for row, event in self._ask_from(portion, selection, generation):
-                yield first + row, event
+        each = portions([*zip(questions, ordinals, strict=True)], self.config.batch_questions)
+        return self._in_turn((first, self._ask_from(some, selection, generation)) for first, some in each)
 
     def _ask_from(
         self, chosen: Sequence[tuple[str, Sequence[int]]], selection: Selected, generation: GenerationConfig
@@ -322,6 +317,9 @@ class Engine:
 
     def chat(self, messages: Sequence[Mapping[str, str]], generation: GenerationConfig) -> Events:
         """Continue a conversation without memory; yields as `ask` does, for row 0."""
+        return self._in_turn([(0, self._chat(messages, generation))])
+
+    def _chat(self, messages: Sequence[Mapping[str, str]], generation: GenerationConfig) -> Events:
         prefill = self.reader.converse(messages, generation.max_new_tokens)
         asked = [Asked(Gathered(""), [], {})]
         yield from answering(self.backbone, asked, prefill, generation, "chat", self._abilities)
