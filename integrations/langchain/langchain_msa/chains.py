@@ -32,7 +32,7 @@ def create_msa_chain(
     The question is a string or a mapping with it under "input", as `create_retrieval_chain` takes it; other fields of
     the mapping are handed through. "context" are the retriever's documents, "answer" is text, "sources" are those
     documents that were read, as {"id", "score", "hop"}. Documents reach the model by id and never as text, so they must
-    come from the memory that `llm`, a ChatMSA in mode "memory", was built on; documents of another store raise
+    come from the memory that `llm`, a ChatMSA, was built on; documents of another store raise
     InvalidQueryError or UnknownDocumentError. `stream` and `astream` yield the answer as it is decoded.
 
     Raises ConfigError for a retriever or an llm that is something else.
@@ -63,7 +63,7 @@ def create_msa_chain(
 
 
 def _paired(llm: object) -> Runnable[Any, Any]:
-    """`llm` if it is a ChatMSA that reads memory, with or without bound arguments. Raises ConfigError."""
+    """`llm` if it is a ChatMSA that may read by id, with or without bound arguments. Raises ConfigError."""
     inner = llm
     while isinstance(inner, RunnableBinding):
         inner = inner.bound
@@ -72,8 +72,8 @@ def _paired(llm: object) -> Runnable[Any, Any]:
             f"create_msa_chain pairs a retriever with a ChatMSA, not with {type(inner).__name__}; for another model "
             "put the retrieved text into its prompt, as before"
         )
-    if inner.mode != "memory":
-        raise ConfigError("create_msa_chain reads documents by id: build the model with ChatMSA(mode='memory')")
+    if inner.mode == "chat":
+        raise ConfigError("create_msa_chain reads documents by id: build the model with ChatMSA(memory)")
     assert isinstance(llm, Runnable)
     return llm
 

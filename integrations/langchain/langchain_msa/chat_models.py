@@ -1,30 +1,31 @@
-"""A LangChain chat model over a `LatentMemory`, in three modes that are always the caller's choice."""
+"""A LangChain chat model over a `LatentMemory`: it answers its prompt, or from memory, as its construction says."""
 
 from __future__ import annotations
 
 import time
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing
-from dataclasses import dataclass
+from contextlib import aclosing, closing, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NoReturn, cast
 
 from langchain_core.caches import BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableConfig
 from pydantic import Field
 
+from langchain_msa._calls import Call, answered_together, together, usage, warn_unread, warn_untold
 from langchain_msa._convert import conversation, ids_of, opened, question_of
 from langchain_msa._events import Listeners, listeners, listening, of_config
 from msa_plugin.config import MemoryConfig
-from msa_plugin.errors import ConfigError
+from msa_plugin.errors import ConfigError, ToolsUnsupportedError
 from msa_plugin.events import Answered, AnswerPiece
 from msa_plugin.memory import LatentMemory
+from msa_plugin.streams import AnswerStream, AsyncAnswerStream
 from msa_plugin.types import Answer
 
 Mode = Literal["memory", "chat"]
@@ -32,35 +33,25 @@ _OPENING = {"model", "adapter", "namespace", "read_only", "snapshot", "config", 
 _ROUNDS = ("max_rounds", "per_round", "cut")
 _SAMPLING = ("temperature", "max_tokens", "top_p", "seed")
 _PER_CALL = {*_ROUNDS, *_SAMPLING, "mode", "documents", "filter", "timeout", "model", "stream"}
-# A shorter source may well be quoted by a question.
-_QUOTED = 80
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One call, settled: what is asked, how it is read, and under which options of the memory."""
-
-    mode: Literal["memory", "documents", "chat"]
-    asked: Any
-    options: dict[str, Any]
-    timeout: float | None
-    began: float
-
-    def check_time(self) -> None:
-        if self.timeout is not None and time.monotonic() - self.began > self.timeout:
-            raise TimeoutError(f"no answer within timeout={self.timeout} s; allow more, or lower max_tokens")
 
 
 class ChatMSA(BaseChatModel):
-    """The memory's backbone as a chat model: `ChatMSA(memory=memory).invoke("Who built the mill?")`.
+    """The memory's backbone as a chat model. How it is built says what it answers from.
 
-    - `mode="memory"` (default): the last human message is a question; it is routed, and answered from what was found.
-      Other messages are not read, and a warning says so: routing wants the bare question, and the prompt around it is
-      the memory's (`LatentMemory.open(instruction=...)`). A chain with history rewrites the question first.
-    - `invoke(question, documents=[...])`: the same, but reads these documents (LangChain Documents of this memory, or
-      ids), best first, instead of what routing would find. Their text is not put into a prompt. [] is closed book.
-    - `mode="chat"`: all messages are the prompt, and memory is not touched: for chains that paste retrieved text into
-      their prompt ("stuffing"). In `mode="memory"` such a prompt would be routed as a whole; a warning tells.
+        prompt | ChatMSA(store.memory)             # the prompt, with the retrieved text that a chain has put there
+        ChatMSA(store.memory, mode="memory")       # the memory: it finds what to read for a bare question by itself
+
+    - `mode="chat"`, which is meant where none is given: all messages are the prompt, and memory is not touched. Where
+      no mode was given and a prompt is but a short question, a warning names the other one.
+    - `mode="memory"`: the last human message is a question; it is routed, and answered from what was found. Other
+      messages are not read, and a warning says so: routing wants the bare question, and the prompt around it is the
+      memory's (`LatentMemory.open(instruction=...)`). A chain with history rewrites the question first. A question that
+      already holds the text of a document that was found is warned of, before the documents are read.
+    - `invoke(question, documents=[...])`: reads these documents (LangChain Documents of this memory, or ids), best
+      first, instead of what routing would find. Their text is not put into a prompt. [] is closed book.
+
+    Several questions are answered in the order in which they were asked. `batch` and `abatch` of questions to memory
+    have them answered together. There are no tool calls and no structured output: `bind_tools` says what to do instead.
 
     Built on `memory=`, or on `path=` with settings of `LatentMemory.open` (model, adapter, namespace, ...). `invoke`,
     `stream` and their kin also take, for one call: mode, filter, temperature, max_tokens, top_p, seed, stop, timeout,
@@ -75,9 +66,10 @@ class ChatMSA(BaseChatModel):
     """
 
     memory: LatentMemory = Field(exclude=True, repr=False)
-    mode: Mode = "memory"
+    mode: Mode | None = None
+    """None is "chat", unless a call gives `documents`."""
     filter: Mapping[str, Any] | Callable[[Mapping[str, Any]], bool] | None = None
-    """Which documents may be read in mode "memory", as `LatentMemory.retrieve` takes it."""
+    """Which documents may be read in mode "memory", which it needs, as `LatentMemory.retrieve` takes it."""
     temperature: float | None = None
     """None: the memory's own setting, as for the three below."""
     max_tokens: int | None = None
@@ -102,6 +94,9 @@ class ChatMSA(BaseChatModel):
         unknown = sorted(kwargs.keys() - type(self).model_fields.keys())
         if unknown:
             warnings.warn(f"ChatMSA ignores {', '.join(unknown)}", stacklevel=2)
+        needy = [name for name in ("filter", "max_rounds") if kwargs.get(name) is not None]
+        if needy and kwargs.get("mode") != "memory":
+            raise ConfigError(f"{', '.join(needy)} is for answers from memory: ChatMSA(memory, mode='memory', ...)")
         held = opened(memory, path, opening)
         try:
             fields: dict[str, Any] = {**kwargs, "memory": held}
@@ -132,6 +127,14 @@ class ChatMSA(BaseChatModel):
         params["ls_provider"] = "msa"
         params["ls_model_name"] = str(kwargs.get("model") or self.model_name)
         return params
+
+    def bind_tools(self, tools: Sequence[Any], *, tool_choice: str | None = None, **kwargs: Any) -> NoReturn:
+        """Not available, nor is `with_structured_output`: ToolsUnsupportedError says what to do instead."""
+        raise ToolsUnsupportedError(
+            f"{self.model_name} calls no tools and makes no structured output: give the agent another model and this "
+            "memory as one of its tools, with create_retriever_tool(store.as_retriever(), name, description); or ask "
+            "ChatMSA(memory, mode='memory'), which finds what it needs by itself"
+        )
 
     def get_token_ids(self, text: str) -> list[int]:
         """Token ids of `text` as the backbone reads it."""
@@ -239,10 +242,53 @@ class ChatMSA(BaseChatModel):
                     await run_manager.on_llm_new_token(str(chunk.text), chunk=chunk)
                 yield chunk
 
-    def _events(self, call: _Call, heard: Listeners) -> Generator[str | Answer, None, None]:
-        """Pieces of text, then the whole answer; what else happens goes to the run's callbacks."""
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """`invoke` of several; questions to memory are answered together, unless `max_concurrency` is 1."""
+        with answered_together(self._questions(inputs, config)):
+            return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """`batch`, awaited."""
+        with answered_together(self._questions(inputs, config)):
+            return await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+
+    def _questions(self, inputs: Sequence[LanguageModelInput], config: Any) -> list[str]:
+        """What a batch asks of memory, as far as it may be answered together."""
+        configs: list[RunnableConfig | None] = config if isinstance(config, list) else [config]
+        if any(one is not None and one.get("max_concurrency") == 1 for one in configs):
+            return []
+        asked = []
+        for given in inputs:
+            with suppress(ValueError):  # the call for this one will say what is wrong with it
+                asked.append(question_of(self._convert_input(given).to_messages())[0])
+        return [question for question in asked if question.strip()]
+
+    def _opened(self, call: Call) -> AnswerStream:
+        """What happens for a call: what a batch was told of it, or a stream of its own."""
+        others = together()
+        shared = None if others is None else others.take(self.memory, call)
+        if shared is not None:
+            return shared
         start = self.memory.stream_chat if call.mode == "chat" else self.memory.stream
-        stream = start(call.asked, **call.options)
+        return start(call.asked, **call.options)
+
+    def _events(self, call: Call, heard: Listeners) -> Generator[str | Answer, None, None]:
+        """Pieces of text, then the whole answer; what else happens goes to the run's callbacks."""
+        stream = self._opened(call)
         try:
             for event in stream.events():
                 if not isinstance(event, Answered):
@@ -252,13 +298,13 @@ class ChatMSA(BaseChatModel):
                 elif isinstance(event, Answered):
                     yield event.answer
                 else:
+                    call.check_pasted(event)
                     heard.tell(event)
         finally:
             stream.close()
 
-    async def _aevents(self, call: _Call, heard: Listeners) -> AsyncGenerator[str | Answer, None]:
-        start = self.memory.astream_chat if call.mode == "chat" else self.memory.astream
-        stream = start(call.asked, **call.options)
+    async def _aevents(self, call: Call, heard: Listeners) -> AsyncGenerator[str | Answer, None]:
+        stream = AsyncAnswerStream(partial(self._opened, call))
         try:
             async for event in stream.events():
                 if not isinstance(event, Answered):
@@ -268,18 +314,20 @@ class ChatMSA(BaseChatModel):
                 elif isinstance(event, Answered):
                     yield event.answer
                 else:
+                    call.check_pasted(event)
                     await heard.atell(event)
         finally:
             await stream.aclose()
 
-    def _call(self, messages: Sequence[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> _Call:
+    def _call(self, messages: Sequence[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> Call:
         """Settle one call. Raises ConfigError for options that are unknown or contradict the mode."""
         unknown = sorted(given.keys() - _PER_CALL)
         if unknown:
             raise ConfigError(f"ChatMSA has no option {', '.join(unknown)}; there are {', '.join(sorted(_PER_CALL))}")
         if given.get("model") not in (None, self.model_name):
             raise ConfigError(f"this ChatMSA runs {self.model_name}; build another one for {given['model']!r}")
-        mode = given.get("mode") or self.mode
+        told = given.get("mode") or self.mode
+        mode = told or ("memory" if given.get("documents") is not None else "chat")
         if mode not in ("memory", "chat"):
             raise ConfigError(f"mode is 'memory' or 'chat', not {mode!r}")
         timeout, began = given.get("timeout", self.timeout), time.monotonic()
@@ -288,16 +336,19 @@ class ChatMSA(BaseChatModel):
             misplaced = [name for name in ("documents", "filter", *_ROUNDS) if given.get(name) is not None]
             if misplaced:
                 raise ConfigError(f"mode='chat' does not touch memory: {', '.join(misplaced)} need mode='memory'")
-            return _Call("chat", conversation(messages), options, timeout, began)
+            asked = conversation(messages)
+            if told is None:
+                warn_untold(asked)
+            return Call("chat", asked, options, timeout, began)
         question, others = question_of(messages)
         if others:
-            _warn_unread(others)
+            warn_unread(others)
         options["filter"] = self.filter if given.get("filter") is None else given["filter"]
         rounds = {"max_rounds": self.max_rounds, **{n: given[n] for n in _ROUNDS if n in given}}
         options |= {name: value for name, value in rounds.items() if value is not None}
         if given.get("documents") is None:
-            return _Call("memory", question, options, timeout, began)
-        return _Call("documents", question, {**options, "documents": ids_of(given["documents"])}, timeout, began)
+            return Call("memory", question, options, timeout, began)
+        return Call("documents", question, {**options, "documents": ids_of(given["documents"])}, timeout, began)
 
     def _options(self, stop: list[str] | None, given: dict[str, Any]) -> dict[str, Any]:
         """The memory's generation settings for one call."""
@@ -307,26 +358,24 @@ class ChatMSA(BaseChatModel):
         options["stop"] = (wanted,) if isinstance(wanted, str) else wanted
         return {name: value for name, value in options.items() if value is not None}
 
-    def _chunk(self, event: str | Answer, call: _Call) -> ChatGenerationChunk:
+    def _chunk(self, event: str | Answer, call: Call) -> ChatGenerationChunk:
         if isinstance(event, str):
             return ChatGenerationChunk(message=AIMessageChunk(content=event))
         last = AIMessageChunk(
             content="",
             response_metadata=self._metadata(event, call),
-            usage_metadata=_usage(event),
+            usage_metadata=usage(event),
             chunk_position="last",
         )
         return ChatGenerationChunk(message=last)
 
-    def _result(self, answer: Answer, call: _Call) -> ChatResult:
+    def _result(self, answer: Answer, call: Call) -> ChatResult:
         message = AIMessage(
-            content=answer.text, response_metadata=self._metadata(answer, call), usage_metadata=_usage(answer)
+            content=answer.text, response_metadata=self._metadata(answer, call), usage_metadata=usage(answer)
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _metadata(self, answer: Answer, call: _Call) -> dict[str, Any]:
-        if call.mode != "chat":
-            _warn_stuffed(call.asked, answer)
+    def _metadata(self, answer: Answer, call: Call) -> dict[str, Any]:
         return {
             "model_name": self.model_name,
             "finish_reason": answer.trace.finish,
@@ -336,28 +385,3 @@ class ChatMSA(BaseChatModel):
                 {"selected": list(r.selected), "scores": list(map(float, r.scores))} for r in answer.trace.rounds
             ],
         }
-
-
-def _usage(answer: Answer) -> UsageMetadata:
-    read, written = answer.trace.input_tokens, answer.trace.output_tokens
-    return UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
-
-
-def _warn_unread(kinds: Sequence[str]) -> None:
-    warnings.warn(
-        "ChatMSA in mode 'memory' answers the last human message; other messages "
-        f"({', '.join(sorted(set(kinds)))}) are not read. Use mode='chat' for a prompt that is complete in itself, and "
-        "LatentMemory.open(instruction=...) for a system message",
-        stacklevel=2,
-    )
-
-
-def _warn_stuffed(question: str, answer: Answer) -> None:
-    read = {s.id: s.text.removeprefix(f"{s.title}\n").strip() for s in answer.sources}
-    pasted = [name for name, text in read.items() if len(text) >= _QUOTED and text in question]
-    if pasted:
-        warnings.warn(
-            f"the question already holds the text of {pasted[0]!r}, which memory then gave the model a second time: "
-            "ask ChatMSA the bare question (create_msa_chain), or answer stuffed prompts with mode='chat'",
-            stacklevel=2,
-        )

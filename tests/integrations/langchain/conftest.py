@@ -46,8 +46,8 @@ def store(filled: LatentMemory) -> MSAVectorStore:
 
 @pytest.fixture
 def llm(filled: LatentMemory) -> ChatMSA:
-    """A chat model over them, which writes something: random models like to say nothing when they are greedy."""
-    return ChatMSA(filled, temperature=1.5, seed=3, max_tokens=12)
+    """A chat model that answers from them; it writes something, as greedy random models like not to."""
+    return ChatMSA(filled, mode="memory", temperature=1.5, seed=3, max_tokens=12)
 
 
 @pytest.fixture(scope="session")

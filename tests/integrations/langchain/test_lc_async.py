@@ -105,7 +105,7 @@ async def settled(runs):
 
 
 async def test_leaving_a_stream_ends_the_decoding(filled, monkeypatch):
-    llm = ChatMSA(filled, temperature=1.5, seed=3, max_tokens=2000)
+    llm = ChatMSA(filled, mode="memory", temperature=1.5, seed=3, max_tokens=2000)
     runs = count_runs(monkeypatch)
     stream = llm.astream("x")
     await anext(stream)
@@ -114,7 +114,7 @@ async def test_leaving_a_stream_ends_the_decoding(filled, monkeypatch):
 
 
 async def test_cancelling_a_call_ends_the_decoding(filled, monkeypatch):
-    llm = ChatMSA(filled, temperature=1.5, seed=3, max_tokens=2000)
+    llm = ChatMSA(filled, mode="memory", temperature=1.5, seed=3, max_tokens=2000)
     started, loop = asyncio.Event(), asyncio.get_running_loop()
     runs = count_runs(monkeypatch, lambda: loop.call_soon_threadsafe(started.set))
     task = asyncio.create_task(llm.ainvoke("x"))

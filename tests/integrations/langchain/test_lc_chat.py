@@ -16,7 +16,7 @@ from langchain_core.runnables import ConfigurableField
 
 from facade import about, opened
 from langchain_msa import ChatMSA, MSAVectorStore
-from msa_plugin.errors import ConfigError, EmptyMemoryError, InvalidQueryError, UnknownDocumentError
+from msa_plugin.errors import ConfigError, EmptyMemoryError, InvalidQueryError, MSAError, UnknownDocumentError
 
 OPTIONS = {"temperature": 1.5, "seed": 3, "max_new_tokens": 12}
 TALK = [SystemMessage("Be brief."), HumanMessage("Who are you?"), AIMessage("A model."), HumanMessage("Since when?")]
@@ -40,12 +40,12 @@ def test_memory_mode_routes_by_itself(filled, llm):
     assert {s["hop"] for s in metadata["sources"]} == {1, 2}
     assert [r["selected"] for r in metadata["rounds"]] == [list(r.selected) for r in answer.trace.rounds]
     assert metadata["mode"] == "memory" and metadata["model_name"] == "tiny-llama"
-    assert metadata["finish_reason"] == answer.trace.finish == "length"
+    assert metadata["finish_reason"] == answer.trace.finish
     trace = answer.trace
     assert message.usage_metadata == {
         "input_tokens": trace.input_tokens,
-        "output_tokens": 12,
-        "total_tokens": trace.input_tokens + 12,
+        "output_tokens": trace.new_tokens,
+        "total_tokens": trace.input_tokens + trace.new_tokens,
     }
 
 
@@ -107,7 +107,7 @@ def test_chat_mode_reads_the_whole_prompt_and_no_memory(filled, llm):
 def test_chat_mode_works_on_an_empty_memory_and_memory_mode_says_why_not(memory):
     assert ChatMSA(memory, mode="chat", max_tokens=4).invoke("hello") is not None
     with pytest.raises(EmptyMemoryError):
-        ChatMSA(memory).invoke("hello")
+        ChatMSA(memory, mode="memory").invoke("hello")
 
 
 @pytest.mark.parametrize("options", [{"documents": ["violin"]}, {"filter": {"even": True}}, {"max_rounds": 1}])
@@ -189,18 +189,18 @@ def test_options_reach_the_decoder(filled, llm):
     middle = text[len(text) // 2]
     cut = llm.invoke("why?", max_tokens=40, stop=[middle])
     assert cut.content == text[: text.index(middle)] and cut.response_metadata["finish_reason"] == "stop"
-    always = ChatMSA(filled, temperature=1.5, seed=3, max_tokens=40, stop=[middle])
+    always = ChatMSA(filled, mode="memory", temperature=1.5, seed=3, max_tokens=40, stop=[middle])
     assert always.invoke("why?").content == cut.content
     assert always.invoke("why?", stop=[]).content == text
     assert llm.invoke("why?", max_tokens=3).usage_metadata["output_tokens"] == 3
     assert llm.invoke("why?", seed=4).content != llm.invoke("why?").content
     assert (
         llm.invoke("why?", temperature=0).content
-        == ChatMSA(filled, temperature=0, max_tokens=12).invoke("why?").content
+        == ChatMSA(filled, mode="memory", temperature=0, max_tokens=12).invoke("why?").content
     )
     assert len(llm.invoke("why?", max_rounds=1).response_metadata["rounds"]) == 1
     assert source_ids(llm.invoke("why?", filter={"number": 3})) == ["violin"]
-    assert source_ids(ChatMSA(filled, filter={"number": 3}).invoke("why?")) == ["violin"]
+    assert source_ids(ChatMSA(filled, mode="memory", filter={"number": 3}).invoke("why?")) == ["violin"]
 
 
 async def test_a_timeout_ends_the_decoding(llm):
@@ -233,6 +233,50 @@ def test_constructing(tmp_path, backbone, adapter, filled):
     assert "memory" not in repr(ChatMSA(filled)).replace("mode='memory'", "")
 
 
+def test_construction_says_what_is_answered_from(filled, store, recwarn):
+    """The line that one writes first: retrieved text stands in the prompt, and the prompt is answered."""
+    told = {"temperature": 1.5, "seed": 3, "max_tokens": 12}
+    prompt = ChatPromptTemplate.from_template("{context}\n\nQuestion: {question}")
+    asked = {"context": about("violin"), "question": "What is the text on?"}
+    text = prompt.invoke(asked).to_string().removeprefix("Human: ")
+    answer = (prompt | ChatMSA(store.memory, **told)).invoke(asked)
+    assert answer.content == filled.chat([{"role": "user", "content": text}], **OPTIONS).text
+    assert answer.response_metadata["mode"] == "chat" and source_ids(answer) == []
+    assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
+    with pytest.warns(UserWarning, match="mode='memory'"):
+        untold = ChatMSA(filled, **told).invoke("why?")
+    assert untold.response_metadata["mode"] == "chat"
+    assert ChatMSA(filled, mode="memory", **told).invoke("why?").response_metadata["mode"] == "memory"
+    assert source_ids(ChatMSA(filled, **told).invoke("why?", documents=["violin"])) == ["violin"]
+    for wrong in ({"filter": {"number": 3}}, {"max_rounds": 1}, {"filter": {"number": 3}, "mode": "chat"}):
+        with pytest.raises(ConfigError, match="mode='memory'"):
+            ChatMSA(filled, **wrong)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ChatMSA(filled, mode="chat", max_tokens=2).invoke("why?")
+
+
+def test_a_stuffed_question_is_told_before_it_is_read(filled, monkeypatch):
+    """With every document of the memory in it, a question used to be read for minutes before the warning came."""
+    filled.add([{"id": "library", "text": about("library") * 2}])
+    told = []
+    monkeypatch.setattr(warnings, "warn", lambda *a, **k: told.append(a[0]))
+    monkeypatch.setattr(type(filled.engine.reader), "prefill", lambda *a: pytest.fail("it was read"))
+    with pytest.raises(pytest.fail.Exception):
+        ChatMSA(filled, mode="memory").invoke(f"{about('library') * 2}\nWhat is in the library?")
+    assert any("already holds the text of 'library'" in one for one in told)
+
+
+def test_tools_are_refused_with_what_to_do_instead(llm):
+    for call in (
+        lambda: llm.bind_tools([{"name": "add", "description": "", "parameters": {}}]),
+        lambda: llm.with_structured_output({"title": "x", "description": "", "type": "object", "properties": {}}),
+    ):
+        with pytest.raises(NotImplementedError, match="create_retriever_tool") as refused:
+            call()
+        assert isinstance(refused.value, MSAError)
+
+
 def test_fields_can_be_made_configurable(llm):
     flexible = llm.configurable_fields(max_tokens=ConfigurableField(id="length"))
     message = flexible.invoke("why?", {"configurable": {"length": 2}})
@@ -249,10 +293,12 @@ def test_answers_are_cached_only_when_asked_for_and_never_across_tenants(tmp_pat
     with opened(tmp_path, backbone, namespace="a") as a, opened(tmp_path, backbone, namespace="b") as b:
         for memory, topic in ((a, "violin"), (b, "saffron")):
             MSAVectorStore.from_texts([about(topic)], memory=memory, ids=[topic])
-            message = ChatMSA(memory, cache=cache, max_tokens=2).invoke("why?")
+            message = ChatMSA(memory, mode="memory", cache=cache, max_tokens=2).invoke("why?")
             assert source_ids(message) == [topic]
         MSAVectorStore(a).delete(["violin"])
-        assert source_ids(ChatMSA(a, cache=cache, max_tokens=2).invoke("why?")) == ["violin"]  # asked for
+        assert source_ids(ChatMSA(a, mode="memory", cache=cache, max_tokens=2).invoke("why?")) == [
+            "violin"
+        ]  # asked for
         assert ChatMSA(a).cache is False
 
 

@@ -217,7 +217,7 @@ def chat_attempts(m, prompt, **options):
 
 async def test_the_chat_model(tenants):
     _, b = tenants
-    llm, prompt = ChatMSA(b, temperature=1.5, seed=3, max_tokens=4), StringPromptValue(text=QUESTION)
+    llm, prompt = ChatMSA(b, mode="memory", temperature=1.5, seed=3, max_tokens=4), StringPromptValue(text=QUESTION)
     for options in (
         {},
         {"documents": ids_of_a},
@@ -236,7 +236,7 @@ async def test_the_chat_model(tenants):
 
 async def test_the_chain_and_the_index(tenants):
     a, b = tenants
-    store, llm = MSAVectorStore(b), ChatMSA(b, max_tokens=4)
+    store, llm = MSAVectorStore(b), ChatMSA(b, mode="memory", max_tokens=4)
     assert await check(b, running(create_msa_chain(store, llm), QUESTION)) <= NOT_THEIRS
     foreign = create_msa_chain(MSAVectorStore(a), llm)  # A's retriever does not open A's documents to B's model
     with pytest.raises(MSAError, match="not in this memory"):
@@ -254,8 +254,8 @@ async def test_a_filter_that_is_a_function_sees_the_tenants_own_metadata_only(te
     store.similarity_search(QUESTION, **look)
     store.max_marginal_relevance_search(QUESTION, **look)
     MSARetriever(memory=b).invoke(QUESTION, **look)
-    ChatMSA(b, max_tokens=2).invoke(QUESTION, **look)
-    ChatMSA(b, max_tokens=2).invoke(QUESTION, documents=["b-saffron"], **look)
+    ChatMSA(b, mode="memory", max_tokens=2).invoke(QUESTION, **look)
+    ChatMSA(b, mode="memory", max_tokens=2).invoke(QUESTION, documents=["b-saffron"], **look)
     assert told and {m["owner"] for m in told} == {"b"}
 
 
@@ -263,5 +263,5 @@ def test_the_attempts_would_show_a_leak(tenants):
     a, _ = tenants
     for found in (MSAVectorStore(a).similarity_search(QUESTION), MSARetriever(memory=a).invoke(QUESTION)):
         assert leaked(repr(found))
-    assert leaked(repr(ChatMSA(a, max_tokens=2).invoke(QUESTION)))
+    assert leaked(repr(ChatMSA(a, mode="memory", max_tokens=2).invoke(QUESTION)))
     assert isinstance(ChatMSA(a), Runnable)

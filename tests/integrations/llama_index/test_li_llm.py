@@ -157,7 +157,7 @@ def test_the_memory_mode_takes_documents_and_filters(index, memory):
     assert llm.complete("violin", max_rounds=1).additional_kwargs["sources"]
     with pytest.raises(UnknownDocumentError):
         llm.complete("violin", documents=["nobody"])
-    with pytest.raises(InvalidQueryError, match="list of nodes"):
+    with pytest.raises(InvalidQueryError, match="takes a list"):
         llm.complete("violin", documents="violin::0")
 
 

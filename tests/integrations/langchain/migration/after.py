@@ -11,7 +11,7 @@ documents = [
     Document("Harbour trains ran to Port Arno until 1934.", metadata={"source": "trains.md", "year": 1934}),
 ]
 store = MSAVectorStore.from_documents(documents, path="bank")
-llm = ChatMSA(store.memory, mode="chat")
+llm = ChatMSA(store.memory)  # it answers what is in its prompt
 
 retriever = store.as_retriever(search_kwargs={"k": 2})
 prompt = ChatPromptTemplate.from_template("{context}\n\nQuestion: {question}\nAnswer in one short sentence.")

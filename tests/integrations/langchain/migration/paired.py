@@ -10,7 +10,7 @@ store = MSAVectorStore.from_texts(
     ids=["mill", "birds", "trains"],
     path="bank",
 )
-llm = ChatMSA(store.memory)
+llm = ChatMSA(store.memory, mode="memory")
 chain = create_msa_chain(store.as_retriever(search_kwargs={"k": 2}), llm)
 
 result = chain.invoke("Who built the Kestrel Mill?")  # {"input", "context", "answer", "sources"}

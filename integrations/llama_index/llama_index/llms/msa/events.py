@@ -5,15 +5,18 @@ An event handler on the root dispatcher hears them: `get_dispatcher().add_event_
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Generator
 
 import llama_index.core.instrumentation as instrument
 from llama_index.core.instrumentation.events import BaseEvent
 
+from msa_plugin.arguments import pasted
 from msa_plugin.events import Answered, AnswerPiece, DocumentsChosen, DocumentsFetched, RetrievalEvent, RoundStarted
 from msa_plugin.streams import AnswerStream, AsyncAnswerStream
 from msa_plugin.types import Answer
 
+_log = logging.getLogger(__name__)
 _dispatcher = instrument.get_dispatcher(__name__)  # type: ignore[attr-defined]
 
 
@@ -68,7 +71,10 @@ class MSARetrievalEnded(BaseEvent):
 
 
 def told(stream: AnswerStream) -> Generator[str | Answer, None, None]:
-    """The pieces of an answer, then the whole one; everything else goes to the dispatcher."""
+    """The pieces of an answer, then the whole one; everything else goes to the dispatcher.
+
+    Where the question holds what memory has found for it, a log record says so.
+    """
     try:
         for event in stream.events():
             if isinstance(event, AnswerPiece):
@@ -76,6 +82,7 @@ def told(stream: AnswerStream) -> Generator[str | Answer, None, None]:
             elif isinstance(event, Answered):
                 yield event.answer
             else:
+                _check_pasted(stream.question, event)
                 _dispatcher.event(_translated(event))
     finally:
         stream.close()
@@ -90,9 +97,19 @@ async def atold(stream: AsyncAnswerStream) -> AsyncGenerator[str | Answer, None]
             elif isinstance(event, Answered):
                 yield event.answer
             else:
+                _check_pasted(stream.question, event)
                 _dispatcher.event(_translated(event))
     finally:
         await stream.aclose()
+
+
+def _check_pasted(question: str, event: RetrievalEvent) -> None:
+    if isinstance(event, DocumentsFetched) and (name := pasted(question, event.sources)) is not None:
+        _log.warning(
+            "the question already holds the text of %r, which memory now gives the model a second time: answer such "
+            "prompts with MSALLM(memory) in mode 'chat', or ask the bare question",
+            name,
+        )
 
 
 def _translated(event: RetrievalEvent) -> BaseEvent:

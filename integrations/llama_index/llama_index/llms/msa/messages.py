@@ -49,10 +49,8 @@ def text(message: ChatMessage) -> str:
 
 def node_ids(nodes: Iterable[str | BaseNode | NodeWithScore]) -> list[str]:
     """Ids of nodes, which may be given as ids. Raises InvalidQueryError for what is neither, and for a lone one."""
-    if isinstance(nodes, BaseNode | NodeWithScore):
-        nodes = [nodes]
     given = listed("documents", nodes)
-    wrong = [node for node in given if not isinstance(node, str | BaseNode | NodeWithScore)]
+    wrong: list[object] = [node for node in given if not isinstance(node, str | BaseNode | NodeWithScore)]
     if wrong:
         raise InvalidQueryError(f"documents= takes nodes or their ids, not {type(wrong[0]).__name__}")
     return [node if isinstance(node, str) else node.node_id for node in given]

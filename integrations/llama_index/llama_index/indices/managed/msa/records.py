@@ -40,7 +40,7 @@ def to_document(node: BaseNode) -> Document:
     return Document(node.node_id, text, title if isinstance(title, str) else "", metadata)
 
 
-def several(name: str, nodes: Iterable[_Node]) -> list[_Node]:
+def several(name: str, nodes: Iterable[_Node] | BaseNode) -> list[_Node]:
     """Nodes or documents as a list. Raises InvalidDocumentError for a lone one, for text, and for what is neither."""
     given = [] if isinstance(nodes, BaseNode) else listed(name, nodes, InvalidDocumentError)
     if isinstance(nodes, BaseNode) or not all(isinstance(node, BaseNode) for node in given):
