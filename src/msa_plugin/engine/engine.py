@@ -63,7 +63,6 @@ from msa_plugin.routing.prefilter import PrefilterSpec
 from msa_plugin.types import Document, EncodedDocument, Hit
 
 
-
 class Engine:
     """Encoding, ranking and answering over one bank; holds no state between calls but what it caches."""
 
