@@ -119,6 +119,23 @@ def test_an_answer_is_judged():
     assert lines[1].split()[:4] == ["1", "of", "3", f"{said['f1']:.3f}"] and lines[1].split()[-2:] == ["0.25", "new"]
 
 
+@pytest.mark.parametrize(
+    ("text", "answer", "right"),
+    [
+        ("Use option=orjson.OPT_INDENT_2.", "OPT_INDENT_2", True),
+        ("pass ShowIndex='never'", 'showindex="never"', True),
+        ("It gives\n [0,  0, 0]", "[0, 0, 0]", True),
+        ("14 times", "4", False),
+        ("4 times", "4", True),
+        ("the threads", "thread", False),
+        ("TQDM_MININTERVAL=5", "TQDM_MININTERVAL", True),
+        ("", "4", False),
+    ],
+)
+def test_what_counts_as_holding_an_answer(text, answer, right):
+    assert measure.holds(text, [answer]) is right
+
+
 def test_fewer_questions_are_of_both_kinds_too():
     some = measure.drawn(QUESTIONS, 10, seed=0)
     assert len(some) == 10 and sum(not q["answers"] for q in some) == 2
@@ -158,8 +175,9 @@ def test_two_checkouts_are_asked_in_turns(tmp_path, backbone, capsys):
     assert said.out.startswith("right ")
     assert len(said.out.splitlines()) == 3 and "over last" in said.out
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [(r["checkout"], r["id"]) for r in records] == [(c, q["id"]) for c in (same, fewer) for q in asked]
+    turns = [(same, "lighthouse"), (fewer, "lighthouse"), (fewer, asked[1]["id"]), (same, asked[1]["id"])]
+    assert [(r["checkout"], r["id"]) for r in records][:4] == turns  # neither is always first
+    assert len(records) == 6
     assert all(r["seconds"] > 0 and isinstance(r["text"], str) and len(r["first"]) == 1 for r in records)
-    assert not records[2]["right"] or records[2]["abstained"]
-    measure.main([*map(str, given[:4]), "--package-path", same, "--questions", "2"])
-    assert "'tokens': 0" in capsys.readouterr().err  # the bank is there
+    assert all(r["right"] == r["abstained"] for r in records if r["id"] == "absent")
+    assert len(list((tmp_path / "work" / "banks").iterdir())) == 2  # kept for the next run
