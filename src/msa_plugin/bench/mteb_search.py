@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from msa_plugin import __version__
-from msa_plugin.bench.datasets import Dataset
+from msa_plugin.bench.base import Dataset
 from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.memory import LatentMemory
 
@@ -120,7 +120,9 @@ def local_task(dataset: Dataset) -> Any:
         **dict.fromkeys(optional),
     )
 
-    class LocalTask(mteb.abstasks.AbsTaskRetrieval):  # type: ignore[misc]  # mteb makes tasks of classes
+    base: Any = mteb.abstasks.AbsTaskRetrieval
+
+    class LocalTask(base):  # type: ignore[misc]  # mteb makes tasks of classes
         metadata = described
 
         def load_data(self, *arguments: Any, **options: Any) -> None:

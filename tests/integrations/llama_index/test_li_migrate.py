@@ -86,3 +86,17 @@ async def test_after_an_agent(run):
         await app["memory"].aput(message)
     recalled = await app["memory"].aget(input="Who built the mill?")
     assert "Anna Veld built it in 1821" in recalled[0].content
+
+
+@pytest.mark.slow
+def test_a_router_engine_over_two_namespaces(run):
+    app = run("router_after")
+    assert app["sources"] == ["ferry::0"] and str(app["answer"]).strip()
+
+
+@pytest.mark.slow
+def test_a_sub_question_engine_over_two_namespaces(run):
+    app = run("subquestion_after")
+    assert app["sources"][-2:] == ["mill::0", "ferry::0"] and str(app["answer"]) == "Anna Veld; at noon."
+    asked = [node.text for node in app["answer"].source_nodes[:2]]
+    assert "Anna Veld" in asked[0] and "noon" in asked[1]
