@@ -11,7 +11,6 @@ from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from msa_plugin.arguments import count
 from msa_plugin.errors import InvalidQueryError
 from msa_plugin.types import Document, Filter
 
@@ -63,8 +62,8 @@ class Namespaces:
 
         Raises InvalidQueryError for a bad filter, and for a limit or offset that is negative.
         """
-        if count(limit) < 0 or count(offset) < 0:
-            raise InvalidQueryError(f"limit and offset must not be negative, not {limit} and {offset}")
+        if not all(isinstance(number, int) and number >= 0 for number in (limit, offset)):
+            raise InvalidQueryError(f"limit and offset are whole numbers from 0, not {limit!r} and {offset!r}")
         selection = self._bank_().select(self.namespace, filter, below=self.below)
         stored = self._bank_().documents(selection.ordinals()[offset : offset + limit].tolist())
         return [Listed(d.id, d.text, d.title, d.metadata, d.namespace) for d in stored]
