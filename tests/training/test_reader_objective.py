@@ -18,6 +18,7 @@ from msa_plugin.errors import ConfigError, FingerprintMismatchError, TrainingErr
 from msa_plugin.memory import LatentMemory
 from msa_plugin.training.data import Corpus
 from msa_plugin.training.dressing import CutPassage, dressed
+from msa_plugin.training.identifiers import coded
 from msa_plugin.training.reader_objective import ReaderConfig, ReaderObjective
 from msa_plugin.training.reader_rows import Row, RowBuilder, RowConfig, cut
 from msa_plugin.training.recipes import load_recipe
@@ -127,7 +128,7 @@ def test_who_answers(tmp_path, backbone, data):
 
 
 def test_rows_hold_the_answer_or_say_that_it_is_absent(data):
-    builder = RowBuilder([data], RowConfig(absent=0.4, words=(3, 20)))
+    builder = RowBuilder([data], RowConfig(absent=0.4, coded=0, words=(3, 20)))
     draw, step, kinds = random.Random(5), answering(data), Counter()
     for _ in range(200):
         row = builder.row(data, step, draw)
@@ -141,7 +142,7 @@ def test_rows_hold_the_answer_or_say_that_it_is_absent(data):
 def test_every_set_has_its_share(data):
     other = corpus(4, "other")
     steps = [(c, s) for c in (data, other) for s in c.steps if s.answer]
-    rows = RowBuilder([data, other], RowConfig(mix={"other": 1.0}, dressed=0, absent=0))
+    rows = RowBuilder([data, other], RowConfig(mix={"other": 1.0}, dressed=0, absent=0, coded=0))
     asked = {s.question for s in other.steps}
     assert all(row.question in asked or row.question + "?" in {q.lower() for q in asked} for row in
                rows.drawn(steps, 50, random.Random(1)))  # fmt: skip
@@ -175,6 +176,22 @@ def test_dressing_keeps_the_answer(seed):
     passages = [CutPassage("Mill", "", TEXT), CutPassage("", "", "Other words.")]
     found = dressed(passages, "Anna Veld", random.Random(seed))
     assert "Anna Veld" in " ".join(found[0].text.split()) and len(found) == 2
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_coded_rows_ask_for_a_name_that_stands_in_the_passage(seed):
+    passages = [CutPassage("Mill", "", TEXT), CutPassage("", "", "Bo Stone and Cy Orm met in 1911.")]
+    found, name = coded(passages, "Who paid for the mill?", "Anna Veld", random.Random(seed))
+    assert name in found[0].text and "Anna Veld" not in found[0].text and len(found) == 2
+    assert [p.title for p in found] == ["Mill", ""]
+
+
+def test_what_cannot_be_coded_is_left_as_it_is():
+    passages = [CutPassage("Anna Veld", "", TEXT)]
+    draw = random.Random(0)
+    assert coded(passages, "Who paid?", "Anna Veld", draw) is None  # the title would tell
+    assert coded([CutPassage("", "", TEXT)], "What did Anna Veld do?", "Anna Veld", draw) is None
+    assert coded([CutPassage("", "", TEXT)], "Who?", "Nobody Else", draw) is None
 
 
 def test_micro_batches_are_functions_of_seed_and_number(backbone, data):

@@ -20,6 +20,7 @@ from msa_plugin.config import Settings
 from msa_plugin.errors import TrainingError
 from msa_plugin.training.data import Corpus, Step
 from msa_plugin.training.dressing import CutPassage, dressed
+from msa_plugin.training.identifiers import coded
 from msa_plugin.training.samples import Lexical
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)")
@@ -32,16 +33,18 @@ class RowConfig(Settings):
 
     `mix` is the share of each data set (None: in proportion to their questions). `others` are the odds of 0, 1, 2, ...
     passages beside those that the answer needs; `words` bounds a passage, `most_words` all of them together. A share
-    `absent` of the rows lacks the passage with the answer, a share `dressed` is made to look like a manual, a web page
-    or a listing, and a share `plain` of the questions is written without capitals and question mark.
+    `absent` of the rows lacks the passage with the answer, in a share `coded` of the others the answer is replaced by a
+    name as programs use it, a share `dressed` is made to look like a manual, a web page or a listing, and a share
+    `plain` of the questions is written without capitals and question mark.
     """
 
     mix: Mapping[str, float] | None = None
-    others: tuple[float, ...] = (0.4, 0.27, 0.17, 0.1, 0.06)
-    words: tuple[int, int] = (30, 100)
-    most_words: int = Field(default=300, gt=0)
+    others: tuple[float, ...] = (0.3, 0.25, 0.22, 0.15, 0.08)
+    words: tuple[int, int] = (30, 110)
+    most_words: int = Field(default=360, gt=0)
     absent: float = Field(default=0.16, ge=0, lt=1)
-    dressed: float = Field(default=0.3, ge=0, le=1)
+    coded: float = Field(default=0.3, ge=0, le=1)
+    dressed: float = Field(default=0.4, ge=0, le=1)
     plain: float = Field(default=0.12, ge=0, le=1)
 
     @model_validator(mode="after")
@@ -109,8 +112,10 @@ class RowBuilder:
         wanted = draw.choices(range(len(self.config.others)), self.config.others)[0]
         others = self._others(corpus, step, max(wanted, int(without)), draw, without=without)
         passages = self._cut(corpus, needed, others, step.answer, draw)
+        if not without and answer == step.answer.strip() and draw.random() < self.config.coded:
+            passages, answer = coded(passages, question, answer, draw) or (passages, answer)
         if draw.random() < self.config.dressed:
-            passages = dressed(passages, step.answer, draw)
+            passages = dressed(passages, answer, draw)
         texts = tuple(prompts.passage_text(p.title, p.heading, p.text) for p in passages)
         return Row(texts, question, prompts.ABSENT if without else answer)
 
