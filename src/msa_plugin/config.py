@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from msa_kernels import Backend
 from msa_plugin.errors import ConfigError
@@ -20,6 +21,8 @@ ReadingMode = Literal["text", "latent", "kv"]
 Layers = Annotated[tuple[int, ...], Field(min_length=1)]
 # Sizes that files state: far beyond any model, and small enough that nothing overflows before it is refused.
 Size = Annotated[int, Field(gt=0, le=1 << 20)]
+# A place on the disk, resolved once: it stays what it was when the working directory changes.
+Place = Annotated[Path, AfterValidator(Path.resolve)]
 
 
 def problems(error: ValidationError) -> str:
@@ -262,8 +265,10 @@ class MemoryConfig(Settings):
     None of either is what the adapter was measured best with (`AdapterConfig.beside`), and none under `compat`.
     `compat` answers exactly as the reference, mistakes included (docs/compatibility.md). `lock_timeout` (seconds) is
     how long a write waits for another writer, `queue_timeout` (None: no bound) how long a question does until those
-    asked before it are answered. `kernels`: `auto` runs Triton's on a GPU and plain PyTorch elsewhere; `triton` or
-    `torch` insists. `tiers` are byte budgets for what is copied out of the memory maps.
+    asked before it are answered. `follow`: each call sees what other processes have committed; False keeps the state of
+    opening until `refresh`, and the catalog's log may grow meanwhile. `kernels`: `auto` runs Triton's on a GPU and
+    plain PyTorch elsewhere; `triton` or `torch` insists. `tiers` are byte budgets for what is copied out of the memory
+    maps.
     """
 
     reading: ReadingMode | Literal["auto"] = "auto"
@@ -292,5 +297,6 @@ class MemoryConfig(Settings):
     titles: float | None = Field(default=None, ge=0.0)
     lock_timeout: float = Field(default=10.0, ge=0.0)
     queue_timeout: float | None = Field(default=600.0, ge=0.0)
+    follow: bool = True
     generation: GenerationConfig = GenerationConfig()
     interleave: InterleaveConfig = InterleaveConfig()

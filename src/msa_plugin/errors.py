@@ -91,6 +91,10 @@ class BankNotFoundError(BankError, LookupError):
     """The folder holds no memory bank and creating one was not asked for."""
 
 
+class BankMovedError(BankError):
+    """The folder is no longer the bank that was opened there: it was replaced, moved or removed."""
+
+
 class BankFormatError(BankError, ValueError):
     """The bank was written in a format version that this package does not read."""
 

@@ -91,7 +91,9 @@ class LatentMemory(Namespaces, AsyncTwins):
 
         `model` is a folder, a .gguf file, a hub id, a loaded `Backbone`, or None for the default; `adapter` a folder,
         an `Adapter`, or None for the one that fits the backbone. `namespace` is all that this handle can see or
-        change. `snapshot` opens a named state, for reading. `settings` are fields of `MemoryConfig`. With `cluster`
+        change. Each call sees what other processes have stored and deleted, unless `follow=False` says that this
+        handle keeps its state until `refresh`. `snapshot` opens a named state, for reading, which never changes.
+        `settings` are fields of `MemoryConfig`. With `cluster`
         (settings, or just the number of shards) the bank is split over Ray actors; see `ClusterConfig`.
 
         Raises BackboneNotFoundError, AdapterError, ConfigError, InvalidQueryError for a namespace that is not text,
@@ -99,6 +101,7 @@ class LatentMemory(Namespaces, AsyncTwins):
         cluster, the reverse, or another number of shards, MissingExtraError, and the other Bank errors.
         """
         check_namespace(namespace)
+        folder = Path(path).resolve()  # once: whatever becomes of the working directory, it stays this memory
         shards = None if cluster is None else ask_for_cluster(cluster)
         if config is not None and settings:
             raise ConfigError("give either config= or single settings, not both")
@@ -113,17 +116,18 @@ class LatentMemory(Namespaces, AsyncTwins):
         check_kernels(config, chosen.config.routing, backbone.device)
         if shards is not None:
             engine, split = open_cluster(
-                Path(path), model, backbone, chosen, config, shards, read_only=read_only, snapshot=snapshot
+                folder, model, backbone, chosen, config, shards, read_only=read_only, snapshot=snapshot
             )
             return cls(engine, split, namespace, ClusterIngestion)
-        check_plain(Path(path), read_only=read_only or snapshot is not None)
+        check_plain(folder, read_only=read_only or snapshot is not None)
         bank = MemoryBank.open(
-            Path(path),
+            folder,
             fingerprint(backbone, chosen, config),
             create=not read_only and snapshot is None,
             read_only=read_only,
             lock_timeout=config.lock_timeout,
             snapshot=snapshot,
+            follow=config.follow,
         )
         return cls(Engine(backbone, chosen, bank, config), bank, namespace)
 
@@ -388,7 +392,10 @@ class LatentMemory(Namespaces, AsyncTwins):
         return replace(stats, namespaces=own, tiers=self._engine.tiers.stats())
 
     def refresh(self) -> None:
-        """See what other processes have committed since this handle was opened or last wrote."""
+        """See what other processes have committed: for handles opened with `follow=False`, the others do at each call.
+
+        Raises BankMovedError where the folder is no longer the bank that was opened.
+        """
         self._bank_().refresh()
 
     def close(self) -> None:

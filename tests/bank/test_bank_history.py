@@ -11,7 +11,7 @@ from msa_plugin.errors import BankError, SnapshotError
 READER = """
 import sys
 from bank_builder import NS, open_bank, picture
-with open_bank(sys.argv[1], read_only=True) as bank:
+with open_bank(sys.argv[1], read_only=True, follow=False) as bank:
     selection = bank.select(NS)  # masks and rows are read later, after the writer has been at work
     print("open", flush=True)
     for line in sys.stdin:
@@ -36,9 +36,9 @@ def ids(bank):
     return set(picture(bank))
 
 
-def test_a_handle_keeps_its_moment_until_refreshed(bank, folder):
+def test_a_handle_that_does_not_follow_keeps_its_moment_until_refreshed(bank, folder):
     bank.commit([encoded("a"), encoded("b")], NS)
-    with open_bank(folder, read_only=True) as reader:
+    with open_bank(folder, read_only=True, follow=False) as reader:
         before = picture(reader)
         bank.commit([encoded("b", "new"), encoded("c")], NS)
         bank.delete(["a"], NS)
@@ -49,7 +49,7 @@ def test_a_handle_keeps_its_moment_until_refreshed(bank, folder):
         assert ids(reader) == {"b", "c"} == ids(bank) and reader.version == bank.version
 
 
-def test_a_reader_in_another_process_keeps_its_moment(bank, folder):
+def test_a_reader_in_another_process_that_does_not_follow_keeps_its_moment(bank, folder):
     bank.commit([encoded("a"), encoded("b")], NS)
     child = start_child(READER, folder)
 

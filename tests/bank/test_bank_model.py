@@ -38,6 +38,7 @@ class BankAgainstDictionary(RuleBasedStateMachine):
         self.model = {space: {} for space in SPACES}
         self.named = 0
         self.open_readers = []
+        self.follower = None
 
     @rule(space=spaces, items=st.dictionaries(ids, st.tuples(st.integers(0, 4), metadata), min_size=1, max_size=4))
     def commit(self, space, items):
@@ -83,7 +84,7 @@ class BankAgainstDictionary(RuleBasedStateMachine):
 
     @rule(target=readers)
     def open_a_reader(self):
-        reader = open_bank(self.folder, read_only=True)
+        reader = open_bank(self.folder, read_only=True, follow=False)
         self.open_readers.append(reader)
         return reader, copy.deepcopy(self.model)
 
@@ -95,6 +96,13 @@ class BankAgainstDictionary(RuleBasedStateMachine):
     def a_reader_moves_on(self, reader):
         reader[0].refresh()
         return reader[0], copy.deepcopy(self.model)
+
+    @rule()
+    def a_reader_that_follows_sees_the_model(self):
+        if self.follower is None:
+            self.follower = open_bank(self.folder, read_only=True)
+            self.open_readers.append(self.follower)
+        self.agree(self.follower, self.model)
 
     @invariant()
     def the_writer_sees_the_model(self):

@@ -172,7 +172,7 @@ def test_second_writer_waits_then_is_told_who_writes(folder):
 
 
 def test_the_lock_is_exclusive_among_handles_and_reentrant_within_one(folder):
-    with open_bank(folder, lock_timeout=0) as one, open_bank(folder, lock_timeout=0) as two:
+    with open_bank(folder, lock_timeout=0, follow=False) as one, open_bank(folder, lock_timeout=0) as two:
         with one.writing(), one.writing():
             one.commit([encoded("a")], NS)
             with pytest.raises(BankLockedError):

@@ -204,11 +204,10 @@ def test_a_snapshot_cut_short_is_none(open_cluster):
 def test_two_handles_see_each_other(open_cluster):
     one, other = open_cluster(), open_cluster(lock_timeout=0.1)
     one.add(topics(4))
-    assert other.retrieve(about("violin")) == []
-    other.refresh()
-    assert other.retrieve(about("violin"), 1)[0].id == "violin"
+    assert other.retrieve(about("violin"), 1)[0].id == "violin", "shards follow their banks"
+    one.delete("violin")
+    assert other.retrieve(about("violin"), 1)[0].id != "violin"
     other.add(topics())
-    one.refresh()
     assert len(list(one.ids())) == len(topics()) and len(all_stored(one)) == len(topics())
     with one.engine.bank.writing(), pytest.raises(BankLockedError):
         other.add("a text")

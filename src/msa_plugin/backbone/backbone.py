@@ -18,6 +18,7 @@ from msa_plugin.backbone.attention import KEYWORD, DepthReached, Pass, installed
 from msa_plugin.backbone.cache import cache_dir
 from msa_plugin.backbone.cpu import avoid_faulty_amx, fast_bfloat16
 from msa_plugin.backbone.families import BackboneSpec, describe
+from msa_plugin.backbone.forks import survive_forks
 from msa_plugin.backbone.placement import BALANCED, pick_device
 from msa_plugin.backbone.turns import Turns
 from msa_plugin.errors import ConfigError, UnsupportedBackboneError
@@ -41,6 +42,7 @@ class Backbone:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str = "backbone"
     ) -> None:
         """Wrap a loaded model. Raises UnsupportedBackboneError for an unknown family, or damaged end tokens."""
+        survive_forks()
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.spec: BackboneSpec = describe(model.config)
         self._model_ends()

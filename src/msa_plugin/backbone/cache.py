@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -14,7 +15,13 @@ VARIABLE = "MSA_CACHE"
 
 def cache_dir() -> Path:
     """Where converted weights are kept: MSA_CACHE if set, else the user's cache directory."""
-    return Path(os.environ.get(VARIABLE) or user_cache_path("msa-plugin"))
+    return _anchored(os.environ.get(VARIABLE) or str(user_cache_path("msa-plugin")))
+
+
+@cache
+def _anchored(name: str) -> Path:
+    """The folder that a name led to at first: a relative one stays there whatever the working directory becomes."""
+    return Path(name).resolve()
 
 
 def is_kept(file: Path) -> bool:

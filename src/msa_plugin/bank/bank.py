@@ -1,15 +1,14 @@
 """The memory bank: durable, versioned documents and their latents, with one writer and any number of readers.
 
-A handle sees the moment at which it was opened (or last refreshed): an open read transaction pins the catalog's rows,
-memory maps pin the segments, and nothing that another process does can pull data from under it. Writing through a
-handle refreshes that handle.
+A handle sees at each call what others have committed (unless it does not follow, or is of a named snapshot), and what
+a call has selected stays readable: a read transaction pins the catalog's rows, memory maps pin the segments, and
+nothing that another process does can pull data from under it.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -22,14 +21,14 @@ from msa_plugin.bank.disk import check_writable, disk_errors
 from msa_plugin.bank.documents import Known, Scope, StoredDocument
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.intake import check_documents, check_namespace, check_ordinals
-from msa_plugin.bank.lock import WriterLock
 from msa_plugin.bank.moments import Moments
 from msa_plugin.bank.schema import create_bank
-from msa_plugin.bank.segment import Segment, orphans
+from msa_plugin.bank.segment import Segment
 from msa_plugin.bank.verify import verify_bank
 from msa_plugin.bank.view import Selection, View
+from msa_plugin.bank.writer import Writer
 from msa_plugin.bank.writing import write_segment
-from msa_plugin.errors import BankError, BankReadOnlyError, FingerprintMismatchError, InvalidQueryError
+from msa_plugin.errors import BankError, FingerprintMismatchError, InvalidQueryError
 from msa_plugin.types import EncodedDocument, Filter, Fingerprint, KeyBlock, Stats, VerifyReport
 
 _PAGE = 1000
@@ -39,7 +38,14 @@ class MemoryBank:
     """A handle on a bank. Safe to share among threads; close it, or use it as a context manager."""
 
     def __init__(
-        self, path: Path, fingerprint: Fingerprint, *, read_only: bool, snapshot: str | None, lock_timeout: float
+        self,
+        path: Path,
+        fingerprint: Fingerprint,
+        *,
+        read_only: bool,
+        snapshot: str | None,
+        lock_timeout: float,
+        follow: bool,
     ) -> None:
         """Attach to a bank that exists; use `MemoryBank.open`."""
         self.path = path
@@ -47,8 +53,6 @@ class MemoryBank:
         self.read_only = read_only
         self.snapshot_name = snapshot
         self._root = path / "segments"
-        self._lock = WriterLock(path, lock_timeout)
-        self._writer: Catalog | None = None
         catalog = Catalog(path, writable=False, checked=True)
         try:
             if not read_only:
@@ -60,10 +64,11 @@ class MemoryBank:
                     f"{path} was built with other settings: {'; '.join(fingerprint.differences(found))}. "
                     "Open it with the same model and adapter, or build a new bank in another folder"
                 )
-            self._moments = Moments(catalog, self._root, snapshot)
+            self._moments = Moments(catalog, self._root, snapshot, follow=follow)
         except BaseException:
             catalog.close()
             raise
+        self._writer = Writer(path, self._moments, read_only=read_only, lock_timeout=lock_timeout)
 
     @classmethod
     def open(
@@ -75,24 +80,30 @@ class MemoryBank:
         read_only: bool = False,
         snapshot: str | None = None,
         lock_timeout: float = 10.0,
+        follow: bool = True,
     ) -> MemoryBank:
         """Open the bank in folder `path`, creating it if absent unless `create` is False or it is to be only read.
 
         `snapshot` opens a named moment, read-only. `lock_timeout` (seconds) is how long a write waits for another.
+        Without `follow` the handle keeps its moment until `refresh`, and the catalog's log may grow until it is closed.
         Raises BankNotFoundError, BankFormatError, FingerprintMismatchError, BankCorruptError, BankReadOnlyError,
         BankLockedError and SnapshotError.
         """
-        folder = Path(path)
+        folder = Path(path).resolve()  # once: whatever becomes of the working directory, it stays this bank
         read_only = read_only or snapshot is not None
         if create and not read_only:
             with disk_errors(folder):
                 create_bank(folder, fingerprint, lock_timeout)
         with disk_errors(folder, reading=True):
-            bank = cls(folder, fingerprint, read_only=read_only, snapshot=snapshot, lock_timeout=lock_timeout)
-        if not read_only and bank._orphans():
-            with suppress(BankError), bank._locked(timeout=0):  # if somebody is writing, they may be theirs
-                bank.refresh()
-                bank._sweep()
+            bank = cls(
+                folder,
+                fingerprint,
+                read_only=read_only,
+                snapshot=snapshot,
+                lock_timeout=lock_timeout,
+                follow=follow,
+            )
+        bank._writer.sweep_if_alone()
         return bank
 
     # -- the handle's moment ----------------------------------------------------------------------------------------
@@ -110,9 +121,11 @@ class MemoryBank:
             return view.at.last_ordinal + 1
 
     def refresh(self) -> None:
-        """Move to the newest version (a handle on a named snapshot stays there). Raises BankCorruptError."""
-        with self._moments.alone():
-            self._moments.look()
+        """Move to the newest version (a handle on a named snapshot stays there).
+
+        Raises BankCorruptError and BankMovedError.
+        """
+        self._moments.refresh()
 
     def close(self) -> None:
         """Let go of the catalog; tensors already handed out stay valid. May be called twice."""
@@ -120,15 +133,7 @@ class MemoryBank:
             return  # the connections are the parent's
         with self._moments.lock:
             self._moments.close()
-            if self._writer:
-                self._seal(self._writer)
-                self._writer.close()
-                self._writer = None
-
-    def _seal(self, writer: Catalog) -> None:
-        """Seal the catalog, unless somebody else is writing or reading; then the last writer to close does."""
-        with suppress(BankError), disk_errors(self.path), self._lock.hold(0):
-            writer.close_sealed()
+            self._writer.close()
 
     def __enter__(self) -> MemoryBank:
         """Return the handle itself."""
@@ -142,13 +147,15 @@ class MemoryBank:
 
     def one_moment(self) -> AbstractContextManager[None]:
         """Whatever this thread reads inside is of one moment; keep it short, for other threads wait."""
-        return self._moments.alone()
+        return self._moments.alone(newest=True)
 
     @contextmanager
-    def _reading(self, ordinals: Sequence[int] = ()) -> Iterator[View]:
-        """The view to read from: the present one, or an earlier one in use that still has the documents `ordinals`."""
-        with self._moments.alone():
-            yield self._moments.having(ordinals)
+    def _reading(self, ordinals: Sequence[int] | None = None) -> Iterator[View]:
+        """The view to read from: the newest, or, for what a selection named, one that still has these `ordinals`."""
+        with self._moments.alone(newest=ordinals is None):
+            view = self._moments.having(ordinals or ())
+            with self._moments.reading(view):
+                yield view
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -224,7 +231,7 @@ class MemoryBank:
         with self._reading() as view:
             _held = view.moment()  # until the last page
         while True:
-            with self._moments.alone():
+            with self._moments.alone(), self._moments.reading(view):
                 page = view.catalog.documents.page_of_ids(view.at, namespace, after, _PAGE)
             if not page:
                 return
@@ -247,23 +254,21 @@ class MemoryBank:
             return view.stats(namespace)
 
     def verify(self, deep: bool = True, namespace: str | None = None) -> VerifyReport:
-        """Check the bank on disk, in its newest version; see `verify_bank`, which needs no handle."""
+        """Check the bank on disk, in its newest version; see `verify_bank`, which needs no handle.
+
+        Raises BankMovedError where that is another bank.
+        """
+        self._moments.check_place()
         return verify_bank(self.path, deep=deep, namespace=namespace)
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> AbstractContextManager[None]:
         """Be the only writer; re-entrant within a thread. Starts from the newest version.
 
         Raises BankLockedError when another writer does not finish in time, and BankReadOnlyError.
         """
-        with self._locked() as outermost:
-            if outermost:
-                self.refresh()
-                self._sweep()
-                reached("writer.locked")
-            yield
+        return self._writer.writing()
 
     def commit(
         self, documents: Sequence[EncodedDocument], namespace: str, ordinals: Sequence[int] | None = None
@@ -278,7 +283,7 @@ class MemoryBank:
         if not latents:
             return []
         with self.writing():
-            with self._changing() as catalog:
+            with self._writer.changing() as catalog:
                 ordinals = check_ordinals(ordinals, catalog.now().last_ordinal, len(latents))
                 record = write_segment(self._root, ordinals, latents, namespace)
                 with catalog.transaction() as version:
@@ -304,19 +309,19 @@ class MemoryBank:
             live = self.lookup(wanted, namespace)
             deleted, missing = [i for i in wanted if i in live], [i for i in wanted if i not in live]
             if deleted:
-                with self._changing() as catalog, catalog.transaction() as version:
+                with self._writer.changing() as catalog, catalog.transaction() as version:
                     catalog.documents.tombstone(namespace, deleted, version)
                     reached("delete.marked")
         return deleted, missing
 
     def snapshot(self, name: str) -> None:
         """Name the newest version, so that compaction keeps it. Raises SnapshotError for a bad or taken name."""
-        with self._changing() as catalog, catalog.transaction():
+        with self._writer.changing() as catalog, catalog.transaction():
             catalog.add_snapshot(name, catalog.now())
 
     def drop_snapshot(self, name: str) -> None:
         """Forget a named version; the next compaction frees what only it needed. Raises SnapshotError."""
-        with self._changing() as catalog, catalog.transaction():
+        with self._writer.changing() as catalog, catalog.transaction():
             catalog.drop_snapshot(name)
 
     def compact(self, segment_bytes: int = compaction.SEGMENT_BYTES) -> None:
@@ -326,75 +331,21 @@ class MemoryBank:
         space for what it rewrites. Raises BankLockedError, BankWriteError, BankReadOnlyError and BankCorruptError.
         """
         with self.writing():
-            if self._rewrite(self._moments.now.segments, segment_bytes):
-                with self._changing() as catalog:
+            if self._rewrite(self._moments.shown.segments, segment_bytes):
+                with self._writer.changing() as catalog:
                     with self._moments.lock:
                         self._moments.let_go()  # its own pages are the only ones it may move out of the log
                     catalog.shrink()
 
     def _rewrite(self, segments: Mapping[int, Segment], segment_bytes: int) -> bool:
-        with self._changing() as catalog:
+        with self._writer.changing() as catalog:
             changed = compaction.compact(catalog, self._root, segments, segment_bytes)
         with suppress(BankError):  # the change is done
-            self._sweep()
+            self._writer.sweep()
         return changed
 
     def _merge_tail(self) -> None:
-        if tail := compaction.small_tail(self._moments.now.segments):
+        if tail := compaction.small_tail(self._moments.shown.segments):
             reached("commit.merging")
             with suppress(BankError):  # the commit that led here is done and acknowledged
                 self._rewrite(tail, compaction.TAIL_BYTES)
-
-    @contextmanager
-    def _locked(self, timeout: float | None = None) -> Iterator[bool]:
-        self._moments.check_process()
-        if self.read_only:
-            raise BankReadOnlyError(f"{self.path} was opened for reading; open it without read_only and snapshot")
-        with ExitStack() as stack:
-            with disk_errors(self.path):
-                outermost = stack.enter_context(self._lock.hold(timeout))
-            yield outermost  # outside disk_errors: the caller's own OSErrors are not ours to rename
-
-    @contextmanager
-    def _changing(self) -> Iterator[Catalog]:
-        """A change: afterwards this handle sees it, or, if it failed, its leftovers are gone."""
-        with self.writing(), disk_errors(self.path):
-            catalog = self._to_write()
-            done = False
-            try:
-                yield catalog
-                done = True
-            finally:
-                with self._moments.lock:
-                    self._moments.let_go()  # else this handle itself would hold the log back
-                catalog.checkpoint()  # without the lock: other threads' questions may be what it waits for
-                self.refresh()
-                reached("writer.refreshed")
-                if not done:
-                    with suppress(BankError):  # else it would hide why the change failed
-                        self._sweep()
-                    self._writer = None  # SQLite may have made do with a log it can only read: connect anew next time
-                    catalog.close()
-
-    def _to_write(self) -> Catalog:
-        if self._writer is None:
-            self._writer = Catalog(self.path, writable=True)
-        return self._writer
-
-    def _orphans(self) -> list[Path]:
-        with self._reading() as view:
-            return orphans(self._root, {segment.record.uuid for segment in view.segments.values()})
-
-    def _sweep(self) -> None:
-        """Remove segment folders that the newest version does not name. The caller holds the lock and has refreshed.
-
-        Where the catalog cannot be written they stay, for a failed commit that names them might come back after a
-        crash. Raises BankWriteError then.
-        """
-        if left := self._orphans():
-            with disk_errors(self.path):
-                self._to_write().settle()
-                reached("sweep.begun")
-                for folder in left:
-                    shutil.rmtree(folder, ignore_errors=True)
-                    reached("sweep.removed")

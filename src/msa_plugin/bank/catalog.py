@@ -14,7 +14,6 @@ import json
 import os
 import re
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,19 +21,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from msa_plugin.bank.descriptors import Connected
+from msa_plugin.bank.connection import Connection
 from msa_plugin.bank.disk import disk_errors
 from msa_plugin.bank.documents import At, DocumentRows, row_checksum
 from msa_plugin.bank.faults import reached
-from msa_plugin.bank.schema import BUSY_SECONDS, CATALOG_FILE, bytes_of, connect, log_of
+from msa_plugin.bank.log import Log
+from msa_plugin.bank.schema import CATALOG_FILE
 from msa_plugin.bank.seal import check_version, differs_from_seal, note_version, noted_version, seal, unseal
 from msa_plugin.bank.segment import FileRecord, SegmentRecord
-from msa_plugin.errors import BankCorruptError, BankFormatError, BankNotFoundError, SnapshotError
+from msa_plugin.errors import BankCorruptError, BankFormatError, BankMovedError, BankNotFoundError, SnapshotError
 from msa_plugin.types import FORMAT_VERSION, OLDEST_FORMAT, Fingerprint
-
-# The write-ahead log is moved into the database when it is this long; when it is much longer, readers are waited for.
-_CHECKPOINT_BYTES, _TRUNCATE_BYTES = 4 << 20, 16 << 20
-_READER_SECONDS, _RETRY_SECONDS = 1.0, 0.002
 
 _FOLDER = re.compile(r"[0-9a-f]{32}")
 _SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -55,13 +51,26 @@ class Snapshot(NamedTuple):
 class Catalog:
     """One connection to a catalog. Methods raise sqlite3.Error as it comes; the bank translates it."""
 
-    def __init__(self, folder: Path, *, writable: bool, checked: bool = False, older: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        writable: bool,
+        checked: bool = False,
+        older: bool = False,
+        same_as: Catalog | None = None,
+    ) -> None:
         """Open the catalog of the bank in `folder` and check its format; `older` ones are writable only where asked.
 
         `checked` reads the whole file first and compares it with its seal. Raises BankNotFoundError, BankFormatError,
-        or BankCorruptError where it is not a catalog at all, is not what was sealed, or has lost commits.
+        BankMovedError where it is not the file that `same_as` has open, or BankCorruptError where it is not a catalog
+        at all, is not what was sealed, or has lost commits.
         """
         self.path = folder / CATALOG_FILE
+        known: Connection | None = None
+        if same_as is not None:
+            known = same_as.connection
+            known.check_place()
         if folder.exists() and not folder.is_dir():
             raise BankNotFoundError(f"{folder} is a file; a memory bank is a folder")
         if not self.path.is_file():
@@ -70,16 +79,15 @@ class Catalog:
             Catalog(folder, writable=False).close()  # raises where the format is another one, which may seal otherwise
             raise BankCorruptError(problem)
         noted = noted_version(self.path) if checked else 0  # before the catalog is read: a writer may be at work
-        self._connected = Connected(self.path)
         try:
-            self._db = connect(self.path, writable=writable)
-        except BaseException as error:
-            self._connected.release()
-            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+            self.connection: Connection = Connection(self.path, writable=writable, same_as=known)
+        except sqlite3.DatabaseError as error:
+            if not isinstance(error, sqlite3.OperationalError):
                 raise _not_a_catalog(self.path, error) from error
             raise
+        self._db = self.connection.db
         self.documents = DocumentRows(self._db)
-        self._truncate_at = _TRUNCATE_BYTES
+        self._log = Log(self._db, self.path)
         try:
             self._check_format(read_older=older or not writable)
             if checked:
@@ -115,14 +123,13 @@ class Catalog:
 
     def close(self) -> None:
         """Close the connection; harmless when closed already."""
-        self._db.close()
-        self._connected.release()
+        self.connection.close()
 
-    def hold_snapshot(self) -> None:
-        """Start a read transaction, ending the one before: everything read from now on is of this moment."""
+    def hold_snapshot(self) -> int:
+        """Start a read transaction, ending the one before: all is read from its moment, whose version this returns."""
         self.release_snapshot()
         self._db.execute("BEGIN")
-        self.version()  # SQLite takes the snapshot at the first read
+        return self.version()  # SQLite takes the snapshot at the first read
 
     @property
     def holds_snapshot(self) -> bool:
@@ -136,7 +143,11 @@ class Catalog:
 
     @contextmanager
     def transaction(self) -> Iterator[int]:
-        """A change, all or nothing; yields the version that it makes. Durable when the block has been left."""
+        """A change, all or nothing; yields the version that it makes. Durable when the block has been left.
+
+        Raises BankMovedError, changing nothing, where the bank is not in its place.
+        """
+        self.connection.check_place()
         unseal(self.path)
         self._db.execute("BEGIN IMMEDIATE")
         try:
@@ -146,16 +157,19 @@ class Catalog:
             reached("transaction.filled")
             self._db.execute("UPDATE meta SET value = ? WHERE key = 'version'", (version,))
             reached("transaction.ready")
+            self.connection.check_place()  # what the rows name was written by path
             self._db.execute("COMMIT")
             reached("transaction.committed")
         except BaseException as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error):  # perhaps of the commit itself
-                with contextlib.suppress(sqlite3.Error, OSError):
+                with contextlib.suppress(sqlite3.Error, OSError, BankMovedError):
                     self.settle()
             raise
-        note_version(self.path, version)
+        with contextlib.suppress(BankMovedError):  # the change is done
+            self.connection.check_place()
+            note_version(self.path, version)
 
     def settle(self) -> None:
         """Write over what a commit that failed may have left in the log; nothing else changes.
@@ -163,6 +177,7 @@ class Catalog:
         SQLite writes a commit to the log and then syncs it. Where only the sync fails, the commit is reported as
         failed but lies there whole, and whoever reads the log after a crash would take it for done.
         """
+        self.connection.check_place()
         unseal(self.path)
         self._db.execute("BEGIN IMMEDIATE")
         try:
@@ -276,30 +291,20 @@ class Catalog:
         reached("snapshot.dropped")
 
     def checkpoint(self) -> None:
-        """Move a long write-ahead log into the database, as far as open readers allow.
-
-        A reader that follows the writer always stands at the log's end, so that the log would never begin anew. Once
-        it is very long, readers are given a moment to step aside; if one does not, not again until it has doubled.
-        """
-        size = self._log_bytes()
-        if size > self._truncate_at:
-            self._truncate_at = _TRUNCATE_BYTES if self._truncate() else 2 * size
-            reached("log.moved")
-        elif size > _CHECKPOINT_BYTES:
-            with contextlib.suppress(sqlite3.Error):  # nothing depends on it but the log's length
-                self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-                reached("log.moved")
+        """Move a long write-ahead log into the database; see `Log.shorten`."""
+        self._log.shorten()
 
     def shrink(self) -> None:
         """Return free pages to the file system and, where no reader is in the way, empty the write-ahead log."""
         self._db.execute("VACUUM")
         reached("compact.vacuumed")
-        self._truncate()
+        self._log.empty()
         reached("compact.log-emptied")
 
     def close_sealed(self) -> None:
         """Close, and seal the catalog unless a reader stands in the way. The caller holds the writer's lock."""
-        emptied = self._truncate(0) and not self._log_bytes()
+        self.connection.check_place()
+        emptied = self._log.empty(0) and not self._log.bytes
         self.close()
         if emptied:
             seal(self.path)
@@ -315,31 +320,9 @@ class Catalog:
         for key, value in {"format_version": FORMAT_VERSION, "fingerprint": made_with}.items():
             self._db.execute("UPDATE meta SET value = ? WHERE key = ?", (value, key))
 
-    def _truncate(self, patience: float | None = None) -> bool:
-        """Empty the write-ahead log; False where a reader stays in the way, which only delays this.
-
-        Tried anew all the time: SQLite's own waiting is for one place in the log to be free, and a reader that follows
-        takes the same place again at the log's end, where it is not in the way.
-        """
-        until = time.monotonic() + (_READER_SECONDS if patience is None else patience)
-        with contextlib.suppress(sqlite3.Error):
-            self._db.execute("PRAGMA busy_timeout = 0")
-            try:
-                while self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                    if time.monotonic() >= until:
-                        return False
-                    time.sleep(_RETRY_SECONDS)
-                return True
-            finally:
-                self._db.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
-        return False
-
     def bytes(self) -> int:
         """Bytes of the database and its write-ahead log."""
-        return self.path.stat().st_size + self._log_bytes()
-
-    def _log_bytes(self) -> int:
-        return bytes_of(log_of(self.path))
+        return self.path.stat().st_size + self._log.bytes
 
     def _pragma(self, name: str) -> int:
         return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
@@ -347,7 +330,7 @@ class Catalog:
     def integrity(self, *, deep: bool) -> list[str]:
         """What SQLite itself finds wrong with the file."""
         size, pages = self.path.stat().st_size, self._pragma("page_count") * self._pragma("page_size")
-        if not self._log_bytes() and size != pages:
+        if not self._log.bytes and size != pages:
             return [f"{size} bytes, its own header says {pages}"]
         check = "integrity_check" if deep else "quick_check"
         problems = [str(row[0]) for row in self._db.execute(f"PRAGMA {check}") if row[0] != "ok"]

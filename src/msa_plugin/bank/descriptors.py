@@ -6,14 +6,35 @@ with them those of every open connection: another process would then take the da
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_connected: Counter[str] = Counter()
+_connected: Counter[object] = Counter()
 _lock = threading.RLock()
+
+
+def _key(path: Path) -> object:
+    """The file itself, by whatever path: locks are its own, not its name's."""
+    try:
+        found = path.stat()
+    except OSError:
+        return str(path.resolve())
+    return found.st_dev, found.st_ino
+
+
+def _anew() -> None:
+    """In a forked child: another thread of the parent may have held the lock, and the connections are the parent's."""
+    global _lock
+    _lock = threading.RLock()
+    _connected.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_anew)
 
 
 class Connected:
@@ -21,7 +42,7 @@ class Connected:
 
     def __init__(self, path: Path) -> None:
         """Make it before connecting."""
-        self._name: str | None = str(path.resolve())
+        self._name: object = _key(path)
         with _lock:
             _connected[self._name] += 1
 
@@ -37,4 +58,4 @@ class Connected:
 def unconnected(path: Path) -> Iterator[bool]:
     """Whether this process has no connection to the file `path`; none can be made inside."""
     with _lock:
-        yield not _connected[str(path.resolve())]
+        yield not _connected[_key(path)]

@@ -32,10 +32,10 @@ def _within(seconds: float, attempt: Callable[[float], bool]) -> bool:
 class WriterLock:
     """The bank's write lock: exclusive among processes, handles and threads, re-entrant within one thread."""
 
-    def __init__(self, folder: Path, timeout: float) -> None:
-        """`timeout` is in seconds; 0 tries once."""
+    def __init__(self, folder: Path, timeout: float, check: Callable[[], None] = lambda: None) -> None:
+        """`timeout` is in seconds; 0 tries once. `check` raises where the lock would be another bank's by now."""
         self._folder = folder
-        self._timeout = timeout
+        self._timeout, self._check = timeout, check
         self._file = FileLock(str(folder / "writer.lock"))
         self._owner_note = folder / "writer.pid"
         self._thread = threading.RLock()
@@ -63,7 +63,9 @@ class WriterLock:
             yield
             return
         try:  # around acquiring too: an interruption may come between the lock and the next line
+            self._check()  # before a file is made
             self._acquire(patience)
+            self._check()
             with contextlib.suppress(OSError):  # only serves the message below
                 self._owner_note.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
             yield

@@ -37,7 +37,7 @@ def migrate_bank(path: str | Path, *, dry_run: bool = False, lock_timeout: float
     Needs as much free disk space as the segments take. Raises BankNotFoundError, BankFormatError, BankLockedError,
     BankWriteError, and BankCorruptError for a damaged bank, which has to be repaired first.
     """
-    folder = Path(path)
+    folder = Path(path).resolve()
     with disk_errors(folder, reading=True):
         catalog = Catalog(folder, writable=False, checked=True)
         try:

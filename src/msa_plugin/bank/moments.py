@@ -4,12 +4,18 @@ A question takes its selection at one moment and reads documents a while later. 
 a compaction has dropped rows that the selection allows, those rows are read from the moment that the selection holds:
 it keeps its connection, and with it its read transaction, until the last selection of it is gone. Ordinals are never
 reused, so a document found at any moment is the one meant.
+
+A read transaction holds back the write-ahead log, of every process. So a handle has one only while somebody reads, and
+beginning the next one tells whether the bank has changed meanwhile. A handle that does not follow holds its own for
+good.
 """
 
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,30 +23,63 @@ from pathlib import Path
 from msa_plugin.bank.catalog import Catalog
 from msa_plugin.bank.disk import disk_errors
 from msa_plugin.bank.view import View, look
-from msa_plugin.errors import BankError
+from msa_plugin.errors import BankCorruptError, BankError
 
 
 class Moments:
     """Views of one bank, for one thread at a time."""
 
-    def __init__(self, catalog: Catalog, root: Path, snapshot: str | None) -> None:
-        """Look through `catalog`, which this then owns, at the newest moment, or at a `snapshot`; see `look`."""
+    def __init__(self, catalog: Catalog, root: Path, snapshot: str | None, *, follow: bool) -> None:
+        """Look through `catalog`, which this then owns, at the newest moment, or at a `snapshot`; see `look`.
+
+        With `follow` each question that asks for it sees what others have committed since.
+        """
         self._folder, self._root, self._snapshot = root.parent, root, snapshot
+        self._stays = not follow and snapshot is None  # a named moment needs no transaction: it is kept for all
         self.lock = threading.RLock()  # guards the views and the connections they read through
+        self._depth = 0
         self._process = os.getpid()
         self._closed = False
         self._past: list[View] = []
         self._spare: Catalog | None = None
-        self._now = look(catalog, root, {}, snapshot)
+        self._show(look(catalog, root, {}, snapshot))
+        self._rest()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Whatever this thread reads inside is of one moment. Raises BankError where the handle cannot be used."""
+    def alone(self, *, newest: bool = False) -> Iterator[None]:
+        """Whatever this thread reads inside is of one moment; the `newest`, if the handle follows.
+
+        Raises BankError where the handle cannot be used, and BankMovedError where the newest is another bank's.
+        """
         self.check_process()
-        with self.lock, disk_errors(self._folder, reading=True):
-            if self._closed:
-                raise BankError(f"{self._folder}: the bank was closed; open it again")
+        try:
+            with self.lock, disk_errors(self._folder, reading=True), self._entered():
+                if newest and self._depth == 1 and not self._stays:
+                    self.check_place()
+                    self._catch_up()
+                yield
+        finally:
+            self._rest()
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        if self._closed:
+            raise BankError(f"{self._folder}: the bank was closed; open it again")
+        self._depth += 1
+        try:
             yield
+        finally:
+            self._depth -= 1
+
+    @contextmanager
+    def reading(self, view: View) -> Iterator[None]:
+        """Read from a view. Raises BankLockedError where somebody changed meanwhile what cannot be locked."""
+        try:
+            yield
+        except (sqlite3.Error, BankCorruptError):
+            view.catalog.connection.check_rest()  # then that is why
+            raise
+        view.catalog.connection.check_rest()
 
     @property
     def forked(self) -> bool:
@@ -53,13 +92,25 @@ class Moments:
     def check_process(self) -> None:
         """Raises BankError in a forked process."""
         if self.forked:
-            raise BankError(f"{self._folder} was opened before this process was forked; open it again in this process")
+            raise BankError(
+                f"{self._folder} was opened before this process was forked; open it again in this process, which then "
+                "computes with one thread, or start processes by the `spawn` method, whose threads are their own"
+            )
+
+    def check_place(self) -> None:
+        """Raises BankMovedError where the folder is no longer the bank that was opened."""
+        self._now.catalog.connection.check_place()
+
+    @property
+    def shown(self) -> View:
+        """The view as it was last looked at; to read from it, take `now`."""
+        return self._now
 
     @property
     def now(self) -> View:
-        """The view that is shown. Raises as `look`, where an interrupted change left it without its transaction."""
+        """The view that is shown, within its transaction. Raises as `look`, where there is a newer one to show."""
         if not self._now.catalog.holds_snapshot:
-            self.look()
+            self._catch_up()
         return self._now
 
     def having(self, ordinals: Sequence[int]) -> View:
@@ -67,12 +118,18 @@ class Moments:
         now = self.now
         if not self._past:
             return now
-        return next((view for view in (now, *reversed(self._past)) if view.has(ordinals)), now)
+        readable = (view for view in (now, *reversed(self._past)) if view.catalog.connection.at_rest)
+        return next((view for view in readable if view.has(ordinals)), now)
+
+    def refresh(self) -> None:
+        """`look`, alone."""
+        with self.alone():
+            self.look()
 
     def look(self) -> None:
-        """Show the newest moment. Raises BankCorruptError and SnapshotError."""
-        self.let_go()
-        catalog = self._spare or self._now.catalog
+        """Show the newest moment. Raises BankCorruptError, BankMovedError and SnapshotError."""
+        self.check_place()
+        catalog = self._free()
         try:
             view = look(catalog, self._root, self._now.segments, self._snapshot)
         except BaseException:
@@ -81,7 +138,7 @@ class Moments:
         if catalog is self._spare:
             self._past.append(self._now)
             self._spare = None
-        self._now = view
+        self._show(view)
 
     def let_go(self) -> None:
         """End the read transactions that nobody needs: they hold back the write-ahead log."""
@@ -90,8 +147,6 @@ class Moments:
             view.catalog.close()
         if not self._now.in_use:
             self._now.catalog.release_snapshot()
-        elif self._spare is None:
-            self._spare = Catalog(self._now.catalog.path.parent, writable=False)
 
     def close(self) -> None:
         """Close every connection."""
@@ -99,3 +154,58 @@ class Moments:
         for catalog in (self._spare, self._now.catalog, *(view.catalog for view in self._past)):
             if catalog is not None:
                 catalog.close()
+
+    def _show(self, view: View) -> None:
+        rest = weakref.WeakMethod(self._rest)
+        view.let_go = lambda: (method := rest()) and method()
+        self._now = view
+
+    def _catch_up(self) -> None:
+        """Begin a transaction for the view that is shown, or show the newest moment where it is a later one."""
+        catalog = self._free()
+        if catalog.hold_snapshot() != self._now.newest or not self._now.catalog.connection.at_rest:
+            self.look()
+        elif catalog is self._spare:
+            catalog.release_snapshot()
+
+    def _free(self) -> Catalog:
+        """A connection that nobody reads through: the present one where it can be had, else a spare one."""
+        self.let_go()
+        now = self._now.catalog
+        if not self._now.in_use and now.connection.at_rest:
+            return now
+        if self._spare is not None and not self._spare.connection.at_rest:
+            self._spare.close()
+            self._spare = None
+        if self._spare is None:
+            self._spare = Catalog(self._folder, writable=False, same_as=now)
+        return self._spare
+
+    def _rest(self) -> None:
+        """End the transactions that nobody needs, unless somebody is at work, who does it afterwards.
+
+        Called at any moment and by any thread, whichever drops the last selection of a moment.
+        """
+        while self._restless and self.lock.acquire(blocking=False):
+            try:
+                if not self._rested():
+                    return
+            finally:
+                self.lock.release()
+
+    def _rested(self) -> bool:
+        if self._depth or self._closed:
+            return False
+        try:
+            self.let_go()
+        except sqlite3.Error:
+            return False  # whoever reads next hears of it
+        return True
+
+    @property
+    def _restless(self) -> bool:
+        if self._closed or self.forked or self._stays:
+            return False
+        return any(not view.in_use for view in [*self._past]) or (
+            not self._now.in_use and self._now.catalog.holds_snapshot
+        )

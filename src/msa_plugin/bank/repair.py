@@ -47,7 +47,7 @@ def repair_bank(path: str | Path, lock_timeout: float = 10.0) -> RepairReport:
     Raises BankNotFoundError, BankWriteError, BankLockedError (also where this process has the bank open), and
     BankCorruptError when the catalog cannot be read at all: it alone holds the texts, so only a backup helps then.
     """
-    folder = Path(path)
+    folder = Path(path).resolve()
     before = verify_bank(folder)
     if before.ok:
         return RepairReport()

@@ -62,16 +62,13 @@ CREATE TABLE snapshots(
 """
 
 
-def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
-    """Open a catalog that exists. Transactions are explicit; a commit is on the disk when it returns."""
-    uri = path.absolute().as_uri()
-    try:
-        return _connect(f"{uri}?mode={'rw' if writable else 'ro'}")
-    except sqlite3.OperationalError:
-        if writable or bytes_of(log_of(path)):
-            raise
-        # Read-only media: SQLite cannot create its shared-memory file there, and nobody else can write either.
-        return _connect(f"{uri}?immutable=1")
+def connect(path: Path, *, writable: bool, immutable: bool = False) -> sqlite3.Connection:
+    """Open a catalog that exists. Transactions are explicit; a commit is on the disk when it returns.
+
+    `immutable` takes no locks and needs none of SQLite's own files: see `resting`, which knows when that may be.
+    """
+    mode = "immutable=1" if immutable else f"mode={'rw' if writable else 'ro'}"
+    return _connect(f"{path.absolute().as_uri()}?{mode}")
 
 
 def _connect(uri: str) -> sqlite3.Connection:

@@ -24,7 +24,7 @@ def verify_bank(path: str | Path, *, deep: bool = True, namespace: str | None = 
     of all files, SQLite's full integrity check, and each row's text and metadata against their own checksums.
     With a `namespace` the whole bank is checked all the same, and only documents of that namespace are named.
     """
-    folder = Path(path)
+    folder = Path(path).resolve()
     check = Check(folder, deep, namespace)
     try:
         check.run()

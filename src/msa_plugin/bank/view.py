@@ -81,11 +81,16 @@ def key_block(segment: Segment, group: str, allowed: Tensor | None) -> KeyBlock:
 class View:
     """A moment of the bank. Masks and sums are worked out on first use and kept: a moment never changes."""
 
-    def __init__(self, at: At, segments: Mapping[int, Segment], catalog: Catalog) -> None:
-        """`segments` by number, in ordinal order; `catalog` reads within the transaction that pins the moment."""
+    def __init__(self, at: At, segments: Mapping[int, Segment], catalog: Catalog, newest: int) -> None:
+        """`segments` by number, in ordinal order; `catalog` reads within the transaction that pins the moment.
+
+        `newest` is the bank's version then, which is a later one than that of a named moment.
+        """
         self.at = at
         self.segments = segments
         self.catalog = catalog
+        self.newest = newest
+        self.let_go: Callable[[], None] = lambda: None  # called when nobody reads from it any more
         self._rows = catalog.documents
         self._moment: Callable[[], Moment | None] = lambda: None
         self._whole: dict[Scope, tuple[_Parts, int]] = {}
@@ -99,7 +104,8 @@ class View:
     def moment(self) -> Moment:
         """What to hold on to for as long as one reads from this view."""
         moment = self._moment() or Moment()
-        self._moment = weakref.ref(moment)
+        let_go = self.let_go
+        self._moment = weakref.ref(moment, lambda _: let_go())
         return moment
 
     def has(self, ordinals: Sequence[int]) -> bool:
@@ -242,4 +248,4 @@ def look(catalog: Catalog, root: Path, mapped: Mapping[int, Segment], snapshot: 
             failed_at = newest.version
             continue
         at = catalog.snapshot(snapshot).at if snapshot else newest
-        return View(at, segments, catalog)
+        return View(at, segments, catalog, newest.version)

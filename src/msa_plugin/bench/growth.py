@@ -215,7 +215,7 @@ class Banks:
         self.backbone, self.adapter, self.config = backbone, adapter, keys_alone(config)
         self.made_with = fingerprint(backbone, adapter, config)
         digest = hashlib.sha256(json.dumps(asdict(self.made_with), sort_keys=True).encode()).hexdigest()
-        self.folder = folder / digest[:12]
+        self.folder = folder.resolve() / digest[:12]
 
     def tokens(self, documents: Sequence[Document]) -> list[int]:
         """Tokens of each document as the encoder reads it."""

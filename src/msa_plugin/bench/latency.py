@@ -80,7 +80,7 @@ class Latency:
 
         `source` is what another process loads to measure a system's peak memory alone; None leaves that out.
         """
-        self.settings, self.results, self.banks, self.cache = settings, results, banks, cache
+        self.settings, self.results, self.banks, self.cache = settings, results, banks, cache.resolve()
         self.create = create or registry()
         self.generation, self.on_step = dict(generation or {}), on_step
         self.source, self._asking = source, 0.0  # the latter: seconds spent on questions so far

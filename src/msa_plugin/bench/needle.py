@@ -24,7 +24,7 @@ from msa_plugin.bench.growth_rows import NEEDLE, needle_rows
 from msa_plugin.bench.needle_cases import TASKS, CountTokens, NeedleCase, answered, make_task
 from msa_plugin.bench.store import Results
 from msa_plugin.bench.workspaces import made_with
-from msa_plugin.config import GenerationConfig, MemoryConfig, Settings
+from msa_plugin.config import GenerationConfig, MemoryConfig, Place, Settings
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.errors import ConfigError, MSAError
 from msa_plugin.types import Document
@@ -47,7 +47,7 @@ class NeedleConfig(Settings):
     """
 
     systems: tuple[str, ...] = Field(min_length=1)
-    out: Path
+    out: Place
     lengths: tuple[int, ...] = Field(default=LENGTHS, min_length=1)
     depths: tuple[float, ...] = Field(default=DEPTHS, min_length=1)
     tasks: tuple[str, ...] = Field(default=tuple(TASKS), min_length=1)
@@ -55,13 +55,13 @@ class NeedleConfig(Settings):
     seed: int = 0
     k: int = Field(default=5, gt=0)
     answers: bool = True
-    distractors: Path | None = None
+    distractors: Place | None = None
     model: str | None = None
     adapter: Path | None = None
     memory: MemoryConfig = keys_alone(MemoryConfig())
     generation: GenerationConfig = GenerationConfig(max_new_tokens=96)
     fresh: bool = False
-    cache: Path | None = None
+    cache: Place | None = None
 
     @property
     def kept(self) -> Path:

@@ -34,7 +34,7 @@ from msa_plugin.bench.store import NOTE, Results
 from msa_plugin.bench.turn import Turn
 from msa_plugin.bench.watch import Watch
 from msa_plugin.bench.workspaces import made_with, open_workspace
-from msa_plugin.config import GenerationConfig, MemoryConfig, Settings
+from msa_plugin.config import GenerationConfig, MemoryConfig, Place, Settings
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.errors import ConfigError, MSAError
 from msa_plugin.memory import LatentMemory
@@ -58,11 +58,11 @@ class CompareConfig(Settings):
 
     part: Literal["retrieval", "qa"]
     systems: tuple[str, ...] = Field(min_length=1)
-    out: Path
-    data: Path | None = None
+    out: Place
+    data: Place | None = None
     sets: tuple[str, ...] | None = Field(default=None, min_length=1)
     corpus: int | None = Field(default=None, ge=0)
-    distractors: Path | None = None
+    distractors: Place | None = None
     added: int | None = Field(default=None, gt=0)
     k: int = Field(default=100, gt=0)
     passages: tuple[int, ...] = Field(default=(1, 5, 10), min_length=1)
@@ -75,7 +75,7 @@ class CompareConfig(Settings):
     memory: MemoryConfig = keys_alone(MemoryConfig())
     generation: GenerationConfig = GenerationConfig(max_new_tokens=32)
     fresh: bool = False
-    cache: Path | None = None
+    cache: Place | None = None
 
     _keys_alone = field_validator("memory")(keys_alone)
 

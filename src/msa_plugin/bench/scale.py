@@ -106,7 +106,7 @@ class Scale:
         on_step: OnStep = _nothing,
     ) -> None:
         """`create` makes a system for a workspace (None: from the registry); `cache` is for the systems' indexes."""
-        self.settings, self.results, self.banks, self.cache = settings, results, banks, cache
+        self.settings, self.results, self.banks, self.cache = settings, results, banks, cache.resolve()
         self.create = create or registry()
         self.generation, self.on_step = dict(generation or {}), on_step
         self._asking = 0.0  # seconds spent on questions so far

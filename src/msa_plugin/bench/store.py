@@ -42,7 +42,7 @@ class Results:
 
     def __init__(self, out: Path, *, seed: int = 0, command: str | None = None) -> None:
         """`seed` and `command` (this process's command line if None) go into every row that is added."""
-        self.out, self.seed, self._command = Path(out), seed, command
+        self.out, self.seed, self._command = Path(out).resolve(), seed, command
         self._provenance: Provenance | None = None
         self._lock = FileLock(str(self.out / ".lock"))
         self._loaded: list[Row] | None = None

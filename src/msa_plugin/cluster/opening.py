@@ -51,7 +51,9 @@ def open_cluster(
     """
     made_with = fingerprint(backbone, adapter, config)
     read_only = read_only or snapshot is not None
-    path = path.absolute()
+    path = path.resolve()
+    if isinstance(model, str) and (local := Path(model).expanduser()).exists():
+        model = str(local.resolve())  # shards load it later, from wherever they run
     manifest = _manifest(path, made_with, cluster.shards, read_only, config.lock_timeout)
     actors = RayActors(cluster)
     actors.check_room(manifest.shards)

@@ -95,6 +95,7 @@ class Shard:
             read_only=spec.read_only,
             snapshot=spec.snapshot,
             lock_timeout=spec.config.lock_timeout,
+            follow=spec.config.follow,
         )
         tiers = Tiers(self.bank, spec.config.tiers, torch.device(spec.device))
         self._search = BankSearch(self.bank, spec.routing, KeySearch.of(tiers.keys, spec.config))

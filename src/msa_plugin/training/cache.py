@@ -92,7 +92,7 @@ class StateCache:
         if not 0 < layer < backbone.spec.layers:
             raise ConfigError(f"states are kept in front of layer 1 to {backbone.spec.layers - 1}, not {layer}")
         self.backbone, self.layer, self.dtype, self.batch_tokens = backbone, layer, dtype, batch_tokens
-        self.folder = folder / f"{backbone.weights_hash()}-{layer}-{dtype}"
+        self.folder = folder.resolve() / f"{backbone.weights_hash()}-{layer}-{dtype}"
         self._data, self._index = self.folder / "states.bin", self.folder / "index.jsonl"
         with writing(self.folder, "nothing was computed yet"):
             self.folder.mkdir(parents=True, exist_ok=True)

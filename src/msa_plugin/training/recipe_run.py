@@ -93,7 +93,7 @@ class RecipeRun:
         Several phases have folders of their own in it. `on_phase` gives a phase's progress. Raises TrainingError for
         the folder of another run and for a disk that is too small.
         """
-        several = len(self.phases) > 1
+        out, several = out.resolve(), len(self.phases) > 1
         if several and self.devices.main:
             Checkpoints(out).claim(self.about(None), FREE)
         adapter, done = self.begun, None

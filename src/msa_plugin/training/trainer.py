@@ -98,7 +98,7 @@ class Trainer:
 
         Raises ConfigError for factors that fit no parameter, TrainingError when nothing trains.
         """
-        self.objective, self.config, self.out = objective, config, out
+        self.objective, self.config, self.out = objective, config, out.resolve()
         self.about = dict(about or {})
         self.devices = devices or Devices()
         self.parameters = dict(objective.parameters)
@@ -106,7 +106,7 @@ class Trainer:
             raise TrainingError("nothing trains: the objective has no parameter")
         config.check_names(self.parameters)
         self.optimizer = torch.optim.AdamW(self._groups(), lr=config.lr, betas=config.betas, eps=config.eps)
-        self.checkpoints = Checkpoints(out)
+        self.checkpoints = Checkpoints(self.out)
         self.measured: dict[str, float] = {}
         self._drawn = time.monotonic()
 

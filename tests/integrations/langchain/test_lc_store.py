@@ -32,6 +32,21 @@ def test_both_call_sites_work_and_the_old_one_is_told(memory):
     assert old.embeddings is None
 
 
+def test_a_store_sees_what_others_do_to_its_bank(tmp_path, backbone, adapter):
+    settings = {"model": backbone, "adapter": adapter}
+    with (
+        LatentMemory.open(tmp_path / "bank", **settings) as memory,
+        LatentMemory.open(tmp_path / "bank", **settings) as other,
+    ):
+        store = MSAVectorStore(memory=memory)
+        other.add([{"id": t, "text": about(t)} for t in TOPICS[:3]])
+        assert ids(store.similarity_search(about("glacier"), k=1)) == ["glacier"]
+        other.delete("glacier")
+        assert "glacier" not in ids(store.similarity_search(about("glacier"), k=3)) and not store.get_by_ids(
+            ["glacier"]
+        )
+
+
 def test_a_store_opens_its_memory_and_closes_it_when_adding_fails(tmp_path, backbone, adapter):
     settings = {"path": tmp_path / "bank", "model": backbone, "adapter": adapter}
     with pytest.raises(InvalidDocumentError):

@@ -224,7 +224,6 @@ def test_the_document_store_follows_the_memory(index, memory, documents, tmp_pat
     assert index.refresh_ref_docs(documents) == [t == "violin" for t in TOPICS]
     with opened(tmp_path, backbone, adapter) as second:  # somebody else, who writes to the same bank
         MSAIndex.from_documents([Document(text="from elsewhere", id_="far")], memory=second)
-    memory.refresh()
     assert "far" in index.ref_doc_info
     index.delete_ref_doc("far")
     assert "far::0" not in set(memory.ids())

@@ -1,0 +1,203 @@
+"""Following: what other processes change is there at a handle's next call, and a question keeps its moment."""
+
+import gc
+import sys
+import threading
+
+import pytest
+from bank_builder import NS, encoded, open_bank, picture, start_child
+
+from msa_plugin.errors import BankError, SnapshotError
+
+CHILD = """
+import sys
+from bank_builder import NS, encoded, open_bank, picture
+with open_bank(sys.argv[1], lock_timeout=60) as bank:
+    print("open", flush=True)
+    for line in sys.stdin:
+        print(eval(line), flush=True)
+"""
+TEXTS = "sorted((i, p[1]) for i, p in picture(bank).items())"
+
+
+class Other:
+    """Another process with a handle on the same bank, that does as it is told."""
+
+    def __init__(self, folder):
+        self.process = start_child(CHILD, folder)
+        assert self.process.stdout.readline() == "open\n"
+
+    def __call__(self, code):
+        self.process.stdin.write(code + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+
+@pytest.fixture
+def other(folder):
+    open_bank(folder).close()
+    child = Other(folder)
+    yield child
+    child.process.communicate()
+    assert child.process.returncode == 0
+
+
+def texts(bank):
+    return sorted((i, p[1]) for i, p in picture(bank).items())
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_what_another_process_changes_is_there_at_the_next_call(folder, other, read_only):
+    with open_bank(folder, read_only=read_only) as bank:
+        assert texts(bank) == []
+        other("bank.commit([encoded('a'), encoded('b')], NS)")
+        assert texts(bank) == [("a", "text of a"), ("b", "text of b")]
+        other("bank.commit([encoded('a', 'new')], NS)")
+        assert bank.get(["a"], NS)["a"].text == "new" and bank.count(NS) == 2
+        other("bank.delete(['b'], NS)")
+        assert texts(bank) == [("a", "new")] and "b" not in bank.lookup(["a", "b"], NS)
+        other("bank.compact()")
+        assert texts(bank) == [("a", "new")] and bank.stats(NS).deleted == 0
+        other("bank.snapshot('s')")
+        assert [s.name for s in bank.snapshots()] == ["s"]
+
+
+def test_another_process_sees_what_this_one_changes(bank, other):
+    bank.commit([encoded("a"), encoded("b")], NS)
+    assert other(TEXTS) == str([("a", "text of a"), ("b", "text of b")])
+    bank.commit([encoded("a", "new")], NS)
+    assert other(TEXTS) == str([("a", "new"), ("b", "text of b")])
+    bank.delete(["b"], NS)
+    assert other(TEXTS) == str([("a", "new")])
+    bank.compact()
+    assert other(TEXTS) == str([("a", "new")]) and other("bank.stats(NS).deleted") == "0"
+
+
+def test_a_question_keeps_its_moment_while_another_process_changes_everything(folder, other):
+    other("bank.commit([encoded('a'), encoded('b')], NS)")
+    with open_bank(folder, read_only=True) as bank:
+        question = bank.select(NS)
+        ordinals = question.ordinals().tolist()
+        keys = bank.key_rows(ordinals, "3")
+        other("bank.commit([encoded('a', 'new'), encoded('c')], NS)")
+        other("bank.delete(['b'], NS)")
+        other("bank.compact()")
+        assert texts(bank) == [("a", "new"), ("c", "text of c")], "a later question sees what is there"
+        assert [d.text for d in bank.documents(ordinals)] == ["text of a", "text of b"]
+        assert all(map(lambda x, y: x.equal(y), bank.key_rows(ordinals, "3"), keys))
+        del question
+        gc.collect()
+        with pytest.raises(BankError, match="repeat the query"):
+            bank.documents(ordinals)
+
+
+def test_within_one_moment_nothing_moves(folder, other):
+    with open_bank(folder) as bank:
+        with bank.one_moment():
+            assert bank.count(NS) == 0
+            other("bank.commit([encoded('a')], NS)")
+            assert bank.count(NS) == 0 and bank.lookup(["a"], NS) == {} and texts(bank) == []
+        assert bank.count(NS) == 1
+
+
+def test_ids_are_of_the_moment_in_which_they_were_asked_for(folder, other, monkeypatch):
+    monkeypatch.setattr("msa_plugin.bank.bank._PAGE", 1)
+    other("bank.commit([encoded('a'), encoded('b')], NS)")
+    with open_bank(folder) as bank:
+        found = bank.iter_ids(NS)
+        assert next(found) == "a"
+        other("bank.delete(['b'], NS)")
+        other("bank.compact()")
+        assert list(found) == ["b"] and list(bank.iter_ids(NS)) == ["a"]
+
+
+def test_a_handle_that_does_not_follow_stays_until_it_is_refreshed(folder, other):
+    with open_bank(folder, follow=False) as bank:
+        other("bank.commit([encoded('a')], NS)")
+        assert bank.count(NS) == 0
+        bank.refresh()
+        assert bank.count(NS) == 1
+
+
+def test_a_named_snapshot_stays_whatever_others_do(folder, other):
+    other("bank.commit([encoded('a'), encoded('b')], NS)")
+    other("bank.snapshot('s')")
+    with open_bank(folder, snapshot="s") as old:
+        before = picture(old)
+        other("bank.delete(['a'], NS)")
+        other("bank.commit([encoded('b', 'new')], NS)")
+        assert picture(old) == before
+        other("bank.compact()")
+        assert picture(old) == before, "its documents lie in other segments now"
+        other("bank.drop_snapshot('s')")
+        with pytest.raises(SnapshotError, match="no snapshot named 's'"):
+            picture(old)
+
+
+def test_a_handle_at_rest_holds_no_transaction(bank, folder):
+    bank.commit([encoded("a")], NS)
+    with open_bank(folder, read_only=True) as reader:
+        connection = reader._moments.shown.catalog
+        assert not connection.holds_snapshot
+        selection = reader.select(NS)
+        assert connection.holds_snapshot, "while somebody has a selection, its documents stay readable"
+        reader.count(NS)
+        assert connection.holds_snapshot
+        del selection
+        assert not connection.holds_snapshot
+        with pytest.raises(BankError):
+            reader.documents([99])
+        assert not connection.holds_snapshot
+
+
+def test_selections_that_other_threads_drop_are_let_go(bank, folder):
+    """Whoever drops a moment ends its transaction, or leaves that to whoever is at work: it never stays open."""
+    bank.commit([encoded(f"d{n}") for n in range(8)], NS)
+    with open_bank(folder, read_only=True) as reader:
+        errors = []
+
+        def ask():
+            try:
+                for _ in range(60):
+                    assert len(reader.documents(reader.select(NS).ordinals().tolist())) >= 8
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            for thread in threads:
+                thread.start()
+            for n in range(6):
+                bank.commit([encoded(f"more{n}")], NS)
+        finally:
+            for thread in threads:
+                thread.join()
+            sys.setswitchinterval(before)
+        assert not errors
+        assert not reader._moments.shown.catalog.holds_snapshot and not reader._moments._past
+
+
+def test_the_log_stays_short_beside_an_idle_reader_and_is_emptied_once_another_has_left(folder, monkeypatch):
+    from msa_plugin.bank import log
+
+    monkeypatch.setattr(log, "_CHECKPOINT_BYTES", 100_000)
+    monkeypatch.setattr(log, "_TRUNCATE_BYTES", 400_000)
+    monkeypatch.setattr(log, "_READER_SECONDS", 0.01)
+    size = (folder / "catalog.sqlite-wal").stat
+    with open_bank(folder) as bank:
+
+        def update(times):
+            for n in range(times):
+                bank.commit([encoded(f"d{i}", f"{n} " + "words " * 400, chunks=1) for i in range(5)], NS)
+
+        with open_bank(folder, read_only=True) as idle:
+            idle.documents(idle.select(NS).ordinals().tolist())
+            update(60)
+            assert size().st_size < 500_000
+        with open_bank(folder, read_only=True, follow=False):
+            update(60)
+            assert size().st_size > 500_000, "it keeps its moment, and says so where it is asked for"
+        update(1)
+        assert size().st_size < 100_000
