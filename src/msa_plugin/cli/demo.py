@@ -12,6 +12,8 @@ import typer
 from msa_plugin.cli.options import AdapterPath, Json, Model, Reading
 from msa_plugin.cli.output import Output, seconds, size
 
+_SHOWN = 72  # characters of a passage
+
 if TYPE_CHECKING:
     from msa_plugin.data import SampleQuestion
     from msa_plugin.memory import LatentMemory
@@ -30,7 +32,7 @@ def demo(
     ] = 5,
     as_json: Json = False,
 ) -> None:
-    """Encode a sample corpus of about 40 short documents and ask it five questions.
+    """Put about 40 short documents into a memory, and ask it five questions.
 
     Example: msa demo
     """
@@ -39,17 +41,23 @@ def demo(
     from msa_plugin.memory import LatentMemory
 
     out = Output(as_json)
-    out.note("loading the backbone (the first time converts it, about 20 s) ...")
+    out.say(
+        "A memory is a folder. A small language model reads each document once and keeps its own notes of it there;"
+    )
+    out.say(
+        "with these it finds what a question needs, reads the passages, and answers. No embedding model, no server.\n"
+    )
+    out.note("loading the language model (the first time converts it, about 20 s) ...")
     began = perf_counter()
     backbone = Backbone.load(model)
     out.say(f"{backbone.name} on {backbone.device}, loaded in {seconds(perf_counter() - began)}")
     with LatentMemory.open(bank, model=backbone, adapter=adapter, reading=reading) as memory:
         report = memory.add(sample_documents())
         stored = memory.stats()
+    took = f": {report.tokens:,} tokens (about {report.tokens * 3 // 4:,} words) in {seconds(report.seconds)}"
     out.say(
-        f"{len(report.added)} documents added, {len(report.unchanged)} already there: "
-        f"{report.tokens} tokens encoded in {seconds(report.seconds)}; "
-        f"the bank in {bank}/ takes {size(stored.bytes_total)}, {size(stored.bytes_keys)} of it routing keys"
+        f"{len(report.added)} documents read{took if report.added else ''}; {len(report.unchanged)} known already. "
+        f"{bank}/ takes {size(stored.bytes_total)}. It is closed and opened again now, as after a restart."
     )
     # Opened again, because a memory must survive its process.
     with LatentMemory.open(bank, model=backbone, adapter=adapter, read_only=True, reading=reading) as memory:
@@ -57,37 +65,38 @@ def demo(
     right = sum(item["expected_in_answer"] for item in answers)
     found = sum(item["sources_found"] for item in answers)
     out.say(f"\n{right} of {len(answers)} answers hold the expected words; all documents needed were read for {found}.")
+    out.say(f'Ask your own: msa ask -b {bank} "..."   add your own: msa add -b {bank} FILES   msa shell -b {bank}')
     out.result({"add": asdict(report), "stats": asdict(stored), "answers": answers})
 
 
 def _ask(out: Output, memory: LatentMemory, question: SampleQuestion) -> dict[str, Any]:
-    out.say(f"\n[bold]Q ({question.hops} hop{'s'[: question.hops - 1]})[/bold] ", end="", markup=True)
-    out.say(question.question)
-    out.say("[bold]A[/bold] ", end="", markup=True)
+    about = "one document" if question.hops == 1 else "two documents, the first of which leads to the second"
+    out.say("\n[bold]Question[/bold]  ", end="", markup=True)
+    out.say(f"{question.question}  (needs {about})")
+    out.say("[bold]Answer[/bold]    ", end="", markup=True)
+    began = perf_counter()
     stream = memory.stream(question.question)
     for piece in stream:
         out.say(piece, end="")
+    took = perf_counter() - began
     answer = stream.answer
     assert answer is not None
-    out.say()
+    right = any(a.lower() in answer.text.lower() for a in question.answers)
+    out.say(f"   [{'right' if right else f'wrong: it is {question.answers[0]}'}, {seconds(took)}]")
     _show_sources(out, answer, question)
     read = {source.id for source in answer.sources}
     return {
         "question": question.question,
         "expected": list(question.answers),
-        "expected_in_answer": any(a.lower() in answer.text.lower() for a in question.answers),
+        "expected_in_answer": right,
         "sources_found": set(question.positive_ids) <= read,
         "answer": asdict(answer),
     }
 
 
 def _show_sources(out: Output, answer: Answer, question: SampleQuestion) -> None:
-    for number in sorted({source.round for source in answer.sources}):
-        read = [
-            f"{s.id} {s.score:.2f}" + (" *" if s.id in question.positive_ids else "")
-            for s in answer.sources
-            if s.round == number
-        ]
-        out.say(f"   round {number}: {', '.join(read)}")
-    spent = ", ".join(f"{stage} {seconds(value)}" for stage, value in answer.trace.seconds.items() if value >= 0.0005)
-    out.say(f"   expected {question.answers[0]!r} (* marks the documents needed); {spent}")
+    """Each document read, whether it was needed, and how it begins."""
+    for source in answer.sources:
+        needed = "needed" if source.id in question.positive_ids else "not needed"
+        text = " ".join(source.text.split())
+        out.say(f"  read    {source.title} ({needed}): {text[:_SHOWN]}{'...' if len(text) > _SHOWN else ''}")
