@@ -62,6 +62,7 @@ async def test_a_client_adds_finds_reads_lists_and_deletes(connected):
             found[0]["id"] == "violin" and found[0]["namespace"] == "users/bob" and found[0]["text"] == about("violin")
         )
         assert found[0]["score"] >= found[1]["score"] and found[0]["metadata"] == {"by": "bob"}
+        assert (found[0]["start"], found[0]["end"]) == (0, len(about("violin")))
         found = await called(client, "search", question="violin", namespace="users", filter={"by": "ann"})
         assert [passage["id"] for passage in found["passages"]] == ["glacier"]
 
@@ -101,6 +102,8 @@ async def test_hostile_texts_come_back_as_they_are(connected):
         shown = (await called(client, "list"))["documents"][-1]
         assert shown["text"].endswith("...") and len(shown["text"]) < 2100
         assert (await called(client, "get", id="long"))["text"] == long
+        passage = (await called(client, "search", question="word", limit=1))["passages"][0]
+        assert passage["text"] == long[passage["start"] : passage["end"]] and len(passage["text"]) < 2000
 
 
 async def test_read_only_offers_nothing_that_changes(connected):

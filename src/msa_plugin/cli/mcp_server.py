@@ -83,9 +83,8 @@ class MemoryTools:
         filter: Where = None,
     ) -> Found:
         """Find what is remembered about something: passages with their sources, best first."""
-        memory = await self._at(namespace, below=True)
-        hits = await memory.aretrieve(question, limit, filter=filter)
-        root = await self._at("")
+        memory, root = await self._at(namespace, below=True), await self._at("")
+        hits = await memory.aretrieve(question, limit, filter=filter, by="passage")
         return {"passages": [_shown(root, hit) for hit in hits if isinstance(hit, Hit)]}
 
     async def ask(
@@ -149,11 +148,15 @@ def _shown(root: LatentMemory, found: Any) -> Found:
         "text": text,
         "metadata": dict(found.metadata),
     }
-    return {**shown, "score": round(found.score, 4)} if isinstance(found, Hit) else shown
+    if not isinstance(found, Hit):
+        return shown
+    where = {"start": found.passages[0].start, "end": found.passages[0].end} if found.passages else {}
+    return {**shown, **where, "score": round(found.score, 4)}
 
 
 def _source(source: Source) -> Found:
-    return {"id": source.id, "title": source.title, "text": source.text, "metadata": dict(source.metadata)}
+    said = {"id": source.id, "title": source.title, "text": source.text, "metadata": dict(source.metadata)}
+    return {**said, "start": source.start, "end": source.end}
 
 
 def build_server(load: Callable[[], LatentMemory], *, read_only: bool = False) -> Any:
