@@ -180,9 +180,9 @@ class MSAStore(BaseStore):
             raise InvalidQueryError(f"limit and offset must not be negative, not {op.limit} and {op.offset}")
         place = self._root.within(*op.namespace_prefix, below=True)
         asked = (op.query or "").strip()
-        hits = self._ranked(place, asked, op) if asked and op.limit else []
+        hits, more = self._ranked(place, asked, op) if asked and op.limit else ([], True)
         found: list[tuple[Any, float | None]] = [(hit, float(hit.score)) for hit in hits[op.offset :]]
-        if len(found) < op.limit:  # all that could be ranked were; the rest in the order of writing
+        if more and len(found) < op.limit:  # all that could be ranked were; the rest in the order of writing
             where = _where(op.filter, indexed=False if asked else None)
             left, skip = op.limit - len(found), max(0, op.offset - len(hits))
             found += [(document, None) for document in place.documents(filter=where, limit=left, offset=skip)]
@@ -193,16 +193,16 @@ class MSAStore(BaseStore):
             items.append(SearchItem(labels, score=score, **_parts(one)))
         return items
 
-    def _ranked(self, place: LatentMemory, query: str, op: SearchOp) -> list[Hit]:
-        """The best hits, as many as a page and what is in front of it take.
+    def _ranked(self, place: LatentMemory, query: str, op: SearchOp) -> tuple[list[Hit], bool]:
+        """The best hits, as many as a page and what is in front of it take, and whether there may be items beside them.
 
         Most stores hold nothing that has expired or is not indexed, and then the memory's own selection does.
         """
         if not op.filter:
             hits = place.retrieve(query, op.limit + op.offset)
             if all(hit.metadata.get("indexed") and not _expired(hit.metadata) for hit in hits):
-                return hits
-        return place.retrieve(query, op.limit + op.offset, filter=_where(op.filter, indexed=True))
+                return hits, False
+        return place.retrieve(query, op.limit + op.offset, filter=_where(op.filter, indexed=True)), True
 
     def _list(self, op: ListNamespacesOp) -> list[Labels]:
         conditions = op.match_conditions or ()
