@@ -214,7 +214,8 @@ def mcp(
 
     if read_only or bank.exists():
         read_fingerprint(bank)  # a folder that is none is told before the handshake
-    out, settings = Output(as_json=False), {"lexical": lexical, "titles": titles}
+    out = Output(as_json=False)
+    settings: dict[str, Any] = {"lexical": lexical, "titles": titles}
 
     def load() -> LatentMemory:
         return open_memory(out, bank, model, adapter, namespace, must_exist=read_only, **settings)
