@@ -131,9 +131,9 @@ class ChatMSA(BaseChatModel):
     def bind_tools(self, tools: Sequence[Any], *, tool_choice: str | None = None, **kwargs: Any) -> NoReturn:
         """Not available, nor is `with_structured_output`: ToolsUnsupportedError says what to do instead."""
         raise ToolsUnsupportedError(
-            f"{self.model_name} calls no tools and makes no structured output: give the agent another model and this "
-            "memory as one of its tools, with create_retriever_tool(store.as_retriever(), name, description); or ask "
-            "ChatMSA(memory, mode='memory'), which finds what it needs by itself"
+            f"{self.model_name} calls no tools and makes no structured output: give the agent another model, with this "
+            "memory behind it (MSAMemoryMiddleware) or as one of its tools (create_retriever_tool over "
+            "store.as_retriever()); or ask ChatMSA(memory, mode='memory'), which finds what it needs by itself"
         )
 
     def get_token_ids(self, text: str) -> list[int]:

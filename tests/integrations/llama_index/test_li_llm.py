@@ -161,6 +161,20 @@ def test_the_memory_mode_takes_documents_and_filters(index, memory):
         llm.complete("violin", documents="violin::0")
 
 
+def test_a_question_that_holds_what_is_found_is_told(index, memory, caplog):
+    text = about("library") * 2
+    memory.add({"id": "library", "text": text})
+    llm = MSALLM(memory, mode="memory", max_tokens=2)
+    for call in (llm.complete, lambda prompt: list(llm.stream_complete(prompt))):
+        caplog.clear()
+        call(f"Context: {text}\nWhat is in the library?")
+        assert "already holds the text of 'library'" in caplog.text
+    caplog.clear()
+    llm.complete("What is in the library?")
+    MSALLM(memory, max_tokens=2).complete(f"Context: {text}\nWhat is in the library?")
+    assert "already holds" not in caplog.text
+
+
 def test_serialisation_leaves_the_memory_out(memory):
     data = MSALLM(memory, max_tokens=3, mode="memory").to_dict()
     assert "memory" not in data and data["max_tokens"] == 3
