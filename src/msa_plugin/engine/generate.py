@@ -16,6 +16,8 @@ from msa_plugin.cancellation import check_cancelled
 from msa_plugin.config import GenerationConfig
 from msa_plugin.engine.repetition import Repetition
 
+_OPEN = ",;: \t\n"  # a text that is cut does not end with these
+
 
 class Sampler:
     """Greedy at temperature 0, otherwise nucleus sampling with a generator for each row (reproducible by seed).
@@ -81,7 +83,7 @@ class TextStream:
         self._repetition.push(whole)
         cut = self._repetition.found()
         if cut is not None:
-            return self._finish("repetition", whole[:cut])
+            return self._finish("repetition", whole[:cut].rstrip(_OPEN))
         self.text = whole.strip()
         return self._send(whole[: self._certain(whole)].strip())
 
@@ -92,7 +94,7 @@ class TextStream:
         cut = self._repetition.found(cut_off=True) if reason == "length" else None
         if cut is None:
             return self._finish(reason, self.text)
-        return self._finish("repetition", self._backbone.detokenize(self._ids)[:cut])
+        return self._finish("repetition", self._backbone.detokenize(self._ids)[:cut].rstrip(_OPEN))
 
     def _finish(self, reason: str, text: str) -> str:
         self.finish, self.text = reason, text.strip()
@@ -100,6 +102,8 @@ class TextStream:
 
     def _certain(self, whole: str) -> int:
         end = len(whole) - self._repetition.suspect
+        if self._repetition.least:  # what was sent must not end with a comma, should a repetition follow
+            end = len(whole[:end].rstrip(_OPEN))
         for stop in self._stop:
             for size in range(min(len(stop) - 1, end), 0, -1):
                 if whole.endswith(stop[:size], 0, end):

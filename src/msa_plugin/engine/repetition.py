@@ -21,14 +21,14 @@ class Repetition:
 
     def __init__(self, least: int) -> None:
         """No text yet."""
-        self._least = least
+        self.least = least
         self._text = ""
         self._places: dict[str, list[int]] = {}  # of each character
         self._runs: dict[int, int] = {}  # at a distance, how many last characters are those that far before
 
     def push(self, text: str) -> None:
         """Take the whole text as it is now."""
-        if not self._least:
+        if not self.least:
             return
         if not text.startswith(self._text):  # a tokenizer may decode a token's neighbours anew
             self._text, self._places, self._runs = "", {}, {}
@@ -55,12 +55,12 @@ class Repetition:
         The block's first coming is kept, to the end of its sentence or word; never less than was not `suspect`.
         """
         for distance, run in sorted(self._runs.items()):
-            if run * 4 >= self._least and self._repeats(distance, run, cut_off):
+            if run * 4 >= self.least and self._repeats(distance, run, cut_off):
                 return self._end_of_first(distance, len(self._text) - run)
         return None
 
     def _repeats(self, distance: int, run: int, cut_off: bool) -> bool:
-        block, times, least = self._text[-distance:], 1 if cut_off else 2, self._least
+        block, times, least = self._text[-distance:], 1 if cut_off else 2, self.least
         if not any(character.isalpha() for character in block):
             least *= 4
         elif "\n" in block:
