@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from cli_fixtures import filled, msa, process, saved, where  # noqa: F401 - fixtures
 from facade import about, topics
 from msa_plugin import __version__
-from msa_plugin.cli.output import size
+from msa_plugin.cli.hits import marked
+from msa_plugin.cli.output import Output, size
 from msa_plugin.memory import LatentMemory
 
 COMMANDS = [
@@ -53,11 +55,24 @@ def test_add_reads_json_lines_from_standard_input(msa):
 
 def test_retrieve_lists_hits(filled):
     code, out, _ = filled("retrieve", about("glacier"), "-k", "2")
-    assert code == 0 and len(out.splitlines()) == 2 and "[glacier]" in out
+    assert code == 0 and len(out.splitlines()) == 4 and "[glacier" in out and about("glacier") in out
+    assert filled("retrieve", "glacier", "-k", "1", "--by", "passage")[1].count("characters 0 to") == 1
     code, out, _ = filled("retrieve", "glacier", "--json", "--filter", '{"number": {"$gte": 1}}')
     hits = json.loads(out)
     assert {h["id"] for h in hits} == {"beekeeping", "glacier"}
     assert {"id", "score", "text", "title", "metadata", "layer_scores"} <= set(hits[0])
+
+
+def test_words_of_the_question_are_marked_in_any_form_where_there_is_a_terminal(capsys):
+    text = "The mills of Orm: milling [b] is THE\x1b trade."
+    spans = marked(text, "Who built the mill?")
+    assert [text[start:end] for start, end in spans] == ["mills", "milling"]
+    out = Output(as_json=False)
+    out.say_marked(text, spans)
+    assert capsys.readouterr().out == "The mills of Orm: milling [b] is THE\ufffd trade.\n"
+    out.console = Console(force_terminal=True, soft_wrap=True, highlight=False, emoji=False)
+    out.say_marked(text, spans)
+    assert "\x1b[1mmills\x1b[0m of" in capsys.readouterr().out
 
 
 def test_ask_answers_with_sources(filled):
@@ -165,6 +180,7 @@ def test_benchmarks_give_their_numbers(msa):
         ["add", "-", "--stdin-format", "xml"],
         ["retrieve", "x", "-k", "0"],
         ["retrieve", "x", "-k", "-3"],
+        ["retrieve", "x", "--by", "sentence"],
         ["retrieve", " "],
         ["ask", ""],
         ["ask", "x", "--reading", "latend"],

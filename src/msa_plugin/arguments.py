@@ -45,7 +45,7 @@ def count(k: int) -> int:
     return number
 
 
-def passages_wanted(by: object) -> bool:
+def by_passage(by: object) -> bool:
     """Whether hits are to be passages. Raises InvalidQueryError for what they cannot be."""
     if by not in get_args(By):
         raise InvalidQueryError(f"by is 'document' or 'passage', not {by!r}")

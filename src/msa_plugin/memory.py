@@ -15,15 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
-from msa_plugin.arguments import (
-    By,
-    answer_settings,
-    check_messages,
-    count,
-    generation_settings,
-    id_list,
-    passages_wanted,
-)
+from msa_plugin.arguments import By, answer_settings, by_passage, check_messages, count, generation_settings, id_list
 from msa_plugin.async_twins import AsyncTwins
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
@@ -210,12 +202,7 @@ class LatentMemory(Namespaces, AsyncTwins):
     ) -> list[Hits]: ...
 
     def retrieve(
-        self,
-        question: str | Sequence[str],
-        k: int | None = None,
-        *,
-        filter: Filter | None = None,
-        by: By = "document",
+        self, question: str | Sequence[str], k: int | None = None, *, filter: Filter | None = None, by: By = "document"
     ) -> Hits | list[Hits]:
         """The `k` best documents for a question (or for each of several), best first; fewer when there are fewer.
 
@@ -226,7 +213,7 @@ class LatentMemory(Namespaces, AsyncTwins):
         """
         questions = self._questions(question)
         k = self._engine.top_k if k is None else count(k)
-        passages = k if passages_wanted(by) else None
+        passages = k if by_passage(by) else None
         selection = self._bank.select(self.namespace, filter, below=self.below)
         if not questions:
             return []

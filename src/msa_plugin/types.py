@@ -188,8 +188,8 @@ class Hit:
     """A routed document. `score` is the aggregated routing score; `layer_scores` the same by routing layer.
 
     What `score` has beyond the sum of `layer_scores` is what words and names added (`MemoryConfig.lexical`, `titles`).
-    `passages` are the places in it that fit best, best first. Of `retrieve(by="passage")` a hit is one passage: `text`
-    and `score` are the passage's, `passages` is that one alone, and a document's id may come several times.
+    `passages` are the places in it that fit best, best first. Of `retrieve(by="passage")` a hit is one `passage` (else
+    None): `text` and `score` are the passage's, `passages` is that one alone, and an id may come several times.
     """
 
     id: str
@@ -201,6 +201,7 @@ class Hit:
     ordinal: int = -1
     namespace: str = ""
     passages: tuple[Passage, ...] = ()
+    passage: Passage | None = None
 
 
 class Hits(list[Hit]):

@@ -106,9 +106,14 @@ def _content_id(text: str, metadata: Mapping[str, Any]) -> str:
 
 
 def to_langchain(found: MemoryDocument | Hit, extra: Mapping[str, Any] | None = None) -> Document:
-    """A stored document as LangChain's, with `extra` metadata; a title that metadata does not hold is put there."""
-    title = {"title": found.title} if found.title else {}
-    return Document(id=found.id, page_content=found.text, metadata={**title, **found.metadata, **(extra or {})})
+    """A stored document as LangChain's, with `extra` metadata; a title that metadata does not hold is put there.
+
+    A hit that is a passage has its document's id, and `start_index` says where in the document it begins.
+    """
+    more = {"title": found.title} if found.title else {}
+    place = {"start_index": found.passage.start} if isinstance(found, Hit) and found.passage else {}
+    metadata = {**more, **found.metadata, **place, **(extra or {})}
+    return Document(id=found.id, page_content=found.text, metadata=metadata)
 
 
 def scored(hit: Hit, score_key: str | None, *, layers: bool = False) -> dict[str, Any]:

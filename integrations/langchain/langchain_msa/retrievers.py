@@ -12,6 +12,7 @@ from langchain_core.runnables import run_in_executor
 from pydantic import Field
 
 from langchain_msa._convert import scored, to_langchain
+from msa_plugin.arguments import By
 from msa_plugin.memory import LatentMemory
 
 
@@ -21,6 +22,10 @@ class MSARetriever(BaseRetriever):
     `MSARetriever(memory=memory, k=3).invoke("Who built the mill?")`; `k` and `filter` may also be given to `invoke`,
     where they replace the constructor's. A filter (a mapping over metadata as `LatentMemory.retrieve` takes it, or a
     function of a document's metadata) applies before the k best are taken. Raises what `LatentMemory.retrieve` does.
+
+    `by="passage"` returns passages of some hundred tokens instead, with their document's id and metadata and, as text
+    splitters do, `metadata["start_index"]`. Documents are the default: what was added comes back as it was, and
+    `create_msa_chain` reads documents by id, picking the passages itself. Choose passages for a prompt of your own.
     """
 
     memory: LatentMemory = Field(exclude=True, repr=False)
@@ -28,6 +33,7 @@ class MSARetriever(BaseRetriever):
     filter: Mapping[str, Any] | Callable[[Mapping[str, Any]], bool] | None = None
     score_key: str | None = "score"
     """Metadata field for the routing score, in the returned copy only; None leaves metadata as they were stored."""
+    by: By = "document"
     layer_scores: bool = False
     """Also write the score's parts by routing layer into `metadata["layer_scores"]`."""
 
@@ -38,8 +44,10 @@ class MSARetriever(BaseRetriever):
         run_manager: CallbackManagerForRetrieverRun | None = None,
         k: int | None = None,
         filter: Mapping[str, Any] | Callable[[Mapping[str, Any]], bool] | None = None,
+        by: By | None = None,
     ) -> list[Document]:
-        hits = self.memory.retrieve(query, self.k if k is None else k, filter=self.filter if filter is None else filter)
+        wanted = self.k if k is None else k
+        hits = self.memory.retrieve(query, wanted, filter=self.filter if filter is None else filter, by=by or self.by)
         return [to_langchain(hit, scored(hit, self.score_key, layers=self.layer_scores)) for hit in hits]
 
     async def _aget_relevant_documents(

@@ -17,7 +17,7 @@ from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from langchain_msa._convert import OnInvalid, opened, scored, to_langchain, to_memory
-from msa_plugin.arguments import listed
+from msa_plugin.arguments import By, listed
 from msa_plugin.errors import ConfigError, InvalidDocumentError, InvalidQueryError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Filter, Hit, OnProgress
@@ -37,6 +37,10 @@ class MSAVectorStore(VectorStore):
     `filter=` of every search is a mapping over metadata ({"year": {"$lt": 1900}}, {"tag": {"$in": [...]}}; see
     `msa_plugin.bank.filters`) or a function of a document's metadata, and applies before the k best are taken.
     A store sees one namespace of the bank, the memory's, and no argument leads out of it.
+
+    `by="passage"` of every search (`search_kwargs={"by": "passage"}` of a retriever) returns passages of some hundred
+    tokens, with their document's id and metadata and `metadata["start_index"]`. Documents are the default: searches of
+    a store return what was added to it, and `create_msa_chain` reads documents by id, picking the passages itself.
     """
 
     def __init__(self, memory: LatentMemory, embedding: Embeddings | None = None) -> None:
@@ -217,15 +221,22 @@ class MSAVectorStore(VectorStore):
         return lambda score: min(1.0, max(0.0, (float(score) - low) / (high - low)))
 
     def _hits(
-        self, query: str, k: int, *, filter: Filter | None = None, fetch_k: int | None = None, **unknown: Any
+        self,
+        query: str,
+        k: int,
+        *,
+        filter: Filter | None = None,
+        fetch_k: int | None = None,
+        by: By = "document",
+        **unknown: Any,
     ) -> list[Hit]:
         """`fetch_k` is what stores that filter after the search need; here it changes nothing."""
         if unknown:
             raise InvalidQueryError(
-                f"unknown search arguments: {', '.join(sorted(unknown))}; there are k and filter, and fetch_k and "
+                f"unknown search arguments: {', '.join(sorted(unknown))}; there are k, filter and by, and fetch_k and "
                 "lambda_mult for mmr. A namespace is chosen when the memory is opened"
             )
-        return self.memory.retrieve(query, k, filter=filter)
+        return self.memory.retrieve(query, k, filter=filter, by=by)
 
     def _diverse(
         self, query: str, k: int, fetch_k: int, lambda_mult: float, *, filter: Filter | None = None, **unknown: Any

@@ -14,6 +14,7 @@ from msa_plugin.cli import bank, bench, convert
 from msa_plugin.cli.add import add
 from msa_plugin.cli.average import average
 from msa_plugin.cli.demo import demo
+from msa_plugin.cli.hits import show_hit
 from msa_plugin.cli.mcp_server import mcp
 from msa_plugin.cli.options import (
     AdapterPath,
@@ -108,7 +109,11 @@ def ask(
     assert answer is not None
     out.say()
     for source in answer.sources:
-        out.say(f"  [{source.id}] round {source.round}, score {source.score:.2f}: {source.title or source.text[:60]}")
+        place = " > ".join(part for part in (source.title, source.heading) if part)
+        out.say(
+            f"  [{source.id}] round {source.round}, score {source.score:.2f}, "
+            f"characters {source.start} to {source.end}: {place or source.text[:60]}"
+        )
     out.say("  " + ", ".join(f"{stage} {seconds(value)}" for stage, value in answer.trace.seconds.items()))
     out.result(answer)
 
@@ -120,7 +125,8 @@ def retrieve(
     model: Model = None,
     adapter: AdapterPath = None,
     namespace: Namespace = "default",
-    k: Annotated[int, typer.Option("-k", min=1, help="How many documents.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many documents, or passages.")] = 10,
+    by: Annotated[str, typer.Option(help="What to list: document, or passage.")] = "document",
     where: Where = None,
     snapshot: Snapshot = None,
     reading: Reading = "auto",
@@ -128,7 +134,7 @@ def retrieve(
     titles: Titles = None,
     as_json: Json = False,
 ) -> None:
-    """List the documents that routing finds for a question, best first.
+    """List the documents that routing finds for a question, best first, each with its best passage.
 
     Example: msa retrieve "lighthouses of Scotland" -k 5 --bank bank
     """
@@ -139,10 +145,10 @@ def retrieve(
         out.result([])
         return
     with open_memory(out, bank, model, adapter, namespace, must_exist=True, snapshot=snapshot, **settings) as memory:
-        hits = memory.retrieve(question, k, filter=wanted)
+        hits = memory.retrieve(question, k, filter=wanted, by=by)  # type: ignore[call-overload]
         reason = "" if hits else nothing_found(memory, wanted)
     for hit in hits:
-        out.say(f"{hit.score:6.3f}  [{hit.id}] {hit.title or hit.text[:70]!r}")
+        show_hit(out, hit, question)
     if reason:
         out.say(reason)
     out.result(hits)

@@ -8,11 +8,13 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
+from rich.text import Text
 
 from msa_plugin.errors import ConfigError, IngestError, InvalidQueryError, MissingExtraError, MSAError
 
@@ -41,6 +43,14 @@ class Output:
     def fail(self, text: str) -> None:
         """Say on stderr what went wrong."""
         self.errors.print(f"[bold red]error:[/bold red] {escape(_printable(text))}")
+
+    def say_marked(self, text: str, spans: Sequence[tuple[int, int]]) -> None:
+        """A line for people with characters [start, end) of each span in bold, where this is a terminal."""
+        if not self.as_json:
+            line = Text(_printable(text))  # as long as the text: a character for each
+            for start, end in spans:
+                line.stylize("bold", start, end)
+            self.console.print(line)
 
     def result(self, data: Any) -> None:
         """The command's result as one JSON document; silent without --json."""

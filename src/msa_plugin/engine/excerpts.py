@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -68,18 +69,18 @@ class Excerpts:
         if sum(d.tokens for d in documents) <= budget:
             return self.whole(ranked)[::-1]
         found = list(zip(documents, ranked, strict=True))
-        chosen: dict[int, list[Excerpt]] = {}
+        chosen: dict[int, list[Scored]] = {}
         for passage in self._passages.ranked(question, found, chunks):
             if budget < _LEAST and chosen:
                 break
             document = documents[passage.place]
-            excerpt, cost = self._excerpt(document, passage)
+            cost = self._cost(document, passage.span)
             if cost > budget and not chosen:
-                excerpt, cost = self._trimmed(document, passage, budget), budget
+                return [self._trimmed(document, passage, budget)]
             if cost <= budget:
-                chosen.setdefault(passage.place, []).append(excerpt)
+                chosen.setdefault(passage.place, []).append(passage)
                 budget -= cost
-        return [e for place in sorted(chosen, reverse=True) for e in sorted(chosen[place], key=lambda e: e.start)]
+        return [e for place in sorted(chosen, reverse=True) for e in self._parts(documents[place], chosen[place])]
 
     def hits(self, question: str, ranked: Sequence[Ranked], chunks: ChunkScores | None) -> list[Hit]:
         """Documents, each with its best passages."""
@@ -92,7 +93,7 @@ class Excerpts:
             if len(mine) < _SHOWN:
                 mine.append(passage.of(document))
         return [
-            _hit(r, d, r.score, d.text, best.get(d.ordinal) or [all_of(d, r.score)])
+            replace(_hit(r, d), passages=tuple(best.get(d.ordinal) or [all_of(d, r.score)]))
             for r, d in zip(ranked, documents, strict=True)
         ]
 
@@ -105,17 +106,31 @@ class Excerpts:
         for scored in self._passages.ranked(question, found, chunks)[:k]:
             document, routed = found[scored.place]
             passage = scored.of(document)
-            hits.append(_hit(routed, document, passage.score, passage.text, [passage]))
+            hit = replace(_hit(routed, document), score=passage.score, text=passage.text)
+            hits.append(replace(hit, passages=(passage,), passage=passage))
         return hits
 
-    def _excerpt(self, document: StoredDocument, passage: Scored) -> tuple[Excerpt, int]:
-        """A passage as it is read, and its tokens with title and heading."""
-        span = passage.span
+    def _cost(self, document: StoredDocument, span: Span) -> int:
+        """Tokens of a passage with title and heading."""
         if span.stop - span.first >= document.tokens:
-            return _whole(document, passage.score), document.tokens
+            return document.tokens
         above = prompts.passage_text(document.title, span.heading, "")
-        cost = span.stop - span.first + (len(self._backbone.tokenize(above)) if above else 0)
-        return self._part(document, span, passage.score), cost
+        return span.stop - span.first + (len(self._backbone.tokenize(above)) if above else 0)
+
+    def _parts(self, document: StoredDocument, chosen: Sequence[Scored]) -> list[Excerpt]:
+        """Passages of one document in its order; neighbours below one heading are read as one."""
+        parts: list[Excerpt] = []
+        last: Scored | None = None
+        for passage in sorted(chosen, key=lambda p: p.number):
+            span, score = passage.span, passage.score
+            if last is not None and (last.number + 1, last.span.heading) == (passage.number, span.heading):
+                span = span._replace(start=last.span.start, first=last.span.first)
+                score = max(score, last.score)
+                parts.pop()
+            whole = span.stop - span.first >= document.tokens
+            parts.append(_whole(document, score) if whole else self._part(document, span, score))
+            last = passage._replace(span=span, score=score)
+        return parts
 
     def _part(self, document: StoredDocument, span: Span, score: float, *, above: bool = True) -> Excerpt:
         passage = Passage(document.text[span.start : span.end], score, span.start, span.end, span.heading)
@@ -177,16 +192,7 @@ def all_of(document: StoredDocument, score: float) -> Passage:
     return Passage(document.text, score, 0, len(document.text))
 
 
-def _hit(ranked: Ranked, document: StoredDocument, score: float, text: str, passages: Sequence[Passage]) -> Hit:
+def _hit(ranked: Ranked, document: StoredDocument) -> Hit:
     metadata = dict(document.metadata)  # its own: another row may have found the same document
-    return Hit(
-        document.id,
-        score,
-        text,
-        document.title,
-        metadata,
-        ranked.layer_scores,
-        ranked.ordinal,
-        namespace=document.namespace,
-        passages=tuple(passages),
-    )
+    found = Hit(document.id, ranked.score, document.text, document.title, metadata, ranked.layer_scores, ranked.ordinal)
+    return replace(found, namespace=document.namespace)

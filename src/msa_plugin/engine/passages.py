@@ -30,9 +30,10 @@ _PORTION = 1 << 16  # characters tokenised at once
 
 
 class Scored(NamedTuple):
-    """A passage of the document at `place` among those found; `token` is where the text that fits best begins."""
+    """Passage `number` of the document at `place` among those found; `token` is where what fits best begins."""
 
     place: int
+    number: int
     span: Span
     score: float
     token: int
@@ -93,9 +94,9 @@ class Passages:
         passages = []
         for place, ((_, ranked), cuts) in enumerate(zip(found, laid, strict=True)):
             keys, tokens = self._by_keys(ranked, cuts, None if scores is None else scores[place])
-            for span, key, token in zip(cuts.spans, keys, tokens, strict=True):
+            for number, (span, key, token) in enumerate(zip(cuts.spans, keys, tokens, strict=True)):
                 score = ranked.score + KEYS * key + WORDS * next(shares)
-                passages.append(Scored(place, span, score, token))
+                passages.append(Scored(place, number, span, score, token))
         return sorted(passages, key=lambda p: -p.score)
 
     def _by_keys(self, ranked: Ranked, laid: Laid, scores: NDArray[np.float32] | None) -> tuple[list[float], list[int]]:

@@ -297,7 +297,7 @@ class MSAIndex(BaseIndex[IndexDict]):
         doc_ids: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> MSARetriever:
-        """A retriever; of `kwargs`, object_map, callback_manager and verbose are used.
+        """A retriever; of `kwargs`, by, object_map, callback_manager and verbose are used.
 
         Raises ConfigError for `node_ids` and for query modes of vector stores, which a memory has nothing like.
         """
@@ -306,7 +306,7 @@ class MSAIndex(BaseIndex[IndexDict]):
         mode = kwargs.get("vector_store_query_mode", VectorStoreQueryMode.DEFAULT)
         if mode != VectorStoreQueryMode.DEFAULT:
             raise ConfigError(f"vector_store_query_mode={mode!r} is for vector stores; leave it out")
-        chosen = {key: kwargs[key] for key in ("object_map", "callback_manager", "verbose") if key in kwargs}
+        chosen = {key: kwargs[key] for key in ("by", "object_map", "callback_manager", "verbose") if key in kwargs}
         return MSARetriever(self, similarity_top_k, filters, doc_ids, **chosen)
 
     def as_query_engine(self, llm: LLMType | None = None, **kwargs: Any) -> BaseQueryEngine:

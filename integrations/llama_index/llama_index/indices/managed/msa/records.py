@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from llama_index.core.constants import DATA_KEY, TYPE_KEY
-from llama_index.core.schema import BaseNode, MetadataMode, TextNode
+from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
 from llama_index.core.storage.docstore.utils import json_to_doc
 
 from msa_plugin.arguments import listed
 from msa_plugin.errors import InvalidDocumentError
-from msa_plugin.types import Document, Hit
+from msa_plugin.types import Document, Hit, Passage
 
 _Node = TypeVar("_Node", bound=BaseNode)
 RECORD = "_llama_index"
@@ -57,6 +57,8 @@ def _record(node: BaseNode) -> dict[str, Any]:
 def to_node(document: Document | Hit) -> BaseNode:
     """The node that `document` was made from."""
     metadata = {key: value for key, value in document.metadata.items() if key not in (RECORD, SOURCE)}
+    if isinstance(document, Hit) and document.passage is not None:
+        return _passage_node(document, document.passage, metadata)
     record = document.metadata.get(RECORD)
     if record is None:
         if document.title:
@@ -66,6 +68,29 @@ def to_node(document: Document | Hit) -> BaseNode:
     if "text_resource" not in data:
         data["text"] = document.text
     return json_to_doc({TYPE_KEY: record["type"], DATA_KEY: data})
+
+
+def _passage_node(hit: Hit, passage: Passage, metadata: dict[str, Any]) -> TextNode:
+    """A node of its own, whose source is the node that it is a passage of."""
+    if hit.title:
+        metadata.setdefault("title", hit.title)
+    return TextNode(
+        id_=f"{hit.id}#{passage.start}-{passage.end}",
+        text=passage.text,
+        metadata=metadata,
+        start_char_idx=passage.start,
+        end_char_idx=passage.end,
+        relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=hit.id)},
+    )
+
+
+def passage_of(node: BaseNode) -> tuple[str, int, int] | None:
+    """Id of the document that `node` is a passage of, as retrieved from a memory, and its characters; else None."""
+    start, end = getattr(node, "start_char_idx", None), getattr(node, "end_char_idx", None)
+    if start is None or end is None or node.node_id != f"{node.ref_doc_id}#{start}-{end}":
+        return None
+    assert node.ref_doc_id is not None
+    return node.ref_doc_id, start, end
 
 
 def node_hash(metadata: Mapping[str, Any]) -> str | None:

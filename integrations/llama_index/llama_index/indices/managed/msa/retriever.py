@@ -13,7 +13,7 @@ from llama_index.core.vector_stores.types import MetadataFilters
 
 from llama_index.indices.managed.msa.filters import memory_filter
 from llama_index.indices.managed.msa.records import to_node
-from msa_plugin.arguments import listed
+from msa_plugin.arguments import By, listed
 from msa_plugin.types import Hit
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ class MSARetriever(BaseRetriever):
     `filters` (and `doc_ids`, ids of whole LlamaIndex documents) apply before the best are taken. A query bundle with
     `custom_embedding_strs`, as HyDE makes them, is routed once for each of its strings; a node keeps its best score.
     Asynchronous retrieval runs on a worker thread.
+
+    `by="passage"` returns passages of nodes instead: text nodes of some hundred tokens, with `start_char_idx` and
+    `end_char_idx` in the node that is their source. Nodes are the default: they come back as they were inserted, and
+    the memory's own reading picks passages itself. Choose passages where another llm reads long documents.
     """
 
     def __init__(
@@ -37,9 +41,10 @@ class MSARetriever(BaseRetriever):
         callback_manager: CallbackManager | None = None,
         object_map: Mapping[str, Any] | None = None,
         verbose: bool = False,
+        by: By = "document",
     ) -> None:
         """Raises InvalidQueryError for filters that the memory cannot apply."""
-        self._memory = index.memory
+        self._memory, self._by = index.memory, by
         self.similarity_top_k = similarity_top_k
         self._filter = memory_filter(filters, doc_ids)
         super().__init__(callback_manager=callback_manager or index.callback_manager, verbose=verbose)
@@ -49,11 +54,12 @@ class MSARetriever(BaseRetriever):
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         given = query_bundle.custom_embedding_strs
         questions = listed("custom_embedding_strs", given) if given else [query_bundle.query_str]
-        rows = self._memory.retrieve(questions, self.similarity_top_k, filter=self._filter)
-        best: dict[str, Hit] = {}
+        rows = self._memory.retrieve(questions, self.similarity_top_k, filter=self._filter, by=self._by)
+        best: dict[tuple[str, int], Hit] = {}
         for hit in (hit for row in rows for hit in row):
-            if hit.id not in best or hit.score > best[hit.id].score:
-                best[hit.id] = hit
+            name = (hit.id, hit.passage.start if hit.passage else -1)
+            if name not in best or hit.score > best[name].score:
+                best[name] = hit
         ranked = sorted(best.values(), key=lambda hit: -hit.score)[: self.similarity_top_k]
         return [NodeWithScore(node=to_node(hit), score=float(hit.score)) for hit in ranked]
 

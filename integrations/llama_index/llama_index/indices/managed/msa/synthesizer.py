@@ -15,6 +15,7 @@ from llama_index.core.response_synthesizers import BaseSynthesizer, get_response
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, QueryType
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 
+from llama_index.indices.managed.msa.records import passage_of
 from llama_index.llms.msa import MSALLM
 from llama_index.llms.msa.events import atold, told
 from msa_plugin.errors import ConfigError
@@ -28,10 +29,10 @@ _log = logging.getLogger(__name__)
 class MSASynthesizer(BaseSynthesizer):
     """Reads the retrieved nodes by id, in the memory's reading mode, instead of putting their text in a prompt.
 
-    The nodes must be the memory's. When a postprocessor has changed a node's text, or a node comes from elsewhere,
-    there is nothing in memory that says the same: all nodes of that query are then put into the prompt as text, and
-    a log record says so. No nodes give "Empty Response". `options` are those of `LatentMemory.ask`: max_new_tokens,
-    temperature, top_p, seed, stop.
+    The nodes must be the memory's, or passages of those, which are read then. When a postprocessor has changed a node's
+    text, or a node comes from elsewhere, there is nothing in memory that says the same: all nodes of that query are
+    then put into the prompt as text, and a log record says so. No nodes give "Empty Response". `options` are those of
+    `LatentMemory.ask`: max_new_tokens, temperature, top_p, seed, stop.
     """
 
     def __init__(
@@ -101,12 +102,16 @@ class MSASynthesizer(BaseSynthesizer):
         return answer.text
 
     def _held(self, nodes: Sequence[NodeWithScore]) -> list[str] | None:
-        """Ids of the nodes if the memory holds every one as it is, else None."""
-        ids = [node.node_id for node in nodes]
-        stored = {document.id: document.text for document in self._memory.get(ids)}
-        foreign = [n.node_id for n in nodes if stored.get(n.node_id) != n.get_content(metadata_mode=MetadataMode.NONE)]
+        """Ids of the nodes, or of those they are passages of, if the memory holds every one as it is, else None."""
+        places = [passage_of(n.node) or (n.node_id, None, None) for n in nodes]
+        stored = {document.id: document.text for document in self._memory.get([name for name, _, _ in places])}
+        foreign = [
+            node.node_id
+            for node, (name, start, end) in zip(nodes, places, strict=True)
+            if name not in stored or stored[name][start:end] != node.get_content(metadata_mode=MetadataMode.NONE)
+        ]
         if not foreign:
-            return ids
+            return [name for name, _, _ in places]
         _log.warning("%d of %d nodes are not in memory as given; their text is read instead", len(foreign), len(nodes))
         return None
 

@@ -1,0 +1,38 @@
+"""A hit for people: where it is, and its best passage with the question's words marked."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from msa_plugin.cli.output import Output
+    from msa_plugin.types import Hit
+
+_SHOWN = 600  # characters of a passage
+_WORD = re.compile(r"\w+")
+
+
+def show_hit(out: Output, hit: Hit, question: str) -> None:
+    """A line with score, id, title and heading, then the passage, words marked in bold on a terminal."""
+    passage = hit.passages[0]
+    place = " > ".join(part for part in (hit.title, passage.heading) if part)
+    out.say(f"{hit.score:6.3f}  [{hit.id}] {place}".rstrip() + f"  (characters {passage.start} to {passage.end})")
+    text = " ".join(passage.text.split())
+    shown = text if len(text) <= _SHOWN else text[:_SHOWN].rsplit(" ", 1)[0] + " ..."
+    out.say_marked(f"        {shown}", marked(shown, question, 8))
+
+
+def marked(text: str, question: str, shift: int = 0) -> list[tuple[int, int]]:
+    """Where in `text` words of the question stand, stop words left out, in whatever form (characters + `shift`)."""
+    from msa_plugin.routing.lexical import Stems
+
+    stems = Stems()
+    asked = set(stems([question])[0])
+    words = list(_WORD.finditer(text))
+    found = stems([match[0] for match in words])
+    return [
+        (match.start() + shift, match.end() + shift)
+        for match, forms in zip(words, found, strict=True)
+        if asked.intersection(forms)
+    ]
