@@ -26,7 +26,7 @@ from msa_plugin.types import Passage
 
 KEYS, WORDS = 2.0, 1.0  # what a passage's best key and its share of the best BM25 count beside its document's score
 _KEPT = 16_000_000  # tokens of documents whose passages are kept for later questions
-_PORTION = 1 << 16  # characters tokenised at once
+_PORTION, _AT_ONCE = 1 << 16, 16  # characters of a text that are tokenised in one piece; pieces side by side
 
 
 class Scored(NamedTuple):
@@ -134,11 +134,13 @@ class Passages:
         if starts is None:
             text = prompts.document_text(document.title, document.text)
             placed, at = [], 0
-            for portion in _portions(text):
+            portions = _portions(text)
+            for first in range(0, len(portions), _AT_ONCE):
                 check_cancelled()
-                [(_, places)] = self._backbone.tokenize_places([portion])
-                placed.append(np.array(places, dtype=np.int32) + at)
-                at += len(portion)
+                batch = portions[first : first + _AT_ONCE]
+                for portion, (_, places) in zip(batch, self._backbone.tokenize_places(batch), strict=True):
+                    placed.append(np.array(places, dtype=np.int32) + at)
+                    at += len(portion)
             starts = np.concatenate(placed) - np.int32(len(text) - len(document.text))
             self._starts[document.ordinal] = starts
             self._tokens += len(starts)
