@@ -47,15 +47,15 @@ from msa_plugin.types import (
     Hits,
     OnProgress,
     Stats,
-    VerifyReport,
 )
+from msa_plugin.upkeep import Upkeep
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 
-class LatentMemory(Namespaces, AsyncTwins):
+class LatentMemory(Namespaces, Upkeep, AsyncTwins):
     """A language model's long-term memory in a folder. Safe to share between threads; use as a context manager."""
 
     def __init__(
@@ -353,37 +353,11 @@ class LatentMemory(Namespaces, AsyncTwins):
         """Tokens that the backbone reads `text` as."""
         return len(self._engine.backbone.tokenize(text))
 
-    def compact(self) -> None:
-        """Rewrite live documents and free the space of deleted ones. Snapshots keep what they need."""
-        self._bank_().compact()
-
-    def snapshot(self, name: str) -> None:
-        """Name the present state of the whole bank, to be opened later with `open(..., snapshot=name)`."""
-        self._bank_().snapshot(name)
-
-    def drop_snapshot(self, name: str) -> None:
-        """Forget a snapshot; `compact` then frees what only it needed."""
-        self._bank_().drop_snapshot(name)
-
-    def verify(self) -> VerifyReport:
-        """Read every file of the bank and compare it with its checksum; reports what is damaged instead of raising.
-
-        Documents are named where they are of this namespace.
-        """
-        return self._bank_().verify(namespace=self.namespace)
-
     def stats(self) -> Stats:
         """Documents, tokens and chunks of this namespace, and what the whole bank weighs; names no other namespace."""
         stats = self._bank_().stats(self.namespace)
         own = tuple(n for n in stats.namespaces if n == self.namespace)
         return replace(stats, namespaces=own, tiers=self._engine.tiers.stats())
-
-    def refresh(self) -> None:
-        """See what other processes have committed: for handles opened with `follow=False`, the others do at each call.
-
-        Raises BankMovedError where the folder is no longer the bank that was opened.
-        """
-        self._bank_().refresh()
 
     def close(self) -> None:
         """Release files and locks; idempotent. Closing a handle of `within` leaves the memory that it is of open."""
