@@ -39,7 +39,7 @@ def coded(passages: Sequence[CutPassage], question: str, answer: str, draw: rand
         for other in draw.sample(others, min(2, len(others))):
             decoy = _shown(identifier(words, draw), ticks)
             if other not in question and other not in name and name not in decoy:
-                text = re.sub(rf"\b{other}\b", lambda _, said=decoy: said, text)
+                text = re.sub(rf"\b{other}\b", decoy.replace("\\", "\\\\"), text)
         found.append(replace(passage, text=text))
     return (found, name) if any(name in p.text for p in found) else None
 

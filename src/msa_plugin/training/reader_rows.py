@@ -167,7 +167,8 @@ class RowBuilder:
         self, corpus: Corpus, needed: Sequence[str], others: Sequence[str], answer: str, draw: random.Random
     ) -> list[CutPassage]:
         """All passages in random order, each cut at sentence ends; needed ones keep the sentence with the answer."""
-        room, found = self.config.most_words, []
+        found: list[CutPassage] = []
+        room = self.config.most_words
         for name in (*needed, *others):
             document, size = corpus.documents[name], draw.randint(*self.config.words)
             if room < self.config.words[0] and found:
