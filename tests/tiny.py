@@ -27,7 +27,14 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.families import decoder_layers
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.router import Router, RouterLayer
-from msa_plugin.config import Abilities, BesideConfig, ContentConfig, RoutingConfig
+from msa_plugin.config import (
+    Abilities,
+    BesideConfig,
+    ContentConfig,
+    RelevanceConfig,
+    RelevanceWeights,
+    RoutingConfig,
+)
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SHAPE: dict[str, Any] = {
@@ -160,3 +167,14 @@ def tiny_adapter(backbone: Backbone, *, read_latent: bool = False, beside: bool 
         ),
         Router(config, layers, weights),
     )
+
+
+def judging(adapter: Adapter) -> Adapter:
+    """The same adapter with relevance by words alone, and sharply: half of a question's words are not enough."""
+    fitted = RelevanceConfig(
+        words=RelevanceWeights(bias=-12.0, key=0.0, key_lead=0.0, words=40.0, words_lead=0.0),
+        keys=RelevanceWeights(bias=0.0, key=0.0, key_lead=0.0),
+        unrelated=0.0,
+        least=0.3,
+    )
+    return replace(adapter, config=adapter.config.model_copy(update={"relevance": fitted}))

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import index
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, get_args
 
+from msa_plugin.backbone.adapter import AdapterConfig
+from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
-from msa_plugin.errors import ConfigError, InvalidQueryError, MSAError
-from msa_plugin.types import Source
+from msa_plugin.errors import ConfigError, InvalidQueryError, MSAError, UnknownDocumentError
+from msa_plugin.types import Filter, Hit, Source
 
 By: TypeAlias = Literal["document", "passage"]
 _Item = TypeVar("_Item")
 _QUOTED = 80  # characters; a shorter text may well be quoted by a question
+
+
+class Retrieval(TypedDict, total=False):
+    """What `retrieve` takes besides questions and `k`."""
+
+    filter: Filter | None
+    by: By
+    min_relevance: float | None
+
+
 _ROLES = ("system", "user", "assistant")
 
 
@@ -34,6 +46,40 @@ def listed(name: str, values: Iterable[_Item], raises: Callable[[str], MSAError]
     return list(values)
 
 
+def questions_of(question: object, check: Callable[[object], None]) -> list[str]:
+    """The questions asked, each of them checked. Raises InvalidQueryError."""
+    if not isinstance(question, Iterable):
+        raise InvalidQueryError(f"a question is a string, not {type(question).__name__}")
+    questions = [question] if isinstance(question, str) else list(question)
+    for text in questions:
+        check(text)
+    return questions
+
+
+def chosen_of(
+    bank: BankHandle,
+    namespace: str,
+    questions: Sequence[str],
+    documents: Sequence[Sequence[str]] | None,
+    selection: Selected,
+) -> list[list[int]] | None:
+    """Ordinals of the ids chosen for each question, without repetitions; None for none chosen.
+
+    Raises UnknownDocumentError.
+    """
+    if documents is None:
+        return None
+    if isinstance(documents, str) or len(documents) != len(questions):
+        raise InvalidQueryError(f"documents= takes one list of ids for each of the {len(questions)} questions")
+    rows = [list(dict.fromkeys(id_list(ids))) for ids in documents]
+    known = {i: at.ordinal for i, at in bank.lookup({i for row in rows for i in row}, namespace).items()}
+    admitted = selection.admits(known.values())
+    refused = sorted({i for row in rows for i in row if known.get(i) not in admitted})
+    if refused:
+        raise UnknownDocumentError(f"cannot read {refused[:5]}: not in this memory, or not admitted by the filter")
+    return [[known[i] for i in row] for row in rows]
+
+
 def count(k: int) -> int:
     """`k` as an int, of whatever integer type. Raises InvalidQueryError, also for k < 1."""
     try:
@@ -50,6 +96,23 @@ def by_passage(by: object) -> bool:
     if by not in get_args(By):
         raise InvalidQueryError(f"by is 'document' or 'passage', not {by!r}")
     return by == "passage"
+
+
+def relevant(least: object, adapter: AdapterConfig) -> Callable[[Hit], bool]:
+    """Which hits `min_relevance` admits, all of them where it is None.
+
+    Raises InvalidQueryError, and ConfigError for an adapter that knows no relevance.
+    """
+    if least is None:
+        return lambda _: True
+    if isinstance(least, bool) or not isinstance(least, int | float) or not 0.0 <= least <= 1.0:
+        raise InvalidQueryError(f"min_relevance is a number from 0 to 1, not {least!r}")
+    if adapter.relevance is None:
+        raise ConfigError(
+            f"{adapter.name} was not fitted to know what is relevant; fit it with msa relevance, or leave "
+            "min_relevance out"
+        )
+    return lambda hit: hit.relevance is not None and hit.relevance >= least
 
 
 def check_messages(messages: object) -> list[Mapping[str, str]]:

@@ -51,9 +51,11 @@ class AsyncTwins:
         *,
         filter: Filter | None = None,
         by: By = "document",
+        min_relevance: float | None = None,
     ) -> list[Hit] | list[list[Hit]]:
         """`retrieve`, awaited."""
-        return cast("list[Hit] | list[list[Hit]]", await self._thread("retrieve", question, k, filter=filter, by=by))
+        options = {"filter": filter, "by": by, "min_relevance": min_relevance}
+        return cast("list[Hit] | list[list[Hit]]", await self._thread("retrieve", question, k, **options))
 
     async def aask(self, question: str | Sequence[str], **options: Any) -> Answer | list[Answer]:
         """`ask`, awaited."""

@@ -126,6 +126,35 @@ class BesideConfig(Settings):
     titles: float = Field(default=0.0, ge=0.0)
 
 
+class RelevanceWeights(Settings):
+    """A logistic regression: `bias` and a weight for each signal (`engine.relevance`), none of which counts against."""
+
+    bias: float
+    key: float = Field(ge=0.0)
+    key_lead: float = Field(ge=0.0)
+    words: float = Field(default=0.0, ge=0.0)
+    words_lead: float = Field(default=0.0, ge=0.0)
+
+    @property
+    def slopes(self) -> tuple[float, float, float, float]:
+        """The weights, in the order of `Signal.features`."""
+        return self.key, self.key_lead, self.words, self.words_lead
+
+
+class RelevanceConfig(Settings):
+    """How a document's signals become its relevance: by `words` and keys, or by `keys` alone where words do not count.
+
+    `unrelated` is the routing key's cosine of the eighth best document of a usual memory; it stands in for those that a
+    smaller memory does not have. `least` is the relevance of a question's best document below which the memory is taken
+    not to say it.
+    """
+
+    words: RelevanceWeights
+    keys: RelevanceWeights
+    unrelated: float
+    least: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+
 class Abilities(Settings):
     """What an adapter was trained to do; the engine uses nothing else unless told to.
 
@@ -263,6 +292,8 @@ class MemoryConfig(Settings):
     `titles` is the share of the best score that a document gains whose title is in the question, and of a found
     document's score that those gain which it names by their titles, fewer of them more (0: titles are text like any).
     None of either is what the adapter was measured best with (`AdapterConfig.beside`), and none under `compat`.
+    `abstain_below` is the relevance (0 to 1) of a question's best document below which nothing is read and the answer
+    is that the memory does not say (0: never); None is what the adapter was fitted with, and 0 with an `instruction`.
     `compat` answers exactly as the reference, mistakes included (docs/compatibility.md). `lock_timeout` (seconds) is
     how long a write waits for another writer, `queue_timeout` (None: no bound) how long a question does until those
     asked before it are answered. `follow`: each call sees what other processes have committed; False keeps the state of
@@ -295,6 +326,7 @@ class MemoryConfig(Settings):
     tiers: TierConfig = TierConfig()
     lexical: float | None = Field(default=None, ge=0.0)
     titles: float | None = Field(default=None, ge=0.0)
+    abstain_below: float | None = Field(default=None, ge=0.0, lt=1.0)
     lock_timeout: float = Field(default=10.0, ge=0.0)
     queue_timeout: float | None = Field(default=600.0, ge=0.0)
     follow: bool = True

@@ -49,6 +49,17 @@ class RetrievalEnded:
 
 
 @dataclass(frozen=True)
+class Abstained:
+    """The memory does not say it; the sentence that says so follows.
+
+    `relevance`: nothing that was found is relevant enough, and nothing was read; `reader`: the answer is not in what
+    was read.
+    """
+
+    reason: Literal["relevance", "reader"]
+
+
+@dataclass(frozen=True)
 class AnswerPiece:
     """More of the answer's text."""
 
@@ -62,5 +73,5 @@ class Answered:
     answer: Answer
 
 
-RetrievalEvent: TypeAlias = RoundStarted | DocumentsChosen | DocumentsFetched | RetrievalEnded
+RetrievalEvent: TypeAlias = RoundStarted | DocumentsChosen | DocumentsFetched | RetrievalEnded | Abstained
 Event: TypeAlias = RetrievalEvent | AnswerPiece | Answered

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
-from msa_plugin.arguments import By, answer_settings, by_passage, check_messages, count, generation_settings, id_list
+from msa_plugin import arguments
+from msa_plugin.arguments import By, Retrieval, id_list
 from msa_plugin.async_twins import AsyncTwins
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
-from msa_plugin.bank.handle import BankHandle, Selected
+from msa_plugin.bank.handle import BankHandle
 from msa_plugin.bank.intake import check_namespace
 from msa_plugin.cluster.ingestion import ClusterIngestion
 from msa_plugin.cluster.manifest import check_plain
@@ -194,31 +195,34 @@ class LatentMemory(Namespaces, Upkeep, AsyncTwins):
 
     @overload  # a str is a Sequence[str], hence the ignore: the first signature that fits is the one meant
     def retrieve(  # type: ignore[overload-overlap]
-        self, question: str, k: int | None = None, *, filter: Filter | None = None, by: By = "document"
+        self, question: str, k: int | None = None, **options: Unpack[Retrieval]
     ) -> Hits: ...
     @overload
-    def retrieve(
-        self, question: Sequence[str], k: int | None = None, *, filter: Filter | None = None, by: By = "document"
-    ) -> list[Hits]: ...
+    def retrieve(self, question: Sequence[str], k: int | None = None, **options: Unpack[Retrieval]) -> list[Hits]: ...
 
     def retrieve(
-        self, question: str | Sequence[str], k: int | None = None, *, filter: Filter | None = None, by: By = "document"
+        self,
+        question: str | Sequence[str],
+        k: int | None = None,
+        *,
+        filter: Filter | None = None,
+        by: By = "document",
+        min_relevance: float | None = None,
     ) -> Hits | list[Hits]:
         """The `k` best documents for a question (or for each of several), best first; fewer when there are fewer.
 
         Each has its best `passages`. `by="passage"` gives the `k` best passages of the `k` best documents (see `Hit`).
-        `filter` (a mapping over metadata, or a function of it) applies before the k best are taken. Of a cluster,
-        `missed_shards` of the list says which shards were lost and left out (`on_lost="partial"`).
-        Raises InvalidQueryError for a blank question, a bad filter, k < 1 or another `by`.
+        `filter` (a mapping over metadata, or a function of it) applies before the k best are taken; `min_relevance`
+        (0 to 1, see `Hit.relevance`) then leaves out those below it. Of a cluster, `missed_shards` says what was lost.
+        Raises InvalidQueryError for bad input, ConfigError for `min_relevance` where the adapter knows no relevance.
         """
-        questions = self._questions(question)
-        k = self._engine.top_k if k is None else count(k)
-        passages = k if by_passage(by) else None
+        questions, admits = self._questions(question), arguments.relevant(min_relevance, self._engine.adapter.config)
+        k, passages = self._engine.top_k if k is None else arguments.count(k), arguments.by_passage(by)
         selection = self._bank.select(self.namespace, filter, below=self.below)
         if not questions:
             return []
-        ranking = self._engine.rank(questions, k, selection)
-        rows = [Hits(row) for row in self._engine.hits(questions, ranking, passages)]
+        found = self._engine.hits(questions, self._engine.rank(questions, k, selection), k if passages else None)
+        rows = [Hits(hit for hit in row if admits(hit)) for row in found]
         for row in rows:
             row.missed_shards = selection.missed
         return rows[0] if isinstance(question, str) else rows
@@ -289,8 +293,8 @@ class LatentMemory(Namespaces, Upkeep, AsyncTwins):
     def _chat(self, messages: Sequence[Mapping[str, str]], options: dict[str, Any]) -> Events:
         began = time.perf_counter()
         self._check_open()
-        events = self._engine.chat(check_messages(messages), generation_settings(self.config, options))
-        return completed(events, time.perf_counter() - began)
+        said, generation = arguments.check_messages(messages), arguments.generation_settings(self.config, options)
+        return completed(self._engine.chat(said, generation), time.perf_counter() - began)
 
     def _ask(
         self,
@@ -301,11 +305,11 @@ class LatentMemory(Namespaces, Upkeep, AsyncTwins):
     ) -> Events:
         began = time.perf_counter()
         questions = self._questions(question)
-        generation, rounds = answer_settings(self.config, options)
+        generation, rounds = arguments.answer_settings(self.config, options)
         with self._bank.one_moment():  # of the filter, and of the ids of chosen documents
             selection = self._bank.select(self.namespace, filter, below=self.below)
             given: Any = [documents] if isinstance(question, str) and documents is not None else documents
-            chosen = None if given is None else self._chosen(questions, given, selection)
+            chosen = arguments.chosen_of(self._bank, self.namespace, questions, given, selection)
         if chosen is not None:
             events = self._engine.ask_from(questions, chosen, selection, generation)
             return completed(events, time.perf_counter() - began, selection)
@@ -315,26 +319,9 @@ class LatentMemory(Namespaces, Upkeep, AsyncTwins):
         events = self._engine.ask(questions, selection, generation, rounds)
         return completed(events, time.perf_counter() - began, selection)
 
-    def _chosen(self, questions: list[str], documents: Sequence[Sequence[str]], selection: Selected) -> list[list[int]]:
-        """Ordinals of the ids chosen for each question, without repetitions. Raises UnknownDocumentError."""
-        if isinstance(documents, str) or len(documents) != len(questions):
-            raise InvalidQueryError(f"documents= takes one list of ids for each of the {len(questions)} questions")
-        rows = [list(dict.fromkeys(id_list(ids))) for ids in documents]
-        known = {i: at.ordinal for i, at in self._bank.lookup({i for row in rows for i in row}, self.namespace).items()}
-        admitted = selection.admits(known.values())
-        refused = sorted({i for row in rows for i in row if known.get(i) not in admitted})
-        if refused:
-            raise UnknownDocumentError(f"cannot read {refused[:5]}: not in this memory, or not admitted by the filter")
-        return [[known[i] for i in row] for row in rows]
-
     def _questions(self, question: str | Sequence[str]) -> list[str]:
         self._check_open()
-        if not isinstance(question, Iterable):
-            raise InvalidQueryError(f"a question is a string, not {type(question).__name__}")
-        questions = [question] if isinstance(question, str) else list(question)
-        for text in questions:
-            self._engine.check_question(text)
-        return questions
+        return arguments.questions_of(question, self._engine.check_question)
 
     def routing_keys(self, ids: str | Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """A unit vector [W] for each known id: the mean of its chunks' routing keys, to compare documents by."""

@@ -12,6 +12,7 @@ from typing import Any
 READER = "You answer questions with a short phrase copied from the documents."
 # For a backbone that was trained to read: what it is asked for, and what it says when the documents do not tell.
 ABSENT = "Not in the documents."
+UNKNOWN = "The memory does not say."  # what users read instead
 TRAINED_READER = (
     "Answer the question in a few words, copied from the documents. If they do not hold the answer, say: " + ABSENT
 )

@@ -195,8 +195,11 @@ class Hit:
     """A routed document. `score` is the aggregated routing score; `layer_scores` the same by routing layer.
 
     What `score` has beyond the sum of `layer_scores` is what words and names added (`MemoryConfig.lexical`, `titles`).
+    `relevance` is how likely it holds what was asked for, from 0 to 1, and means the same for every question, where
+    scores are relative to a question's best match; None where the adapter was not fitted to say so.
     `passages` are the places in it that fit best, best first. Of `retrieve(by="passage")` a hit is one `passage` (else
-    None): `text` and `score` are the passage's, `passages` is that one alone, and an id may come several times.
+    None): `text` and `score` are the passage's, `relevance` its document's, `passages` is that one alone, and an id may
+    come several times.
     """
 
     id: str
@@ -209,6 +212,7 @@ class Hit:
     namespace: str = ""
     passages: tuple[Passage, ...] = ()
     passage: Passage | None = None
+    relevance: float | None = None
 
 
 class Hits(list[Hit]):
@@ -218,11 +222,22 @@ class Hits(list[Hit]):
 
 
 @dataclass(frozen=True)
+class Quote:
+    """Words that say what an answer says: characters [start, end) of a document's text; the sentence around them."""
+
+    text: str
+    start: int
+    end: int
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Source:
     """A passage that the answer was read from; `score` and `round` (1-based) are its document's.
 
     `text` is characters [start, end) of the document's text, without the title and the nearest `heading` that stood
-    above it in the prompt.
+    above it in the prompt. `relevance` is the document's, where it was found by the question itself (`Hit.relevance`);
+    `quotes` are the places in the text that say what the answer says.
     """
 
     id: str
@@ -234,6 +249,8 @@ class Source:
     start: int = 0
     end: int = 0
     heading: str = ""
+    relevance: float | None = None
+    quotes: tuple[Quote, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -253,13 +270,14 @@ class Trace:
     They add up to what the call took until its answer was there, without what a stream's reader did in between: `queue`
     is for questions that came first, `other` for what no stage has, such as cutting documents to fit. Questions of a
     batch share encode and route; the rest is the batch's. `finish` is what ended the text: `stop` (the model, or a stop
-    sequence), `length`, or a `repetition`.
+    sequence), `length`, or a `repetition`; `abstained` where the memory does not say it.
 
     `prompt_tokens` were prefilled for this question, `context_tokens` are those of the documents read, `head_tokens`
     those of the frame in front, computed once for all questions. `interleave` is what drove the rounds: `scores`, `ids`
     written by the model, or the `reference`'s own loop; `ended` why there was no further one (`events.RetrievalEnded`);
     `ids` whether the model named documents by their `global` numbers or by ones `local` to the question.
     `beside` are weights of what counted beside routing keys: `words` and `names`, where these did.
+    `relevance` is that of the best document that the question found by itself (`Hit.relevance`).
     `missed_shards` are those of a cluster that were lost, so that their documents were left out (`on_lost="partial"`).
     """
 
@@ -277,6 +295,7 @@ class Trace:
     ids: str = ""
     missed_shards: tuple[int, ...] = ()
     beside: Mapping[str, float] = field(default_factory=dict)
+    relevance: float | None = None
 
     @property
     def input_tokens(self) -> int:
@@ -292,11 +311,18 @@ class Trace:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer's text, the documents it was read from, and how it came about."""
+    """The answer's text, the documents it was read from, and how it came about.
+
+    `abstained`: the memory does not say it; the text is a sentence that says so, and there are no sources.
+    `grounded` is whether the answer's words stand in what was read (`Source.quotes` says where); None where that means
+    nothing: yes and no, abstentions, chat, and models that write document ids.
+    """
 
     text: str
     sources: tuple[Source, ...]
     trace: Trace
+    abstained: bool = False
+    grounded: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready copy."""

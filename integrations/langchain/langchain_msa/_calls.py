@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from threading import Lock
 from typing import Any, Literal
 
@@ -46,6 +46,21 @@ class Call:
     def check_time(self) -> None:
         if self.timeout is not None and time.monotonic() - self.began > self.timeout:
             raise TimeoutError(f"no answer within timeout={self.timeout} s; allow more, or lower max_tokens")
+
+
+def read(answer: Answer) -> dict[str, Any]:
+    """What a message tells of what was read for it, JSON-ready."""
+    sources = [
+        {
+            "id": s.id,
+            "score": float(s.score),
+            "hop": s.round,
+            "relevance": s.relevance,
+            "quotes": [asdict(quote) for quote in s.quotes],
+        }
+        for s in answer.sources
+    ]
+    return {"sources": sources, "abstained": answer.abstained, "grounded": answer.grounded}
 
 
 def usage(answer: Answer) -> UsageMetadata:

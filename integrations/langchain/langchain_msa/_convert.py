@@ -119,6 +119,8 @@ def to_langchain(found: MemoryDocument | Hit, extra: Mapping[str, Any] | None = 
 def scored(hit: Hit, score_key: str | None, *, layers: bool = False) -> dict[str, Any]:
     """What a retriever writes into a document's metadata, JSON-ready."""
     extra: dict[str, Any] = {} if score_key is None else {score_key: float(hit.score)}
+    if score_key is not None and hit.relevance is not None:
+        extra["relevance"] = float(hit.relevance)
     if layers:
         extra["layer_scores"] = {str(layer): float(score) for layer, score in hit.layer_scores.items()}
     return extra

@@ -22,13 +22,14 @@ from langchain_core.callbacks.manager import ahandle_event, handle_event
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig, ensure_config
 
-from msa_plugin.events import DocumentsChosen, DocumentsFetched, RetrievalEnded, RetrievalEvent, RoundStarted
+from msa_plugin.events import Abstained, DocumentsChosen, DocumentsFetched, RetrievalEnded, RetrievalEvent, RoundStarted
 
 NAMES: dict[type[RetrievalEvent], str] = {
     RoundStarted: "msa_round_started",
     DocumentsChosen: "msa_documents_chosen",
     DocumentsFetched: "msa_documents_fetched",
     RetrievalEnded: "msa_retrieval_ended",
+    Abstained: "msa_abstained",
 }
 _HOOK, _IGNORED = "on_custom_event", "ignore_custom_event"
 

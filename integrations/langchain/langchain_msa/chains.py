@@ -27,13 +27,14 @@ from msa_plugin.errors import ConfigError, InvalidQueryError
 def create_msa_chain(
     retriever_or_store: VectorStore | Runnable[str, list[Document]], llm: LanguageModelLike
 ) -> Runnable[str | Mapping[str, Any], dict[str, Any]]:
-    """A chain from a question to {"input", "context", "answer", "sources"}.
+    """A chain from a question to {"input", "context", "answer", "sources", "abstained", "grounded"}.
 
     The question is a string or a mapping with it under "input", as `create_retrieval_chain` takes it; other fields of
     the mapping are handed through. "context" are the retriever's documents, "answer" is text, "sources" are those
-    documents that were read, as {"id", "score", "hop"}. Documents reach the model by id and never as text, so they must
-    come from the memory that `llm`, a ChatMSA, was built on; documents of another store raise
-    InvalidQueryError or UnknownDocumentError. `stream` and `astream` yield the answer as it is decoded.
+    documents that were read, as {"id", "score", "hop", "relevance", "quotes"}, none of them where "abstained" is True.
+    Documents reach the model by id and never as text, so they must come from the memory that `llm`, a ChatMSA, was
+    built on; documents of another store raise InvalidQueryError or UnknownDocumentError. `stream` and `astream` yield
+    the answer as it is decoded.
 
     Raises ConfigError for a retriever or an llm that is something else.
     """
@@ -88,5 +89,6 @@ def _input(question: object) -> dict[str, Any]:
 def _pieces(message: BaseMessage) -> Iterator[dict[str, Any]]:
     if message.text:
         yield AddableDict({"answer": str(message.text)})
+    told = {name: message.response_metadata.get(name) for name in ("sources", "abstained", "grounded")}
     if "sources" in message.response_metadata:
-        yield AddableDict({"sources": message.response_metadata["sources"]})
+        yield AddableDict(told)

@@ -18,7 +18,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import RunnableConfig
 from pydantic import Field
 
-from langchain_msa._calls import Call, answered_together, together, usage, warn_unread, warn_untold
+from langchain_msa._calls import Call, answered_together, read, together, usage, warn_unread, warn_untold
 from langchain_msa._convert import conversation, ids_of, opened, question_of
 from langchain_msa._events import Listeners, listeners, listening, of_config
 from msa_plugin.config import MemoryConfig
@@ -55,12 +55,14 @@ class ChatMSA(BaseChatModel):
 
     Built on `memory=`, or on `path=` with settings of `LatentMemory.open` (model, adapter, namespace, ...). `invoke`,
     `stream` and their kin also take, for one call: mode, filter, temperature, max_tokens, top_p, seed, stop, timeout,
-    max_rounds, per_round, cut. `response_metadata` holds "sources" (a list of {"id", "score", "hop"}), "rounds" (what
-    each round of routing selected), "mode", "finish_reason" and "model_name"; `usage_metadata` counts tokens read as
-    text or as latents. Rounds, chosen and fetched documents and the end of retrieval reach callbacks as they happen, as
-    `on_custom_event` (and so `astream_events`): msa_round_started, msa_documents_chosen, msa_documents_fetched,
-    msa_retrieval_ended, with the fields of `msa_plugin.events`. Answers are not kept in LangChain's cache unless
-    `cache=` says so, since they change with the memory.
+    max_rounds, per_round, cut. `response_metadata` holds "sources" (a list of {"id", "score", "hop", "relevance",
+    "quotes"}), "abstained" (the memory does not say it; the content says so), "grounded" (whether the answer's words
+    stand in the sources, and None where that means nothing), "rounds" (what each round of routing selected), "mode",
+    "finish_reason" and "model_name"; `usage_metadata` counts tokens read as text or as latents. Rounds, chosen and
+    fetched documents and the end of retrieval reach callbacks as they happen, as `on_custom_event` (and so
+    `astream_events`): msa_round_started, msa_documents_chosen, msa_documents_fetched, msa_retrieval_ended,
+    msa_abstained, with the fields of `msa_plugin.events`. Answers are not kept in LangChain's cache unless `cache=`
+    says so, since they change with the memory.
 
     Raises ConfigError for unknown options, InvalidQueryError, EmptyMemoryError, UnknownDocumentError, TimeoutError.
     """
@@ -380,7 +382,7 @@ class ChatMSA(BaseChatModel):
             "model_name": self.model_name,
             "finish_reason": answer.trace.finish,
             "mode": call.mode,
-            "sources": [{"id": s.id, "score": float(s.score), "hop": s.round} for s in answer.sources],
+            **read(answer),
             "rounds": [
                 {"selected": list(r.selected), "scores": list(map(float, r.scores))} for r in answer.trace.rounds
             ],

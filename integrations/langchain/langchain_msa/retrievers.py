@@ -19,6 +19,8 @@ from msa_plugin.memory import LatentMemory
 class MSARetriever(BaseRetriever):
     """The documents that routing finds, best first, each with its routing score in `metadata["score"]`.
 
+    `metadata["relevance"]` is how likely it answers (`Hit.relevance`), where the adapter was fitted to know.
+
     `MSARetriever(memory=memory, k=3).invoke("Who built the mill?")`; `k` and `filter` may also be given to `invoke`,
     where they replace the constructor's. A filter (a mapping over metadata as `LatentMemory.retrieve` takes it, or a
     function of a document's metadata) applies before the k best are taken. Raises what `LatentMemory.retrieve` does.
@@ -31,6 +33,8 @@ class MSARetriever(BaseRetriever):
     memory: LatentMemory = Field(exclude=True, repr=False)
     k: int = Field(default=4, ge=1)
     filter: Mapping[str, Any] | Callable[[Mapping[str, Any]], bool] | None = None
+    min_relevance: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Leave out what is less relevant (`Hit.relevance`), all of it where nothing fits; None: the k best, always."""
     score_key: str | None = "score"
     """Metadata field for the routing score, in the returned copy only; None leaves metadata as they were stored."""
     by: By = "document"
@@ -46,8 +50,9 @@ class MSARetriever(BaseRetriever):
         filter: Mapping[str, Any] | Callable[[Mapping[str, Any]], bool] | None = None,
         by: By | None = None,
     ) -> list[Document]:
-        wanted = self.k if k is None else k
-        hits = self.memory.retrieve(query, wanted, filter=self.filter if filter is None else filter, by=by or self.by)
+        wanted, where = self.k if k is None else k, self.filter if filter is None else filter
+        least = self.min_relevance
+        hits = self.memory.retrieve(query, wanted, filter=where, by=by or self.by, min_relevance=least)
         return [to_langchain(hit, scored(hit, self.score_key, layers=self.layer_scores)) for hit in hits]
 
     async def _aget_relevant_documents(

@@ -188,6 +188,18 @@ class MSAVectorStore(VectorStore):
         """`similarity_search` with routing scores: higher is better, within `memory.score_bounds`."""
         return [(to_langchain(hit), float(hit.score)) for hit in self._hits(query, k, **kwargs)]
 
+    def _similarity_search_with_relevance_scores(
+        self, query: str, k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        """What LangChain's thresholds are compared with: `Hit.relevance`, which means the same for every question.
+
+        An adapter that was not fitted to know it has the score instead, on a scale from its lowest to its highest.
+        """
+        return [(to_langchain(hit), self._relevance(hit)) for hit in self._hits(query, k, **kwargs)]
+
+    def _relevance(self, hit: Hit) -> float:
+        return self._select_relevance_score_fn()(hit.score) if hit.relevance is None else float(hit.relevance)
+
     def max_marginal_relevance_search(
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
@@ -226,6 +238,7 @@ class MSAVectorStore(VectorStore):
         k: int,
         *,
         filter: Filter | None = None,
+        min_relevance: float | None = None,
         fetch_k: int | None = None,
         by: By = "document",
         **unknown: Any,
@@ -233,10 +246,10 @@ class MSAVectorStore(VectorStore):
         """`fetch_k` is what stores that filter after the search need; here it changes nothing."""
         if unknown:
             raise InvalidQueryError(
-                f"unknown search arguments: {', '.join(sorted(unknown))}; there are k, filter and by, and fetch_k and "
-                "lambda_mult for mmr. A namespace is chosen when the memory is opened"
+                f"unknown search arguments: {', '.join(sorted(unknown))}; there are k, filter, by and min_relevance, "
+                "and fetch_k and lambda_mult for mmr. A namespace is chosen when the memory is opened"
             )
-        return self.memory.retrieve(query, k, filter=filter, by=by)
+        return self.memory.retrieve(query, k, filter=filter, by=by, min_relevance=min_relevance)
 
     def _diverse(
         self, query: str, k: int, fetch_k: int, lambda_mult: float, *, filter: Filter | None = None, **unknown: Any
@@ -261,7 +274,8 @@ class MSAVectorStoreRetriever(VectorStoreRetriever):
 
     `metadata["score"]` (`score_key`; None: nothing is written) of every returned document is its routing score, for
     all search types. Under `similarity_score_threshold`, `metadata["relevance_score"]` is the number from 0 to 1 that
-    was compared with the threshold. What is stored is not changed.
+    was compared with the threshold: the hit's relevance, or where the adapter knows none the score on such a scale.
+    What is stored is not changed.
     """
 
     score_key: str | None = "score"
@@ -280,7 +294,7 @@ class MSAVectorStoreRetriever(VectorStoreRetriever):
             return [to_langchain(hit, scored(hit, self.score_key)) for hit in hits]
         return [
             to_langchain(hit, scored(hit, self.score_key) | ({"relevance_score": share} if self.score_key else {}))
-            for hit, share in _with(store._select_relevance_score_fn(), hits)
+            for hit, share in ((hit, store._relevance(hit)) for hit in hits)
             if threshold is None or share >= threshold
         ]
 
@@ -288,10 +302,6 @@ class MSAVectorStoreRetriever(VectorStoreRetriever):
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun | None = None, **kwargs: Any
     ) -> list[Document]:
         return await run_in_executor(None, self._get_relevant_documents, query, **kwargs)
-
-
-def _with(relevance: Callable[[float], float], hits: Iterable[Hit]) -> Iterator[tuple[Hit, float]]:
-    return ((hit, relevance(hit.score)) for hit in hits)
 
 
 def _diversified(asked: np.ndarray, alike: np.ndarray, weight: float, k: int) -> list[int]:

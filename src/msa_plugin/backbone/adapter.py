@@ -18,7 +18,16 @@ from torch import Tensor
 from msa_plugin.backbone.cache import refused
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.router import Router, RouterLayer
-from msa_plugin.config import Abilities, BesideConfig, ContentConfig, LoraConfig, RoutingConfig, Settings, Size
+from msa_plugin.config import (
+    Abilities,
+    BesideConfig,
+    ContentConfig,
+    LoraConfig,
+    RelevanceConfig,
+    RoutingConfig,
+    Settings,
+    Size,
+)
 from msa_plugin.errors import AdapterError, ConfigError, DiskError
 
 # Format 2 is format 1 with LoRA, format 3 one of them with a reader. Each is written only where it is needed, so that
@@ -40,6 +49,7 @@ class AdapterConfig(Settings):
     stock model answers) describes those that answers are made with; nothing that a bank keeps depends on them, unless
     it keeps K and V for them to read.
     `beside` is what counts beside routing keys where a memory's settings do not say: what it was measured best with.
+    `relevance` says what a hit's signals mean (`engine.relevance`); None: nothing was fitted, and hits have none.
     `provenance` and `measured` are for people.
     """
 
@@ -57,6 +67,7 @@ class AdapterConfig(Settings):
     lora: LoraConfig | None = None
     reader: LoraConfig | None = None
     beside: BesideConfig = BesideConfig()
+    relevance: RelevanceConfig | None = None
     format_version: int = PLAIN_FORMAT
     provenance: Mapping[str, Any] = Field(default_factory=dict)
     measured: Mapping[str, Any] = Field(default_factory=dict)
@@ -71,6 +82,8 @@ class AdapterConfig(Settings):
             raise ValueError("id_width is the width of the numbers documents are encoded with; it needs numbered")
         if self.routing.selection == "per_layer" and self.beside != BesideConfig():
             raise ValueError("words and names count beside one ranking for all layers; beside needs selection='shared'")
+        if self.routing.selection == "per_layer" and self.relevance is not None:
+            raise ValueError("relevance is fitted to one ranking for all layers; it needs selection='shared'")
         for notes in (self.provenance, self.measured):
             json.dumps(dict(notes), default=str, allow_nan=False)  # a ValueError for what no JSON can hold
         return self
@@ -120,6 +133,8 @@ class Adapter:
         absent: dict[str, Any] = {} if self.lora is not None else {"lora": True}  # earlier packages refuse new fields
         if self.config.beside == BesideConfig():
             absent["beside"] = True
+        if self.config.relevance is None:
+            absent["relevance"] = True
         if self.reader is None:
             absent |= {"reader": True, "abilities": {"answer", "read_kv"}}
             (folder / _READER).unlink(missing_ok=True)

@@ -36,6 +36,7 @@ from msa_plugin.cli.options import (
     parse_filter,
 )
 from msa_plugin.cli.output import Output, report_error, seconds, set_up_logging
+from msa_plugin.cli.relevance import relevance
 from msa_plugin.cli.shell import shell
 from msa_plugin.cli.train import train
 from msa_plugin.errors import MSAError
@@ -56,6 +57,7 @@ app.command()(demo)
 app.command()(train)
 app.command()(average)
 app.command()(mcp)
+app.command()(relevance)
 
 
 def _version(wanted: bool) -> None:
@@ -89,9 +91,15 @@ def ask(
     rounds: Annotated[int | None, typer.Option(help="At most this many rounds of routing.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="At most this many tokens of answer.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    abstain_below: Annotated[
+        float | None,
+        typer.Option(
+            help="Relevance (0 to 1) below which the memory does not say it; 0: never. [default: the adapter's]"
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Answer a question from the memory, with the documents it was read from.
+    """Answer a question from the memory, with the documents it was read from and the sentences that say it.
 
     Example: msa ask "Who built the lighthouse?" --bank bank
     """
@@ -99,7 +107,7 @@ def ask(
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     if rounds is not None:
         options["max_rounds"] = rounds
-    settings = {"reading": reading, "lexical": lexical, "titles": titles}
+    settings = {"reading": reading, "lexical": lexical, "titles": titles, "abstain_below": abstain_below}
     check_not_empty(bank, namespace, snapshot)
     with open_memory(out, bank, model, adapter, namespace, must_exist=True, snapshot=snapshot, **settings) as memory:
         stream = memory.stream(question, filter=wanted, **options)
@@ -108,6 +116,11 @@ def ask(
         answer = stream.answer
     assert answer is not None
     out.say()
+    if answer.grounded is False:
+        out.say("  (these words stand in none of the sources)")
+    for source in answer.sources:
+        for quote in source.quotes:
+            out.say(f"  [{source.id}] {quote.start}-{quote.end}: {' '.join(quote.sentence.split())}")
     for source in answer.sources:
         place = " > ".join(part for part in (source.title, source.heading) if part)
         out.say(
@@ -132,9 +145,12 @@ def retrieve(
     reading: Reading = "auto",
     lexical: Lexical = None,
     titles: Titles = None,
+    min_relevance: Annotated[
+        float | None, typer.Option(help="Leave out what is less relevant (0 to 1), all of it where nothing fits.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the documents that routing finds for a question, best first, each with its best passage.
+    """List the documents that routing finds for a question, best first, with score, relevance and best passage.
 
     Example: msa retrieve "lighthouses of Scotland" -k 5 --bank bank
     """
@@ -145,8 +161,10 @@ def retrieve(
         out.result([])
         return
     with open_memory(out, bank, model, adapter, namespace, must_exist=True, snapshot=snapshot, **settings) as memory:
-        hits = memory.retrieve(question, k, filter=wanted, by=by)  # type: ignore[call-overload]
-        reason = "" if hits else nothing_found(memory, wanted)
+        hits = memory.retrieve(  # type: ignore[call-overload]
+            question, k, filter=wanted, by=by, min_relevance=min_relevance
+        )
+        reason = "" if hits else nothing_found(memory, wanted, min_relevance)
     for hit in hits:
         show_hit(out, hit, question)
     if reason:

@@ -14,10 +14,13 @@ _WORD = re.compile(r"\w+")
 
 
 def show_hit(out: Output, hit: Hit, question: str) -> None:
-    """A line with score, id, title and heading, then the passage, words marked in bold on a terminal."""
+    """A line with score, relevance, id, title and heading, then the passage, words marked in bold on a terminal."""
     passage = hit.passages[0]
     place = " > ".join(part for part in (hit.title, passage.heading) if part)
-    out.say(f"{hit.score:6.3f}  [{hit.id}] {place}".rstrip() + f"  (characters {passage.start} to {passage.end})")
+    judged = "" if hit.relevance is None else f"  {hit.relevance:4.0%}"
+    out.say(
+        f"{hit.score:6.3f}{judged}  [{hit.id}] {place}".rstrip() + f"  (characters {passage.start} to {passage.end})"
+    )
     text = " ".join(passage.text.split())
     shown = text if len(text) <= _SHOWN else text[:_SHOWN].rsplit(" ", 1)[0] + " ..."
     out.say_marked(f"        {shown}", marked(shown, question, 8))

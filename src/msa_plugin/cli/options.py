@@ -117,8 +117,10 @@ def _empty(namespace: str, snapshot: str | None) -> str:
     return f"{where} holds no document in namespace {namespace!r}; `msa add FILES` stores some"
 
 
-def nothing_found(memory: LatentMemory, where: dict[str, Any] | None) -> str:
+def nothing_found(memory: LatentMemory, where: dict[str, Any] | None, least: float | None = None) -> str:
     """Why a question found no document."""
+    if least and memory.stats().documents:
+        return f"nothing found: no document that may be read is relevant at {least}"
     if where and memory.stats().documents:
         return f"nothing found: no document passes the filter {json.dumps(where, ensure_ascii=False)}"
     return f"nothing found: {_empty(memory.namespace, None)}"

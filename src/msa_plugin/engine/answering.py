@@ -57,7 +57,7 @@ def answering(
             mode=mode,
             abilities=abilities,
             rounds=tuple(one.gathered.rounds),
-            seconds=_stages(one) | {**prefill.seconds, "decode": seconds},
+            seconds=stages(one) | {**prefill.seconds, "decode": seconds},
             prompt_tokens=prefill.prompt_tokens[row],
             context_tokens=prefill.context_tokens[row],
             new_tokens=stream.tokens,
@@ -65,6 +65,7 @@ def answering(
             head_tokens=prefill.head_tokens,
             interleave="scores" if one.gathered.rounds else "",
             beside=dict(beside),
+            relevance=one.gathered.relevance,
         )
         yield row, Answer(stream.text, _sources(one), trace)
 
@@ -133,7 +134,7 @@ def fetched(asked: Sequence[Asked]) -> Iterator[tuple[int, RetrievalEvent]]:
             yield row, DocumentsFetched(number, tuple(s for s in sources if s.round == number))
 
 
-def _stages(asked: Asked) -> dict[str, float]:
+def stages(asked: Asked) -> dict[str, float]:
     """Seconds by stage, over all rounds and what was done outside them."""
     stages: dict[str, float] = {"encode": 0.0, "route": 0.0}
     for seconds in (*(r.seconds for r in asked.gathered.rounds), asked.seconds):
@@ -148,10 +149,11 @@ def _sources(asked: Asked) -> tuple[Source, ...]:
     for excerpt in asked.excerpts:
         read.setdefault(excerpt.ordinal, []).extend([excerpt.passage] if excerpt.passage else [])
     sources = []
-    for ranked, number in ((found.ranked, found.round) for found in asked.gathered.found):
-        d = asked.stored[ranked.ordinal]
-        passages = sorted(read.get(ranked.ordinal, ()), key=lambda passage: -passage.score)
-        sources += [source(d, p, ranked.score, number) for p in passages]
+    for found in asked.gathered.found:
+        d = asked.stored[found.ranked.ordinal]
+        passages = sorted(read.get(found.ranked.ordinal, ()), key=lambda passage: -passage.score)
+        each = [source(d, p, found.ranked.score, found.round) for p in passages]
+        sources += [replace(one, relevance=found.relevance) for one in each]
     return tuple(sources)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.bank.tiers import Tiers
 from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
+from msa_plugin.engine.abstaining import among, declined, parted, told
 from msa_plugin.engine.answering import Asked, Events, answering, fetched, found_at_once, in_turn, portions
 from msa_plugin.engine.encoder import Encoder
 from msa_plugin.engine.excerpts import Excerpts
@@ -27,22 +28,21 @@ from msa_plugin.engine.gathering import hits, read_whole, to_read
 from msa_plugin.engine.generative.generative import Generative
 from msa_plugin.engine.generative.reference_loop import ReferenceLoop
 from msa_plugin.engine.interleave import Found, Gathered, Query, Ranking, drained, interleave_steps
-from msa_plugin.engine.lexical import Lexical, Words, depth
+from msa_plugin.engine.lexical import Lexical
 from msa_plugin.engine.numbering import Numbering
 from msa_plugin.engine.passages import Passages
 from msa_plugin.engine.per_layer import LayerRouting, RoutedPass, Row
 from msa_plugin.engine.ranking import (
     ChunkScores,
-    Ranked,
     SharedQueries,
     blended,
     chunks_of,
-    explained,
     rank_routed,
     routed_chunks_of,
     shared_queries,
 )
 from msa_plugin.engine.reading import Prefill, Reader
+from msa_plugin.engine.relevance import Relevance
 from msa_plugin.engine.search import BankSearch, Index, Search
 from msa_plugin.engine.setup import (
     WHOLE_DOCUMENTS,
@@ -51,11 +51,13 @@ from msa_plugin.engine.setup import (
     check_question,
     content_config,
     context_tokens,
+    least_relevance,
     reading_mode,
     reads_updated,
     trained_reader,
 )
-from msa_plugin.engine.titles import FOLLOWED, Titles
+from msa_plugin.engine.shared import SharedRanking
+from msa_plugin.engine.titles import Titles
 from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
 from msa_plugin.events import RetrievalEnded, RetrievalEvent, RoundStarted
 from msa_plugin.routing.key_search import KeySearch
@@ -121,6 +123,8 @@ class Engine:
         self.use_lexical(beside.lexical)
         self.use_titles(beside.titles)
         reading = () if self.content is None else self.content.layers
+        self.relevance = Relevance(bank, adapter.config)
+        self.least, self.may_abstain = least_relevance(adapter, config), config.instruction is None
         self._layers = LayerRouting(backbone, self.router, bank, reading, self.top_k, self.search, store, self.lora)
 
     def encode(self, documents: Iterable[Document]) -> Iterator[EncodedDocument]:
@@ -162,25 +166,16 @@ class Engine:
         """Rank by one matrix product; a query that differs from its question in `questions` is blended with it."""
         began = time.perf_counter()
         asked = self._vectors(queries)
-        if any(q != text for q, text in zip(questions, queries, strict=False)):
+        follows = any(q != text for q, text in zip(questions, queries, strict=False))
+        if follows:
             asked = blended(self._vectors(questions), asked, weight, self.router)
-        encoded = time.perf_counter()
-        wide = depth(k) if self.lexical is not None else k if self.titles is None else max(k, FOLLOWED)
-        ranked = self.search.ranked(asked, wide, selection, self.prefilter)
-        words = None if self.lexical is None else self.lexical.words(queries, selection)
-        if self.lexical is not None and words is not None:
-            ranked = self.lexical.add(words, asked, ranked, k if self.titles is None else wide)
-        if self.titles is not None:
-            ranked = self.titles.add(queries, ranked, selection, partial(self._scored, asked, words), k)
+        encoded, routing = time.perf_counter(), self.adapter.config.routing
+        ranking = SharedRanking(
+            self.bank, routing, self.search, self.prefilter, self.lexical, self.titles, self.relevance
+        )
+        ranked = ranking.rank(queries, asked, k, selection, judge=not follows)
         seconds = {"encode": encoded - began, "route": time.perf_counter() - encoded}
         return Ranking(ranked, seconds, chunks_of(self.bank, asked))
-
-    def _scored(
-        self, asked: SharedQueries, words: Sequence[Words] | None, row: int, ordinals: list[int]
-    ) -> list[Ranked]:
-        """Documents as question `row` scores them, by keys and by words where these count."""
-        found = explained(self.bank, self.adapter.config.routing, asked.of(row), ordinals)
-        return found if self.lexical is None or words is None else self.lexical.raised(found, words[row])
 
     def _vectors(self, texts: Sequence[str]) -> SharedQueries:
         """Routing queries of texts, each different one encoded once."""
@@ -260,6 +255,7 @@ class Engine:
             yield from self.generative.ask(questions, selection, generation, rounds)
             return
         if self.mode == "latent" and self.adapter.config.routing.selection == "per_layer":
+            rows = list(range(len(questions)))
             for row, question in enumerate(questions):
                 yield row, RoundStarted(1, question)
             asked, prefill = self._read_while_routing(questions, selection)
@@ -267,9 +263,14 @@ class Engine:
             yield from fetched(asked)
         else:
             asked = yield from self._gathering(questions, selection, rounds)
-            yield from fetched(asked)
-            prefill = self.reader.prefill(questions, [a.excerpts for a in asked])
-        yield from answering(self.backbone, asked, prefill, generation, self.mode, self._abilities, self._beside)
+            rows, silent = parted(asked, self.least)
+            yield from declined(asked, silent, self.mode, self._abilities, self._beside)
+            if not (asked := [asked[row] for row in rows]):
+                return
+            yield from among(rows, fetched(asked))
+            prefill = self.reader.prefill([a.gathered.question for a in asked], [a.excerpts for a in asked])
+        answers = answering(self.backbone, asked, prefill, generation, self.mode, self._abilities, self._beside)
+        yield from among(rows, told(answers, asked, may_abstain=self.may_abstain))
 
     @cached_property
     def compat_loop(self) -> ReferenceLoop:
@@ -312,7 +313,8 @@ class Engine:
             yield row, RetrievalEnded(0, "given")
         yield from fetched(asked)
         prefill = self.reader.prefill(questions, [a.excerpts for a in asked])
-        yield from answering(self.backbone, asked, prefill, generation, self.mode, self._abilities)
+        answers = answering(self.backbone, asked, prefill, generation, self.mode, self._abilities)
+        yield from told(answers, asked, may_abstain=self.may_abstain)
 
     def chat(self, messages: Sequence[Mapping[str, str]], generation: GenerationConfig) -> Events:
         """Continue a conversation without memory; yields as `ask` does, for row 0."""
@@ -379,7 +381,7 @@ class Engine:
             chunks.extend(ranking.chunks)  # the first round's are those of the questions, in order
             return ranking
 
-        gathered = yield from interleave_steps(questions, rank, excerpts.pieces, self.top_k, rounds)
+        gathered = yield from interleave_steps(questions, rank, excerpts.pieces, self.top_k, rounds, self.least)
         return [to_read(g, excerpts, chunks[row], self.context_tokens) for row, g in enumerate(gathered)]
 
     def _rank_round(self, queries: Sequence[Query], k: int, selection: Selected, weight: float) -> Ranking:

@@ -195,4 +195,4 @@ def all_of(document: StoredDocument, score: float) -> Passage:
 def _hit(ranked: Ranked, document: StoredDocument) -> Hit:
     metadata = dict(document.metadata)  # its own: another row may have found the same document
     found = Hit(document.id, ranked.score, document.text, document.title, metadata, ranked.layer_scores, ranked.ordinal)
-    return replace(found, namespace=document.namespace)
+    return replace(found, namespace=document.namespace, relevance=ranked.relevance)

@@ -48,14 +48,25 @@ class Found:
     ranked: Ranked
     round: int
 
+    @property
+    def relevance(self) -> float | None:
+        """To the question; later rounds look for what belongs to text that was found, which nothing was fitted for."""
+        return self.ranked.relevance if self.round == 1 else None
+
 
 @dataclass
 class Gathered:
-    """What the rounds of one question found, best first within each round."""
+    """What the rounds of one question found, best first within each round.
+
+    `relevance` is the highest that the first round saw, and None where it is not known; below `least` there is no
+    further round.
+    """
 
     question: str
     found: list[Found] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
+    relevance: float | None = None
+    least: float = 0.0
     _open: list[Query] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -81,6 +92,9 @@ class Gathered:
     ) -> None:
         """Take one round's rankings, one per open query; decides what is kept and what is asked next."""
         number = len(self.rounds) + 1
+        if number == 1:
+            judged = [r.relevance for row in results for r in row if r.relevance is not None]
+            self.relevance = max(judged, default=None)
         new = self._best_new(results, config)
         texts = read(new)
         self.rounds.append(
@@ -93,7 +107,7 @@ class Gathered:
         )
         self.found += [Found(ranked, number) for ranked in new]
         self._open = [Query(self.question, piece) for _, pieces in texts for piece in pieces]
-        if number >= config.max_rounds:
+        if number >= config.max_rounds or (self.relevance is not None and self.relevance < self.least):
             self.close()
 
     def _best_new(self, results: Sequence[list[Ranked]], config: InterleaveConfig) -> list[Ranked]:
@@ -137,9 +151,14 @@ def drained(steps: Generator[object, None, T]) -> T:
     return kept[0]
 
 
-def interleave_steps(questions: Sequence[str], rank: Rank, read: ReadText, k: int, config: InterleaveConfig) -> Steps:
-    """`interleave`, which tells what happens, as (index of the question, event), while it does."""
-    gathered = [Gathered(question) for question in questions]
+def interleave_steps(
+    questions: Sequence[str], rank: Rank, read: ReadText, k: int, config: InterleaveConfig, least: float = 0.0
+) -> Steps:
+    """`interleave`, which tells what happens, as (index of the question, event), while it does.
+
+    A question of which nothing is at least so relevant has one round.
+    """
+    gathered = [Gathered(question, least=least) for question in questions]
     while active := [g for g in gathered if g.open_queries]:
         for index, g in enumerate(gathered):
             if g.open_queries:

@@ -19,8 +19,13 @@ from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.engine.indexed import Followed
 from msa_plugin.engine.ranking import Ranked, SharedQueries, explained
 from msa_plugin.errors import ConfigError
-from msa_plugin.routing.lexical import Scores
+from msa_plugin.routing.lexical import Scores, Stems
 from msa_plugin.routing.postings import Postings
+
+_ASKING = (
+    "who whom whose what when where which why how many much do does did done has have had can could would should shall "
+    "may might must i me my you your we us our he him his she her them am were been about from than so also please tell"
+)
 
 
 def depth(k: int) -> int:
@@ -68,12 +73,27 @@ class Lexical:
                 "lexical is for adapters with one ranking for all layers; this one's layers each have theirs"
             )
         self.bank, self.router, self.weight = bank, router, weight
+        self._stems = Stems()
+        self._asking = frozenset(self._stems([_ASKING])[0])
         self._postings = Followed(bank, lambda d: prompts.document_text(d.title, d.text), Postings)
 
     def words(self, texts: Sequence[str], selection: Selected) -> list[Words]:
         """What words say of a selection's documents, for each text."""
         postings, ordinals = self._postings.of(selection)
         return [Words(torch.from_numpy(ordinals), postings.scores(text, ordinals)) for text in texts]
+
+    def rarity(self, question: str, selection: Selected, others: int) -> dict[str, float]:
+        """What each word of a question weighs among the documents of a selection; see `Postings.rarity`.
+
+        Words that only ask are left out: no text that answers needs them.
+        """
+        postings, ordinals = self._postings.of(selection)
+        weights = postings.rarity(question, ordinals, others)
+        return {word: weight for word, weight in weights.items() if word not in self._asking}
+
+    def stems(self, texts: Sequence[str]) -> list[list[str]]:
+        """The words of texts, as they are counted."""
+        return self._stems(texts)
 
     def add(
         self, words: Sequence[Words], asked: SharedQueries, ranked: Sequence[list[Ranked]], k: int

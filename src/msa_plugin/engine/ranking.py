@@ -38,6 +38,7 @@ from msa_plugin.routing.prefilter import Prefilter
 class Ranked:
     """A routed document: its score, the routing score's parts by layer, and the chunk that scored best.
 
+    `relevance` is how likely it answers the question (`engine.relevance`), None where nothing was fitted to say so.
     With words or titles beside the keys (`engine.lexical`, `engine.titles`) the score is more than the layers' parts.
     """
 
@@ -45,6 +46,7 @@ class Ranked:
     score: float
     layer_scores: dict[int, float]
     best_chunk: int
+    relevance: float | None = None
 
 
 ChunkScores = Callable[[Sequence[int]], list[NDArray[np.float32]]]  # of documents by ordinal: [C] of their chunks

@@ -41,6 +41,23 @@ def beside_keys(adapter: Adapter, config: MemoryConfig) -> BesideConfig:
     )
 
 
+def least_relevance(adapter: Adapter, config: MemoryConfig) -> float:
+    """The relevance below which the memory does not say it: what was asked for, else the adapter's; 0: never so.
+
+    A caller's instruction may ask for what no document says in so many words, so that there it must be asked for.
+    Raises ConfigError where it is asked of an adapter that knows no relevance.
+    """
+    fitted = adapter.config.relevance
+    if config.abstain_below is None:
+        return 0.0 if fitted is None or config.instruction is not None else fitted.least
+    if config.abstain_below and fitted is None:
+        raise ConfigError(
+            f"abstain_below={config.abstain_below}: nothing says what relevance is with {adapter.config.name}; fit it "
+            "with msa relevance, or leave the setting out"
+        )
+    return config.abstain_below
+
+
 def content_config(backbone: Backbone, adapter: Adapter, config: MemoryConfig) -> ContentConfig | None:
     """What K and V the bank keeps for the reading mode; None for text, which needs none."""
     mode = reading_mode(adapter, config)

@@ -81,9 +81,20 @@ class Postings:
             documents, counts = self._postings(word)
             places, among = _places(documents, selected)
             found, often = places[among], counts[among]
-            rarity = math.log(1 + (len(selected) - len(found) + 0.5) / (len(found) + 0.5))
-            total[found] += times * rarity * often / (relative[found] + often)
+            total[found] += times * _rarity(len(found), len(selected)) * often / (relative[found] + often)
         return total
+
+    def rarity(self, question: str, selected: Numbers, others: int = 0) -> dict[str, float]:
+        """What each word of a question weighs: how often the question has it, times its inverse document frequency.
+
+        It is counted over the documents `selected` (ascending) and `others`, which have none of the words.
+        """
+        weights = {}
+        for word, times in Counter(self._stems([question])[0]).items():
+            documents, _ = self._postings(word)
+            held = int(_places(documents, selected)[1].sum()) if len(selected) else 0
+            weights[word] = times * _rarity(held, len(selected) + others)
+        return weights
 
     @property
     def bytes(self) -> int:
@@ -98,6 +109,11 @@ class Postings:
         parts = [(block, block.of(term)) for block in self._blocks]
         documents = np.concatenate([block.documents[at] for block, at in parts] or [_NONE])
         return documents, np.concatenate([block.counts[at] for block, at in parts] or [_NONE])
+
+
+def _rarity(held: int, documents: int) -> float:
+    """Inverse document frequency, as Lucene has it."""
+    return math.log(1 + (documents - held + 0.5) / (held + 0.5))
 
 
 def _counted(terms: Numbers, documents: Numbers32) -> _Block:

@@ -16,7 +16,7 @@ from msa_plugin.backbone.lora import Lora, Update
 from msa_plugin.backbone.router import Router, RouterLayer
 from msa_plugin.errors import AdapterError
 
-_OWN = {"name", "provenance", "measured", "lora", "format_version"}  # what averaged adapters may differ in
+_OWN = {"name", "provenance", "measured", "lora", "relevance", "format_version"}  # what averaged adapters may differ in
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def average(adapters: Sequence[Adapter], rank: int | None = None) -> Averaged:
     lora, lost = _lora(adapters, rank)
     notes = {"average_of": [dict(a.config.provenance) for a in adapters]}
     described = None if lora is None else lora.described(answers=_answers(adapters))
-    config = first.config.model_copy(update={"provenance": notes, "measured": {}, "lora": described})
+    config = first.config.model_copy(update={"provenance": notes, "measured": {}, "lora": described, "relevance": None})
     return Averaged(replace(first, config=config, router=router, lora=lora), lost)
 
 

@@ -174,7 +174,9 @@ class Contrastive:
                 {w: Update(u.down.detach().clone(), u.up.detach().clone()) for w, u in self.lora.updates.items()}
             )
         name = f"{self.backbone.name} trained"
-        config = self.start.config.model_copy(update={"name": name, "measured": dict(measured), "provenance": {}})
+        config = self.start.config.model_copy(
+            update={"name": name, "measured": dict(measured), "provenance": {}, "relevance": None}
+        )
         return replace(self.start, config=config, router=Router(router.config, layers, weights), lora=lora)
 
     # Scores

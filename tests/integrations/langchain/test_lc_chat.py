@@ -36,7 +36,9 @@ def test_memory_mode_routes_by_itself(filled, llm):
     message, answer = llm.invoke("the glacier?"), filled.ask("the glacier?", **OPTIONS)
     assert message.content == answer.text != ""
     metadata = message.response_metadata
-    assert metadata["sources"] == [{"id": s.id, "score": s.score, "hop": s.round} for s in answer.sources]
+    told = [{name: s[name] for name in ("id", "score", "hop")} for s in metadata["sources"]]
+    assert told == [{"id": s.id, "score": s.score, "hop": s.round} for s in answer.sources]
+    assert metadata["abstained"] is False and metadata["grounded"] is answer.grounded
     assert {s["hop"] for s in metadata["sources"]} == {1, 2}
     assert [r["selected"] for r in metadata["rounds"]] == [list(r.selected) for r in answer.trace.rounds]
     assert metadata["mode"] == "memory" and metadata["model_name"] == "tiny-llama"

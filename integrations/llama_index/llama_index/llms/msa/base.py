@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing, closing
+from dataclasses import asdict
 from typing import Any, Literal, TypeVar
 
 from llama_index.core.base.llms.types import (
@@ -42,8 +43,10 @@ class MSALLM(CustomLLM):
     `filters=`, besides the generation settings and `max_rounds`, `per_round`, `cut`.
 
     Settings that are None are the memory's own. Responses have the documents read in `additional_kwargs["sources"]`
-    (id, score, round) and tokens in `raw["usage"]`. Rounds, chosen and fetched nodes and the end of retrieval are
-    events of LlamaIndex's instrumentation (`llama_index.llms.msa.events`). Asynchronous calls run on worker threads.
+    (id, score, round, relevance, quotes), there too "abstained" (the memory does not say it; the text says so) and
+    "grounded" (whether the answer's words stand in the sources), and tokens in `raw["usage"]`. Rounds, chosen and
+    fetched nodes and the end of retrieval are events of LlamaIndex's instrumentation (`llama_index.llms.msa.events`).
+    Asynchronous calls run on worker threads.
     """
 
     mode: Literal["chat", "memory"] = Field(default="chat", description="Plain chat model, or answers from memory.")
@@ -217,7 +220,19 @@ class MSALLM(CustomLLM):
 def _sources(answer: Answer | None) -> dict[str, Any]:
     if answer is None:
         return {}
-    return {"sources": [{"id": s.id, "score": s.score, "round": s.round} for s in answer.sources]}
+    sources = [
+        {
+            "id": s.id,
+            "score": s.score,
+            "round": s.round,
+            "relevance": s.relevance,
+            "quotes": [asdict(quote) for quote in s.quotes],
+        }
+        for s in answer.sources
+    ]
+    if answer.trace.mode == "chat":
+        return {"sources": sources}
+    return {"sources": sources, "abstained": answer.abstained, "grounded": answer.grounded}
 
 
 def _pieces(stream: AnswerStream, response: Callable[[Piece], Response]) -> Generator[Response, None, None]:

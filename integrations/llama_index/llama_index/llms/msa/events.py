@@ -12,7 +12,15 @@ import llama_index.core.instrumentation as instrument
 from llama_index.core.instrumentation.events import BaseEvent
 
 from msa_plugin.arguments import pasted
-from msa_plugin.events import Answered, AnswerPiece, DocumentsChosen, DocumentsFetched, RetrievalEvent, RoundStarted
+from msa_plugin.events import (
+    Abstained,
+    Answered,
+    AnswerPiece,
+    DocumentsChosen,
+    DocumentsFetched,
+    RetrievalEvent,
+    RoundStarted,
+)
 from msa_plugin.streams import AnswerStream, AsyncAnswerStream
 from msa_plugin.types import Answer
 
@@ -70,6 +78,17 @@ class MSARetrievalEnded(BaseEvent):
         return "MSARetrievalEnded"
 
 
+class MSAAbstained(BaseEvent):
+    """The memory does not say it; see `msa_plugin.events.Abstained`."""
+
+    reason: str
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name of the event."""
+        return "MSAAbstained"
+
+
 def told(stream: AnswerStream) -> Generator[str | Answer, None, None]:
     """The pieces of an answer, then the whole one; everything else goes to the dispatcher.
 
@@ -120,4 +139,6 @@ def _translated(event: RetrievalEvent) -> BaseEvent:
     if isinstance(event, DocumentsFetched):
         ids, texts = [s.id for s in event.sources], [s.text for s in event.sources]
         return MSADocumentsFetched(round=event.round, ids=ids, texts=texts)
+    if isinstance(event, Abstained):
+        return MSAAbstained(reason=event.reason)
     return MSARetrievalEnded(rounds=event.rounds, reason=event.reason)

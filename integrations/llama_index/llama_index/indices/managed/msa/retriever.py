@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 class MSARetriever(BaseRetriever):
     """The `similarity_top_k` nodes with the highest routing scores, best first.
 
+    A node's score is its relevance (`Hit.relevance`, from 0 to 1), which means the same for every question, so that
+    cutoffs such as `SimilarityPostprocessor(similarity_cutoff=0.3)` do; where the adapter was not fitted to know it,
+    the routing score. The order is that of routing scores, which may differ a little.
+
     `filters` (and `doc_ids`, ids of whole LlamaIndex documents) apply before the best are taken. A query bundle with
     `custom_embedding_strs`, as HyDE makes them, is routed once for each of its strings; a node keeps its best score.
     Asynchronous retrieval runs on a worker thread.
@@ -61,7 +65,11 @@ class MSARetriever(BaseRetriever):
             if name not in best or hit.score > best[name].score:
                 best[name] = hit
         ranked = sorted(best.values(), key=lambda hit: -hit.score)[: self.similarity_top_k]
-        return [NodeWithScore(node=to_node(hit), score=float(hit.score)) for hit in ranked]
+        return [NodeWithScore(node=to_node(hit), score=_score(hit)) for hit in ranked]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return await asyncio.to_thread(self._retrieve, query_bundle)
+
+
+def _score(hit: Hit) -> float:
+    return float(hit.score if hit.relevance is None else hit.relevance)

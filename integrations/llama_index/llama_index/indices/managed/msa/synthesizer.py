@@ -31,8 +31,10 @@ class MSASynthesizer(BaseSynthesizer):
 
     The nodes must be the memory's, or passages of those, which are read then. When a postprocessor has changed a node's
     text, or a node comes from elsewhere, there is nothing in memory that says the same: all nodes of that query are
-    then put into the prompt as text, and a log record says so. No nodes give "Empty Response". `options` are those of
-    `LatentMemory.ask`: max_new_tokens, temperature, top_p, seed, stop.
+    then put into the prompt as text, and a log record says so. The response's metadata say whether the memory
+    `abstained` (then it has no source nodes) and whether the answer is `grounded`; those of a stream, once it has
+    ended. No nodes give "Empty Response". `options` are those of `LatentMemory.ask`: max_new_tokens, temperature,
+    top_p, seed, stop.
     """
 
     def __init__(
@@ -82,10 +84,10 @@ class MSASynthesizer(BaseSynthesizer):
             return self._from_text().get_response(query_str, text_chunks, **response_kwargs)
         options = {**self._options, **response_kwargs}
         if self._streaming:
-            return _pieces(self._memory.stream(query_str, documents=documents, **options))
+            return _Pieces(self._memory.stream(query_str, documents=documents, **options))
         *_, answer = told(self._memory.stream(query_str, documents=documents, **options))
         assert isinstance(answer, Answer)  # it comes last
-        return answer.text
+        return _Text(answer)
 
     async def aget_response(
         self, query_str: str, text_chunks: Sequence[str], documents: list[str] | None = None, **response_kwargs: Any
@@ -95,11 +97,21 @@ class MSASynthesizer(BaseSynthesizer):
             return await self._from_text().aget_response(query_str, text_chunks, **response_kwargs)
         options = {**self._options, **response_kwargs}
         if self._streaming:
-            return _apieces(self._memory.astream(query_str, documents=documents, **options))
+            return _AsyncPieces(self._memory.astream(query_str, documents=documents, **options))
         stream = self._memory.astream(query_str, documents=documents, **options)
         answer = [event async for event in atold(stream)][-1]
         assert isinstance(answer, Answer)  # it comes last
-        return answer.text
+        return _Text(answer)
+
+    def _prepare_response_output(
+        self, response_str: RESPONSE_TEXT_TYPE | None, source_nodes: list[NodeWithScore]
+    ) -> RESPONSE_TYPE:
+        response = super()._prepare_response_output(response_str, source_nodes)
+        if isinstance(response_str, _Text):
+            _settle(response, response_str.answer)
+        elif isinstance(response_str, _Pieces | _AsyncPieces):
+            response_str.response = response
+        return response
 
     def _held(self, nodes: Sequence[NodeWithScore]) -> list[str] | None:
         """Ids of the nodes, or of those they are passages of, if the memory holds every one as it is, else None."""
@@ -140,13 +152,76 @@ def _llm_settings(options: dict[str, Any]) -> dict[str, Any]:
     return settings | ({"stop": list(options["stop"])} if "stop" in options else {})
 
 
-def _pieces(stream: AnswerStream) -> Generator[str, None, None]:
-    with closing(told(stream)) as events:
-        yield from (event for event in events if isinstance(event, str))
+def _settle(response: RESPONSE_TYPE | None, answer: Answer) -> None:
+    """Let a response say what became of the answer."""
+    if response is not None:
+        response.metadata = {**(response.metadata or {}), "abstained": answer.abstained, "grounded": answer.grounded}
+        if answer.abstained:
+            response.source_nodes = []
 
 
-async def _apieces(stream: AsyncAnswerStream) -> AsyncGenerator[str, None]:
-    async with aclosing(atold(stream)) as events:
-        async for event in events:
-            if isinstance(event, str):
-                yield event
+class _Text(str):
+    """An answer's text, and the answer."""
+
+    answer: Answer
+
+    def __new__(cls, answer: Answer) -> _Text:
+        text = super().__new__(cls, answer.text)
+        text.answer = answer
+        return text
+
+
+class _Pieces(Generator[str, None, None]):
+    """The pieces of an answer; `response` is told of it once it is whole."""
+
+    def __init__(self, stream: AnswerStream) -> None:
+        self.response: RESPONSE_TYPE | None = None
+        self._inner = self._told(stream)
+
+    def _told(self, stream: AnswerStream) -> Generator[str, None, None]:
+        with closing(told(stream)) as events:
+            for event in events:
+                if isinstance(event, str):
+                    yield event
+                else:
+                    _settle(self.response, event)
+
+    def send(self, value: None) -> str:
+        """The next piece."""
+        return self._inner.send(value)
+
+    def throw(self, *error: Any) -> str:
+        """Raise where the stream stands."""
+        return self._inner.throw(*error)
+
+    def close(self) -> None:
+        """Stop decoding."""
+        self._inner.close()
+
+
+class _AsyncPieces(AsyncGenerator[str, None]):
+    """`_Pieces`, for an event loop."""
+
+    def __init__(self, stream: AsyncAnswerStream) -> None:
+        self.response: RESPONSE_TYPE | None = None
+        self._inner = self._told(stream)
+
+    async def _told(self, stream: AsyncAnswerStream) -> AsyncGenerator[str, None]:
+        async with aclosing(atold(stream)) as events:
+            async for event in events:
+                if isinstance(event, str):
+                    yield event
+                else:
+                    _settle(self.response, event)
+
+    async def asend(self, value: None) -> str:
+        """The next piece."""
+        return await self._inner.asend(value)
+
+    async def athrow(self, *error: Any) -> str:
+        """Raise where the stream stands."""
+        return await self._inner.athrow(*error)
+
+    async def aclose(self) -> None:
+        """Stop decoding."""
+        await self._inner.aclose()

@@ -1,0 +1,173 @@
+"""Does a memory know what it does not know? Questions whose answer it holds, and the same with the answer taken away.
+
+A question is absent in two ways: its gold documents are taken out, as data sets name them (`gold`), or every document
+that holds an accepted answer is (`answer`), for other passages often say the same. Nothing is deleted: what is taken
+out is not admitted, so that statistics follow as if it had never been there.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from msa_plugin import prompts
+from msa_plugin.arguments import answer_settings
+from msa_plugin.bank.handle import Selected
+from msa_plugin.bench.base import Dataset, Question
+from msa_plugin.bench.metrics import f1, normalised
+from msa_plugin.errors import IngestError
+from msa_plugin.memory import LatentMemory
+from msa_plugin.types import Answer
+
+_JUDGEMENTS = frozenset(("yes", "no", "supports", "refutes"))  # answers that are no words of a text
+OnStep = Callable[[str, int, int], None]
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Nobody watches."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some questions of a data set, and passages that hold their answers among others of the same articles."""
+
+    dataset: Dataset
+
+    @classmethod
+    def of(cls, dataset: Dataset, questions: int, passages: int, seed: int = 0) -> Sample:
+        """At most so many of both, gold passages always. Raises IngestError where no question names one."""
+        generator = random.Random(seed)
+        asked = [q for q in dataset.questions if q.positives]
+        if not asked:
+            raise IngestError(f"{dataset.name} names no passage that answers a question")
+        chosen = generator.sample(asked, min(questions, len(asked)))
+        gold = {name for q in chosen for name in q.positives}
+        articles = {d.title for d in dataset.documents if d.id in gold and d.title}
+        others = [d for d in dataset.documents if d.id not in gold]
+        generator.shuffle(others)
+        others.sort(key=lambda d: d.title not in articles)  # the hard ones first
+        kept = gold | {d.id for d in others[: max(0, passages - len(gold))]}
+        documents = tuple(d for d in dataset.documents if d.id in kept)
+        return cls(Dataset(dataset.name, documents, tuple(chosen), dataset.notes))
+
+    @cached_property
+    def _texts(self) -> dict[str, str]:
+        return {d.id: f" {normalised(prompts.document_text(d.title, d.text))} " for d in self.dataset.documents}
+
+    def holding(self, question: Question) -> set[str]:
+        """Ids of the documents that hold an accepted answer, word for word, and of the gold ones."""
+        answers = [f" {words} " for words in map(normalised, question.answers) if words and words not in _JUDGEMENTS]
+        said = {name for name, text in self._texts.items() if any(answer in text for answer in answers)}
+        return said | set(question.positives)
+
+
+class Room:
+    """A memory that holds a sample (and maybe more), and selections of the sample by id."""
+
+    def __init__(self, memory: LatentMemory, sample: Sample) -> None:
+        """Encodes what of the sample the memory does not hold yet."""
+        missing = [d for d in sample.dataset.documents if d.id not in set(memory.ids())]
+        if missing:
+            memory.add(missing)
+        self.memory, self.sample = memory, sample
+        known = memory.engine.bank.lookup([d.id for d in sample.dataset.documents], memory.namespace)
+        self.ordinals = {name: at.ordinal for name, at in known.items()}
+        self.names = {ordinal: name for name, ordinal in self.ordinals.items()}
+        self._all = memory.engine.bank.select(memory.namespace)
+
+    def with_only(self, ids: Iterable[str]) -> Selected:
+        """These of the sample's documents."""
+        return self._all.only(self.ordinals[name] for name in ids)
+
+    def without(self, ids: Iterable[str]) -> Selected:
+        """The sample but for these."""
+        return self.with_only(self.ordinals.keys() - set(ids))
+
+    def ways(self, question: Question) -> Iterator[tuple[str, Selected]]:
+        """The question's `answerable`, `gold` and `answer` selection; an empty one is left out."""
+        taken = {"answerable": set[str](), "gold": set(question.positives), "answer": self.sample.holding(question)}
+        for way, ids in taken.items():
+            selection = self.without(ids)
+            if selection.documents:
+                yield way, selection
+
+
+def run(room: Room, *, answers: int = 0, on_step: OnStep = _silent, **options: Any) -> dict[str, Any]:
+    """Relevance of all questions each way, and what is answered to the first `answers` of them.
+
+    `auc` is the chance that a question that can be answered has a higher relevance than one that cannot, `below` the
+    share of questions that a memory declines by relevance alone, `says_so` the share that it declines in all. Options
+    are those of `LatentMemory.ask`.
+    """
+    questions = room.sample.dataset.questions
+    relevance: dict[str, list[float]] = {}
+    said: dict[str, list[bool]] = {}
+    scores: list[float] = []
+    for number, question in enumerate(questions):
+        on_step(room.sample.dataset.name, number, len(questions))
+        for way, selection in room.ways(question):
+            relevance.setdefault(way, []).append(_best(room.memory, question.text, selection))
+            if number < answers:
+                answer = _answer(room.memory, question.text, selection, options)
+                said.setdefault(way, []).append(answer.abstained)
+                if way == "answerable":
+                    scores.append(0.0 if answer.abstained else f1(answer.text, question.answers))
+    return {
+        "set": room.sample.dataset.name,
+        "questions": len(questions),
+        "passages": len(room.ordinals),
+        "auc": {way: auc(relevance["answerable"], found) for way, found in relevance.items() if way != "answerable"},
+        "below": {way: _share(value < room.memory.engine.least for value in found) for way, found in relevance.items()},
+        "answers": min(answers, len(questions)),
+        "says_so": {way: _share(found) for way, found in said.items()},
+        "f1": float(np.mean(scores)) if scores else None,
+    }
+
+
+def auc(higher: Sequence[float], lower: Sequence[float]) -> float:
+    """The chance that one of `higher` is above one of `lower`; ties count half."""
+    above, below = np.asarray(higher), np.sort(np.asarray(lower))
+    left, right = np.searchsorted(below, above, "left"), np.searchsorted(below, above, "right")
+    return float((left + right).mean() / 2 / len(below)) if len(below) and len(above) else float("nan")
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows for people: what is asked, what is wanted, and what was measured."""
+    lines = [
+        "gold: its documents taken away; answer: all that hold one; wrongly: nothing taken away",
+        "set            questions   AUC gold / answer   "
+        "by relevance: gold, answer, wrongly   says so: gold, answer, wrongly   F1",
+    ]
+    for row in rows:
+        ways = ("gold", "answer", "answerable")
+        alone = ", ".join(_shown(row["below"].get(way)) for way in ways)
+        in_all = ", ".join(_shown(row["says_so"].get(way)) for way in ways)
+        areas = " / ".join(_shown(row["auc"].get(way)) for way in ways[:2])
+        counts = f"{row['set']:14} {row['questions']:9} {areas:>19}"
+        lines.append(f"{counts} {alone:>36} {in_all:>32} {_shown(row['f1']):>4}")
+    return "\n".join(lines)
+
+
+def _best(memory: LatentMemory, question: str, selection: Selected) -> float:
+    [row] = memory.engine.rank([question], memory.engine.top_k, selection).rows
+    return max((r.relevance for r in row if r.relevance is not None), default=0.0)
+
+
+def _answer(memory: LatentMemory, question: str, selection: Selected, options: Mapping[str, Any]) -> Answer:
+    generation, rounds = answer_settings(memory.config, dict(options))
+    events = memory.engine.ask([question], selection, generation, rounds)
+    return next(event for _, event in events if isinstance(event, Answer))
+
+
+def _share(values: Iterable[bool]) -> float:
+    found = list(values)
+    return sum(found) / len(found) if found else float("nan")
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.2f}"

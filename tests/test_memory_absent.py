@@ -1,0 +1,164 @@
+"""It is not there: nothing is read where nothing is relevant, and the reader's own word for it never reaches anyone."""
+
+import pytest
+
+from facade import count_runs, opened, topics
+from msa_plugin import prompts
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.engine.abstaining import _Held
+from msa_plugin.events import Abstained, Answered, AnswerPiece, DocumentsFetched, RetrievalEnded
+from tiny import judging, tiny_adapter, tiny_backbone
+
+THERE, AWAY = "a text on beekeeping", "What is the capital of Peru?"
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return tiny_backbone()
+
+
+@pytest.fixture
+def memory(tmp_path, backbone):
+    adapter = judging(tiny_adapter(backbone))
+    with opened(tmp_path, backbone, adapter, lexical=1.0, instruction=None) as opened_memory:
+        opened_memory.add(topics())
+        yield opened_memory
+
+
+def saying(monkeypatch, text):
+    """From now on every answer is `text`, whatever the model computes."""
+    ids = {}
+
+    def pick(self, logits):
+        backbone = ids["backbone"]
+        said = [*backbone.tokenize(text), next(iter(backbone.end_ids))]
+        ids["at"] = ids.get("at", -1) + 1
+        return [said[min(ids["at"], len(said) - 1)]] * len(logits)
+
+    monkeypatch.setattr("msa_plugin.engine.generate.Sampler.pick", pick)
+    original = Backbone.run
+
+    def run(self, *args, **kwargs):
+        ids["backbone"] = self
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Backbone, "run", run)
+
+
+def test_where_nothing_is_relevant_nothing_is_read(memory, monkeypatch):
+    seen = count_runs(monkeypatch)
+    answer = memory.ask(AWAY)
+    assert answer.abstained and answer.text == prompts.UNKNOWN and answer.sources == ()
+    assert answer.grounded is None
+    trace = answer.trace
+    assert (trace.finish, trace.new_tokens, trace.prompt_tokens, trace.context_tokens) == ("abstained", 0, 0, 0)
+    assert trace.relevance < 0.3 and len(trace.rounds) == 1 and trace.rounds[0].selected
+    assert len(seen) == 1 and seen[0] < 64  # the question alone went through the model
+    assert answer.to_dict()["abstained"] is True
+
+
+def test_it_is_answered_where_something_is(memory):
+    answer = memory.ask(THERE, max_new_tokens=4)
+    assert not answer.abstained and answer.sources and answer.trace.relevance > 0.3
+    assert answer.sources[0].relevance == pytest.approx(answer.trace.relevance)
+    assert all(s.relevance is None for s in answer.sources if s.round > 1)
+
+
+def test_a_batch_answers_what_it_can(memory):
+    questions = [AWAY, THERE, "the dictators of Chile", "is there a text on violin?"]
+    answers = memory.ask(questions, max_new_tokens=4)
+    assert [a.abstained for a in answers] == [True, False, True, False]
+    alone = [memory.ask(q, max_new_tokens=4) for q in questions]
+    said = [[(a.text, [s.id for s in a.sources]) for a in some] for some in (answers, alone)]
+    assert said[0] == said[1]
+
+
+def test_a_stream_says_so_with_an_event(memory):
+    events = list(memory.stream(AWAY).events())
+    [abstained] = [e for e in events if isinstance(e, Abstained)]
+    assert abstained.reason == "relevance"
+    assert [e.text for e in events if isinstance(e, AnswerPiece)] == [prompts.UNKNOWN]
+    assert not [e for e in events if isinstance(e, DocumentsFetched)]
+    ended = [n for n, e in enumerate(events) if isinstance(e, RetrievalEnded)]
+    assert ended and ended[0] < events.index(abstained)
+    assert isinstance(events[-1], Answered) and events[-1].answer.abstained
+
+
+@pytest.mark.parametrize("said", ["Not in the documents.", "not in the documents", "“Not in the documents”. Well, no"])
+def test_the_readers_word_for_it_is_never_seen(memory, monkeypatch, said):
+    saying(monkeypatch, said)
+    stream = memory.stream(THERE, max_new_tokens=80)
+    events = list(stream.events())
+    assert "".join(e.text for e in events if isinstance(e, AnswerPiece)) == prompts.UNKNOWN
+    assert [e.reason for e in events if isinstance(e, Abstained)] == ["reader"]
+    answer = events[-1].answer
+    assert answer.abstained and answer.text == prompts.UNKNOWN and answer.sources == ()
+    assert answer.trace.finish == "abstained" and answer.trace.new_tokens > 0
+
+
+@pytest.mark.parametrize("said", ["Not in the north", "no", "Nothing", "Not in the documen", "beekeeping"])
+def test_what_only_begins_like_it_is_an_answer(memory, monkeypatch, said):
+    saying(monkeypatch, said)
+    stream = memory.stream(THERE, max_new_tokens=80)
+    assert "".join(stream) == said == stream.answer.text
+    assert not stream.answer.abstained and stream.answer.sources
+
+
+def test_pieces_go_on_as_soon_as_they_are_certain():
+    held = _Held(True)
+    assert [held.push(p) for p in ("No", "t in", " the ", "sea", " and", " more")] == [
+        "",
+        "",
+        "",
+        "Not in the sea",
+        " and",
+        " more",
+    ]
+    assert held.rest() == ""
+    assert _Held(False).push("Not") == "Not"
+
+
+def test_documents_that_were_chosen_are_read_whatever_their_relevance(memory, monkeypatch):
+    answer = memory.ask(AWAY, documents=["violin"], max_new_tokens=4)
+    assert not answer.abstained and [s.id for s in answer.sources] == ["violin"]
+    saying(monkeypatch, "Not in the documents.")
+    assert memory.ask(AWAY, documents=["violin"], max_new_tokens=80).abstained
+
+
+def test_an_instruction_and_chat_are_the_callers_own(tmp_path, backbone, monkeypatch):
+    adapter = judging(tiny_adapter(backbone))
+    with opened(tmp_path, backbone, adapter, lexical=1.0, instruction="Write a poem.") as memory:
+        memory.add(topics())
+        assert not memory.ask(AWAY, max_new_tokens=2).abstained
+        saying(monkeypatch, "Not in the documents.")
+        answer = memory.ask(THERE, max_new_tokens=80)
+        assert not answer.abstained and answer.text == "Not in the documents."
+    with opened(tmp_path, backbone, adapter, lexical=1.0, instruction="Write a poem.", abstain_below=0.3) as memory:
+        assert memory.ask(AWAY).abstained
+    saying(monkeypatch, "Not in the documents.")
+    with opened(tmp_path, backbone, adapter, lexical=1.0, instruction=None) as memory:
+        said = memory.chat([{"role": "user", "content": "Is it there?"}], max_new_tokens=80)
+        assert said.text == "Not in the documents." and not said.abstained and said.grounded is None
+
+
+def test_it_can_be_turned_off(tmp_path, backbone):
+    adapter = judging(tiny_adapter(backbone))
+    with opened(tmp_path, backbone, adapter, lexical=1.0, instruction=None, abstain_below=0) as memory:
+        memory.add(topics())
+        answer = memory.ask(AWAY, max_new_tokens=2)
+        assert not answer.abstained and answer.trace.relevance < 0.3
+
+
+def test_answers_say_where_their_words_stand(memory, monkeypatch):
+    saying(monkeypatch, "Beekeeping beekeeping")
+    answer = memory.ask(THERE, max_new_tokens=80)
+    assert answer.grounded is True
+    [source] = [s for s in answer.sources if s.id == "beekeeping"]
+    [quote] = source.quotes
+    text = source.text
+    assert text[quote.start : quote.end] == quote.text == "Beekeeping: beekeeping"
+    assert quote.text in quote.sentence
+    saying(monkeypatch, "of Cremona")
+    assert memory.ask(THERE, max_new_tokens=80).grounded is False
+    saying(monkeypatch, "Yes.")
+    assert memory.ask(THERE, max_new_tokens=80).grounded is None
