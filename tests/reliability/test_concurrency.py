@@ -141,6 +141,37 @@ def test_a_process_sees_what_another_committed_at_its_next_call_or_once_it_refre
         assert reader.count(NS) == 1
 
 
+FORKED_WRITER = """
+import os, sys
+from bank_builder import *
+parent = open_bank(sys.argv[1])
+parent.commit([encoded("a")], NS)
+selection = parent.select(NS)
+(ready, told), (go, say) = os.pipe(), os.pipe()
+if (pid := os.fork()) == 0:
+    child = open_bank(sys.argv[1])
+    child.commit([encoded("c")], NS)
+    os.write(told, b"x")
+    os.read(go, 1)
+    child.commit([encoded("d")], NS)
+    os._exit(0)  # as if killed: nothing is closed
+os.read(ready, 1)
+assert sorted(parent.iter_ids(NS)) == ["a", "c"]
+parent.close()
+os.write(say, b"x")
+assert os.waitpid(pid, 0)[1] == 0
+with open_bank(sys.argv[1]) as again:
+    assert sorted(again.iter_ids(NS)) == ["a", "c", "d"] and again.verify().ok
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_what_a_forked_child_commits_outlives_its_parents_handle(folder):
+    """SQLite takes the parent's connections for the child's, whose own would then lock nothing."""
+    done = run_child(FORKED_WRITER, folder)
+    assert done.returncode == 0, done.stderr
+
+
 KILLED = """
 import sys, time
 from bank_builder import *

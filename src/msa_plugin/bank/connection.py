@@ -9,7 +9,9 @@ them first.
 from __future__ import annotations
 
 import os
+import weakref
 from pathlib import Path
+from typing import Protocol
 
 from msa_plugin.bank.descriptors import Connected
 from msa_plugin.bank.resting import Rest, connect_to_read
@@ -17,15 +19,27 @@ from msa_plugin.bank.schema import connect
 from msa_plugin.errors import BankMovedError
 
 
+class Turn(Protocol):
+    """A lock that its holder may take again."""
+
+    def acquire(self, blocking: bool = True) -> bool:
+        """Take it."""
+
+    def release(self) -> None:
+        """Give it back."""
+
+
 class Connection:
-    """A connection to the catalog file `path`: `db`."""
+    """A connection to the catalog file `path`: `db`. A lasting one has the lock of those who use it, its `turn`."""
 
     def __init__(self, path: Path, *, writable: bool, same_as: Connection | None = None) -> None:
         """Raises sqlite3.Error, OSError, and BankMovedError where it is not the file that `same_as` has open."""
         self.path = path
+        self.turn: Turn | None = None
         self._inode: tuple[int, int] | None = _inode(path) if same_as is None else same_as._inode
         self._connected = Connected(path)
         self._rest: Rest | None = None
+        self._writable = writable
         try:
             self.check_place()
             if writable:
@@ -35,6 +49,7 @@ class Connection:
         except BaseException:
             self._connected.release()
             raise
+        _open.add(self)
         try:
             self.check_place()  # else another file may have come in between
         except BaseException:
@@ -43,8 +58,24 @@ class Connection:
 
     def close(self) -> None:
         """Close it; harmless when closed already."""
+        _open.discard(self)
         self.db.close()
         self._connected.release()
+
+    def leave(self) -> None:
+        """In a forked child: close what is the parent's, unless a thread was at it, or it was amid a change.
+
+        SQLite would take the parent's locks for the child's own, and lock nothing for what the child opens itself: its
+        log would be removed while it writes. Closing ends that, and leaves the parent's locks alone, which are the
+        parent process's. A change would be undone in memory that both share.
+        """
+        if self.turn is None or not self.turn.acquire(blocking=False):
+            return
+        try:
+            if not (self._writable and self.db.in_transaction):
+                self.db.close()
+        finally:
+            self.turn.release()
 
     def check_place(self) -> None:
         """Raises BankMovedError where the path does not lead to the file that is open here."""
@@ -77,3 +108,16 @@ def _inode(path: Path) -> tuple[int, int] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino
+
+
+_open: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+def _leave_all() -> None:
+    for connection in list(_open):
+        connection.leave()
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_all)

@@ -38,14 +38,14 @@ class WriterLock:
         self._timeout, self._check = timeout, check
         self._file = FileLock(str(folder / "writer.lock"))
         self._owner_note = folder / "writer.pid"
-        self._thread = threading.RLock()
+        self.turn = threading.RLock()  # among threads
         self._depth = 0
 
     @contextmanager
     def hold(self, timeout: float | None = None) -> Iterator[bool]:
         """Hold the lock; yields True on the outermost entry. Raises BankLockedError after the timeout."""
         patience = self._timeout if timeout is None else timeout
-        if not _within(patience, lambda spell: self._thread.acquire(timeout=spell)):
+        if not _within(patience, lambda spell: self.turn.acquire(timeout=spell)):
             raise BankLockedError(f"{self._folder}: another thread is writing; waited {patience:g} s")
         try:
             with self._process_lock(patience):
@@ -55,7 +55,7 @@ class WriterLock:
                 finally:
                     self._depth -= 1
         finally:
-            self._thread.release()
+            self.turn.release()
 
     @contextmanager
     def _process_lock(self, patience: float) -> Iterator[None]:

@@ -40,6 +40,7 @@ class Moments:
         self._depth = 0
         self._process = os.getpid()
         self._closed = False
+        catalog.connection.turn = self.lock
         self._past: list[View] = []
         self._spare: Catalog | None = None
         self._show(look(catalog, root, {}, snapshot))
@@ -179,6 +180,7 @@ class Moments:
             self._spare = None
         if self._spare is None:
             self._spare = Catalog(self._folder, writable=False, same_as=now)
+            self._spare.connection.turn = self.lock
         return self._spare
 
     def _rest(self) -> None:

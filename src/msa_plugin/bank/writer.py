@@ -71,6 +71,7 @@ class Writer:
     def _connected(self) -> Catalog:
         if self._catalog is None:
             self._catalog = Catalog(self._path, writable=True, same_as=self._moments.shown.catalog)
+            self._catalog.connection.turn = self._lock.turn
         return self._catalog
 
     def sweep_if_alone(self) -> None:
