@@ -253,6 +253,7 @@ def test_a_hub_id_is_downloaded_without_pickled_weights(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(loading, "cached_file", lambda name, file: str(folder / file))
     monkeypatch.setattr(loading, "snapshot_download", download)
+    monkeypatch.setattr(loading, "check_hub", lambda name, offline_way: False)  # it is there
     backbone = Backbone.load("owner/model", device="cpu", dtype="float32")
     assert backbone.own_adapter is not None and backbone.own_adapter.config.abilities.emit_ids
     [(name, patterns)] = asked

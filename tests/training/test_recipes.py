@@ -111,7 +111,7 @@ def test_a_wrong_recipe_is_told(tmp_path, text, word):
 
 
 def test_an_unknown_recipe_lists_the_others():
-    with pytest.raises(ConfigError, match=r"no recipe 'gpu'; there are cpu-latent, cpu-packed, cpu-small"):
+    with pytest.raises(ConfigError, match=r"no recipe 'gpu'; there are cpu-latent, cpu-packed, cpu-reader, cpu-small"):
         load_recipe("gpu")
 
 
@@ -237,7 +237,7 @@ def test_the_command(saved, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"--recipe": "none"}, "there are cpu-latent, cpu-packed, cpu-small"),
+        ({"--recipe": "none"}, "there are cpu-latent, cpu-packed, cpu-reader, cpu-small"),
         ({"--data": "absent"}, "is not a folder"),
         ({"--out": None}, "--out names the folder"),
         ({"--adapter": "absent"}, "cannot read an adapter"),
