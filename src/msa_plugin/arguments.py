@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, get_args
 
 from msa_plugin.backbone.adapter import AdapterConfig
 from msa_plugin.bank.handle import BankHandle, Selected
-from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
+from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig, nearest
 from msa_plugin.errors import ConfigError, InvalidQueryError, MSAError, UnknownDocumentError
 from msa_plugin.types import Filter, Hit, Source
 
@@ -159,5 +159,6 @@ def generation_settings(config: MemoryConfig, options: dict[str, Any], also: Seq
     unknown = sorted(set(options) - set(GenerationConfig.model_fields))
     if unknown:
         known = sorted([*GenerationConfig.model_fields, *also])
-        raise ConfigError(f"unknown options {unknown}; known: {', '.join(known)}")
+        hint = nearest(unknown[0], known)
+        raise ConfigError(f"unknown options {unknown}{hint}; known: {', '.join(known)}")
     return GenerationConfig(**{**config.generation.model_dump(), **options})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,9 +27,28 @@ Size = Annotated[int, Field(gt=0, le=1 << 20)]
 Place = Annotated[Path, AfterValidator(Path.resolve)]
 
 
-def problems(error: ValidationError) -> str:
-    """What is wrong with which field."""
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" where one of `known` is nearly `name`, else ""."""
+    near = get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def problems(error: ValidationError, known: Iterable[str] = ()) -> str:
+    """What is wrong with which field; `known` are the fields there are."""
+    return "; ".join(_problem(e["loc"], e["type"], e["msg"], e["input"], list(known)) for e in error.errors())
+
+
+def _problem(place: tuple[int | str, ...], kind: str, message: str, given: object, known: list[str]) -> str:
+    name = ".".join(map(str, place)) or "settings"
+    if kind == "extra_forbidden":
+        return f"there is no setting {name!r}{nearest(name, known)}"
+    if kind == "literal_error":
+        return f"{name}: {message.removeprefix('Input should be ')}, not {given!r}{_nearest_word(message, given)}"
+    return f"{name}: {message}"
+
+
+def _nearest_word(message: str, given: object) -> str:
+    return nearest(given, re.findall("'([^']*)'", message)) if isinstance(given, str) else ""
 
 
 class Settings(BaseModel):
@@ -40,7 +61,7 @@ class Settings(BaseModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise ConfigError(f"{type(self).__name__}: {problems(error)}") from error
+            raise ConfigError(f"{type(self).__name__}: {problems(error, type(self).model_fields)}") from error
 
 
 class RoutingConfig(Settings):

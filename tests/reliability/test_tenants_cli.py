@@ -19,6 +19,7 @@ ATTACKS = {
     "add": [["-", "--stdin-format", "jsonl"]],
     "ask": [[QUESTION, "--max-new-tokens", "3"], *([QUESTION, "--max-new-tokens", "2", "-f", f] for f in FILTERS[:3])],
     "retrieve": [[QUESTION, "-k", "50"], *([QUESTION, "-f", f] for f in FILTERS)],
+    "shell": [[], *(["-f", f] for f in FILTERS[:3])],
     "delete": [[*GUESSED], ["acme-plan"], ["nobody"], ["%"], ["ledger' OR '1'='1"]],
     "bank info": [[]],
 }
@@ -64,7 +65,8 @@ def seen(msa, bank, name, arguments):  # noqa: F811
     results = []
     for form in ([], ["--json"]):
         shutil.copytree(bank, "bank", dirs_exist_ok=False)
-        code, out, err = msa(*name.split(), *arguments, "-b", "bank", "-n", BOLT, *form, stdin=SAYS)
+        said = f"/find {QUESTION}\n/filter {FILTERS[0]}\n/find x\n".encode() if name == "shell" else SAYS
+        code, out, err = msa(*name.split(), *arguments, "-b", "bank", "-n", BOLT, *form, stdin=said)
         shutil.rmtree("bank")
         if form:
             out = without(json.loads(out)) if out else out

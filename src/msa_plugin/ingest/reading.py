@@ -85,7 +85,7 @@ class Reading:
             if self._sound and file.origin:
                 self.ids.complete.add(file.origin)
         self._mark(len(self.listing.files), self.bytes)
-        if self._no_text:
+        if self._no_text and self._on_skip is None:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self._no_text.items()))
             _LOG.warning("skipped %d files that are not text (%s)", self._no_text.total(), kinds)
 
