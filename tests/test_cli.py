@@ -17,6 +17,7 @@ from cli_fixtures import filled, msa, process, saved, where  # noqa: F401 - fixt
 from facade import about, topics
 from msa_plugin import __version__
 from msa_plugin.cli.hits import marked
+from msa_plugin.cli.models import model_name
 from msa_plugin.cli.output import Output, size
 from msa_plugin.memory import LatentMemory
 
@@ -108,14 +109,20 @@ def test_bank_commands_need_no_model(filled, monkeypatch, where):
     info = json.loads(filled("bank", "info", "--json")[1])
     assert info["documents"] == 3 and info["fingerprint"]["window"] == 2048 and info["bytes_total"] > 0
     code, out, _ = filled("bank", "info")
-    assert code == 0 and "documents 3" in out
+    assert code == 0 and "documents 3" in out and "made with a model that no adapter here is for" in out
+    assert model_name("7d6cbd88e1b1e631e4b5699087afb17b") == "SmolLM2-135M-Instruct"
     assert json.loads(filled("bank", "snapshot", "one", "--json")[1]) == {"snapshots": ["one"]}
     assert filled("bank", "snapshot", "one")[0] == 1
     assert filled("bank", "snapshot", "bad name")[0] == 1
     assert "one" in filled("bank", "snapshot")[1]
     assert json.loads(filled("bank", "snapshot", "one", "--drop", "--json")[1]) == {"snapshots": []}
     assert filled("bank", "snapshot", "--drop")[0] == 2
+    filled("bank", "snapshot", "kept")
     filled("delete", "glacier")
+    code, out, _ = filled("bank", "compact")
+    assert code == 0 and "snapshot kept still holds 1 documents that were deleted" in out
+    assert json.loads(filled("bank", "compact", "--json")[1])["held"] == {"kept": 1}
+    filled("bank", "snapshot", "kept", "--drop")
     sizes = json.loads(filled("bank", "compact", "--json")[1])
     assert sizes["bytes_after"] < sizes["bytes_before"]
     assert json.loads(filled("bank", "info", "--json")[1])["deleted"] == 0

@@ -28,7 +28,7 @@ Place = Annotated[Path, AfterValidator(Path.resolve)]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?" where one of `known` is nearly `name`, else ""."""
+    """Words that name the one of `known` that is nearly `name`, for the end of a message; empty for none."""
     near = get_close_matches(name, list(known), 1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

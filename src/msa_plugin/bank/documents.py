@@ -172,6 +172,11 @@ class DocumentRows:
         documents, tokens, chunks = self._db.execute(live, bound).fetchone()
         return Totals(documents, int(tokens), int(chunks), self._db.execute(dead, bound).fetchone()[0])
 
+    def held(self, at: At) -> int:
+        """How many rows of all namespaces a moment sees and the newest version does not."""
+        sql = "SELECT count(*) FROM documents WHERE deleted > :version AND ordinal <= :last"
+        return int(self._db.execute(sql, _bind(at)).fetchone()[0])
+
     def namespaces(self, at: At, inside: str | None = None) -> tuple[str, ...]:
         """Namespaces with a live document, in order: all of them, or `inside` and those nested in it.
 

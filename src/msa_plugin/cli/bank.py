@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from msa_plugin.cli.models import model_name
 from msa_plugin.cli.options import Bank, Json, Namespace, open_bank
 from msa_plugin.cli.output import Output, size
 from msa_plugin.errors import BankNotFoundError, ConfigError
@@ -24,16 +25,21 @@ def info(bank: Bank = Path("bank"), namespace: Namespace = "default", as_json: J
     out = Output(as_json)
     with open_bank(bank, read_only=True) as opened:
         stats, made_with = opened.stats(namespace), opened.fingerprint
+    name = model_name(made_with.backbone)
     out.say(f"{bank}, namespace {namespace!r} of {', '.join(map(repr, stats.namespaces)) or 'none'}")
-    out.say(f"  documents {stats.documents}, tokens {stats.tokens}, chunks {stats.chunks}, deleted {stats.deleted}")
+    out.say(
+        f"  documents {stats.documents:,}, tokens {stats.tokens:,}, chunks {stats.chunks:,}, deleted {stats.deleted:,}"
+    )
     out.say(
         f"  on disk {size(stats.bytes_total)}: routing keys {size(stats.bytes_keys)}, "
-        f"content {size(stats.bytes_content)}, catalog {size(stats.bytes_catalog)}; {stats.segments} segments"
+        f"content {size(stats.bytes_content)}, catalog with all texts {size(stats.bytes_catalog)}; "
+        f"{stats.segments:,} segments"
     )
     out.say(f"  snapshots: {', '.join(stats.snapshots) or 'none'}")
+    out.say(f"  made with {name or 'a model that no adapter here is for'}")
     for field, value in asdict(made_with).items():
-        out.say(f"  {field}: {value}")
-    out.result({**asdict(stats), "bytes_total": stats.bytes_total, "fingerprint": asdict(made_with)})
+        out.say(f"    {field}: {value}")
+    out.result({**asdict(stats), "bytes_total": stats.bytes_total, "model": name, "fingerprint": asdict(made_with)})
 
 
 @app.command()
@@ -119,8 +125,28 @@ def compact(bank: Bank = Path("bank"), as_json: Json = False) -> None:
         before = opened.stats("default").bytes_total
         opened.compact()
         after = opened.stats("default").bytes_total
+    held = _held(bank)
     out.say(f"{size(before)} before, {size(after)} after")
-    out.result({"bytes_before": before, "bytes_after": after})
+    for name, documents in held.items():
+        out.say(
+            f"  snapshot {name} still holds {documents:,} documents that were deleted or replaced since; to free them: "
+            f"msa bank snapshot {name} --drop --bank {bank}, then compact again"
+        )
+    out.result({"bytes_before": before, "bytes_after": after, "held": held})
+
+
+def _held(bank: Path) -> dict[str, int]:
+    """Documents that are kept for a snapshot alone, by its name."""
+    from msa_plugin.bank.catalog import Catalog
+    from msa_plugin.bank.disk import disk_errors
+
+    with disk_errors(bank, reading=True):
+        catalog = Catalog(bank, writable=False)
+        try:
+            counts = {s.name: catalog.documents.held(s.at) for s in catalog.snapshots()}
+        finally:
+            catalog.close()
+    return {name: count for name, count in counts.items() if count}
 
 
 @app.command()
