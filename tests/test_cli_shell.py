@@ -92,7 +92,7 @@ def test_a_snapshot_is_asked(filled):
         (["add", "docs.jsonl", "--stdin-format", "jsnol"], "did you mean 'jsonl'?"),
         (["ask", " "], "a question must have something in it"),
         (["retrieve", ""], "a question must have something in it"),
-        (["retrieve", "x", "-k", "0"], "0 is not in the range"),
+        (["retrieve", "x", "-k", "0"], "greater than or equal to 1"),
         (["ask", "x", "-b", "nowhere"], "holds no memory bank"),
         (["ask", "x", "-n", "empty"], "the memory holds no document in namespace 'empty'"),
         (["add", "docs.jsonl", "--encoding", "cp1225"], "did you mean 'cp1125'?"),
