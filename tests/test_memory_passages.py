@@ -183,3 +183,13 @@ def test_what_is_kept_for_later_questions_is_bounded(tmp_path, backbone, adapter
         assert found[0] == found[1] == found[2]
         memory.retrieve("violin", 1)
         assert memory.engine.passages._tokens < 5000
+
+
+@pytest.mark.parametrize("budget", [60, 200, 900])
+def test_something_of_every_chosen_document_is_read(tmp_path, backbone, adapter, budget):
+    with opened(tmp_path, backbone, adapter, context_tokens=budget, window=256) as memory:
+        chosen = [f"manual {n}" for n in range(3)]
+        memory.add([{"id": i, "title": i, "text": manual(*TOPICS[n : n + 4])} for n, i in enumerate(chosen)])
+        answer = memory.ask("violin", documents=chosen, max_new_tokens=2)
+        assert {s.id for s in answer.sources} == set(chosen)
+        assert answer.trace.context_tokens <= budget + 20 * len(answer.sources)  # "Document: " and blank lines

@@ -345,7 +345,8 @@ class Engine:
         for question, row, ranked, chunks in zip(questions, ordinals, ranking.rows, ranking.chunks, strict=True):
             scored = {r.ordinal: r for r in ranked}
             gathered = Gathered(question, [Found(scored[o], 1) for o in row])
-            asked.append(replace(to_read(gathered, excerpts, chunks, self.context_tokens), seconds=share))
+            read = to_read(gathered, excerpts, chunks, self.context_tokens, each=True)
+            asked.append(replace(read, seconds=share))
         return asked
 
     def _read_while_routing(self, questions: Sequence[str], selection: Selected) -> tuple[list[Asked], Prefill]:

@@ -60,17 +60,30 @@ class Excerpts:
             if size > 0
         ]
 
-    def read(self, question: str, ranked: Sequence[Ranked], chunks: ChunkScores | None, budget: int) -> list[Excerpt]:
+    def read(
+        self, question: str, ranked: Sequence[Ranked], chunks: ChunkScores | None, budget: int, *, each: bool = False
+    ) -> list[Excerpt]:
         """The best passages within a budget of tokens, as they are read: the best document last, in its own order.
 
-        Documents that fit as they are, are read whole.
+        Documents that fit as they are, are read whole. With `each`, something of every document is read.
         """
         documents = self.documents(ranked)
         if sum(d.tokens for d in documents) <= budget:
             return self.whole(ranked)[::-1]
-        found = list(zip(documents, ranked, strict=True))
+        passages = self._passages.ranked(question, list(zip(documents, ranked, strict=True)), chunks)
         chosen: dict[int, list[Scored]] = {}
-        for passage in self._passages.ranked(question, found, chunks):
+        if each:
+            first = {p.place: p for p in reversed(passages)}
+            costs = {place: self._cost(documents[place], p.span) for place, p in first.items()}
+            if sum(costs.values()) > budget:
+                granted = dict(zip(costs, allowances(list(costs.values()), budget), strict=True))
+                return [
+                    self._trimmed(documents[place], first[place], granted[place])
+                    for place in sorted(first, reverse=True)
+                    if granted[place] > 0
+                ]
+            passages = [*first.values(), *(p for p in passages if first[p.place] is not p)]
+        for passage in passages:
             if budget < _LEAST and chosen:
                 break
             document = documents[passage.place]

@@ -23,10 +23,13 @@ def hits(excerpts: Excerpts, questions: Sequence[str], ranking: Ranking, k: int 
     return [excerpts.passage_hits(*one, k) for one in asked]
 
 
-def to_read(gathered: Gathered, excerpts: Excerpts, chunks: ChunkScores, budget: int) -> Asked:
-    """What of the documents found is read, within a budget of tokens; the best is read last, by the question."""
+def to_read(gathered: Gathered, excerpts: Excerpts, chunks: ChunkScores, budget: int, *, each: bool = False) -> Asked:
+    """What of the documents found is read, within a budget of tokens; the best is read last, by the question.
+
+    With `each`, something of every one of them.
+    """
     ranked = [f.ranked for f in gathered.found]
-    read = excerpts.read(gathered.question, ranked, chunks, budget)
+    read = excerpts.read(gathered.question, ranked, chunks, budget, each=each)
     return Asked(gathered, read, {d.ordinal: d for d in excerpts.documents(ranked)})
 
 
