@@ -173,7 +173,8 @@ def test_benchmarks_give_their_numbers(msa):
     exact, int8, float8 = json.loads(out)
     assert code == 0 and (exact["key_error_max"], exact["same"], exact["difference"]) == (0, 1, 0)
     assert 0 < int8["key_error_mean"] < 0.015 < float8["key_error_mean"] < 0.05
-    assert 0 < int8["value_error_max"] < 0.02 and int8["bytes_content_per_token"] < exact["bytes_content_per_token"] * 0.6
+    assert 0 < int8["value_error_max"] < 0.02
+    assert int8["bytes_content_per_token"] < 0.6 * exact["bytes_content_per_token"]  # which may be bfloat16 already
     code, out, _ = msa("bench", "read", "--repeats", "1", "--questions", "3", "--json")
     assert code == 0 and len(json.loads(out)) == 9
     assert all(row["first_token_s"] > 0 and 0 <= row["exact_match"] <= row["f1"] <= 1 for row in json.loads(out))
