@@ -26,12 +26,6 @@ ATTACKS = {
 # Whoever runs these has the bank's folder: they are about all of it, and `bank info` lists the namespaces.
 WHOLE_BANK = {"bank verify", "bank repair", "bank compact", "bank snapshot", "bank migrate"}
 OWN_BANKS = {"demo", "calibrate", "train", "average", "relevance"}  # as all under `bench` and `convert`
-    "demo",
-    "calibrate",
-    "train",
-    "average",
-    "relevance",
-}  # make what they work on, as all under `bench` and `convert` do
 SERVERS = {"mcp"}  # speaks a protocol: what its tenants see of each other is tested in tests/test_mcp.py
 
 
