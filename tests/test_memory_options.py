@@ -23,6 +23,14 @@ def full(memory):
 
 
 @pytest.fixture
+def adapter_of_keys(tmp_path, backbone):
+    """The same by routing keys alone."""
+    with opened(tmp_path / "keys", backbone) as memory:
+        memory.add(topics())
+        yield memory
+
+
+@pytest.fixture
 def talk(full):
     """What the model says at length, greedily."""
     return full.ask("the violin", max_new_tokens=24).text
@@ -98,7 +106,9 @@ def test_a_cut_above_everything_still_reads_the_best(full):
     assert [s.id for s in answer.sources] == [full.retrieve("the violin", 1)[0].id]
 
 
-def test_negative_scores_are_read_too(full, monkeypatch):
+def test_negative_scores_are_read_too(adapter_of_keys, monkeypatch):
+    full = adapter_of_keys
+
     def lowered(*args):
         return [[replace(r, score=r.score - 10) for r in row] for row in rank_shared(*args)]
 
@@ -150,7 +160,8 @@ def test_an_excerpt_has_whole_characters(tmp_path, backbone, adapter, budget):
     assert source.text or budget < 5
 
 
-def test_the_best_chunk_is_the_one_that_scored(full):
+def test_the_best_chunk_is_the_one_that_scored(adapter_of_keys):
+    full = adapter_of_keys
     [ranked] = full.engine.rank([about("violin")], 8, full.engine.bank.select("default")).rows
     [asked] = full.engine._vectors([about("violin")]).queries.flatten(1)
     for r in ranked:

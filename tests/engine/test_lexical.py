@@ -48,7 +48,7 @@ def test_the_score_is_the_sum(tmp_path, backbone):
 def test_words_find_what_keys_rank_low(tmp_path, backbone, monkeypatch):
     """A candidate by words alone gets both scores too."""
     monkeypatch.setattr("msa_plugin.engine.lexical.depth", lambda k: k)
-    monkeypatch.setattr("msa_plugin.engine.engine.depth", lambda k: k)
+    monkeypatch.setattr("msa_plugin.engine.shared.depth", lambda k: k)
     with opened(tmp_path / "a", backbone) as plain, opened(tmp_path / "b", backbone, lexical=9.0) as both:
         plain.add(topics())
         both.add(topics())
