@@ -16,7 +16,7 @@ from msa_plugin.memory import LatentMemory
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xfail(reason="two of these failed in the last run and were not looked at", strict=False),
+    pytest.mark.xfail(reason="failed once, not looked at", strict=False),
 ]
 
 
