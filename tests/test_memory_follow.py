@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,16 +14,25 @@ from facade import about, opened, topics
 from msa_plugin.errors import BankMovedError, EmptyMemoryError
 
 CHILD = """
-import sys
+import json, sys
 from pathlib import Path
 from facade import about, opened, topics
 from tiny import tiny_backbone
 with opened(Path(sys.argv[1]), tiny_backbone(), lexical=1.0, titles=0.4, lock_timeout=60) as memory:
+    can = {
+        "add": lambda count: memory.add(topics(count)) and None,
+        "update": lambda id, topic: memory.update({"id": id, "text": about(topic), "title": topic[:3]}) and None,
+        "delete": lambda id: memory.delete(id) and None,
+        "compact": lambda: memory.compact() and None,
+        "found": lambda: [h.id for h in memory.retrieve("glacier", k=3)],
+        "text": lambda id: memory.get(id)[0].text,
+        "ids": lambda: sorted(memory.ids()),
+    }
     print("open", flush=True)
     for line in sys.stdin:
-        print(eval(line), flush=True)
+        name, *arguments = json.loads(line)
+        print(json.dumps(can[name](*arguments)), flush=True)
 """
-FOUND = "[h.id for h in memory.retrieve('glacier', k=3)]"
 
 
 @pytest.fixture
@@ -38,10 +48,10 @@ def other(tmp_path, backbone):
     )
     assert child.stdout.readline() == "open\n"
 
-    def tell(code):
-        child.stdin.write(code + "\n")
+    def tell(name, *arguments):
+        child.stdin.write(json.dumps([name, *arguments]) + "\n")
         child.stdin.flush()
-        return child.stdout.readline().strip()
+        return json.loads(child.stdout.readline())
 
     yield tell
     child.communicate()
@@ -56,24 +66,24 @@ def test_each_process_sees_what_the_other_has_done(tmp_path, backbone, other):
     with opened(tmp_path, backbone, lexical=1.0, titles=0.4, lock_timeout=60) as memory:
         with pytest.raises(EmptyMemoryError):
             memory.ask("glacier?")
-        other("memory.add(topics(4))")
+        other("add", 4)
         assert found(memory)[0] == "glacier" and memory.ask("glacier?", max_new_tokens=1).sources
-        other("memory.update({'id': 'glacier', 'text': about('meteor'), 'title': 'met'})")
+        other("update", "glacier", "meteor")
         assert memory.get("glacier")[0].text == about("meteor") and found(memory, "meteor")[0] == "glacier"
         answers = memory.stream("What of the meteor?", max_new_tokens=2)
-        other("memory.delete('glacier')")
-        other("memory.compact()")
+        other("delete", "glacier")
+        other("compact")
         assert "glacier" not in found(memory, "meteor") and memory.stats().documents == 3 and not memory.get("glacier")
         list(answers)
         assert "glacier" in [s.id for s in answers.answer.sources], "a question keeps the moment at which it was asked"
 
         memory.add(topics(3))
-        assert other(FOUND).startswith("['glacier'")
+        assert other("found")[0] == "glacier"
         memory.update({"id": "glacier", "text": about("saffron")})
-        assert other("memory.get('glacier')[0].text") == about("saffron")
+        assert other("text", "glacier") == about("saffron")
         memory.delete("glacier")
         memory.compact()
-        assert "glacier" not in other(FOUND) and other("sorted(memory.ids())") == str(sorted(memory.ids()))
+        assert "glacier" not in other("found") and other("ids") == sorted(memory.ids())
 
 
 def test_a_state_that_is_asked_for_stays(tmp_path, backbone, memory):

@@ -1,6 +1,7 @@
 """Following: what other processes change is there at a handle's next call, and a question keeps its moment."""
 
 import gc
+import json
 import sys
 import threading
 
@@ -10,14 +11,23 @@ from bank_builder import NS, encoded, open_bank, picture, start_child
 from msa_plugin.errors import BankError, SnapshotError
 
 CHILD = """
-import sys
+import json, sys
 from bank_builder import NS, encoded, open_bank, picture
 with open_bank(sys.argv[1], lock_timeout=60) as bank:
+    can = {
+        "commit": lambda *documents: bank.commit([encoded(*d) for d in documents], NS) and None,
+        "delete": lambda *ids: bank.delete(list(ids), NS) and None,
+        "compact": lambda: bank.compact() and None,
+        "snapshot": lambda name: bank.snapshot(name) and None,
+        "drop_snapshot": lambda name: bank.drop_snapshot(name) and None,
+        "texts": lambda: sorted((i, p[1]) for i, p in picture(bank).items()),
+        "deleted": lambda: bank.stats(NS).deleted,
+    }
     print("open", flush=True)
     for line in sys.stdin:
-        print(eval(line), flush=True)
+        name, *arguments = json.loads(line)
+        print(json.dumps(can[name](*arguments)), flush=True)
 """
-TEXTS = "sorted((i, p[1]) for i, p in picture(bank).items())"
 
 
 class Other:
@@ -27,10 +37,10 @@ class Other:
         self.process = start_child(CHILD, folder)
         assert self.process.stdout.readline() == "open\n"
 
-    def __call__(self, code):
-        self.process.stdin.write(code + "\n")
+    def __call__(self, name, *arguments):
+        self.process.stdin.write(json.dumps([name, *arguments]) + "\n")
         self.process.stdin.flush()
-        return self.process.stdout.readline().strip()
+        return json.loads(self.process.stdout.readline())
 
 
 @pytest.fixture
@@ -50,38 +60,38 @@ def texts(bank):
 def test_what_another_process_changes_is_there_at_the_next_call(folder, other, read_only):
     with open_bank(folder, read_only=read_only) as bank:
         assert texts(bank) == []
-        other("bank.commit([encoded('a'), encoded('b')], NS)")
+        other("commit", ["a"], ["b"])
         assert texts(bank) == [("a", "text of a"), ("b", "text of b")]
-        other("bank.commit([encoded('a', 'new')], NS)")
+        other("commit", ["a", "new"])
         assert bank.get(["a"], NS)["a"].text == "new" and bank.count(NS) == 2
-        other("bank.delete(['b'], NS)")
+        other("delete", "b")
         assert texts(bank) == [("a", "new")] and "b" not in bank.lookup(["a", "b"], NS)
-        other("bank.compact()")
+        other("compact")
         assert texts(bank) == [("a", "new")] and bank.stats(NS).deleted == 0
-        other("bank.snapshot('s')")
+        other("snapshot", "s")
         assert [s.name for s in bank.snapshots()] == ["s"]
 
 
 def test_another_process_sees_what_this_one_changes(bank, other):
     bank.commit([encoded("a"), encoded("b")], NS)
-    assert other(TEXTS) == str([("a", "text of a"), ("b", "text of b")])
+    assert other("texts") == [["a", "text of a"], ["b", "text of b"]]
     bank.commit([encoded("a", "new")], NS)
-    assert other(TEXTS) == str([("a", "new"), ("b", "text of b")])
+    assert other("texts") == [["a", "new"], ["b", "text of b"]]
     bank.delete(["b"], NS)
-    assert other(TEXTS) == str([("a", "new")])
+    assert other("texts") == [["a", "new"]]
     bank.compact()
-    assert other(TEXTS) == str([("a", "new")]) and other("bank.stats(NS).deleted") == "0"
+    assert other("texts") == [["a", "new"]] and other("deleted") == 0
 
 
 def test_a_question_keeps_its_moment_while_another_process_changes_everything(folder, other):
-    other("bank.commit([encoded('a'), encoded('b')], NS)")
+    other("commit", ["a"], ["b"])
     with open_bank(folder, read_only=True) as bank:
         question = bank.select(NS)
         ordinals = question.ordinals().tolist()
         keys = bank.key_rows(ordinals, "3")
-        other("bank.commit([encoded('a', 'new'), encoded('c')], NS)")
-        other("bank.delete(['b'], NS)")
-        other("bank.compact()")
+        other("commit", ["a", "new"], ["c"])
+        other("delete", "b")
+        other("compact")
         assert texts(bank) == [("a", "new"), ("c", "text of c")], "a later question sees what is there"
         assert [d.text for d in bank.documents(ordinals)] == ["text of a", "text of b"]
         assert all(map(lambda x, y: x.equal(y), bank.key_rows(ordinals, "3"), keys))
@@ -95,41 +105,41 @@ def test_within_one_moment_nothing_moves(folder, other):
     with open_bank(folder) as bank:
         with bank.one_moment():
             assert bank.count(NS) == 0
-            other("bank.commit([encoded('a')], NS)")
+            other("commit", ["a"])
             assert bank.count(NS) == 0 and bank.lookup(["a"], NS) == {} and texts(bank) == []
         assert bank.count(NS) == 1
 
 
 def test_ids_are_of_the_moment_in_which_they_were_asked_for(folder, other, monkeypatch):
     monkeypatch.setattr("msa_plugin.bank.bank._PAGE", 1)
-    other("bank.commit([encoded('a'), encoded('b')], NS)")
+    other("commit", ["a"], ["b"])
     with open_bank(folder) as bank:
         found = bank.iter_ids(NS)
         assert next(found) == "a"
-        other("bank.delete(['b'], NS)")
-        other("bank.compact()")
+        other("delete", "b")
+        other("compact")
         assert list(found) == ["b"] and list(bank.iter_ids(NS)) == ["a"]
 
 
 def test_a_handle_that_does_not_follow_stays_until_it_is_refreshed(folder, other):
     with open_bank(folder, follow=False) as bank:
-        other("bank.commit([encoded('a')], NS)")
+        other("commit", ["a"])
         assert bank.count(NS) == 0
         bank.refresh()
         assert bank.count(NS) == 1
 
 
 def test_a_named_snapshot_stays_whatever_others_do(folder, other):
-    other("bank.commit([encoded('a'), encoded('b')], NS)")
-    other("bank.snapshot('s')")
+    other("commit", ["a"], ["b"])
+    other("snapshot", "s")
     with open_bank(folder, snapshot="s") as old:
         before = picture(old)
-        other("bank.delete(['a'], NS)")
-        other("bank.commit([encoded('b', 'new')], NS)")
+        other("delete", "a")
+        other("commit", ["b", "new"])
         assert picture(old) == before
-        other("bank.compact()")
+        other("compact")
         assert picture(old) == before, "its documents lie in other segments now"
-        other("bank.drop_snapshot('s')")
+        other("drop_snapshot", "s")
         with pytest.raises(SnapshotError, match="no snapshot named 's'"):
             picture(old)
 

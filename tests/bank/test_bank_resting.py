@@ -16,15 +16,17 @@ from msa_plugin.errors import BankError
 if os.geteuid() == 0:  # root writes everywhere
     os.setgid(65534); os.setuid(65534)
 with open_bank(sys.argv[1], read_only=True) as bank:
+    counts = lambda: (  # of living documents, each in another way
+        len(picture(bank)), bank.count(NS), bank.select(NS, {"n": {"$gte": 0}}).documents, len(list(bank.iter_ids(NS)))
+    )
+    can = {"counts": counts, "refresh": lambda: bank.refresh(), "sound": lambda: bank.verify().ok}
     print("open", flush=True)
     for line in sys.stdin:
         try:
-            print(eval(line), flush=True)
+            print(can[line.strip()](), flush=True)
         except BankError as error:
             print(type(error).__name__, error, flush=True)
 """
-FILTERED = "bank.select(NS, {'n': {'$gte': 0}}).documents"
-LIVE = f"(len(picture(bank)), bank.count(NS), {FILTERED}, len(list(bank.iter_ids(NS))))"
 
 
 def documents(first, last):
@@ -47,19 +49,19 @@ def test_a_reader_that_can_write_nothing_beside_a_writer_elsewhere(folder, tmp_p
         return child.stdout.readline().strip()
 
     try:
-        assert child.stdout.readline() == "open\n" and ask(LIVE) == str((20, 20, 20, 20))
+        assert child.stdout.readline() == "open\n" and ask("counts") == str((20, 20, 20, 20))
         folder.chmod(0o755)  # for a writer who is not root
         with open_bank(folder) as writer:
             writer.delete([f"d{n}" for n in range(10)], NS)
-            assert ask(LIVE) == str((10, 10, 10, 10)), "a writer is at work"
+            assert ask("counts") == str((10, 10, 10, 10)), "a writer is at work"
             writer.commit(documents(20, 50), NS)
             writer.compact()
-            assert ask(LIVE) == str((40, 40, 40, 40))
-        assert ask(LIVE) == str((40, 40, 40, 40)), "at rest again"
+            assert ask("counts") == str((40, 40, 40, 40))
+        assert ask("counts") == str((40, 40, 40, 40)), "at rest again"
         with open_bank(folder) as writer:
             writer.delete(["d49"], NS)
-        assert ask("bank.refresh()") == "None" and ask(LIVE) == str((39, 39, 39, 39)), "what lay there was replaced"
-        assert ask("bank.verify().ok") == "True"
+        assert ask("refresh") == "None" and ask("counts") == str((39, 39, 39, 39)), "what lay there was replaced"
+        assert ask("sound") == "True"
     finally:
         folder.chmod(0o755)
         child.communicate()

@@ -147,7 +147,6 @@ def test_a_resumed_run_must_be_the_same(results):
     }
 
 
-@pytest.mark.xfail(reason="new generation settings are told as another configuration: to be mended", strict=False)
 def test_a_run_goes_on_with_a_version_that_knows_more_options(tmp_path):
     memory = MemoryConfig().model_dump(mode="json")
     older = {name: value for name, value in memory.items() if name not in ("kernels", "tiers")}
@@ -158,6 +157,16 @@ def test_a_run_goes_on_with_a_version_that_knows_more_options(tmp_path):
     changed = {**memory, "tiers": {**memory["tiers"], "host_bytes": 8}}
     with pytest.raises(ConfigError, match=r"configuration \(memory\.tiers\.host_bytes: 0 then, 8 now\);"):
         results.configure("qa", {"k": 5, "memory": changed})
+
+
+def test_answers_of_before_there_was_a_reader_are_not_mixed_with_its_own(tmp_path):
+    memory = MemoryConfig().model_dump(mode="json")
+    older = {name: value for name, value in memory.items() if name not in ("reader", "abstain_below")}
+    results = Results(tmp_path)
+    results.configure("qa", {"memory": older})
+    with pytest.raises(ConfigError, match=r"memory\.reader: 'stock' then, 'auto' now"):
+        results.configure("qa", {"memory": memory})
+    results.configure("qa", {"memory": {**memory, "reader": "stock", "abstain_below": 0.0}})
 
 
 def test_data_that_changed_is_noticed(results):

@@ -304,15 +304,14 @@ def falling(scores: Sequence[float]) -> list[float]:
 
 
 def _today(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Saved settings with options of a memory that came later: they were at their defaults, which change nothing."""
-    if not isinstance(settings.get("memory"), Mapping):
-        return dict(settings)
+    """Saved settings with the options that came later, as they were then: off, or of no matter to what is measured."""
     # Answers did not end with a repetition then; what is measured writes few tokens, of which that is no matter.
-    return {
-        **settings,
-        "memory": {**MemoryConfig(lexical=0.0, titles=0.0).model_dump(mode="json"), **settings["memory"]},
-        "generation": {**GenerationConfig().model_dump(mode="json"), **settings.get("generation", {})},
+    then = {
+        "memory": MemoryConfig(lexical=0.0, titles=0.0, reader="stock", abstain_below=0.0),
+        "generation": GenerationConfig(),
     }
+    known = {name: given for name in then if isinstance(given := settings.get(name), Mapping)}
+    return {**settings, **{name: {**then[name].model_dump(mode="json"), **given} for name, given in known.items()}}
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> Iterator[str]:
