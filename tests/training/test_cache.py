@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from msa_plugin.backbone.attention import CausalRows, Sink
+from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.families import decoder_layers
 from msa_plugin.bench import jsonl
 from msa_plugin.engine.encoder import pad_right
@@ -152,10 +153,9 @@ def test_layers_that_are_not_there(tmp_path):
             pass
 
 
-@pytest.mark.xfail(reason="in bfloat16 (CPUs with AMX) logits differ by more", strict=False)
 @pytest.mark.slow
 def test_on_the_default_backbone(real_backbone, tmp_path, capsys):
-    backbone, layer = real_backbone, 15
+    backbone, layer = Backbone.load(dtype="float32"), 15  # bfloat16, where that is fast, is less exact
     rows = [backbone.tokenize(f"Passage {i}. " + "A lighthouse stands on the cliff and warns the ships. " * 12)
             for i in range(8)]  # fmt: skip
     ids, mask, positions = padded(rows)
