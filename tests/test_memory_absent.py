@@ -1,11 +1,18 @@
 """It is not there: nothing is read where nothing is relevant, and the reader's own word for it never reaches anyone."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from facade import count_runs, opened, topics
 from msa_plugin import prompts
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.engine.abstaining import _Held
+from msa_plugin.config import RelevanceConfig, RelevanceWeights
+from msa_plugin.engine.abstaining import _Held, prefilled
+from msa_plugin.engine.answering import Asked
+from msa_plugin.engine.interleave import Gathered
+from msa_plugin.engine.reading import Prefill
 from msa_plugin.events import Abstained, Answered, AnswerPiece, DocumentsFetched, RetrievalEnded
 from tiny import judging, tiny_adapter, tiny_backbone
 
@@ -162,3 +169,21 @@ def test_answers_say_where_their_words_stand(memory, monkeypatch):
     assert memory.ask(THERE, max_new_tokens=80).grounded is False
     saying(monkeypatch, "Yes.")
     assert memory.ask(THERE, max_new_tokens=80).grounded is None
+
+
+def test_a_reader_may_not_give_up_on_what_is_surely_relevant():
+    """The first token of its refusal weighs less the more relevant what was found is, and more where it is not."""
+    weights = RelevanceWeights(bias=0.0, key=1.0, key_lead=1.0)
+    trust = RelevanceConfig(words=weights, keys=weights, unrelated=0.1, absent_weight=1.5, absent_bias=1.0)
+    backbone = SimpleNamespace(tokenize=lambda text: [3, 4])
+    logits = torch.zeros(4, 6)
+    plain = Prefill(None, logits, torch.zeros(4), (), (), {})
+    asked = [Asked(Gathered("?", relevance=known), [], {}) for known in (1.0, 0.5, 0.0, None)]
+    reader = SimpleNamespace(trained=True, backbone=backbone, prefill=lambda questions, excerpts: plain)
+    found = prefilled(reader, asked, trust).logits
+    assert found[0, 3] < -9 and found[1, 3] == -1.0 and found[2, 3] > 7 and found[3, 3] == 0
+    found[:, 3] = 0
+    assert torch.equal(found, logits)
+    for other in (SimpleNamespace(trained=False, prefill=reader.prefill), reader):
+        kept = prefilled(other, asked, trust if other is not reader else None)
+        assert kept is plain

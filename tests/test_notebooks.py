@@ -165,10 +165,6 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-@pytest.mark.xfail(
-    reason="four notebooks show what the default memory did before it read passages; they are to be run again",
-    strict=False,
-)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPECTED)
 def test_it_runs(name: str, runs: dict[str, Future[Any]]) -> None:

@@ -168,12 +168,17 @@ class RelevanceConfig(Settings):
     `unrelated` is the routing key's cosine of the eighth best document of a usual memory; it stands in for those that a
     smaller memory does not have. `least` is the relevance of a question's best document below which the memory is taken
     not to say it.
+
+    A trained reader says that the answer is not there when the logit of that sentence's first token leads by more than
+    `absent_bias` and `absent_weight` times the relevance's own logit: what is surely relevant it may not give up on.
     """
 
     words: RelevanceWeights
     keys: RelevanceWeights
     unrelated: float
     least: float = Field(default=0.0, ge=0.0, lt=1.0)
+    absent_weight: float = Field(default=0.0, ge=0.0)
+    absent_bias: float = 0.0
 
 
 class Abilities(Settings):
@@ -323,7 +328,7 @@ class MemoryConfig(Settings):
     maps.
     """
 
-    reading: ReadingMode | Literal["auto"] = "auto"
+    reading: Literal["text", "latent", "kv", "auto"] = "auto"
     reader: Literal["auto", "stock"] = "auto"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -198,7 +198,6 @@ def test_the_quick_profile_on_the_tiny_backbone(tmp_path, backbone, part):
     assert [r.settings["reason"] for r in rows if r.metric == SKIPPED] == []
 
 
-@pytest.mark.xfail(reason="answers of the small model on few questions", strict=False)
 @pytest.mark.slow
 def test_the_quick_profile_on_the_default_backbone(tmp_path, real_backbone):
     ranking = quick("retrieval", tmp_path / "out", systems=("msa", "bm25"))

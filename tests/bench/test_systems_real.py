@@ -14,10 +14,7 @@ from msa_plugin.bench.systems.models import packaged_model
 from msa_plugin.bench.systems.rerank import Likelihood
 from msa_plugin.memory import LatentMemory
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xfail(reason="failed once, not looked at", strict=False),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -204,7 +204,6 @@ def test_no_lock_outlives_a_killed_process(folder):
         other.commit([encoded("a")], NS)
 
 
-@pytest.mark.xfail(reason="met once on a machine under load", strict=False)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_no_lock_lives_on_in_a_forked_child(folder):
     child = start_child(FORKING, folder)

@@ -1,23 +1,29 @@
 """Saying that the memory does not say it: nothing that was found is relevant, or the reader finds no answer in it.
 
+The reader decides together with relevance: alone, a small one gives up on passages that hold the answer in plain words.
+
 Nothing is read or decoded for a question of the first kind. A reader that was asked to say when the answer is not there
 says `prompts.ABSENT`; text that may turn out to be that sentence is held back until it is decided.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TypeVar
 
 from msa_plugin import prompts
+from msa_plugin.config import RelevanceConfig
 from msa_plugin.engine.answering import Asked, Events, stages
 from msa_plugin.engine.grounding import grounded
+from msa_plugin.engine.reading import Prefill, Reader
 from msa_plugin.events import Abstained
 from msa_plugin.types import Answer, Trace
 
 Item = TypeVar("Item")
+_SURE = 0.002  # relevance nearer to 0 or 1 counts as this near
 
 
 def parted(asked: Sequence[Asked], least: float) -> tuple[list[int], list[int]]:
@@ -74,6 +80,19 @@ def told(events: Events, asked: Sequence[Asked], *, may_abstain: bool) -> Events
                 yield row, _grounded(event, asked[row].gathered.question)
             else:
                 yield row, event
+
+
+def prefilled(reader: Reader, asked: Sequence[Asked], trust: RelevanceConfig | None) -> Prefill:
+    """Prefill what is read for `asked`; a trained reader's `prompts.ABSENT` is less likely as that is more relevant."""
+    prefill = reader.prefill([one.gathered.question for one in asked], [one.excerpts for one in asked])
+    if trust is None or not reader.trained or not (trust.absent_weight or trust.absent_bias):
+        return prefill
+    absent, logits = reader.backbone.tokenize(prompts.ABSENT)[0], prefill.logits.clone()
+    for row, one in enumerate(asked):
+        if (known := one.gathered.relevance) is not None:
+            share = min(max(known, _SURE), 1 - _SURE)
+            logits[row, absent] -= trust.absent_bias + trust.absent_weight * math.log(share / (1 - share))
+    return replace(prefill, logits=logits)
 
 
 def among(rows: Sequence[int], events: Iterable[tuple[int, Item]]) -> Generator[tuple[int, Item], None, None]:

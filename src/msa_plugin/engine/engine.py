@@ -20,7 +20,7 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.bank.tiers import Tiers
 from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
-from msa_plugin.engine.abstaining import among, declined, parted, told
+from msa_plugin.engine.abstaining import among, declined, parted, prefilled, told
 from msa_plugin.engine.answering import Asked, Events, answering, fetched, found_at_once, in_turn, portions
 from msa_plugin.engine.encoder import Encoder
 from msa_plugin.engine.excerpts import Excerpts
@@ -268,7 +268,7 @@ class Engine:
             if not (asked := [asked[row] for row in rows]):
                 return
             yield from among(rows, fetched(asked))
-            prefill = self.reader.prefill([a.gathered.question for a in asked], [a.excerpts for a in asked])
+            prefill = prefilled(self.reader, asked, self.adapter.config.relevance)
         answers = answering(self.backbone, asked, prefill, generation, self.mode, self._abilities, self._beside)
         yield from among(rows, told(answers, asked, may_abstain=self.may_abstain))
 
@@ -312,7 +312,7 @@ class Engine:
         for row in range(len(asked)):
             yield row, RetrievalEnded(0, "given")
         yield from fetched(asked)
-        prefill = self.reader.prefill(questions, [a.excerpts for a in asked])
+        prefill = prefilled(self.reader, asked, self.adapter.config.relevance)
         answers = answering(self.backbone, asked, prefill, generation, self.mode, self._abilities)
         yield from told(answers, asked, may_abstain=self.may_abstain)
 
@@ -344,7 +344,8 @@ class Engine:
         asked, excerpts = [], self._excerpts()
         for question, row, ranked, chunks in zip(questions, ordinals, ranking.rows, ranking.chunks, strict=True):
             scored = {r.ordinal: r for r in ranked}
-            gathered = Gathered(question, [Found(scored[o], 1) for o in row])
+            relevance = max((r.relevance for r in ranked if r.relevance is not None and r.ordinal in row), default=None)
+            gathered = Gathered(question, [Found(scored[o], 1) for o in row], relevance=relevance)
             read = to_read(gathered, excerpts, chunks, self.context_tokens, each=True)
             asked.append(replace(read, seconds=share))
         return asked

@@ -61,7 +61,6 @@ def test_after(run):
     assert found["retriever"].invoke("Who built the Kestrel Mill?")[0].metadata["source"] == "mill.md"
 
 
-@pytest.mark.xfail(reason="the small reader abstains on one of these two questions", strict=False)
 @pytest.mark.slow
 def test_paired(run):
     found = run("paired.py")
