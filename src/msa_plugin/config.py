@@ -170,7 +170,7 @@ class RelevanceConfig(Settings):
     not to say it.
 
     A trained reader says that the answer is not there when the logit of that sentence's first token leads by more than
-    `absent_bias` and `absent_weight` times the relevance's own logit: what is surely relevant it may not give up on.
+    `absent_bias` and `absent_weight` times the relevance's own logit; from a relevance of .98 on it may not say so.
     """
 
     words: RelevanceWeights

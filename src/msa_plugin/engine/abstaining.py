@@ -23,7 +23,8 @@ from msa_plugin.events import Abstained
 from msa_plugin.types import Answer, Trace
 
 Item = TypeVar("Item")
-_SURE = 0.002  # relevance nearer to 0 or 1 counts as this near
+_SURE = 0.98  # from here on a reader may not give up: held-out rows where it rightly did had less
+_UNSURE = 0.002  # less counts as this little
 
 
 def parted(asked: Sequence[Asked], least: float) -> tuple[list[int], list[int]]:
@@ -87,11 +88,14 @@ def prefilled(reader: Reader, asked: Sequence[Asked], trust: RelevanceConfig | N
     prefill = reader.prefill([one.gathered.question for one in asked], [one.excerpts for one in asked])
     if trust is None or not reader.trained or not (trust.absent_weight or trust.absent_bias):
         return prefill
-    absent, logits = reader.backbone.tokenize(prompts.ABSENT)[0], prefill.logits.clone()
+    # In whatever case it is written, or else it would only be written otherwise.
+    forms = (form(prompts.ABSENT) for form in (str, str.lower, str.upper, " {}".format))
+    absent, logits = sorted({reader.backbone.tokenize(form)[0] for form in forms}), prefill.logits.clone()
     for row, one in enumerate(asked):
         if (known := one.gathered.relevance) is not None:
-            share = min(max(known, _SURE), 1 - _SURE)
-            logits[row, absent] -= trust.absent_bias + trust.absent_weight * math.log(share / (1 - share))
+            share = max(known, _UNSURE)
+            weight = math.inf if share >= _SURE else math.log(share / (1 - share))
+            logits[row, absent] -= trust.absent_bias + trust.absent_weight * weight
     return replace(prefill, logits=logits)
 
 
