@@ -68,11 +68,10 @@ class Namespaces:
         stored = self._bank_().documents(selection.ordinals()[offset : offset + limit].tolist())
         return [Listed(d.id, d.text, d.title, d.metadata, d.namespace) for d in stored]
 
-    def _bank_(self) -> BankHandle:
-        raise NotImplementedError
+    if TYPE_CHECKING:  # what the memory has beside this
 
-    def _check_open(self) -> None:
-        raise NotImplementedError
+        def _bank_(self) -> BankHandle: ...
+        def _check_open(self) -> None: ...
 
 
 def _escaped(label: str) -> str:

@@ -41,5 +41,6 @@ class Upkeep:
         """
         self._bank_().refresh()
 
-    def _bank_(self) -> BankHandle:
-        raise NotImplementedError
+    if TYPE_CHECKING:  # what the memory has beside this
+
+        def _bank_(self) -> BankHandle: ...

@@ -113,6 +113,16 @@ class Lora:
         """A copy on `device`, in `dtype` (None: in those it has)."""
         return Lora({k: Update(u.down.to(device, dtype), u.up.to(device, dtype)) for k, u in self.updates.items()})
 
+    def trainable(self, device: torch.device) -> Lora:
+        """A float32 copy on `device` whose numbers are leaves that train."""
+        found = self.to(device, torch.float32)
+        return Lora({w: Update(u.down.requires_grad_(), u.up.requires_grad_()) for w, u in found.updates.items()})
+
+    def detached(self) -> Lora:
+        """A copy on the CPU, without gradients."""
+        copies = ((w, u.down.detach().cpu().clone(), u.up.detach().cpu().clone()) for w, u in self.updates.items())
+        return Lora({where: Update(down, up) for where, down, up in copies})
+
     def fitted(self, model: PreTrainedModel) -> Lora:
         """A copy for inference, each update where its layer's weight is and in its dtype. Raises as `check`.
 

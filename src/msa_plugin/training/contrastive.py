@@ -24,7 +24,7 @@ from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.attention import CausalRows
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.cache import cache_dir
-from msa_plugin.backbone.lora import TARGETS, Lora, Update
+from msa_plugin.backbone.lora import TARGETS, Lora
 from msa_plugin.backbone.router import Router, RouterLayer
 from msa_plugin.config import InterleaveConfig, Settings
 from msa_plugin.engine.calibrate import Calibration, CalibrationConfig
@@ -114,7 +114,7 @@ class Contrastive:
             begun = Lora.fresh(self.backbone.model, layers, c.rank, c.modules, generator).to(self.backbone.device)
         if begun.deepest >= last:
             raise ConfigError(f"LoRA of layer {begun.deepest} changes nothing before the last routing layer, {last}")
-        return Lora({w: Update(u.down.requires_grad_(), u.up.requires_grad_()) for w, u in begun.updates.items()})
+        return begun.trainable(self.backbone.device)
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -168,11 +168,7 @@ class Contrastive:
             for i, layer in router.layers.items()
         }
         weights = None if router.token_weights is None else router.token_weights.detach().clone()
-        lora = None
-        if self.lora is not None:
-            lora = Lora(
-                {w: Update(u.down.detach().clone(), u.up.detach().clone()) for w, u in self.lora.updates.items()}
-            )
+        lora = None if self.lora is None else self.lora.detached()
         name = f"{self.backbone.name} trained"
         config = self.start.config.model_copy(
             update={"name": name, "measured": dict(measured), "provenance": {}, "relevance": None}

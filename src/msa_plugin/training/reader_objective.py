@@ -22,7 +22,7 @@ from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.attention import CausalRows, Pass
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.families import shift_keys
-from msa_plugin.backbone.lora import TARGETS, Lora, Update
+from msa_plugin.backbone.lora import TARGETS, Lora
 from msa_plugin.bench.metrics import exact_match, f1
 from msa_plugin.config import Abilities, ContentConfig, GenerationConfig, Layers, Settings
 from msa_plugin.engine.adapters import find_adapter
@@ -95,15 +95,9 @@ class ReaderObjective:
         if not self.training:
             raise TrainingError("the data hold no question with an answer and the passages it is in")
         backbone.model.requires_grad_(False)
-        if start.reader is None:
-            generator = torch.Generator().manual_seed(seed)
-            begun = Lora.fresh(backbone.model, layers, config.rank, config.modules, generator)
-        else:
-            begun = start.reader.to(backbone.device, torch.float32)
-        self.lora = begun.to(backbone.device)
-        for update in self.lora.updates.values():
-            update.down.requires_grad_()
-            update.up.requires_grad_()
+        generator = torch.Generator().manual_seed(seed)
+        begun = start.reader or Lora.fresh(backbone.model, layers, config.rank, config.modules, generator)
+        self.lora = begun.trainable(backbone.device)
         self.rows = RowBuilder(data, config.made)
         frame = prompts.reader_frame(backbone.tokenizer)
         self._head, self._tail = backbone.tokenize_pieces(frame.pieces), backbone.tokenize_frame(frame.tail)
@@ -117,11 +111,7 @@ class ReaderObjective:
     @property
     def parameters(self) -> Mapping[str, Tensor]:
         """The updates."""
-        return {
-            f"lora.{layer}.{module}.{part}": getattr(update, part)
-            for (layer, module), update in self.lora.updates.items()
-            for part in ("down", "up")
-        }
+        return self.lora.tensors()
 
     def losses(self, batch: int) -> Losses:
         """Cross entropy of the answers of micro-batch `batch`; from stored K, V also the distance to reading text."""
@@ -233,8 +223,7 @@ class ReaderObjective:
 
     def adapter(self, measured: Mapping[str, Any]) -> Adapter:
         """The adapter it began from, which now answers too."""
-        updates = self.lora.updates.items()
-        reader = Lora({w: Update(u.down.detach().cpu().clone(), u.up.detach().cpu().clone()) for w, u in updates})
+        reader = self.lora.detached()
         learnt = {"answer": True, "read_kv": self.config.kv > 0}
         abilities = Abilities(**{**self.start.config.abilities.model_dump(), **learnt})
         before = self.start.config

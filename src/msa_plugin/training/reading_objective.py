@@ -24,7 +24,7 @@ from msa_plugin import prompts
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.attention import CausalRows, Pass, Sink
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.backbone.lora import TARGETS, Lora, Update
+from msa_plugin.backbone.lora import TARGETS, Lora
 from msa_plugin.config import Abilities, ContentConfig, Layers, Settings, Size
 from msa_plugin.contexts import LayerContext
 from msa_plugin.engine.adapters import find_adapter
@@ -146,10 +146,7 @@ class ReadingObjective:
         self._mine = Lexical(data) if config.documents > 1 else None
         generator = torch.Generator().manual_seed(seed)
         fresh = Lora.fresh(backbone.model, range(routing.layers[-1], last), config.rank, config.modules, generator)
-        self._trained = fresh.to(backbone.device)
-        for update in self._trained.updates.values():
-            update.down.requires_grad_()
-            update.up.requires_grad_()
+        self._trained = fresh.trainable(backbone.device)
         below = {} if start.lora is None else start.lora.to(backbone.device, torch.float32).updates
         self.lora = Lora({**below, **self._trained.updates})
         frame = prompts.chat_frame(backbone.tokenizer)
@@ -161,11 +158,7 @@ class ReadingObjective:
     @property
     def parameters(self) -> Mapping[str, Tensor]:
         """The updates that read."""
-        return {
-            f"lora.{layer}.{module}.{part}": getattr(update, part)
-            for (layer, module), update in self._trained.updates.items()
-            for part in ("down", "up")
-        }
+        return self._trained.tensors()
 
     def losses(self, batch: int) -> Losses:
         """Cross entropy of the answers, or of the repeated documents, of micro-batch `batch`."""
@@ -192,12 +185,7 @@ class ReadingObjective:
 
     def adapter(self, measured: Mapping[str, Any]) -> Adapter:
         """The adapter it began from, which now reads too."""
-        lora = Lora(
-            {
-                where: Update(u.down.detach().cpu().clone(), u.up.detach().cpu().clone())
-                for where, u in self.lora.updates.items()
-            }
-        )
+        lora = self.lora.detached()
         update = {
             "name": self.config.name,
             "reading": self.reading,
