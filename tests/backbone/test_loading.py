@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import time
 from types import SimpleNamespace
 
@@ -72,6 +74,24 @@ def test_the_order_of_the_default(monkeypatch) -> None:
     monkeypatch.setattr(loading, "packaged_gguf", lambda: None)
     assert loading.resolve(None) == loading.DEFAULT_HUB_ID
     assert loading.resolve("owner/model") == "owner/model"
+
+
+def test_bars_are_drawn_on_terminals_only(monkeypatch) -> None:
+    from transformers import modeling_gguf_pytorch_utils as reading
+    from transformers.utils import logging
+
+    def drawn(terminal: bool) -> bool:
+        out = io.StringIO()
+        monkeypatch.setattr(out, "isatty", lambda: terminal, raising=False)
+        monkeypatch.setattr(sys, "stderr", out)
+        with loading.bars_on_terminals_only(), loading._gguf_bar_on_terminals_only():
+            for bar in (reading.tqdm, logging.tqdm):
+                list(bar(range(3), desc="tensors"))
+        return bool(out.getvalue())
+
+    before = reading.tqdm
+    assert not drawn(terminal=False) and drawn(terminal=True)
+    assert reading.tqdm is before and logging.is_progress_bar_enabled()
 
 
 def test_a_gguf_is_converted_once_and_found_by_hash(tmp_path, monkeypatch) -> None:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def _refuse_kernels(config: PretrainedConfig) -> None:
 
 @contextmanager
 def bars_on_terminals_only() -> Iterator[None]:
-    """Transformers draws its loading bars everywhere; keep them off what is not a terminal."""
+    """Transformers draws its loading bars everywhere; keep them off what is not a terminal, a log say."""
     hide = transformers_logging.is_progress_bar_enabled() and not sys.stderr.isatty()
     if hide:
         transformers_logging.disable_progress_bar()
@@ -108,6 +108,19 @@ def bars_on_terminals_only() -> Iterator[None]:
     finally:
         if hide:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _gguf_bar_on_terminals_only() -> Iterator[None]:
+    """Reading a GGUF draws a bar of its own, whatever transformers' switch says: hundreds of lines in a log."""
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    bar = reading.tqdm
+    reading.tqdm = partial(bar, disable=None)  # None: not where stderr is no terminal
+    try:
+        yield
+    finally:
+        reading.tqdm = bar
 
 
 def _display_name(name: str | None) -> str:
@@ -248,8 +261,9 @@ def _sha256(stream: Any) -> str:
 def _convert(gguf: Path, work: Path) -> None:
     """Write config, tokenizer and float32 weights; `save_pretrained` refuses models that came from a GGUF."""
     folder, name = str(gguf.parent), gguf.name
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    with bars_on_terminals_only(), _gguf_bar_on_terminals_only():
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)

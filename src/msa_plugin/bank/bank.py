@@ -18,9 +18,9 @@ from torch import Tensor
 from msa_plugin.bank import compaction
 from msa_plugin.bank.catalog import Catalog, Snapshot
 from msa_plugin.bank.disk import check_writable, disk_errors
-from msa_plugin.bank.documents import Known, Scope, StoredDocument
+from msa_plugin.bank.documents import Known, Scope, StoredDocument, check_namespace
 from msa_plugin.bank.faults import reached
-from msa_plugin.bank.intake import check_documents, check_namespace, check_ordinals
+from msa_plugin.bank.intake import check_documents, check_ordinals
 from msa_plugin.bank.moments import Moments
 from msa_plugin.bank.schema import create_bank
 from msa_plugin.bank.segment import Segment

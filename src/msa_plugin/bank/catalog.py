@@ -23,14 +23,14 @@ from typing import Any, NamedTuple
 
 from msa_plugin.bank.connection import Connection
 from msa_plugin.bank.disk import disk_errors
-from msa_plugin.bank.documents import At, DocumentRows, row_checksum
+from msa_plugin.bank.documents import At, DocumentRows, Totals, row_checksum
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.log import Log
+from msa_plugin.bank.records import FileRecord, SegmentRecord
 from msa_plugin.bank.schema import CATALOG_FILE
 from msa_plugin.bank.seal import check_version, differs_from_seal, note_version, noted_version, seal, unseal
-from msa_plugin.bank.segment import FileRecord, SegmentRecord
 from msa_plugin.errors import BankCorruptError, BankFormatError, BankMovedError, BankNotFoundError, SnapshotError
-from msa_plugin.types import FORMAT_VERSION, OLDEST_FORMAT, Fingerprint
+from msa_plugin.types import FORMAT_VERSION, OLDEST_FORMAT, Fingerprint, Stats
 
 _FOLDER = re.compile(r"[0-9a-f]{32}")
 _SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -222,6 +222,22 @@ class Catalog:
         """Every segment, in the order of the ordinals they hold (which never overlap)."""
         sql = f"SELECT number, {_SEGMENT_COLUMNS} FROM segments ORDER BY first_ordinal"
         return [_segment_record(row) for row in self._db.execute(sql)]
+
+    def stats(self, at: At, totals: Totals) -> Stats:
+        """Sizes of the namespace whose `totals` at this moment are given, and of the bank."""
+        records = self.segments()
+        return Stats(
+            documents=totals.documents,
+            tokens=totals.tokens,
+            chunks=totals.chunks,
+            segments=len(records),
+            bytes_keys=sum(record.keys.bytes for record in records),
+            bytes_content=sum(record.content.bytes for record in records if record.content),
+            bytes_catalog=self.bytes(),
+            deleted=totals.deleted,
+            namespaces=self.documents.namespaces(at),
+            snapshots=tuple(snapshot.name for snapshot in self.snapshots()),
+        )
 
     def add_segment(self, record: SegmentRecord) -> int:
         """Name a written segment; returns its number, which is never reused."""

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.filters import Condition
-from msa_plugin.bank.intake import check_namespace
-from msa_plugin.errors import BankCorruptError, BankError
+from msa_plugin.errors import BankCorruptError, BankError, InvalidQueryError
 from msa_plugin.types import Document, content_hash
 
 _T = TypeVar("_T")
@@ -30,6 +29,16 @@ _NEEDED = (
 # The fields that a row's checksum is over, in order.
 _FIELDS = "ordinal, namespace, id, title, metadata, tokens, chunks, content_hash"
 _STORED = f"{_FIELDS}, checksum, text"
+
+
+def check_namespace(namespace: object) -> None:
+    """Raises InvalidQueryError unless `namespace` is a non-empty string of valid Unicode."""
+    if not isinstance(namespace, str) or not namespace:
+        raise InvalidQueryError(f"a namespace is a non-empty string, not {namespace!r}")
+    try:
+        namespace.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidQueryError(f"namespace {namespace!r} is not valid Unicode") from error
 
 
 class At(NamedTuple):

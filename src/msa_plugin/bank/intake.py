@@ -10,18 +10,8 @@ from torch import Tensor
 
 from msa_plugin.bank.quantize import content_scale_names, is_scale, scale_name
 from msa_plugin.bank.segment import DTYPES, Latents
-from msa_plugin.errors import DuplicateDocumentError, InvalidDocumentError, InvalidQueryError
+from msa_plugin.errors import DuplicateDocumentError, InvalidDocumentError
 from msa_plugin.types import Document, EncodedDocument
-
-
-def check_namespace(namespace: object) -> None:
-    """Raises InvalidQueryError unless `namespace` is a non-empty string of valid Unicode."""
-    if not isinstance(namespace, str) or not namespace:
-        raise InvalidQueryError(f"a namespace is a non-empty string, not {namespace!r}")
-    try:
-        namespace.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidQueryError(f"namespace {namespace!r} is not valid Unicode") from error
 
 
 def check_documents(documents: Sequence[EncodedDocument]) -> list[Latents]:

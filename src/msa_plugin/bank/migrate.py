@@ -15,7 +15,8 @@ from msa_plugin.bank.catalog import Catalog
 from msa_plugin.bank.disk import disk_errors
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.lock import WriterLock
-from msa_plugin.bank.segment import Segment, SegmentRecord, orphans
+from msa_plugin.bank.records import SegmentRecord
+from msa_plugin.bank.segment import Segment, orphans
 from msa_plugin.bank.verify import verify_bank
 from msa_plugin.bank.writing import write_segment
 from msa_plugin.errors import BankCorruptError

@@ -17,7 +17,6 @@ import hashlib
 import re
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -35,10 +34,10 @@ from msa_plugin.bank.quantize import (
     read_content,
     scale_name,
 )
+from msa_plugin.bank.records import CONTENT_FILE, KEYS_FILE, SegmentRecord
 from msa_plugin.bank.rows import Rows, memory_of
 from msa_plugin.errors import BankCorruptError
 
-KEYS_FILE, CONTENT_FILE = "keys.safetensors", "content.safetensors"
 _FOLDER_NAME = re.compile(r"[0-9a-f]{32}(\.tmp)?")
 DTYPES = {
     torch.int64: "I64",
@@ -86,43 +85,6 @@ class Latents(NamedTuple):
         rows = [self.content[layer] for layer in sorted(self.content)]
         rows += [self.scales[name] for name in names if not is_of_document(name)]
         return rows, [self.scales[name] for name in names if is_of_document(name)]
-
-
-class FileRecord(NamedTuple):
-    """Size in bytes and SHA-256 (hex) of a file, as the catalog remembers them.
-
-    `structure` is the CRC-32 of what says where things are: the header, ordinals, offsets and sums. It is checked
-    before anything is served, at a cost that does not depend on how many latents there are.
-    """
-
-    bytes: int
-    sha256: str
-    structure: int
-
-
-@dataclass(frozen=True)
-class SegmentRecord:
-    """What the catalog knows of a segment. `namespace` is None where documents of several namespaces share it."""
-
-    uuid: str
-    namespace: str | None
-    first_ordinal: int
-    last_ordinal: int
-    documents: int
-    chunks: int
-    keys: FileRecord
-    content: FileRecord | None
-    number: int = 0
-
-    @property
-    def bytes(self) -> int:
-        """Bytes on disk."""
-        return self.keys.bytes + (self.content.bytes if self.content else 0)
-
-    def files(self, root: Path) -> list[tuple[Path, FileRecord]]:
-        """Each file's path under the `segments` folder `root`, and its record."""
-        found = [(root / self.uuid / KEYS_FILE, self.keys)]
-        return [*found, (root / self.uuid / CONTENT_FILE, self.content)] if self.content else found
 
 
 class Segment:

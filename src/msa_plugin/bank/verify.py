@@ -10,9 +10,10 @@ import torch
 
 from msa_plugin.bank.catalog import Catalog
 from msa_plugin.bank.documents import DocumentRows
+from msa_plugin.bank.records import SegmentRecord
 from msa_plugin.bank.schema import CATALOG_FILE
 from msa_plugin.bank.seal import broken, noted_version
-from msa_plugin.bank.segment import Segment, SegmentRecord, sha256_file
+from msa_plugin.bank.segment import Segment, sha256_file
 from msa_plugin.errors import BankError
 from msa_plugin.types import VerifyReport
 

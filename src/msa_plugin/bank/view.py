@@ -120,20 +120,7 @@ class View:
 
     def stats(self, namespace: str) -> Stats:
         """Sizes of a namespace and of the bank."""
-        totals = self.totals(namespace)
-        records = [segment.record for segment in self.segments.values()]
-        return Stats(
-            documents=totals.documents,
-            tokens=totals.tokens,
-            chunks=totals.chunks,
-            segments=len(records),
-            bytes_keys=sum(record.keys.bytes for record in records),
-            bytes_content=sum(record.content.bytes for record in records if record.content),
-            bytes_catalog=self.catalog.bytes(),
-            deleted=totals.deleted,
-            namespaces=self.catalog.documents.namespaces(self.at),
-            snapshots=tuple(snapshot.name for snapshot in self.catalog.snapshots()),
-        )
+        return self.catalog.stats(self.at, self.totals(namespace))
 
     def select(self, scope: Scope, where: Filter | None) -> Selection:
         """Documents in `scope` that are alive and pass `where`. Raises InvalidQueryError for a malformed filter."""

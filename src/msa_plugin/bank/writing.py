@@ -17,8 +17,9 @@ from torch import Tensor
 
 from msa_plugin.bank.disk import fsync_folder, make_folder
 from msa_plugin.bank.faults import reached
+from msa_plugin.bank.records import CONTENT_FILE, KEYS_FILE, FileRecord, SegmentRecord
 from msa_plugin.bank.rows import memory_of
-from msa_plugin.bank.segment import CONTENT_FILE, DTYPES, KEYS_FILE, FileRecord, Latents, SegmentRecord
+from msa_plugin.bank.segment import DTYPES, Latents
 
 # What a file's structure is, see `FileRecord`.
 _STRUCTURE = ("header", "ordinals", "key_offsets", "key_sums", "content_offsets", "content_sums")

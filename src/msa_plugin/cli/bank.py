@@ -1,4 +1,4 @@
-"""`msa bank ...`: look after a bank on disk. None of these needs the backbone."""
+"""`msa bank ...`: look after a bank on disk. None of these needs the backbone; those that read latents need torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from msa_plugin.cli.models import model_name
-from msa_plugin.cli.options import Bank, Json, Namespace, open_bank
+from msa_plugin.cli.options import Bank, Json, Namespace, open_bank, open_catalog
 from msa_plugin.cli.output import Output, size
 from msa_plugin.errors import BankNotFoundError, ConfigError
 
@@ -23,8 +23,9 @@ def info(bank: Bank = Path("bank"), namespace: Namespace = "default", as_json: J
     Example: msa bank info --bank bank
     """
     out = Output(as_json)
-    with open_bank(bank, read_only=True) as opened:
-        stats, made_with = opened.stats(namespace), opened.fingerprint
+    with open_catalog(bank, checked=True) as catalog:
+        at, made_with = catalog.now(), catalog.fingerprint()
+        stats = catalog.stats(at, catalog.documents.totals(at, namespace))
     name = model_name(made_with.backbone)
     out.say(f"{bank}, namespace {namespace!r} of {', '.join(map(repr, stats.namespaces)) or 'none'}")
     out.say(
@@ -137,15 +138,8 @@ def compact(bank: Bank = Path("bank"), as_json: Json = False) -> None:
 
 def _held(bank: Path) -> dict[str, int]:
     """Documents that are kept for a snapshot alone, by its name."""
-    from msa_plugin.bank.catalog import Catalog
-    from msa_plugin.bank.disk import disk_errors
-
-    with disk_errors(bank, reading=True):
-        catalog = Catalog(bank, writable=False)
-        try:
-            counts = {s.name: catalog.documents.held(s.at) for s in catalog.snapshots()}
-        finally:
-            catalog.close()
+    with open_catalog(bank) as catalog:
+        counts = {s.name: catalog.documents.held(s.at) for s in catalog.snapshots()}
     return {name: count for name, count in counts.items() if count}
 
 
@@ -165,9 +159,10 @@ def snapshot(
     out = Output(as_json)
     if drop and name is None:
         raise ConfigError("--drop needs the name of a snapshot; msa bank snapshot lists them")
-    with open_bank(bank, read_only=name is None) as opened:
-        if name is not None:
+    if name is not None:
+        with open_bank(bank, read_only=False) as opened:
             (opened.drop_snapshot if drop else opened.snapshot)(name)
-        names = [s.name for s in opened.snapshots()]
+    with open_catalog(bank) as catalog:
+        names = [s.name for s in catalog.snapshots()]
     out.say("snapshots: " + (", ".join(names) or "none"))
     out.result({"snapshots": names})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ from msa_plugin.errors import EmptyMemoryError, InvalidQueryError
 
 if TYPE_CHECKING:
     from msa_plugin.bank.bank import MemoryBank
+    from msa_plugin.bank.catalog import Catalog
     from msa_plugin.memory import LatentMemory
 
 
@@ -94,16 +96,9 @@ def empty(bank: Path, namespace: str, snapshot: str | None = None) -> str:
 
     Raises BankNotFoundError for a mistyped path, SnapshotError and the other Bank errors.
     """
-    from msa_plugin.bank.catalog import Catalog
-    from msa_plugin.bank.disk import disk_errors
-
-    with disk_errors(bank, reading=True):
-        catalog = Catalog(bank, writable=False)
-        try:
-            at = catalog.snapshot(snapshot).at if snapshot is not None else catalog.now()
-            return "" if catalog.documents.totals(at, namespace).documents else _empty(namespace, snapshot)
-        finally:
-            catalog.close()
+    with open_catalog(bank) as catalog:
+        at = catalog.snapshot(snapshot).at if snapshot is not None else catalog.now()
+        return "" if catalog.documents.totals(at, namespace).documents else _empty(namespace, snapshot)
 
 
 def check_not_empty(bank: Path, namespace: str, snapshot: str | None) -> None:
@@ -124,6 +119,21 @@ def nothing_found(memory: LatentMemory, where: dict[str, Any] | None, least: flo
     if where and memory.stats().documents:
         return f"nothing found: no document passes the filter {json.dumps(where, ensure_ascii=False)}"
     return f"nothing found: {_empty(memory.namespace, None)}"
+
+
+@contextmanager
+def open_catalog(path: Path, *, checked: bool = False) -> Iterator[Catalog]:
+    """What a bank knows of its documents and files, at one moment; takes no torch. `checked`: see `Catalog`."""
+    from msa_plugin.bank.catalog import Catalog
+    from msa_plugin.bank.disk import disk_errors
+
+    with disk_errors(path, reading=True):
+        catalog = Catalog(path, writable=False, checked=checked)
+        try:
+            catalog.hold_snapshot()
+            yield catalog
+        finally:
+            catalog.close()
 
 
 def open_bank(path: Path, *, read_only: bool) -> MemoryBank:

@@ -14,9 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from msa_plugin.bank.documents import Known, StoredDocument
+from msa_plugin.bank.documents import Known, StoredDocument, check_namespace
 from msa_plugin.bank.filters import compile_filter
-from msa_plugin.bank.intake import check_namespace
 from msa_plugin.bank.lock import WriterLock
 from msa_plugin.cluster.manifest import Manifest, home
 from msa_plugin.cluster.selection import PLACES, ShardedSelection
