@@ -80,6 +80,17 @@ def chosen_of(
     return [[known[i] for i in row] for row in rows]
 
 
+def one_of(bank: BankHandle, namespace: str, document: object, selection: Selected) -> int:
+    """The ordinal of a document that a selection admits, by id or hit. Raises UnknownDocumentError."""
+    if not isinstance(document, str | Hit):
+        raise InvalidQueryError(f"a document is named by its id or a hit, not {document!r}")
+    wanted, home = (document, namespace) if isinstance(document, str) else (document.id, document.namespace)
+    known = bank.lookup([wanted], home).get(wanted)
+    if known is None or known.ordinal not in selection.admits([known.ordinal]):
+        raise UnknownDocumentError(f"no document {wanted!r} in this memory, or not one that the filter admits")
+    return known.ordinal
+
+
 def count(k: int) -> int:
     """`k` as an int, of whatever integer type. Raises InvalidQueryError, also for k < 1."""
     try:

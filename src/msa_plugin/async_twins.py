@@ -19,6 +19,7 @@ from msa_plugin.types import (
     Document,
     DocumentLike,
     DocumentsLike,
+    Explanation,
     Filter,
     Hit,
     VerifyReport,
@@ -56,6 +57,10 @@ class AsyncTwins:
         """`retrieve`, awaited."""
         options = {"filter": filter, "by": by, "min_relevance": min_relevance}
         return cast("list[Hit] | list[list[Hit]]", await self._thread("retrieve", question, k, **options))
+
+    async def aexplain(self, question: str, document: str | Hit, *, filter: Filter | None = None) -> Explanation:
+        """`explain`, awaited."""
+        return cast(Explanation, await self._thread("explain", question, document, filter=filter))
 
     async def aask(self, question: str | Sequence[str], **options: Any) -> Answer | list[Answer]:
         """`ask`, awaited."""

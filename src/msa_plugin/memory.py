@@ -30,6 +30,7 @@ from msa_plugin.config import ClusterConfig, MemoryConfig
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.answering import Events, completed
 from msa_plugin.engine.engine import Engine
+from msa_plugin.engine.explaining import explain
 from msa_plugin.engine.ingestion import BankIngestion, Ingestion, OnInvalid
 from msa_plugin.engine.setup import check_kernels, check_window, fingerprint
 from msa_plugin.errors import ConfigError, EmptyMemoryError, InvalidQueryError, UnknownDocumentError
@@ -44,7 +45,9 @@ from msa_plugin.types import (
     Document,
     DocumentLike,
     DocumentsLike,
+    Explanation,
     Filter,
+    Hit,
     Hits,
     OnProgress,
     Stats,
@@ -221,11 +224,23 @@ class LatentMemory(Namespaces, Upkeep, AsyncTwins):
         selection = self._bank.select(self.namespace, filter, below=self.below)
         if not questions:
             return []
-        found = self._engine.hits(questions, self._engine.rank(questions, k, selection), k if passages else None)
-        rows = [Hits(hit for hit in row if admits(hit)) for row in found]
+        rows = self._engine.hits(questions, self._engine.rank(questions, k, selection), k if passages else None)
         for row in rows:
+            row[:] = [hit for hit in row if admits(hit)]
             row.missed_shards = selection.missed
         return rows[0] if isinstance(question, str) else rows
+
+    def explain(self, question: str, document: str | Hit, *, filter: Filter | None = None) -> Explanation:
+        """Why `retrieve` ranks a document, by id or hit, where it does: its chunks, words, names and relevance.
+
+        A notebook draws it. Raises InvalidQueryError for bad input, and UnknownDocumentError for a document that this
+        memory does not hold or `filter` does not admit.
+        """
+        [asked] = self._questions([question])
+        with self._bank.one_moment():
+            selection = self._bank.select(self.namespace, filter, below=self.below)
+            ordinal = arguments.one_of(self._bank, self.namespace, document, selection)
+            return explain(self._engine, asked, ordinal, selection)
 
     @overload
     def ask(

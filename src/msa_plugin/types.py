@@ -10,9 +10,14 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from msa_plugin.display import views
 from msa_plugin.errors import InvalidDocumentError
+from msa_plugin.explanation import ChunkScore as ChunkScore
+from msa_plugin.explanation import Explanation as Explanation
+from msa_plugin.explanation import NamedBy as NamedBy
 from msa_plugin.reports import AddReport as AddReport
 from msa_plugin.reports import DeleteReport as DeleteReport
 from msa_plugin.reports import Progress as Progress
@@ -194,7 +199,8 @@ class Passage:
 class Hit:
     """A routed document. `score` is the aggregated routing score; `layer_scores` the same by routing layer.
 
-    What `score` has beyond the sum of `layer_scores` is what words and names added (`MemoryConfig.lexical`, `titles`).
+    `signals` are what the score is the sum of: `keys` (routing), and `words` and `names` where these added to it
+    (`MemoryConfig.lexical`, `titles`).
     `relevance` is how likely it holds what was asked for, from 0 to 1, and means the same for every question, where
     scores are relative to a question's best match; None where the adapter was not fitted to say so.
     `passages` are the places in it that fit best, best first. Of `retrieve(by="passage")` a hit is one `passage` (else
@@ -213,12 +219,39 @@ class Hit:
     passages: tuple[Passage, ...] = ()
     passage: Passage | None = None
     relevance: float | None = None
+    signals: Mapping[str, float] = field(default_factory=dict)
 
 
 class Hits(list[Hit]):
-    """Hits, best first, and the shards of a cluster that were lost, whose documents are not among them."""
+    """What a question found, best first; a notebook shows it with the words and the chunks that scored.
+
+    `seconds` by stage: encode, route, passages; questions of a batch share them. `missed_shards` are those of a cluster
+    that were lost, whose documents are not among the hits.
+    """
 
     missed_shards: tuple[int, ...] = ()
+    seconds: Mapping[str, float] = MappingProxyType({})
+
+    def __init__(
+        self,
+        hits: Iterable[Hit] = (),
+        question: str = "",
+        chunks: Callable[[int], tuple[int, int] | None] | None = None,
+    ) -> None:
+        """`chunks` says where a document's best chunk is, by ordinal; it is not kept in copies and pickles."""
+        super().__init__(hits)
+        self.question, self._chunks = question, chunks
+
+    def chunk(self, hit: Hit) -> tuple[int, int] | None:
+        """Characters [start, end) of the document's text whose routing key fits best; None once its memory is gone."""
+        return None if self._chunks is None else self._chunks(hit.ordinal)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what needs the memory."""
+        return vars(self) | {"_chunks": None, "seconds": dict(self.seconds)}
+
+    def _repr_html_(self) -> str:
+        return views.hits(self)
 
 
 @dataclass(frozen=True)
@@ -297,6 +330,9 @@ class Trace:
     beside: Mapping[str, float] = field(default_factory=dict)
     relevance: float | None = None
 
+    def _repr_html_(self) -> str:
+        return views.trace(self)
+
     @property
     def input_tokens(self) -> int:
         """Tokens that the model had in front of it, read as text or as latents."""
@@ -327,6 +363,9 @@ class Answer:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready copy."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        return views.answer(self)
 
 
 OnProgress = Callable[[Progress], None]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
+
+from msa_plugin.stems import marked
 
 if TYPE_CHECKING:
     from msa_plugin.cli.output import Output
     from msa_plugin.types import Hit
 
 _SHOWN = 600  # characters of a passage
-_WORD = re.compile(r"\w+")
 
 
 def show_hit(out: Output, hit: Hit, question: str) -> None:
@@ -24,18 +24,3 @@ def show_hit(out: Output, hit: Hit, question: str) -> None:
     text = " ".join(passage.text.split())
     shown = text if len(text) <= _SHOWN else text[:_SHOWN].rsplit(" ", 1)[0] + " ..."
     out.say_marked(f"        {shown}", marked(shown, question, 8))
-
-
-def marked(text: str, question: str, shift: int = 0) -> list[tuple[int, int]]:
-    """Where in `text` words of the question stand, stop words left out, in whatever form (characters + `shift`)."""
-    from msa_plugin.routing.lexical import Stems
-
-    stems = Stems()
-    asked = set(stems([question])[0])
-    words = list(_WORD.finditer(text))
-    found = stems([match[0] for match in words])
-    return [
-        (match.start() + shift, match.end() + shift)
-        for match, forms in zip(words, found, strict=True)
-        if asked.intersection(forms)
-    ]

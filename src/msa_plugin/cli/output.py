@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +15,10 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.text import Text
 
+from msa_plugin.display.page import printable
+from msa_plugin.display.page import seconds as seconds
 from msa_plugin.errors import ConfigError, IngestError, InvalidQueryError, MissingExtraError, MSAError
 
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # all but tab and newline; lone surrogates
 WRONG_USE = (ConfigError, InvalidQueryError, IngestError, MissingExtraError)
 
 
@@ -33,21 +33,21 @@ class Output:
 
     def note(self, text: str) -> None:
         """Say on stderr what is going on."""
-        self.errors.print(f"[dim]{escape(_printable(text))}[/dim]")
+        self.errors.print(f"[dim]{escape(printable(text))}[/dim]")
 
     def say(self, text: str = "", *, end: str = "\n", markup: bool = False) -> None:
         """A line for people; silent with --json. Text is printed as it is unless `markup` says that it is ours."""
         if not self.as_json:
-            self.console.print(_printable(text), end=end, markup=markup)
+            self.console.print(printable(text), end=end, markup=markup)
 
     def fail(self, text: str) -> None:
         """Say on stderr what went wrong."""
-        self.errors.print(f"[bold red]error:[/bold red] {escape(_printable(text))}")
+        self.errors.print(f"[bold red]error:[/bold red] {escape(printable(text))}")
 
     def say_marked(self, text: str, spans: Sequence[tuple[int, int]]) -> None:
         """A line for people with characters [start, end) of each span in bold, where this is a terminal."""
         if not self.as_json:
-            line = Text(_printable(text))  # as long as the text: a character for each
+            line = Text(printable(text))  # as long as the text: a character for each
             for start, end in spans:
                 line.stylize("bold", start, end)
             self.console.print(line)
@@ -69,11 +69,6 @@ def _console(**options: Any) -> Console:
     return Console(highlight=False, soft_wrap=True, emoji=False, **options)
 
 
-def _printable(text: str) -> str:
-    """Text without what a terminal would obey, such as escape sequences in a document, or could not encode."""
-    return _CONTROLS.sub("\ufffd", text)
-
-
 def _plain(data: Any) -> Any:
     if dataclasses.is_dataclass(data) and not isinstance(data, type):
         return dataclasses.asdict(data)
@@ -84,7 +79,7 @@ def _plain(data: Any) -> Any:
 
 def report_error(error: MSAError) -> int:
     """Print one of our errors to stderr; returns the exit code: 2 for wrong use, else 1."""
-    _console(stderr=True).print(f"[bold red]error:[/bold red] {escape(_printable(str(error)))}")
+    _console(stderr=True).print(f"[bold red]error:[/bold red] {escape(printable(str(error)))}")
     return 2 if isinstance(error, WRONG_USE) else 1
 
 
@@ -95,11 +90,6 @@ def set_up_logging(verbose: bool) -> None:
     logger = logging.getLogger("msa_plugin")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
-
-
-def seconds(value: float) -> str:
-    """A duration for people."""
-    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
 
 
 def size(count: int) -> str:

@@ -62,7 +62,7 @@ from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
 from msa_plugin.events import RetrievalEnded, RetrievalEvent, RoundStarted
 from msa_plugin.routing.key_search import KeySearch
 from msa_plugin.routing.prefilter import PrefilterSpec
-from msa_plugin.types import Document, EncodedDocument, Hit
+from msa_plugin.types import Document, EncodedDocument, Hits
 
 
 class Engine:
@@ -131,12 +131,12 @@ class Engine:
         """Global memory encoding of a stream of documents, in order."""
         return self.encoder.encode(documents, self.bank.next_ordinal)
 
-    def rank(self, queries: Sequence[str], k: int, selection: Selected) -> Ranking:
-        """The best `k` documents of each query among those that `selection` allows."""
+    def rank(self, queries: Sequence[str], k: int, selection: Selected, also: Sequence[int] = ()) -> Ranking:
+        """The best `k` documents of each query that `selection` allows; with `also`, all considered and these too."""
         if self.adapter.config.routing.selection == "shared":
-            return self._rank_shared(queries, k, selection)
+            return self._rank_shared(queries, k, selection, also=also)
         each = portions(queries, self.config.batch_questions)
-        parts = [self._rank_per_layer(portion, k, selection) for _, portion in each]
+        parts = [self._rank_per_layer(portion, k, selection, also) for _, portion in each]
         seconds = {stage: sum(part.seconds[stage] for part in parts) for stage in ("encode", "route")}
         return Ranking([r for part in parts for r in part.rows], seconds, [c for part in parts for c in part.chunks])
 
@@ -162,6 +162,7 @@ class Engine:
         selection: Selected,
         questions: Sequence[str] = (),
         weight: float = 0.0,
+        also: Sequence[int] = (),
     ) -> Ranking:
         """Rank by one matrix product; a query that differs from its question in `questions` is blended with it."""
         began = time.perf_counter()
@@ -173,7 +174,7 @@ class Engine:
         ranking = SharedRanking(
             self.bank, routing, self.search, self.prefilter, self.lexical, self.titles, self.relevance
         )
-        ranked = ranking.rank(queries, asked, k, selection, judge=not follows)
+        ranked = ranking.rank(queries, asked, k, selection, judge=not follows, also=also)
         seconds = {"encode": encoded - began, "route": time.perf_counter() - encoded}
         return Ranking(ranked, seconds, chunks_of(self.bank, asked))
 
@@ -192,9 +193,9 @@ class Engine:
             raise InvalidQueryError("the question has no token that the backbone knows")
         return row
 
-    def _rank_per_layer(self, queries: Sequence[str], k: int, selection: Selected) -> Ranking:
+    def _rank_per_layer(self, queries: Sequence[str], k: int, selection: Selected, also: Sequence[int]) -> Ranking:
         run = self._routed_pass(queries, max(k, self.top_k), selection, answering=False)
-        ranked = rank_routed(self.bank, self.adapter.config.routing, run.source, run.votes, k)
+        ranked = rank_routed(self.bank, self.adapter.config.routing, run.source, run.votes, k, also)
         route = run.source.seconds["route"]
         chunks = routed_chunks_of(self.bank, self.adapter.config.routing, run.source, run.votes)
         return Ranking(ranked, {"encode": run.seconds - route, "route": route}, chunks)
@@ -228,7 +229,7 @@ class Engine:
         high += 0.0 if self.lexical is None else self.lexical.weight
         return low, high * (1.0 if self.titles is None else (1.0 + self.titles.weight) ** 2)
 
-    def hits(self, questions: Sequence[str], ranking: Ranking, k: int | None = None) -> list[list[Hit]]:
+    def hits(self, questions: Sequence[str], ranking: Ranking, k: int | None = None) -> list[Hits]:
         """See `gathering.hits`."""
         return hits(self._excerpts(), questions, ranking, k)
 

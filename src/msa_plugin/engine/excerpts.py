@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from msa_plugin import prompts
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.documents import StoredDocument
 from msa_plugin.bank.handle import BankHandle
 from msa_plugin.engine.cutting import LARGEST, Span
-from msa_plugin.engine.passages import Passages, Scored
+from msa_plugin.engine.passages import BestChunks, Passages, Scored
 from msa_plugin.engine.ranking import ChunkScores, Ranked
 from msa_plugin.engine.reading import Excerpt, allowances, around
 from msa_plugin.types import Hit, Passage
@@ -46,6 +44,11 @@ class Excerpts:
     def whole(self, ranked: Sequence[Ranked]) -> list[Excerpt]:
         """The documents as they are."""
         return [_whole(d, r.score) for r, d in zip(ranked, self.documents(ranked), strict=True)]
+
+    def best_chunks(self, ranked: Iterable[Ranked]) -> BestChunks:
+        """Says, when asked, where in each document's text the chunk is that scored best."""
+        numbers = {r.ordinal: r.best_chunk for r in ranked}
+        return BestChunks(self._passages, {o: (self._documents[o], number) for o, number in numbers.items()})
 
     def cut(self, ranked: Sequence[Ranked], budget: int) -> list[Excerpt]:
         """What of each document fits a budget of tokens, in the order given.
@@ -159,13 +162,13 @@ class Excerpts:
         size = min(budget - taken * fits, span.stop - span.first)
         start, stop = around(max(0, passage.token - span.first), size, span.stop - span.first)
         first, stop = span.first + start, span.first + stop
-        begin, end = self._characters(document, first, stop)
+        begin, end = self._passages.characters(document, first, stop)
         part = Span(max(begin, 0), max(end, 0), first, stop, span.heading)
         return self._part(document, part, passage.score, above=fits)
 
     def _around(self, document: StoredDocument, ranked: Ranked, size: int) -> Excerpt:
         start, stop = around(self._best_token(ranked), size, document.tokens)
-        begin, end = (max(0, at) for at in self._characters(document, start, stop))
+        begin, end = (max(0, at) for at in self._passages.characters(document, start, stop))
         passage = Passage(document.text[begin:end], ranked.score, begin, end)
         return Excerpt(document.ordinal, self._encoded(document, start, stop), start, stop, passage)
 
@@ -179,17 +182,8 @@ class Excerpts:
         """Tokens [first, stop) of the document as it was encoded, title included, without characters cut through."""
         text = prompts.document_text(document.title, document.text)
         before = len(text) - len(document.text)
-        start, end = self._characters(document, first, stop)
+        start, end = self._passages.characters(document, first, stop)
         return text[start + before : end + before]
-
-    def _characters(self, document: StoredDocument, first: int, stop: int) -> tuple[int, int]:
-        """Characters of tokens [first, stop), only whole ones; negative in the title."""
-        starts = self._passages.starts(document)
-        start, end = (int(starts[at]) if at < len(starts) else len(document.text) for at in (first, stop))
-        if 0 < first < len(starts) and starts[first - 1] == start:  # the cut went through a character
-            after = int(np.searchsorted(starts, start, "right"))
-            start = int(starts[after]) if after < len(starts) else len(document.text)
-        return start, max(start, end)
 
     def _best_token(self, ranked: Ranked) -> int:
         return self._passages.layout_of(ranked.ordinal).token_of_chunk(ranked.best_chunk, self._passages.pooling)
@@ -208,4 +202,5 @@ def all_of(document: StoredDocument, score: float) -> Passage:
 def _hit(ranked: Ranked, document: StoredDocument) -> Hit:
     metadata = dict(document.metadata)  # its own: another row may have found the same document
     found = Hit(document.id, ranked.score, document.text, document.title, metadata, ranked.layer_scores, ranked.ordinal)
-    return replace(found, namespace=document.namespace, relevance=ranked.relevance)
+    found = replace(found, namespace=document.namespace, relevance=ranked.relevance)
+    return replace(found, signals=ranked.signals)

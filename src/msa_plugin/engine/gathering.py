@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 from msa_plugin.engine.answering import Asked
 from msa_plugin.engine.excerpts import Excerpts
 from msa_plugin.engine.interleave import Found, Gathered, Ranking
 from msa_plugin.engine.ranking import ChunkScores, Ranked
-from msa_plugin.types import Hit, Round
+from msa_plugin.types import Hits, Round
 
 
-def hits(excerpts: Excerpts, questions: Sequence[str], ranking: Ranking, k: int | None) -> list[list[Hit]]:
+def hits(excerpts: Excerpts, questions: Sequence[str], ranking: Ranking, k: int | None) -> list[Hits]:
     """Each row's documents with text, metadata and passages; with `k` the best passages of all of them instead.
 
     A document that several rows found is read once.
     """
+    began = time.perf_counter()
     excerpts.documents(r for row in ranking.rows for r in row)
-    asked = zip(questions, ranking.rows, ranking.chunks, strict=True)
-    if k is None:
-        return [excerpts.hits(*one) for one in asked]
-    return [excerpts.passage_hits(*one, k) for one in asked]
+    rows = []
+    for question, row, chunks in zip(questions, ranking.rows, ranking.chunks, strict=True):
+        found = excerpts.hits(question, row, chunks) if k is None else excerpts.passage_hits(question, row, chunks, k)
+        rows.append(Hits(found, question, excerpts.best_chunks(row)))
+    stages = {**ranking.seconds, "passages": time.perf_counter() - began}
+    for hits in rows:
+        hits.seconds = {stage: seconds / len(rows) for stage, seconds in stages.items()}
+    return rows
 
 
 def to_read(gathered: Gathered, excerpts: Excerpts, chunks: ChunkScores, budget: int, *, each: bool = False) -> Asked:

@@ -6,6 +6,8 @@ the documents that a question may see, so that what others stored changes nothin
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,9 +21,11 @@ from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.engine.indexed import Followed
 from msa_plugin.engine.ranking import Ranked, SharedQueries, explained
 from msa_plugin.errors import ConfigError
-from msa_plugin.routing.lexical import Scores, Stems
+from msa_plugin.routing.lexical import Scores
 from msa_plugin.routing.postings import Postings
+from msa_plugin.stems import Stems
 
+_WORD = re.compile(r"\w+")
 _ASKING = (
     "who whom whose what when where which why how many much do does did done has have had can could would should shall "
     "may might must i me my you your we us our he him his she her them am were been about from than so also please tell"
@@ -109,7 +113,19 @@ class Lexical:
     def raised(self, ranked: Sequence[Ranked], words: Words) -> list[Ranked]:
         """The same documents with their words counted."""
         shares = words.shares([r.ordinal for r in ranked])
-        return [replace(r, score=r.score + self.weight * share) for r, share in zip(ranked, shares, strict=True)]
+        added = [self.weight * share for share in shares]
+        return [replace(r, score=r.score + more, words=more) for r, more in zip(ranked, added, strict=True)]
+
+    def parts(self, text: str, selection: Selected, ordinal: int) -> dict[str, float]:
+        """What each word of a text adds to the score of one document of a selection, of those that do."""
+        postings, ordinals = self._postings.of(selection)
+        place = int(np.searchsorted(ordinals, ordinal))
+        best = float(postings.scores(text, ordinals).max(initial=0.0))
+        added = {}
+        for word, times in Counter(_WORD.findall(text.lower())).items():
+            if score := times * float(postings.scores(word, ordinals)[place]):
+                added[word] = self.weight * score / best
+        return added
 
     def index(self, selection: Selected) -> Postings:
         """The words of documents, by ordinal, those of a selection among them."""

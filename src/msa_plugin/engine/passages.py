@@ -8,7 +8,8 @@ much each is worth was measured (docs/experiments.md).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -77,6 +78,22 @@ class Passages:
         with self._lock:
             self._make_room()
             return self._started(document)
+
+    def characters(self, document: StoredDocument, first: int, stop: int) -> tuple[int, int]:
+        """Characters of the text that tokens [first, stop) cover, only whole ones; negative in the title."""
+        starts = self.starts(document)
+        start, end = (int(starts[at]) if at < len(starts) else len(document.text) for at in (first, stop))
+        if 0 < first < len(starts) and starts[first - 1] == start:  # the cut went through a character
+            after = int(np.searchsorted(starts, start, "right"))
+            start = int(starts[after]) if after < len(starts) else len(document.text)
+        return start, max(start, end)
+
+    def chunk(self, document: StoredDocument, number: int) -> tuple[int, int]:
+        """Characters of the text that routing chunk `number` covers; none of them where it is of the title alone."""
+        layout = self.layout_of(document.ordinal)
+        first, stop = (layout.token_of_chunk(n, self.pooling) for n in (number, number + 1))
+        start, end = self.characters(document, first, stop)
+        return max(0, start), max(0, end)
 
     def ranked(
         self, question: str, found: Sequence[tuple[StoredDocument, Ranked]], chunks: ChunkScores | None
@@ -149,6 +166,22 @@ class Passages:
     def _make_room(self) -> None:
         if self._tokens > _KEPT:
             self._clear()
+
+
+class BestChunks:
+    """Where in documents' texts the chunks are that scored best: worked out when asked for, while the memory is there.
+
+    Most who search never ask, and it takes the tokens of every text that was found.
+    """
+
+    def __init__(self, passages: Passages, found: Mapping[int, tuple[StoredDocument, int]]) -> None:
+        """Documents by ordinal, each with the number of its chunk. Keeps no model in memory."""
+        self._passages, self._found = weakref.ref(passages), found
+
+    def __call__(self, ordinal: int) -> tuple[int, int] | None:
+        """Characters [start, end) of that document's text; None once the memory is gone."""
+        passages, found = self._passages(), self._found.get(ordinal)
+        return None if passages is None or found is None else passages.chunk(*found)
 
 
 def _shares(postings: Postings, question: str, laid: Sequence[Laid]) -> list[float]:

@@ -34,12 +34,19 @@ from msa_plugin.routing.key_search import KeySearch
 from msa_plugin.routing.prefilter import Prefilter
 
 
+class Link(NamedTuple):
+    """What a title adds to its document's score: it stands in the document `by`, or in the question (None)."""
+
+    by: int | None
+    added: float
+
+
 @dataclass(frozen=True)
 class Ranked:
     """A routed document: its score, the routing score's parts by layer, and the chunk that scored best.
 
     `relevance` is how likely it answers the question (`engine.relevance`), None where nothing was fitted to say so.
-    With words or titles beside the keys (`engine.lexical`, `engine.titles`) the score is more than the layers' parts.
+    `words` and `links` are what words and titles added to the score beside routing keys (`engine.lexical`, `titles`).
     """
 
     ordinal: int
@@ -47,6 +54,15 @@ class Ranked:
     layer_scores: dict[int, float]
     best_chunk: int
     relevance: float | None = None
+    words: float = 0.0
+    links: tuple[Link, ...] = ()
+
+    @property
+    def signals(self) -> dict[str, float]:
+        """What the score is the sum of: what `keys`, `words` and `names` gave; the latter two where they did."""
+        names = sum(link.added for link in self.links)
+        beside = {name: value for name, value in (("words", self.words), ("names", names)) if value}
+        return {"keys": self.score - self.words - names, **beside}
 
 
 ChunkScores = Callable[[Sequence[int]], list[NDArray[np.float32]]]  # of documents by ordinal: [C] of their chunks
@@ -210,18 +226,21 @@ def routed_chunks_of(bank: BankHandle, config: RoutingConfig, source: BankSource
 
 
 def rank_routed(
-    bank: BankHandle, config: RoutingConfig, source: BankSource, votes: Tensor, k: int
+    bank: BankHandle, config: RoutingConfig, source: BankSource, votes: Tensor, k: int, also: Sequence[int] = ()
 ) -> list[list[Ranked]]:
     """One ranking a row from a prefill that routed per layer: by mean score over layers, ties by lower ordinal.
 
-    Every document that any layer selected is scored in all of them.
+    Every document that any layer selected is scored in all of them. With documents `also` come all of these and more.
     """
-    return [_merged(bank, config, source, votes, row)[:k] for row in range(votes.shape[0])]
+    kept = None if also else k
+    return [
+        score_routed(bank, config, source, votes, row, {*also, *_selected(source, row)})[:kept]
+        for row in range(votes.shape[0])
+    ]
 
 
-def _merged(bank: BankHandle, config: RoutingConfig, source: BankSource, votes: Tensor, row: int) -> list[Ranked]:
-    candidates = {int(o) for routed in source.routed.values() for o in routed.ordinals[row]}
-    return score_routed(bank, config, source, votes, row, candidates)
+def _selected(source: BankSource, row: int) -> set[int]:
+    return {int(o) for routed in source.routed.values() for o in routed.ordinals[row]}
 
 
 def score_routed(

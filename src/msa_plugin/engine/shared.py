@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,20 +29,46 @@ class SharedRanking:
     relevance: Relevance
 
     def rank(
-        self, queries: Sequence[str], asked: SharedQueries, k: int, selection: Selected, *, judge: bool
+        self,
+        queries: Sequence[str],
+        asked: SharedQueries,
+        k: int,
+        selection: Selected,
+        *,
+        judge: bool,
+        also: Sequence[int] = (),
     ) -> list[list[Ranked]]:
-        """The best `k` of each query; `judge`: with their relevance, which is for questions as they were asked."""
+        """The best `k` of each query; `judge`: with their relevance, which is for questions as they were asked.
+
+        With documents `also` come all that were considered, best first; the best `k` and these have their relevance.
+        """
         wanted, k = k, self.relevance.depth(k) if judge else k
         wide = depth(k) if self.lexical is not None else k if self.titles is None else max(k, FOLLOWED)
         ranked = self.search.ranked(asked, wide, selection, self.prefilter)
         words = None if self.lexical is None else self.lexical.words(queries, selection)
         if self.lexical is not None and words is not None:
-            ranked = self.lexical.add(words, asked, ranked, k if self.titles is None else wide)
+            ranked = self.lexical.add(words, asked, ranked, k if self.titles is None and not also else wide)
+        score = partial(self._scored, asked, words)
+        if also:
+            ranked = [[*row, *score(n, _missing(row, also))] for n, row in enumerate(ranked)]
         if self.titles is not None:
-            ranked = self.titles.add(queries, ranked, selection, partial(self._scored, asked, words), k)
+            ranked = self.titles.add(queries, ranked, selection, score, sys.maxsize if also else k)
+        if also:
+            asked_for = zip(queries, ranked, strict=True)
+            return [self._judged_among(query, row, k, selection, also) for query, row in asked_for]
         if judge:
             ranked = self.relevance.judged(queries, ranked, self.lexical, selection)
         return [row[:wanted] for row in ranked]
+
+    def _judged_among(
+        self, query: str, considered: list[Ranked], k: int, selection: Selected, also: Sequence[int]
+    ) -> list[Ranked]:
+        """All that were considered, best first; the best `k` and those `also` wanted with their relevance."""
+        ranked = sorted(considered, key=lambda r: (-r.score, r.ordinal))
+        judged = [*ranked[:k], *(r for r in ranked[k:] if r.ordinal in also)]
+        [judged] = self.relevance.judged([query], [judged], self.lexical, selection)
+        known = {r.ordinal: r for r in judged}
+        return [known.get(r.ordinal, r) for r in ranked]
 
     def _scored(
         self, asked: SharedQueries, words: Sequence[Words] | None, row: int, ordinals: list[int]
@@ -49,3 +76,7 @@ class SharedRanking:
         """Documents as question `row` scores them, by keys and by words where these count."""
         found = explained(self.bank, self.routing, asked.of(row), ordinals)
         return found if self.lexical is None or words is None else self.lexical.raised(found, words[row])
+
+
+def _missing(row: Sequence[Ranked], wanted: Sequence[int]) -> list[int]:
+    return sorted({*wanted} - {r.ordinal for r in row})

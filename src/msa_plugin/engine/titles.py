@@ -17,7 +17,7 @@ import numpy as np
 from msa_plugin.backbone.router import Router
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.engine.indexed import Followed, Numbers
-from msa_plugin.engine.ranking import Ranked
+from msa_plugin.engine.ranking import Link, Ranked
 from msa_plugin.errors import ConfigError
 from msa_plugin.routing.titles import TitleIndex, Visible
 
@@ -51,16 +51,16 @@ class Titles:
         rows = [{r.ordinal: r for r in given} for given in ranked]
         for row, (text, found) in enumerate(zip(texts, rows, strict=True)):
             best = max((r.score for r in found.values()), default=0.0)
-            asked = dict.fromkeys(index.in_question(text, visible), best)
+            asked = dict.fromkeys(index.in_question(text, visible), Link(None, best))
             self._raise(found, asked, partial(score, row))
         tops = [_best(found, FOLLOWED) for found in rows]
         names = self._names([r for top in tops for r in top], index, visible)
         for row, (top, found) in enumerate(zip(tops, rows, strict=True)):
-            gains: dict[int, float] = {}
+            gains: dict[int, Link] = {}
             for ranking in top:
                 named = names.get((ranking.ordinal, ranking.best_chunk), [])
-                gain = ranking.score / max(len(named), 1) ** 0.5
-                gains.update({ordinal: max(gains.get(ordinal, 0.0), gain) for ordinal in named})
+                link = Link(ranking.ordinal, ranking.score / max(len(named), 1) ** 0.5)
+                gains.update({o: link for o in named if o not in gains or link.added > gains[o].added})
             self._raise(found, gains, partial(score, row))
         return [_best(found, k) for found in rows]
 
@@ -70,13 +70,15 @@ class Titles:
         return index, partial(_among, ordinals)
 
     def _raise(
-        self, found: dict[int, Ranked], gains: dict[int, float], score: Callable[[list[int]], list[Ranked]]
+        self, found: dict[int, Ranked], gains: dict[int, Link], score: Callable[[list[int]], list[Ranked]]
     ) -> None:
         missing = sorted(gains.keys() - found.keys())
         found.update({r.ordinal: r for r in score(missing)} if missing else {})
-        for ordinal, gain in gains.items():
-            if ordinal in found:  # a shard that was lost meanwhile has no score for its own
-                found[ordinal] = replace(found[ordinal], score=found[ordinal].score + self.weight * max(gain, 0.0))
+        for ordinal, link in gains.items():
+            if (one := found.get(ordinal)) is not None:  # a shard that was lost meanwhile has no score for its own
+                added = self.weight * max(link.added, 0.0)
+                links = (*one.links, Link(link.by, added))
+                found[ordinal] = replace(one, score=one.score + added, links=links)
 
     def _names(self, ranked: Sequence[Ranked], index: TitleIndex, visible: Visible) -> dict[tuple[int, int], list[int]]:
         """Documents that each document names around its best chunk; texts are read at once."""

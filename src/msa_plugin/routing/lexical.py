@@ -12,23 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from msa_plugin.stems import Stems
+
 Scores = NDArray[np.float32]
 K1, B = 1.5, 0.75
-
-
-class Stems:
-    """Texts to the stems of their words, in their order, without English stop words."""
-
-    def __init__(self) -> None:
-        """Load them."""
-        self.library, self._stemmer = _libraries()
-
-    def __call__(self, texts: Sequence[str]) -> list[list[str]]:
-        """A row of stems for each text."""
-        rows: list[list[str]] = self.library.tokenize(
-            list(texts), stopwords="en", stemmer=self._stemmer, return_ids=False, show_progress=False
-        )
-        return rows
 
 
 class WordIndex:
@@ -62,11 +49,3 @@ class WordIndex:
             return 0
         arrays = sum(getattr(value, "nbytes", 0) for value in self._index.scores.values())
         return int(arrays) + sum(len(word.encode()) for word in self._index.vocab_dict)
-
-
-def _libraries() -> tuple[Any, Any]:
-    """The module bm25s and an English stemmer; the only place that imports them, and only for who counts words."""
-    import bm25s
-    import Stemmer
-
-    return bm25s, Stemmer.Stemmer("english")

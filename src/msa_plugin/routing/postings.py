@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from msa_plugin.routing.lexical import K1, B, Scores, Stems
+from msa_plugin.routing.lexical import K1, B, Scores
+from msa_plugin.stems import Stems
 
 Numbers = NDArray[np.int64]
 Numbers32 = NDArray[np.int32]
