@@ -106,6 +106,35 @@ async def test_hostile_texts_come_back_as_they_are(connected):
         assert passage["text"] == long[passage["start"] : passage["end"]] and len(passage["text"]) < 2000
 
 
+async def test_time_and_headings(connected):
+    async with connected() as client:
+        note = {"text": about("violin") + " first", "id": "old", "valid_from": "2020-01-01"}
+        await called(client, "add", **note)
+        later = {"valid_from": "2025-01-01T00:00+01:00", "replaces": ["old"]}
+        await called(client, "add", text=about("violin") + " second", id="new", **later)
+        await called(client, "add", text=about("violin") + " third", id="gone", valid_until="2021-01-01")
+        assert (await called(client, "add", **note))["outcome"] == "unchanged"
+
+        async def ids(tool, of, **arguments):
+            return {one["id"] for one in (await called(client, tool, **arguments))[of]}
+
+        for tool, of, asked in (("search", "passages", {"question": "violin"}), ("list", "documents", {})):
+            assert await ids(tool, of, **asked) == {"new"}
+            assert await ids(tool, of, **asked, at="2022-01-01") == {"old"}
+            assert await ids(tool, of, **asked, history=True) == {"old", "new", "gone"}
+        assert await ids("ask", "sources", question="violin", at="2022-01-01") <= {"old"}
+        whole = await called(client, "get", id="new")
+        assert (whole["valid_from"], whole["replaces"]) == ("2024-12-31T23:00:00+00:00", ["old"])
+        [old] = (await called(client, "search", question="violin", filter=None, at="2022-01-01"))["passages"]
+        assert (old["heading"], old["valid_until"], old["replaced_by"]) == ("", "2024-12-31T23:00:00+00:00", "new")
+        assert "UTC" in await refused(client, "search", question="violin", at="soon")
+        await called(
+            client, "add", text="# Ferries\n\n" + 60 * "A ferry leaves at noon. " + about("saffron"), id="long"
+        )
+        [found] = (await called(client, "search", question="saffron", limit=1))["passages"]
+        assert found["heading"] == "Ferries"
+
+
 async def test_read_only_offers_nothing_that_changes(connected):
     async with connected() as client:
         await called(client, "add", text=about("glacier"), id="glacier")

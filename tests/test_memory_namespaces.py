@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from facade import about
-from msa_plugin.bank.documents import Scope
+from msa_plugin.bank.scopes import Scope
 from msa_plugin.errors import ConfigError, InvalidQueryError
 from msa_plugin.memory import LatentMemory
 

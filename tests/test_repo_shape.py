@@ -19,7 +19,7 @@ FACADE = {
     "stream", "astream", "compact", "acompact", "snapshot", "asnapshot", "drop_snapshot", "verify", "averify", "stats",
     "refresh", "close", "open", "engine", "config", "chat", "achat", "stream_chat", "astream_chat", "routing_keys",
     "score_bounds", "count_tokens", "within", "below", "namespaces", "labels", "documents", "revise", "aget",
-    "explain", "aexplain",
+    "explain", "aexplain", "forget_expired",
 }  # fmt: skip
 
 

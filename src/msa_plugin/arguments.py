@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from operator import index
 from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, get_args
 
 from msa_plugin.backbone.adapter import AdapterConfig
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig, nearest
-from msa_plugin.errors import ConfigError, InvalidQueryError, MSAError, UnknownDocumentError
-from msa_plugin.types import Filter, Hit, Source
+from msa_plugin.dates import When
+from msa_plugin.errors import ConfigError, InvalidDocumentError, InvalidQueryError, MSAError, UnknownDocumentError
+from msa_plugin.types import Document, Filter, Hit, Period, Source
 
 By: TypeAlias = Literal["document", "passage"]
 _Item = TypeVar("_Item")
@@ -21,6 +23,8 @@ class Retrieval(TypedDict, total=False):
     """What `retrieve` takes besides questions and `k`."""
 
     filter: Filter | None
+    at: When | None
+    history: bool
     by: By
     min_relevance: float | None
 
@@ -76,7 +80,9 @@ def chosen_of(
     admitted = selection.admits(known.values())
     refused = sorted({i for row in rows for i in row if known.get(i) not in admitted})
     if refused:
-        raise UnknownDocumentError(f"cannot read {refused[:5]}: not in this memory, or not admitted by the filter")
+        raise UnknownDocumentError(
+            f"cannot read {refused[:5]}: not in this memory, not admitted by the filter, or not valid as of that date"
+        )
     return [[known[i] for i in row] for row in rows]
 
 
@@ -89,6 +95,25 @@ def one_of(bank: BankHandle, namespace: str, document: object, selection: Select
     if known is None or known.ordinal not in selection.admits([known.ordinal]):
         raise UnknownDocumentError(f"no document {wanted!r} in this memory, or not one that the filter admits")
     return known.ordinal
+
+
+def dated(documents: Iterable[Document], given: Mapping[str, Any]) -> list[Document]:
+    """Documents with the `valid_from`, `valid_until` and `replaces` in `given`: one for all, or a list of one for each.
+
+    Raises InvalidDocumentError for a list of another length, and for what these cannot be.
+    """
+    found = list(documents)
+    for name in Period._fields:
+        value = given.get(name)
+        if value is None:
+            continue
+        each = value if isinstance(value, list | tuple) else [value] * len(found)
+        if len(each) != len(found):
+            raise InvalidDocumentError(f"there are {len(each)} {name}= for {len(found)} documents; give one for each")
+        absent = () if name == "replaces" else None
+        changes: list[dict[str, Any]] = [{name: absent if one is None else one} for one in each]
+        found = [replace(d, **change) for d, change in zip(found, changes, strict=True)]
+    return [Document.of(document) for document in found]
 
 
 def count(k: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from msa_plugin.arguments import By
 from msa_plugin.cancellation import on_thread
+from msa_plugin.dates import When
 from msa_plugin.streams import AsyncAnswerStream
 from msa_plugin.types import (
     AddReport,
@@ -51,11 +52,13 @@ class AsyncTwins:
         k: int | None = None,
         *,
         filter: Filter | None = None,
+        at: When | None = None,
+        history: bool = False,
         by: By = "document",
         min_relevance: float | None = None,
     ) -> list[Hit] | list[list[Hit]]:
         """`retrieve`, awaited."""
-        options = {"filter": filter, "by": by, "min_relevance": min_relevance}
+        options = {"filter": filter, "at": at, "history": history, "by": by, "min_relevance": min_relevance}
         return cast("list[Hit] | list[list[Hit]]", await self._thread("retrieve", question, k, **options))
 
     async def aexplain(self, question: str, document: str | Hit, *, filter: Filter | None = None) -> Explanation:

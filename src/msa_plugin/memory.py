@@ -8,10 +8,9 @@ memory.ask("question").text
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -21,12 +20,14 @@ from msa_plugin.async_twins import AsyncTwins
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
-from msa_plugin.bank.documents import check_namespace
 from msa_plugin.bank.handle import BankHandle
+from msa_plugin.bank.scopes import check_namespace
+from msa_plugin.chat import Chat
 from msa_plugin.cluster.ingestion import ClusterIngestion
 from msa_plugin.cluster.manifest import check_plain
 from msa_plugin.cluster.opening import ask_for_cluster, open_cluster
 from msa_plugin.config import ClusterConfig, MemoryConfig
+from msa_plugin.dates import PRESENT, Asof, When, asof
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.answering import Events, completed
 from msa_plugin.engine.engine import Engine
@@ -50,7 +51,6 @@ from msa_plugin.types import (
     Hit,
     Hits,
     OnProgress,
-    Stats,
 )
 from msa_plugin.upkeep import Upkeep
 
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class LatentMemory(Namespaces, Upkeep, AsyncTwins):
+class LatentMemory(Namespaces, Chat, Upkeep, AsyncTwins):
     """A language model's long-term memory in a folder. Safe to share between threads; use as a context manager."""
 
     def __init__(
@@ -209,6 +209,8 @@ class LatentMemory(Namespaces, Upkeep, AsyncTwins):
         k: int | None = None,
         *,
         filter: Filter | None = None,
+        at: When | None = None,
+        history: bool = False,
         by: By = "document",
         min_relevance: float | None = None,
     ) -> Hits | list[Hits]:
@@ -216,12 +218,14 @@ class LatentMemory(Namespaces, Upkeep, AsyncTwins):
 
         Each has its best `passages`. `by="passage"` gives the `k` best passages of the `k` best documents (see `Hit`).
         `filter` (a mapping over metadata, or a function of it) applies before the k best are taken; `min_relevance`
-        (0 to 1, see `Hit.relevance`) then leaves out those below it. Of a cluster, `missed_shards` says what was lost.
+        (0 to 1, see `Hit.relevance`) then leaves out those below it. Found is what is valid now, or as of `at` (a
+        datetime, date or ISO text; UTC where it has no zone), or with `history` at any time (see `Hit.validity`).
+        Of a cluster, `missed_shards` says what was lost.
         Raises InvalidQueryError for bad input, ConfigError for `min_relevance` where the adapter knows no relevance.
         """
         questions, admits = self._questions(question), arguments.relevant(min_relevance, self._engine.adapter.config)
         k, passages = self._engine.top_k if k is None else arguments.count(k), arguments.by_passage(by)
-        selection = self._bank.select(self.namespace, filter, below=self.below)
+        selection = self._bank.select(self.namespace, filter, below=self.below, asof=asof(at, history))
         if not questions:
             return []
         rows = self._engine.hits(questions, self._engine.rank(questions, k, selection), k if passages else None)
@@ -230,15 +234,23 @@ class LatentMemory(Namespaces, Upkeep, AsyncTwins):
             row.missed_shards = selection.missed
         return rows[0] if isinstance(question, str) else rows
 
-    def explain(self, question: str, document: str | Hit, *, filter: Filter | None = None) -> Explanation:
+    def explain(
+        self,
+        question: str,
+        document: str | Hit,
+        *,
+        filter: Filter | None = None,
+        at: When | None = None,
+        history: bool = False,
+    ) -> Explanation:
         """Why `retrieve` ranks a document, by id or hit, where it does: its chunks, words, names and relevance.
 
         A notebook draws it. Raises InvalidQueryError for bad input, and UnknownDocumentError for a document that this
-        memory does not hold or `filter` does not admit.
+        memory does not hold, or `filter`, `at` and `history` (see `retrieve`) do not admit.
         """
         [asked] = self._questions([question])
         with self._bank.one_moment():
-            selection = self._bank.select(self.namespace, filter, below=self.below)
+            selection = self._bank.select(self.namespace, filter, below=self.below, asof=asof(at, history))
             ordinal = arguments.one_of(self._bank, self.namespace, document, selection)
             return explain(self._engine, asked, ordinal, selection)
 
@@ -261,6 +273,8 @@ class LatentMemory(Namespaces, Upkeep, AsyncTwins):
         question: str | Sequence[str],
         *,
         filter: Filter | None = None,
+        at: When | None = None,
+        history: bool = False,
         documents: Sequence[str] | Sequence[Sequence[str]] | None = None,
         on_event: Callable[[int, Event], None] | None = None,
         **options: Any,
@@ -268,7 +282,9 @@ class LatentMemory(Namespaces, Upkeep, AsyncTwins):
         """Answer a question (or a batch of them) from memory, with sources and a trace.
 
         With `documents` (ids, best first; for a batch a list of ids for each question) exactly these are read instead
-        of what routing would find; none of them means closed book. `options` override single fields of the generation
+        of what routing would find, superseded or not; none of them means closed book. `filter`, `at` and `history` are
+        as for `retrieve`.
+        `options` override single fields of the generation
         and interleave settings: max_new_tokens, temperature, top_p, seed, stop, max_rounds, per_round, cut and others.
         `on_event` is told what happens to which question, as `stream` would, without the answer.
 
@@ -277,7 +293,7 @@ class LatentMemory(Namespaces, Upkeep, AsyncTwins):
         other threads, which are answered in the order in which they were asked, took longer than `queue_timeout`.
         """
         answers: dict[int, Answer] = {}
-        for row, event in self._ask(question, filter, documents, options):
+        for row, event in self._ask(question, filter, asof(at, history), documents, options):
             if isinstance(event, Answer):
                 answers[row] = event
             elif on_event is not None:
@@ -286,53 +302,51 @@ class LatentMemory(Namespaces, Upkeep, AsyncTwins):
         return ordered[0] if isinstance(question, str) else ordered
 
     def stream(
-        self, question: str, *, filter: Filter | None = None, documents: Sequence[str] | None = None, **options: Any
+        self,
+        question: str,
+        *,
+        filter: Filter | None = None,
+        at: When | None = None,
+        history: bool = False,
+        documents: Sequence[str] | None = None,
+        **options: Any,
     ) -> AnswerStream:
         """Answer a question piece by piece; takes what `ask` takes, and may be closed at any moment."""
         if not isinstance(question, str):
             raise InvalidQueryError("stream() takes one question; use ask() for a batch")
-        return AnswerStream(self._ask(question, filter, documents, options), question)
-
-    def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Answer:
-        """Continue a conversation without memory, as the plain chat model that the backbone is.
-
-        `messages` are mappings {"role": "system" | "user" | "assistant", "content": text}; `options` are the
-        generation settings. Raises InvalidQueryError for messages that are malformed or do not fit the backbone.
-        """
-        return next(event for _, event in self._chat(messages, options) if isinstance(event, Answer))
-
-    def stream_chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> AnswerStream:
-        """`chat`, piece by piece."""
-        return AnswerStream(self._chat(messages, options))
-
-    def _chat(self, messages: Sequence[Mapping[str, str]], options: dict[str, Any]) -> Events:
-        began = time.perf_counter()
-        self._check_open()
-        said, generation = arguments.check_messages(messages), arguments.generation_settings(self.config, options)
-        return completed(self._engine.chat(said, generation), time.perf_counter() - began)
+        return AnswerStream(self._ask(question, filter, asof(at, history), documents, options), question)
 
     def _ask(
         self,
         question: str | Sequence[str],
         filter: Filter | None,
+        time: Asof,
         documents: Sequence[str] | Sequence[Sequence[str]] | None,
         options: dict[str, Any],
     ) -> Events:
-        began = time.perf_counter()
+        began = perf_counter()
         questions = self._questions(question)
         generation, rounds = arguments.answer_settings(self.config, options)
+        if documents is not None and time == PRESENT:
+            time = Asof(history=True)  # they were chosen, and one may have expired since
         with self._bank.one_moment():  # of the filter, and of the ids of chosen documents
-            selection = self._bank.select(self.namespace, filter, below=self.below)
+            selection = self._bank.select(self.namespace, filter, below=self.below, asof=time)
             given: Any = [documents] if isinstance(question, str) and documents is not None else documents
             chosen = arguments.chosen_of(self._bank, self.namespace, questions, given, selection)
         if chosen is not None:
             events = self._engine.ask_from(questions, chosen, selection, generation)
-            return completed(events, time.perf_counter() - began, selection)
+            return completed(events, perf_counter() - began, selection)
         if questions and selection.documents == 0:
-            where = "this filter matches no document" if filter is not None else "the memory is empty; add() documents"
-            raise EmptyMemoryError(f"nothing to answer from: {where} (namespace {self.namespace!r})")
+            raise EmptyMemoryError(f"nothing to answer from: {self._why_empty(filter)} (namespace {self.namespace!r})")
         events = self._engine.ask(questions, selection, generation, rounds)
-        return completed(events, time.perf_counter() - began, selection)
+        return completed(events, perf_counter() - began, selection)
+
+    def _why_empty(self, filter: Filter | None) -> str:
+        if filter is not None:
+            return "this filter matches no document"
+        if self._bank.count(self.namespace):
+            return "no document is valid at that time; history=True reads what was superseded too"
+        return "the memory is empty; add() documents"
 
     def _questions(self, question: str | Sequence[str]) -> list[str]:
         self._check_open()
@@ -350,16 +364,6 @@ class LatentMemory(Namespaces, Upkeep, AsyncTwins):
     def score_bounds(self) -> tuple[float, float]:
         """The lowest and the highest routing score that this memory's adapter can give; infinite if unbounded."""
         return self._engine.score_bounds
-
-    def count_tokens(self, text: str) -> int:
-        """Tokens that the backbone reads `text` as."""
-        return len(self._engine.backbone.tokenize(text))
-
-    def stats(self) -> Stats:
-        """Documents, tokens and chunks of this namespace, and what the whole bank weighs; names no other namespace."""
-        stats = self._bank_().stats(self.namespace)
-        own = tuple(n for n in stats.namespaces if n == self.namespace)
-        return replace(stats, namespaces=own, tiers=self._engine.tiers.stats())
 
     def close(self) -> None:
         """Release files and locks; idempotent. Closing a handle of `within` leaves the memory that it is of open."""

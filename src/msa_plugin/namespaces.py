@@ -11,8 +11,9 @@ from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from msa_plugin.dates import When, asof
 from msa_plugin.errors import InvalidQueryError
-from msa_plugin.types import Document, Filter
+from msa_plugin.types import UNBOUNDED, Document, Filter, Validity
 
 if TYPE_CHECKING:
     from msa_plugin.bank.handle import BankHandle
@@ -23,9 +24,10 @@ _SEPARATOR = "/"
 
 @dataclass(frozen=True)
 class Listed(Document):
-    """A stored document and the namespace that it is in."""
+    """A stored document, the namespace that it is in, and when it is found (see `Hit.validity`)."""
 
     namespace: str = ""
+    validity: Validity = UNBOUNDED
 
 
 class Namespaces:
@@ -57,16 +59,28 @@ class Namespaces:
         path = namespace[len(self.namespace) :].split(_SEPARATOR)[1:]
         return tuple(label.replace("%2F", _SEPARATOR).replace("%25", "%") for label in path)
 
-    def documents(self, *, filter: Filter | None = None, limit: int = 100, offset: int = 0) -> list[Listed]:
+    def documents(
+        self,
+        *,
+        filter: Filter | None = None,
+        limit: int = 100,
+        offset: int = 0,
+        at: When | None = None,
+        history: bool = False,
+    ) -> list[Listed]:
         """Stored documents that `filter` admits, oldest first: `limit` of them, after the first `offset`.
 
-        Raises InvalidQueryError for a bad filter, and for a limit or offset that is negative.
+        Those that are valid now, or as of `at`, or with `history` all of them, as for `retrieve`. Raises
+        InvalidQueryError for a bad filter or date, and for a limit or offset that is negative.
         """
         if not all(isinstance(number, int) and number >= 0 for number in (limit, offset)):
             raise InvalidQueryError(f"limit and offset are whole numbers from 0, not {limit!r} and {offset!r}")
-        selection = self._bank_().select(self.namespace, filter, below=self.below)
+        selection = self._bank_().select(self.namespace, filter, below=self.below, asof=asof(at, history))
         stored = self._bank_().documents(selection.ordinals()[offset : offset + limit].tolist())
-        return [Listed(d.id, d.text, d.title, d.metadata, d.namespace) for d in stored]
+        return [
+            Listed(d.id, d.text, d.title, d.metadata, *d.period, namespace=d.namespace, validity=d.validity)
+            for d in stored
+        ]
 
     if TYPE_CHECKING:  # what the memory has beside this
 

@@ -8,11 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from msa_plugin.dates import ALWAYS as ALWAYS
+from msa_plugin.dates import PRESENT as PRESENT
+from msa_plugin.dates import UNBOUNDED as UNBOUNDED
+from msa_plugin.dates import Asof as Asof
+from msa_plugin.dates import Period as Period
+from msa_plugin.dates import Validity as Validity
+from msa_plugin.dates import When, period_of
 from msa_plugin.display import views
 from msa_plugin.errors import InvalidDocumentError
 from msa_plugin.explanation import ChunkScore as ChunkScore
@@ -36,12 +43,25 @@ Filter: TypeAlias = Mapping[str, Any] | Callable[[Mapping[str, Any]], bool]
 
 @dataclass(frozen=True)
 class Document:
-    """One document: the user's id, its text, an optional title and JSON metadata."""
+    """One document: the user's id, its text, an optional title and JSON metadata, and when it is valid.
+
+    It is found from `valid_from` on, and until `valid_until` (which is not included) or until another document of its
+    namespace that `replaces` it (an id or several) becomes valid: at its `valid_from`, or when it is stored. Forgetting
+    that one undoes it. Dates without a zone are read as UTC, a date as its first moment.
+    """
 
     id: str
     text: str
     title: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    valid_from: When | None = None
+    valid_until: When | None = None
+    replaces: str | Sequence[str] = ()
+
+    @property
+    def period(self) -> Period:
+        """When it is valid and what it replaces. Raises InvalidDocumentError for what is no date and no id."""
+        return period_of(self.id, self.valid_from, self.valid_until, self.replaces)
 
     @property
     def content_hash(self) -> str:
@@ -53,7 +73,7 @@ class Document:
         """Normalise a string, a mapping or a Document; a bare string gets an id made from its content.
 
         Raises InvalidDocumentError for anything that cannot be stored: no text, blank text, ids that are not
-        non-empty strings, text that is not valid Unicode, metadata that JSON cannot hold.
+        non-empty strings, text that is not valid Unicode, metadata that JSON cannot hold, dates that are none.
         """
         document = cls._coerce(item)
         fields: dict[str, object] = {"id": document.id, "title": document.title, "text": document.text}
@@ -67,7 +87,8 @@ class Document:
         if not document.text.strip():
             raise InvalidDocumentError(f"document {document.id!r} has no text; leave it out, or pass on_invalid='skip'")
         _check_metadata(document)
-        return document
+        period = document.period
+        return document if period is ALWAYS else replace(document, **period._asdict())
 
     @classmethod
     def _coerce(cls, item: Document | Mapping[str, Any] | str) -> Document:
@@ -77,7 +98,7 @@ class Document:
             return cls(id=_text_id("", item), text=item)
         if not isinstance(item, Mapping):
             raise InvalidDocumentError(f"a document is a string, a mapping or a Document, not {type(item).__name__}")
-        unknown = sorted(set(map(str, item)) - {"id", "text", "title", "metadata"})
+        unknown = sorted(set(map(str, item)) - {"id", "text", "title", "metadata", *Period._fields})
         if unknown:
             raise InvalidDocumentError(f"unknown document fields {unknown}; put them under 'metadata'")
         if "text" not in item:
@@ -86,7 +107,8 @@ class Document:
         title, metadata = "" if title is None else title, {} if metadata is None else metadata
         if given is None and isinstance(text, str) and isinstance(title, str):
             given = _text_id(title, text)
-        return cls(id=given, text=text, title=title, metadata=metadata)  # type: ignore[arg-type]
+        period = {name: item[name] for name in Period._fields if item.get(name) is not None}
+        return cls(id=given, text=text, title=title, metadata=metadata, **period)  # type: ignore[arg-type]
 
 
 def content_hash(title: str, text: str) -> str:
@@ -205,7 +227,7 @@ class Hit:
     scores are relative to a question's best match; None where the adapter was not fitted to say so.
     `passages` are the places in it that fit best, best first. Of `retrieve(by="passage")` a hit is one `passage` (else
     None): `text` and `score` are the passage's, `relevance` its document's, `passages` is that one alone, and an id may
-    come several times.
+    come several times. `validity` says when it is valid.
     """
 
     id: str
@@ -220,6 +242,7 @@ class Hit:
     passage: Passage | None = None
     relevance: float | None = None
     signals: Mapping[str, float] = field(default_factory=dict)
+    validity: Validity = UNBOUNDED
 
 
 class Hits(list[Hit]):
@@ -284,6 +307,7 @@ class Source:
     heading: str = ""
     relevance: float | None = None
     quotes: tuple[Quote, ...] = ()
+    validity: Validity = UNBOUNDED
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from msa_plugin.types import VerifyReport
+from msa_plugin.types import DeleteReport, Stats, VerifyReport
 
 if TYPE_CHECKING:
     from msa_plugin.bank.handle import BankHandle
+    from msa_plugin.engine.engine import Engine
 
 
 class Upkeep:
     """Mixin for `LatentMemory`."""
 
     namespace: str
+    below: bool
+
+    def stats(self) -> Stats:
+        """Documents, tokens and chunks of this namespace, and what the whole bank weighs; names no other namespace."""
+        stats = self._bank_().stats(self.namespace)
+        own = tuple(n for n in stats.namespaces if n == self.namespace)
+        return replace(stats, namespaces=own, tiers=self._engine.tiers.stats())
 
     def compact(self) -> None:
         """Rewrite live documents and free the space of deleted ones. Snapshots keep what they need."""
         self._bank_().compact()
+
+    def forget_expired(self) -> DeleteReport:
+        """Delete the documents whose `valid_until` has passed; of a handle with `below`, in nested namespaces too.
+
+        They are found no more in any case; this frees their space, with the next `compact`, and their ids.
+        """
+        bank, expired = self._bank_(), dict[str, list[str]]()
+        with bank.writing():  # nobody gives one of them another date in between
+            for namespace, name in bank.expired(self.namespace, self.below):
+                expired.setdefault(namespace, []).append(name)
+            gone = [name for namespace, names in expired.items() for name in bank.delete(names, namespace)[0]]
+        return DeleteReport(tuple(gone), ())
 
     def snapshot(self, name: str) -> None:
         """Name the present state of the whole bank, to be opened later with `open(..., snapshot=name)`."""
@@ -42,5 +63,6 @@ class Upkeep:
         self._bank_().refresh()
 
     if TYPE_CHECKING:  # what the memory has beside this
+        _engine: Engine
 
         def _bank_(self) -> BankHandle: ...

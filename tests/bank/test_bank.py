@@ -80,7 +80,7 @@ def test_metadata_can_change_without_encoding_again(bank):
     kept = bank.latents(ordinal)
     renamed = Document("a", kept.document.text, kept.document.title, {"lang": "de"})
     [new] = bank.commit([EncodedDocument(renamed, kept.tokens, kept.keys, kept.content)], NS)
-    assert bank.lookup(["a"], NS)["a"] == (new, renamed.content_hash, {"lang": "de"})
+    assert bank.lookup(["a"], NS)["a"][:3] == (new, renamed.content_hash, {"lang": "de"})
     assert torch.equal(bank.key_rows([new], "3")[0], original.keys["3"])
 
 

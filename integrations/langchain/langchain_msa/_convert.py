@@ -121,6 +121,7 @@ def scored(hit: Hit, score_key: str | None, *, layers: bool = False) -> dict[str
     extra: dict[str, Any] = {} if score_key is None else {score_key: float(hit.score)}
     if score_key is not None and hit.relevance is not None:
         extra["relevance"] = float(hit.relevance)
+    extra |= {name: value for name, value in hit.validity._asdict().items() if value is not None}
     if layers:
         extra["layer_scores"] = {str(layer): float(score) for layer, score in hit.layer_scores.items()}
     return extra

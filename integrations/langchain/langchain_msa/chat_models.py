@@ -32,7 +32,8 @@ Mode = Literal["memory", "chat"]
 _OPENING = {"model", "adapter", "namespace", "read_only", "snapshot", "config", *MemoryConfig.model_fields}
 _ROUNDS = ("max_rounds", "per_round", "cut")
 _SAMPLING = ("temperature", "max_tokens", "top_p", "seed")
-_PER_CALL = {*_ROUNDS, *_SAMPLING, "mode", "documents", "filter", "timeout", "model", "stream"}
+_TIME = ("at", "history")  # see `LatentMemory.retrieve`
+_PER_CALL = {*_ROUNDS, *_SAMPLING, "mode", "documents", "filter", *_TIME, "timeout", "model", "stream"}
 
 
 class ChatMSA(BaseChatModel):
@@ -54,10 +55,10 @@ class ChatMSA(BaseChatModel):
     have them answered together. There are no tool calls and no structured output: `bind_tools` says what to do instead.
 
     Built on `memory=`, or on `path=` with settings of `LatentMemory.open` (model, adapter, namespace, ...). `invoke`,
-    `stream` and their kin also take, for one call: mode, filter, temperature, max_tokens, top_p, seed, stop, timeout,
-    max_rounds, per_round, cut. `response_metadata` holds "sources" (a list of {"id", "score", "hop", "relevance",
-    "quotes"}), "abstained" (the memory does not say it; the content says so), "grounded" (whether the answer's words
-    stand in the sources, and None where that means nothing), "rounds" (what each round of routing selected), "mode",
+    `stream` and their kin also take, for one call: mode, filter, at, history, temperature, max_tokens, top_p, seed,
+    stop, timeout, max_rounds, per_round, cut. `response_metadata` holds "sources" (a list of {"id", "score", "hop",
+    "relevance", "quotes"}), "abstained" (the memory does not say it; the content says so), "grounded" (its words
+    stand in the sources; None where that means nothing), "rounds" (what each round of routing selected), "mode",
     "finish_reason" and "model_name"; `usage_metadata` counts tokens read as text or as latents. Rounds, chosen and
     fetched documents and the end of retrieval reach callbacks as they happen, as `on_custom_event` (and so
     `astream_events`): msa_round_started, msa_documents_chosen, msa_documents_fetched, msa_retrieval_ended,
@@ -335,7 +336,7 @@ class ChatMSA(BaseChatModel):
         timeout, began = given.get("timeout", self.timeout), time.monotonic()
         options = self._options(stop, given)
         if mode == "chat":
-            misplaced = [name for name in ("documents", "filter", *_ROUNDS) if given.get(name) is not None]
+            misplaced = [name for name in ("documents", "filter", *_TIME, *_ROUNDS) if given.get(name) is not None]
             if misplaced:
                 raise ConfigError(f"mode='chat' does not touch memory: {', '.join(misplaced)} need mode='memory'")
             asked = conversation(messages)
@@ -346,6 +347,7 @@ class ChatMSA(BaseChatModel):
         if others:
             warn_unread(others)
         options["filter"] = self.filter if given.get("filter") is None else given["filter"]
+        options |= {name: given[name] for name in _TIME if given.get(name) is not None}
         rounds = {"max_rounds": self.max_rounds, **{n: given[n] for n in _ROUNDS if n in given}}
         options |= {name: value for name, value in rounds.items() if value is not None}
         if given.get("documents") is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from datetime import datetime, timezone
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from typing import Annotated, Any, Literal, TypeAlias
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
@@ -15,6 +16,7 @@ from langchain_core.runnables import run_in_executor
 from langgraph.runtime import Runtime
 from typing_extensions import NotRequired
 
+from msa_plugin.arguments import relevant
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Document, DocumentLike, Hit
@@ -42,6 +44,10 @@ class MSAMemoryMiddleware(AgentMiddleware[RecallingState, Any, Any]):
     `store="messages"` the user's message and the answer as one document, with a function what it makes of the turn's
     messages (facts, as texts or documents; none is fine), with None nothing. The same turn again is free.
 
+    Recalled is what is valid now: facts may be documents with `valid_from`, `valid_until` and `replaces`, and with
+    `keep` what has no end of its own is recalled for so long. What is less relevant than `min_relevance` (0 to 1, see
+    `Hit.relevance`) is left out, so that a turn that nothing fits is shown nothing; None: the k best, always.
+
     `namespace` says where, below the memory's own: labels, or a function of the run's `Runtime`, such as
     `lambda runtime: ("users", runtime.context.user)`. No other namespace is read or written.
     """
@@ -56,6 +62,8 @@ class MSAMemoryMiddleware(AgentMiddleware[RecallingState, Any, Any]):
         k: int = 4,
         max_tokens: int = 512,
         store: Literal["messages"] | Facts | None = "messages",
+        min_relevance: float | None = None,
+        keep: timedelta | None = None,
     ) -> None:
         """`memory` stays the caller's to close. Raises ConfigError for settings that make no sense."""
         super().__init__()
@@ -67,6 +75,11 @@ class MSAMemoryMiddleware(AgentMiddleware[RecallingState, Any, Any]):
             raise ConfigError(f"store is 'messages', a function of a turn's messages, or None, not {store!r}")
         if isinstance(namespace, str):
             raise ConfigError(f"namespace takes labels, such as ({namespace!r},), or a function of the runtime")
+        if keep is not None and not (isinstance(keep, timedelta) and keep > timedelta()):
+            raise ConfigError(f"keep is a timedelta of more than nothing, not {keep!r}")
+        self.keep = keep
+        relevant(min_relevance, memory.engine.adapter.config)
+        self.min_relevance = min_relevance
         self.memory, self.namespace, self.k, self.max_tokens, self.store = memory, namespace, k, max_tokens, store
 
     def before_agent(self, state: RecallingState, runtime: Runtime[Any]) -> dict[str, Any]:
@@ -98,11 +111,19 @@ class MSAMemoryMiddleware(AgentMiddleware[RecallingState, Any, Any]):
             return
         facts = _spoken(turn) if self.store == "messages" else list(self.store(turn))
         if facts:
-            self._place(runtime).add(facts, on_progress=_silent)
+            self._place(runtime).add([self._kept(fact) for fact in facts], on_progress=_silent)
 
     async def aafter_agent(self, state: RecallingState, runtime: Runtime[Any]) -> None:
         """`after_agent`, on a worker thread."""
         await run_in_executor(None, self.after_agent, state, runtime)
+
+    def _kept(self, fact: DocumentLike) -> Document:
+        document = Document.of(fact)
+        if self.keep is None or document.valid_until is not None:
+            return document
+        began = document.period.valid_from
+        start = datetime.now(timezone.utc) if began is None else datetime.fromisoformat(began)
+        return Document.of(replace(document, valid_until=start + self.keep))
 
     def _place(self, runtime: Runtime[Any]) -> LatentMemory:
         return self.memory.within(*(self.namespace(runtime) if callable(self.namespace) else self.namespace))
@@ -112,10 +133,11 @@ class MSAMemoryMiddleware(AgentMiddleware[RecallingState, Any, Any]):
         while place.count_tokens(question) > place.config.window // 2:
             question = question[len(question) // 2 :]  # what somebody asks stands at the end of what they paste
         left, shown = self.max_tokens, []
-        for hit in place.retrieve(question, self.k):
+        for hit in place.retrieve(question, self.k, min_relevance=self.min_relevance):
             text = self._cut(hit, left)
             if text:
-                shown.append({"id": hit.id, **({"title": hit.title} if hit.title else {}), "text": text})
+                known = {"title": hit.title, "valid_from": hit.validity.valid_from, "at": hit.metadata.get("at")}
+                shown.append({"id": hit.id, **{name: value for name, value in known.items() if value}, "text": text})
                 left -= place.count_tokens(text)
         return json.dumps(shown, ensure_ascii=False, indent=1) if shown else ""
 

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from langchain_msa._convert import scored, to_langchain
 from msa_plugin.arguments import By
+from msa_plugin.dates import When
 from msa_plugin.memory import LatentMemory
 
 
@@ -21,9 +22,10 @@ class MSARetriever(BaseRetriever):
 
     `metadata["relevance"]` is how likely it answers (`Hit.relevance`), where the adapter was fitted to know.
 
-    `MSARetriever(memory=memory, k=3).invoke("Who built the mill?")`; `k` and `filter` may also be given to `invoke`,
-    where they replace the constructor's. A filter (a mapping over metadata as `LatentMemory.retrieve` takes it, or a
-    function of a document's metadata) applies before the k best are taken. Raises what `LatentMemory.retrieve` does.
+    `MSARetriever(memory=memory, k=3).invoke("Who built the mill?")`; `k`, `filter`, `by`, `at` and `history` may also
+    be given to `invoke`, where they replace the constructor's. A filter (a mapping over metadata as
+    `LatentMemory.retrieve` takes it, or a function of a document's metadata) applies before the k best are taken.
+    Raises what `LatentMemory.retrieve` does.
 
     `by="passage"` returns passages of some hundred tokens instead, with their document's id and metadata and, as text
     splitters do, `metadata["start_index"]`. Documents are the default: what was added comes back as it was, and
@@ -33,6 +35,10 @@ class MSARetriever(BaseRetriever):
     memory: LatentMemory = Field(exclude=True, repr=False)
     k: int = Field(default=4, ge=1)
     filter: Mapping[str, Any] | Callable[[Mapping[str, Any]], bool] | None = None
+    at: When | None = None
+    """Find what was valid then (UTC where it has no zone); None: now."""
+    history: bool = False
+    """Find what was superseded and what has expired too; `metadata["valid_until"]` says until when it was valid."""
     min_relevance: float | None = Field(default=None, ge=0.0, le=1.0)
     """Leave out what is less relevant (`Hit.relevance`), all of it where nothing fits; None: the k best, always."""
     score_key: str | None = "score"
@@ -49,10 +55,14 @@ class MSARetriever(BaseRetriever):
         k: int | None = None,
         filter: Mapping[str, Any] | Callable[[Mapping[str, Any]], bool] | None = None,
         by: By | None = None,
+        at: When | None = None,
+        history: bool | None = None,
     ) -> list[Document]:
         wanted, where = self.k if k is None else k, self.filter if filter is None else filter
         least = self.min_relevance
-        hits = self.memory.retrieve(query, wanted, filter=where, by=by or self.by, min_relevance=least)
+        time: dict[str, Any] = {"at": self.at if at is None else at}
+        time["history"] = self.history and at is None if history is None else history
+        hits = self.memory.retrieve(query, wanted, filter=where, by=by or self.by, min_relevance=least, **time)
         return [to_langchain(hit, scored(hit, self.score_key, layers=self.layer_scores)) for hit in hits]
 
     async def _aget_relevant_documents(

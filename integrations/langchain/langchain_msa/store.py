@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime, timezone
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,6 +27,7 @@ from langgraph.store.base import (
 )
 
 from langchain_msa._convert import opened
+from msa_plugin import dates
 from msa_plugin.errors import BankReadOnlyError, InvalidDocumentError, InvalidQueryError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Document, Filter, Hit
@@ -42,7 +44,6 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "$lt": lambda a, b: bool(a < b),
     "$lte": lambda a, b: bool(a <= b),
 }
-_PAGE = 500
 _BEGINNING = "1970-01-01T00:00:00+00:00"
 
 
@@ -110,12 +111,7 @@ class MSAStore(BaseStore):
 
     def sweep_ttl(self) -> int:
         """Delete what has expired; returns how many items that were."""
-        swept, where = 0, {"expires": {"$lte": _now().timestamp()}}
-        while found := self._root.within(below=True).documents(filter=where, limit=_PAGE):
-            for item in found:
-                self._root.within(*self._root.labels(item.namespace)).revise(item.id, _unless_expired)
-            swept += len(found)
-        return swept
+        return len(self._root.within(below=True).forget_expired().deleted)
 
     def _read(self, op: Op) -> Result:
         if isinstance(op, GetOp):
@@ -150,10 +146,10 @@ class MSAStore(BaseStore):
             "created": created,
             "updated": max(now.isoformat(), created),  # a clock may go back
             "ttl": op.ttl,
-            "expires": None if op.ttl is None else now.timestamp() + 60 * op.ttl,
             **{_VALUE + name: part for name, part in value.items()},
         }
-        return Document.of(Document(op.key, text or _UNREAD, metadata=metadata))
+        until = None if op.ttl is None else now + timedelta(minutes=op.ttl)
+        return Document.of(Document(op.key, text or _UNREAD, metadata=metadata, valid_until=until))
 
     def _text(self, value: Mapping[str, Any], index: Any) -> str:
         """What an item is found by; empty where that is nothing."""
@@ -169,7 +165,7 @@ class MSAStore(BaseStore):
 
     def _get(self, op: GetOp) -> Item | None:
         place = self._root.within(*op.namespace)
-        found = [d for d in place.get(op.key) if not _expired(d.metadata)]
+        found = [d for d in place.get(op.key) if not _expired(d)]
         if not found:
             return None
         self._touch(place, [op.key], found[0].metadata, op.refresh_ttl)
@@ -196,11 +192,11 @@ class MSAStore(BaseStore):
     def _ranked(self, place: LatentMemory, query: str, op: SearchOp) -> tuple[list[Hit], bool]:
         """The best hits, as many as a page and what is in front of it take, and whether there may be items beside them.
 
-        Most stores hold nothing that has expired or is not indexed, and then the memory's own selection does.
+        Most stores hold nothing that is not indexed, and then the memory's own selection does.
         """
         if not op.filter:
             hits = place.retrieve(query, op.limit + op.offset)
-            if all(hit.metadata.get("indexed") and not _expired(hit.metadata) for hit in hits):
+            if all(hit.metadata.get("indexed") for hit in hits):
                 return hits, False
         return place.retrieve(query, op.limit + op.offset, filter=_where(op.filter, indexed=True)), True
 
@@ -231,19 +227,17 @@ def _parts(found: Document | Hit) -> dict[str, Any]:
     }
 
 
-def _expired(metadata: Mapping[str, Any]) -> bool:
-    expires = metadata.get("expires")
-    return expires is not None and float(expires) <= _now().timestamp()
+def _expired(document: Document) -> bool:
+    until = document.period.valid_until
+    return until is not None and until <= _now().isoformat()
 
 
 def _renewed(document: Document) -> Document:
-    ttl = document.metadata["ttl"]
-    expires = None if ttl is None else max(document.metadata["expires"], _now().timestamp() + 60 * ttl)
-    return Document(document.id, document.text, metadata={**document.metadata, "expires": expires})
-
-
-def _unless_expired(document: Document) -> Document | None:
-    return None if _expired(document.metadata) else document
+    ttl, until = document.metadata["ttl"], document.period.valid_until
+    if ttl is None or until is None:
+        return document
+    later = max(until, (_now() + timedelta(minutes=ttl)).isoformat())  # a clock may go back
+    return replace(document, valid_until=later)
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -259,23 +253,20 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _where(given: Mapping[str, Any] | None, indexed: bool | None) -> Filter:
-    """A filter over an item's value as the memory takes it, and that it has not expired, and is `indexed` or not."""
+    """A filter over an item's value as the memory takes it, and that it is `indexed` or not."""
     if given is not None and not isinstance(given, Mapping):
         raise InvalidQueryError(f"a filter is a mapping of field to value, not {type(given).__name__}")
     fields = {name: _operators(name, wanted) for name, wanted in (given or {}).items()}
     if any(isinstance(operand, Mapping | list | tuple) for ops in fields.values() for _, operand in ops):
         return lambda metadata: (
-            not _expired(metadata)
-            and indexed in (None, metadata["indexed"])
+            indexed in (None, metadata["indexed"])
             and all(
                 _compare(metadata.get(_VALUE + name), operator, operand)
                 for name, ops in fields.items()
                 for operator, operand in ops
             )
         )
-    parts: list[dict[str, Any]] = [{"$not": {"expires": {"$lte": _now().timestamp()}}}]
-    if indexed is not None:
-        parts.append({"indexed": indexed})
+    parts: list[dict[str, Any]] = [] if indexed is None else [{"indexed": indexed}]
     for name, ops in fields.items():
         for operator, operand in ops:
             absent = {"$or": [{_VALUE + name: {"$exists": False}}, {_VALUE + name: None}]}
@@ -326,7 +317,7 @@ def _fits(condition: MatchCondition, labels: Labels) -> bool:
 
 
 def _now() -> datetime:
-    return datetime.now(timezone.utc)
+    return datetime.fromisoformat(dates.clock())
 
 
 def _silent(progress: object) -> None:

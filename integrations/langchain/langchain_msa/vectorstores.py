@@ -17,14 +17,15 @@ from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from langchain_msa._convert import OnInvalid, opened, scored, to_langchain, to_memory
-from msa_plugin.arguments import By, listed
+from msa_plugin.arguments import By, dated, listed
+from msa_plugin.dates import When
 from msa_plugin.errors import ConfigError, InvalidDocumentError, InvalidQueryError
 from msa_plugin.memory import LatentMemory
-from msa_plugin.types import Filter, Hit, OnProgress
+from msa_plugin.types import Filter, Hit, OnProgress, Period
 
 Store = TypeVar("Store", bound="MSAVectorStore")
 # Keywords of from_documents() and from_texts() that are add_documents()'s; the rest opens the memory.
-_ADDING = ("ids", "batch_size", "on_invalid", "on_progress")
+_ADDING = ("ids", "batch_size", "on_invalid", "on_progress", *Period._fields)
 
 
 class MSAVectorStore(VectorStore):
@@ -41,6 +42,7 @@ class MSAVectorStore(VectorStore):
     `by="passage"` of every search (`search_kwargs={"by": "passage"}` of a retriever) returns passages of some hundred
     tokens, with their document's id and metadata and `metadata["start_index"]`. Documents are the default: searches of
     a store return what was added to it, and `create_msa_chain` reads documents by id, picking the passages itself.
+    Searches find what is valid now, or with `at=` as of a date, or with `history=True` superseded documents too.
     """
 
     def __init__(self, memory: LatentMemory, embedding: Embeddings | None = None) -> None:
@@ -132,15 +134,18 @@ class MSAVectorStore(VectorStore):
         An id comes from `ids`, else from `Document.id`, else from text and metadata. A known id is replaced when its
         text, title or metadata differ and costs nothing when not. Everything is checked first; then every `batch_size`
         documents (default: all) are one call of `LatentMemory.add`. `on_invalid="skip"` leaves out, and logs, what
-        cannot be stored (empty pages of a PDF, for example). Other keywords are ignored with a warning.
+        cannot be stored (empty pages of a PDF, for example). `valid_from`, `valid_until` and `replaces` (see
+        `msa_plugin.types.Document`) are one for all, or a list of one for each. Other keywords are ignored with a
+        warning.
 
         Raises InvalidDocumentError, DuplicateDocumentError, ValueError for a wrong number of ids, and what
         `LatentMemory.add` raises.
         """
+        time = {name: kwargs.pop(name) for name in Period._fields if name in kwargs}
         _ignore(kwargs)
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
-        stored = to_memory(documents, ids, on_invalid)
+        stored = dated(to_memory(documents, ids, on_invalid), time)
         size = batch_size or max(len(stored), 1)
         for start in range(0, len(stored), size):
             self.memory.add(stored[start : start + size], on_progress=on_progress)
@@ -241,15 +246,17 @@ class MSAVectorStore(VectorStore):
         min_relevance: float | None = None,
         fetch_k: int | None = None,
         by: By = "document",
+        at: When | None = None,
+        history: bool = False,
         **unknown: Any,
     ) -> list[Hit]:
         """`fetch_k` is what stores that filter after the search need; here it changes nothing."""
         if unknown:
             raise InvalidQueryError(
-                f"unknown search arguments: {', '.join(sorted(unknown))}; there are k, filter, by and min_relevance, "
-                "and fetch_k and lambda_mult for mmr. A namespace is chosen when the memory is opened"
+                f"unknown search arguments: {', '.join(sorted(unknown))}; there are k, filter, by, min_relevance, at "
+                "and history, and fetch_k and lambda_mult for mmr. A namespace is chosen when the memory is opened"
             )
-        return self.memory.retrieve(query, k, filter=filter, by=by, min_relevance=min_relevance)
+        return self.memory.retrieve(query, k, filter=filter, by=by, min_relevance=min_relevance, at=at, history=history)
 
     def _diverse(
         self, query: str, k: int, fetch_k: int, lambda_mult: float, *, filter: Filter | None = None, **unknown: Any

@@ -15,21 +15,23 @@ from types import TracebackType
 
 from torch import Tensor
 
+from msa_plugin import dates
 from msa_plugin.bank import compaction
 from msa_plugin.bank.catalog import Catalog, Snapshot
 from msa_plugin.bank.disk import check_writable, disk_errors
-from msa_plugin.bank.documents import Known, Scope, StoredDocument, check_namespace
+from msa_plugin.bank.documents import Known, StoredDocument
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.intake import check_documents, check_ordinals
 from msa_plugin.bank.moments import Moments
 from msa_plugin.bank.schema import create_bank
+from msa_plugin.bank.scopes import Scope, check_namespace
 from msa_plugin.bank.segment import Segment
 from msa_plugin.bank.verify import verify_bank
 from msa_plugin.bank.view import Selection, View
 from msa_plugin.bank.writer import Writer
 from msa_plugin.bank.writing import write_segment
 from msa_plugin.errors import BankError, FingerprintMismatchError, InvalidQueryError
-from msa_plugin.types import EncodedDocument, Filter, Fingerprint, KeyBlock, Stats, VerifyReport
+from msa_plugin.types import PRESENT, Asof, EncodedDocument, Filter, Fingerprint, KeyBlock, Stats, VerifyReport
 
 _PAGE = 1000
 
@@ -159,14 +161,22 @@ class MemoryBank:
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    def select(self, namespace: str, where: Filter | None = None, *, below: bool = False) -> Selection:
+    def select(
+        self, namespace: str, where: Filter | None = None, *, below: bool = False, asof: Asof = PRESENT
+    ) -> Selection:
         """Live documents of a namespace, with `below` of those nested in it too, that pass a filter (see `filters`).
 
-        Raises InvalidQueryError for a malformed filter.
+        Only those that are valid now, or as of a date, or with `history` all of them. Raises InvalidQueryError for a
+        malformed filter.
         """
         check_namespace(namespace)
         with self._reading() as view:
-            return view.select(Scope(namespace, below), where)
+            return view.select(Scope(namespace, below), where, asof)
+
+    def expired(self, namespace: str, below: bool = False) -> list[tuple[str, str]]:
+        """Namespace and id of the live documents whose `valid_until` has passed, oldest first."""
+        with self._reading() as view:
+            return view.catalog.documents.periods.expired(view.at, Scope(namespace, below), dates.clock())
 
     def namespaces(self, inside: str) -> Sequence[str]:
         """The namespace and those nested in it that have a live document, in order."""
@@ -296,6 +306,9 @@ class MemoryBank:
                         catalog.add_segment(record),
                         ((ordinal, item.document, item.tokens, kept.chunks) for ordinal, item, kept in rows),
                     )
+                    timed = [(ordinal, item.document) for ordinal, item in zip(ordinals, documents, strict=True)]
+                    catalog.documents.periods.insert(namespace, timed, version, dates.clock())
+                    reached("commit.periods-added")
             self._merge_tail()
         return ordinals
 
@@ -310,6 +323,7 @@ class MemoryBank:
             deleted, missing = [i for i in wanted if i in live], [i for i in wanted if i not in live]
             if deleted:
                 with self._writer.changing() as catalog, catalog.transaction() as version:
+                    catalog.documents.periods.bequeath(namespace, deleted)
                     catalog.documents.tombstone(namespace, deleted, version)
                     reached("delete.marked")
         return deleted, missing

@@ -23,11 +23,12 @@ from typing import Any, NamedTuple
 
 from msa_plugin.bank.connection import Connection
 from msa_plugin.bank.disk import disk_errors
-from msa_plugin.bank.documents import At, DocumentRows, Totals, row_checksum
+from msa_plugin.bank.documents import DocumentRows, Totals
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.log import Log
 from msa_plugin.bank.records import FileRecord, SegmentRecord
 from msa_plugin.bank.schema import CATALOG_FILE
+from msa_plugin.bank.scopes import At, row_checksum
 from msa_plugin.bank.seal import check_version, differs_from_seal, note_version, noted_version, seal, unseal
 from msa_plugin.errors import BankCorruptError, BankFormatError, BankMovedError, BankNotFoundError, SnapshotError
 from msa_plugin.types import FORMAT_VERSION, OLDEST_FORMAT, Fingerprint, Stats

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.filters import Condition
-from msa_plugin.errors import BankCorruptError, BankError, InvalidQueryError
-from msa_plugin.types import Document, content_hash
+from msa_plugin.bank.periods import PeriodRows
+from msa_plugin.bank.scopes import At, Place, Scope, batches, check_namespace, row_checksum, seen
+from msa_plugin.errors import BankCorruptError, BankError
+from msa_plugin.types import ALWAYS, UNBOUNDED, Document, Period, Validity, content_hash
 
 _T = TypeVar("_T")
-NEST = "/"  # between a namespace and one nested in it
-_BATCH = 500  # bound parameters per statement; old SQLite versions allow 999
 
-# Rows that a moment sees. A row is alive at a version when it was not deleted by then.
-_SEEN = "ordinal <= :last AND (deleted IS NULL OR deleted > :version)"
+_SEEN = seen()
 # Rows that the newest version or a named snapshot sees: what compaction must keep.
 _NEEDED = (
     "(deleted IS NULL OR EXISTS (SELECT 1 FROM snapshots AS s "
@@ -31,57 +28,13 @@ _FIELDS = "ordinal, namespace, id, title, metadata, tokens, chunks, content_hash
 _STORED = f"{_FIELDS}, checksum, text"
 
 
-def check_namespace(namespace: object) -> None:
-    """Raises InvalidQueryError unless `namespace` is a non-empty string of valid Unicode."""
-    if not isinstance(namespace, str) or not namespace:
-        raise InvalidQueryError(f"a namespace is a non-empty string, not {namespace!r}")
-    try:
-        namespace.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidQueryError(f"namespace {namespace!r} is not valid Unicode") from error
-
-
-class At(NamedTuple):
-    """A moment in the bank's history: it sees rows up to `last_ordinal` that were not deleted by `version`."""
-
-    version: int
-    last_ordinal: int
-
-
-class Scope(NamedTuple):
-    """Which namespaces a query sees: one, or with `below` also those that are nested in it (`namespaces.nested`)."""
-
-    namespace: str
-    below: bool = False
-
-    @property
-    def sql(self) -> str:
-        """The condition, over a row's `namespace`; each side of the OR walks its own part of an index."""
-        own = "namespace = :namespace"
-        return f"({own} OR (namespace >= :nested AND namespace < :beyond))" if self.below else own
-
-    @property
-    def bound(self) -> dict[str, str]:
-        """The condition's parameters. Raises InvalidQueryError for a namespace that cannot be one."""
-        check_namespace(self.namespace)
-        # In code point order, whatever begins with "a/" lies between "a/" and "a0".
-        edges = {"nested": self.namespace + NEST, "beyond": self.namespace + chr(ord(NEST) + 1)}
-        return {"namespace": self.namespace, **(edges if self.below else {})}
-
-
-class Place(NamedTuple):
-    """Where a document's latents are: segment number and position within it."""
-
-    segment: int
-    position: int
-
-
 class Known(NamedTuple):
     """A live document's row, without its text."""
 
     ordinal: int
     content_hash: str
     metadata: dict[str, Any]
+    period: Period = ALWAYS
 
 
 class Totals(NamedTuple):
@@ -106,11 +59,13 @@ class StoredDocument:
     tokens: int
     chunks: int
     content_hash: str
+    period: Period = ALWAYS
+    validity: Validity = UNBOUNDED
 
     @property
     def document(self) -> Document:
         """The same as the plain Document that was committed."""
-        return Document(self.id, self.text, self.title, self.metadata)
+        return Document(self.id, self.text, self.title, self.metadata, *self.period)
 
 
 class DocumentRows:
@@ -119,6 +74,7 @@ class DocumentRows:
     def __init__(self, db: sqlite3.Connection) -> None:
         """Use `db`, whose transactions belong to the caller."""
         self._db = db
+        self.periods = PeriodRows(db)
 
     # -- reading by ordinal: ordinals come from a selection, which may be older than this moment -------------------
 
@@ -129,15 +85,20 @@ class DocumentRows:
 
     def stored(self, at: At, ordinals: Sequence[int]) -> list[StoredDocument]:
         """The documents themselves. Raises BankError for an ordinal that the bank no longer holds."""
-        rows = self._by_ordinal(_STORED, at, ordinals)
-        return _in_order({row[0]: _stored(row) for row in rows}, ordinals)
+        found = self._stored(at, list(self._by_ordinal(_STORED, at, ordinals)))
+        return _in_order({document.ordinal: document for document in found}, ordinals)
+
+    def _stored(self, at: At, rows: Sequence[tuple[Any, ...]]) -> list[StoredDocument]:
+        periods = self.periods.of([row[0] for row in rows])
+        validity = self.periods.validity(at, (row[:3] for row in rows))
+        return [_stored(row, periods.get(row[0], ALWAYS), validity.get(row[0], UNBOUNDED)) for row in rows]
 
     def have(self, at: At, ordinals: Sequence[int]) -> bool:
         """Whether the bank still holds every one of `ordinals`."""
         return len({row[0] for row in self._by_ordinal("ordinal", at, ordinals)}) == len(set(ordinals))
 
     def _by_ordinal(self, columns: str, at: At, ordinals: Sequence[int]) -> Iterator[tuple[Any, ...]]:
-        for batch in _batches(ordinals):
+        for batch in batches(ordinals):
             sql = (
                 f"SELECT {columns} FROM documents JOIN texts USING (ordinal) "
                 f"WHERE ordinal IN ({_marks(batch)}) AND ordinal <= ?"
@@ -148,18 +109,19 @@ class DocumentRows:
 
     def lookup(self, at: At, namespace: str, ids: Iterable[str]) -> dict[str, Known]:
         """Live rows of those ids that exist."""
-        rows = map(_sound, self._by_id(f"{_FIELDS}, checksum", "documents", at, namespace, ids))
-        return {row[2]: Known(row[0], row[7], _metadata(row[4])) for row in rows}
+        rows = [_sound(row) for row in self._by_id(f"{_FIELDS}, checksum", "documents", at, namespace, ids)]
+        periods = self.periods.of([row[0] for row in rows])
+        return {row[2]: Known(row[0], row[7], _metadata(row[4]), periods.get(row[0], ALWAYS)) for row in rows}
 
     def get(self, at: At, namespace: str, ids: Iterable[str]) -> dict[str, StoredDocument]:
         """Live documents of those ids that exist."""
-        rows = self._by_id(_STORED, "documents JOIN texts USING (ordinal)", at, namespace, ids)
-        return {row[2]: _stored(row) for row in rows}
+        rows = list(self._by_id(_STORED, "documents JOIN texts USING (ordinal)", at, namespace, ids))
+        return {document.id: document for document in self._stored(at, rows)}
 
     def _by_id(
         self, columns: str, source: str, at: At, namespace: str, ids: Iterable[str]
     ) -> Iterator[tuple[Any, ...]]:
-        for batch in _batches(i for i in ids if _storable(i)):
+        for batch in batches(i for i in ids if _storable(i)):
             names = {f"i{n}": name for n, name in enumerate(batch)}
             marks = ", ".join(f":{name}" for name in names)
             sql = f"SELECT {columns} FROM {source} WHERE namespace = :namespace AND id IN ({marks}) AND {_SEEN}"
@@ -307,11 +269,6 @@ class DocumentRows:
                 yield row[0], row[1], row[2]
 
 
-def row_checksum(fields: tuple[object, ...]) -> int:
-    """CRC-32 over a row's lasting fields (all but place and deletion, which segments and versions vouch for)."""
-    return zlib.crc32(json.dumps(fields, default=repr).encode())  # bytes, say: damage
-
-
 def _is_sound(row: tuple[Any, ...]) -> bool:
     return bool(row_checksum(row[:8]) == row[8])
 
@@ -334,13 +291,14 @@ def _altered(row: tuple[Any, ...]) -> BankCorruptError:
     )
 
 
-def _stored(row: tuple[Any, ...]) -> StoredDocument:
+def _stored(row: tuple[Any, ...], period: Period, validity: Validity) -> StoredDocument:
     ordinal, namespace, name, title, metadata, tokens, chunks, digest, _, text = _sound(row)
     if not all(isinstance(part, str) for part in (namespace, name, title, text, digest)):
         raise BankCorruptError(f"document {name!r:.80} (ordinal {ordinal!r}) is damaged; run `msa bank verify`")
     if not _is_its_text(row):
         raise _altered(row)
-    return StoredDocument(ordinal, namespace, name, title, text, _metadata(metadata), tokens, chunks, digest)
+    facts = (tokens, chunks, digest)
+    return StoredDocument(ordinal, namespace, name, title, text, _metadata(metadata), *facts, period, validity)
 
 
 def _metadata(text: Any) -> dict[str, Any]:
@@ -365,12 +323,6 @@ def _in_order(found: Mapping[int, _T], ordinals: Sequence[int]) -> list[_T]:
     if missing:
         raise BankError(f"document ordinals {missing[:5]} are not in the bank any more; repeat the query")
     return [found[o] for o in ordinals]
-
-
-def _batches(items: Iterable[_T]) -> Iterator[list[_T]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, _BATCH)):
-        yield batch
 
 
 def _marks(batch: Sequence[object]) -> str:

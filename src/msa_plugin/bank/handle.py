@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from msa_plugin.bank.documents import Known, StoredDocument
-from msa_plugin.types import Filter, Fingerprint, KeyBlock, Stats, VerifyReport
+from msa_plugin.types import PRESENT, Asof, Filter, Fingerprint, KeyBlock, Stats, VerifyReport
 
 
 class Selected(Protocol):
@@ -68,8 +68,13 @@ class BankHandle(Protocol):
     def writing(self) -> AbstractContextManager[None]:
         """Be the only writer."""
 
-    def select(self, namespace: str, where: Filter | None = None, *, below: bool = False) -> Selected:
-        """Live documents of a namespace, and of those `below` it, that pass a filter."""
+    def select(
+        self, namespace: str, where: Filter | None = None, *, below: bool = False, asof: Asof = PRESENT
+    ) -> Selected:
+        """Live documents of a namespace, and of those `below` it, that pass a filter and are valid as of a time."""
+
+    def expired(self, namespace: str, below: bool = False) -> list[tuple[str, str]]:
+        """Namespace and id of the live documents whose `valid_until` has passed."""
 
     def namespaces(self, inside: str) -> Sequence[str]:
         """The namespace and those nested in it that have a live document, in order."""

@@ -23,12 +23,14 @@ from msa_plugin.bank.descriptors import unconnected
 from msa_plugin.bank.disk import disk_errors, fsync_folder
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.lock import WriterLock
+from msa_plugin.bank.periods import TABLES as PERIOD_TABLES
+from msa_plugin.bank.periods import PeriodRows
 from msa_plugin.bank.schema import CATALOG_FILE, connect, new_catalog
 from msa_plugin.bank.seal import unseal
 from msa_plugin.bank.segment import Segment
 from msa_plugin.bank.verify import Check, verify_bank
 from msa_plugin.errors import BankCorruptError, BankLockedError
-from msa_plugin.types import RepairReport
+from msa_plugin.types import ALWAYS, RepairReport
 
 SALVAGE = "salvage"
 _ROWS_AT_ONCE = 256
@@ -95,8 +97,17 @@ def _texts_of(folder: Path, check: Check) -> tuple[list[_Row], list[str]]:
                 lost.append(name)
             elif segment in doomed or ordinal in spoiled:
                 record = {"id": name, "title": title, "text": text, "metadata": json.loads(metadata)}
+                record |= _period_of(PeriodRows(db), ordinal)
                 salvaged.append(_Row(ordinal, namespace, name, record))
     return salvaged, lost
+
+
+def _period_of(periods: PeriodRows, ordinal: int) -> dict[str, Any]:
+    try:
+        found = periods.of([ordinal]).get(ordinal, ALWAYS)
+    except BankCorruptError:  # nobody can tell when it was valid: whoever adds it back says so
+        return {}
+    return {name: value for name, value in found._asdict().items() if value}
 
 
 def _write(folder: Path, rows: Sequence[_Row]) -> list[Path]:
@@ -205,6 +216,7 @@ def _copy(old: sqlite3.Connection, new: sqlite3.Connection) -> int:
             names = ", ".join(row[1] for row in old.execute(f"PRAGMA table_info({table})"))
             _insert(new, f"{table}({names})", old.execute(f"SELECT {names} FROM {table}").fetchall())
         last = old.execute("SELECT max(last_ordinal) FROM segments").fetchone()[0] or 0
+        timed = PeriodRows(old).exist
     except sqlite3.DatabaseError as error:
         raise BankCorruptError(f"the catalog's lists of segments cannot be read ({error}); restore a backup") from error
     found: dict[str, set[int]] = {"documents": set(), "texts": set()}
@@ -212,7 +224,13 @@ def _copy(old: sqlite3.Connection, new: sqlite3.Connection) -> int:
         for rows in _readable(old, table, 1, last):
             _insert(new, table, rows)
             ordinals.update(int(row[0]) for row in rows)
-    new.execute("DELETE FROM texts WHERE ordinal NOT IN (SELECT ordinal FROM documents)")
+    if timed:
+        PeriodRows.create(new)
+        for table in PERIOD_TABLES:
+            for rows in _readable(old, table, 1, last):
+                _insert(new, table, rows)
+    for table in ("texts", *(PERIOD_TABLES if timed else ())):
+        new.execute(f"DELETE FROM {table} WHERE ordinal NOT IN (SELECT ordinal FROM documents)")
     new.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'documents'", (last,))
     new.execute("COMMIT")
     return len(found["texts"] - found["documents"])

@@ -38,8 +38,8 @@ class Check:
     """One verification. Beside the report's parts it knows what `repair` acts on.
 
     `damaged` are numbers of segments whose latents cannot be trusted, `incomplete` of those that merely lack rows;
-    `altered` the ordinals of rows that do not match their checksums, `spoiled` of those whose latents do not, though
-    the rest of their segment is sound; `snapshots` are the names of altered ones.
+    `altered` the ordinals of rows that do not match their checksums, `spoiled` of those whose latents, or whose
+    periods, do not, though the rest is sound; `snapshots` are the names of altered ones.
     """
 
     def __init__(self, folder: Path, deep: bool, namespace: str | None = None) -> None:
@@ -92,6 +92,9 @@ class Check:
             called = repr(name) if self._names([(namespace, name)]) else "of another namespace"
             self.problem(f"{catalog.path}: document {called} (ordinal {ordinal}) does not match its checksum")
             self.altered.append(ordinal)
+        for ordinal in catalog.documents.periods.altered():
+            self.problem(f"{catalog.path}: when document (ordinal {ordinal}) is valid does not match its checksum")
+            self.spoiled.append(ordinal)
 
     def _names(self, found: Iterable[tuple[str, str]]) -> bool:
         """Take note of documents (namespace, id), of those that may be named; says whether there was one."""

@@ -5,20 +5,31 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from msa_plugin import dates
 from msa_plugin.bank.catalog import Catalog
-from msa_plugin.bank.documents import At, Place, Scope, Totals
+from msa_plugin.bank.documents import Totals
 from msa_plugin.bank.filters import compile_filter
+from msa_plugin.bank.scopes import At, Place, Scope
 from msa_plugin.bank.segment import Segment
 from msa_plugin.errors import BankCorruptError, InvalidQueryError
-from msa_plugin.types import Filter, KeyBlock, Stats
+from msa_plugin.types import PRESENT, Asof, Filter, KeyBlock, Stats
 
 _Parts: TypeAlias = "tuple[tuple[Segment, Tensor | None], ...]"
+
+
+class _Hidden(NamedTuple):
+    """Per segment, which documents are not valid from `since` until just before `until`."""
+
+    since: str
+    until: str | None
+    masks: dict[int, Tensor]
 
 
 class Moment:
@@ -94,6 +105,7 @@ class View:
         self._rows = catalog.documents
         self._moment: Callable[[], Moment | None] = lambda: None
         self._whole: dict[Scope, tuple[_Parts, int]] = {}
+        self._hidden: dict[Scope, _Hidden] = {}
         self._totals: dict[str, Totals] = {}
 
     @property
@@ -122,8 +134,37 @@ class View:
         """Sizes of a namespace and of the bank."""
         return self.catalog.stats(self.at, self.totals(namespace))
 
-    def select(self, scope: Scope, where: Filter | None) -> Selection:
-        """Documents in `scope` that are alive and pass `where`. Raises InvalidQueryError for a malformed filter."""
+    def select(self, scope: Scope, where: Filter | None, asof: Asof = PRESENT) -> Selection:
+        """Documents in `scope` that are alive, valid `asof` a time and pass `where`.
+
+        Raises InvalidQueryError for a malformed filter.
+        """
+        selection = self._passing_all(scope, where)
+        hidden = {} if asof.history or not self._timed else self._hidden_at(scope, asof.at)
+        if not hidden:
+            return selection
+        parts = []
+        for segment, allowed in selection.parts:
+            gone = hidden.get(segment.record.number)
+            kept = None if gone is None else ~gone
+            parts.append((segment, kept if allowed is None else allowed if kept is None else allowed & kept))
+        return _selection(parts, selection.moment)
+
+    @cached_property
+    def _timed(self) -> bool:
+        return self._rows.periods.exist
+
+    def _hidden_at(self, scope: Scope, at: str | None) -> dict[int, Tensor]:
+        """Masks of the documents that are not valid: as of a date, or at present, kept until that changes."""
+        if at is not None:
+            return self._masks(self._rows.periods.hidden(self.at, scope, at, present=False))
+        now, kept = dates.clock(), self._hidden.get(scope)
+        if kept is None or not kept.since <= now or (kept.until is not None and kept.until <= now):
+            masks = self._masks(self._rows.periods.hidden(self.at, scope, now, present=True))
+            kept = self._hidden[scope] = _Hidden(now, self._rows.periods.next_change(scope, now), masks)
+        return kept.masks
+
+    def _passing_all(self, scope: Scope, where: Filter | None) -> Selection:
         if where is None or (isinstance(where, Mapping) and not where):
             if scope not in self._whole:
                 parts = self._all_below(scope) if scope.below else self._all_parts(scope.namespace)

@@ -43,6 +43,11 @@ def add(
     prune: Annotated[
         bool, typer.Option("--prune", help="Forget documents from these folders whose files are gone.")
     ] = False,
+    valid_from: Annotated[
+        str | None, typer.Option(help="Date from which these files are found (without a zone: UTC).")
+    ] = None,
+    valid_until: Annotated[str | None, typer.Option(help="Date from which they are found no more.")] = None,
+    replaces: Annotated[list[str] | None, typer.Option(help="Id of a document that these supersede.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when anything was left out.")] = False,
     encoding: Annotated[
         str | None, typer.Option("--encoding", help="Encoding of all text, e.g. cp1252. [default: found out]")
@@ -66,7 +71,9 @@ def add(
         check_encoding(encoding)
     list_files(paths, lambda path, reason: None)  # a mistyped path is told before a backbone is loaded
     from msa_plugin.ingest import add_files
+    from msa_plugin.types import Document
 
+    period = Document("-", "-", "", {}, valid_from, valid_until, replaces or ()).period
     memory = open_memory(out, bank, model, adapter, namespace, reading=reading)
     with memory, command_progress("encoding", "files", sys.stderr, _EVERY) as show:
         report = add_files(
@@ -75,6 +82,7 @@ def add(
             prune=prune,
             stdin_format=stdin_format,  # type: ignore[arg-type]
             encoding=encoding,
+            period=period,
             on_progress=lambda progress: show(_state(progress)),
         )
     _say(out, report)

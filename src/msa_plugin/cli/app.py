@@ -18,7 +18,9 @@ from msa_plugin.cli.hits import show_hit
 from msa_plugin.cli.mcp_server import mcp
 from msa_plugin.cli.options import (
     AdapterPath,
+    At,
     Bank,
+    History,
     Json,
     Lexical,
     Model,
@@ -39,6 +41,7 @@ from msa_plugin.cli.output import Output, report_error, seconds, set_up_logging
 from msa_plugin.cli.relevance import relevance
 from msa_plugin.cli.shell import shell
 from msa_plugin.cli.train import train
+from msa_plugin.dates import asof
 from msa_plugin.errors import MSAError
 
 app = typer.Typer(
@@ -85,6 +88,8 @@ def ask(
     namespace: Namespace = "default",
     where: Where = None,
     snapshot: Snapshot = None,
+    at: At = None,
+    history: History = False,
     reading: Reading = "auto",
     lexical: Lexical = None,
     titles: Titles = None,
@@ -104,13 +109,14 @@ def ask(
     Example: msa ask "Who built the lighthouse?" --bank bank
     """
     out, wanted = Output(as_json), parse_filter(where)
+    asof(at, history)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     if rounds is not None:
         options["max_rounds"] = rounds
     settings = {"reading": reading, "lexical": lexical, "titles": titles, "abstain_below": abstain_below}
     check_not_empty(bank, namespace, snapshot)
     with open_memory(out, bank, model, adapter, namespace, must_exist=True, snapshot=snapshot, **settings) as memory:
-        stream = memory.stream(question, filter=wanted, **options)
+        stream = memory.stream(question, filter=wanted, at=at, history=history, **options)
         for piece in stream:
             out.say(piece, end="")
         answer = stream.answer
@@ -142,6 +148,8 @@ def retrieve(
     by: Annotated[str, typer.Option(help="What to list: document, or passage.")] = "document",
     where: Where = None,
     snapshot: Snapshot = None,
+    at: At = None,
+    history: History = False,
     reading: Reading = "auto",
     lexical: Lexical = None,
     titles: Titles = None,
@@ -155,6 +163,7 @@ def retrieve(
     Example: msa retrieve "lighthouses of Scotland" -k 5 --bank bank
     """
     out, wanted = Output(as_json), parse_filter(where)
+    asof(at, history)
     settings = {"reading": reading, "lexical": lexical, "titles": titles}
     if reason := empty(bank, namespace, snapshot):
         out.say(f"nothing found: {reason}")
@@ -162,7 +171,7 @@ def retrieve(
         return
     with open_memory(out, bank, model, adapter, namespace, must_exist=True, snapshot=snapshot, **settings) as memory:
         hits = memory.retrieve(  # type: ignore[call-overload]
-            question, k, filter=wanted, by=by, min_relevance=min_relevance
+            question, k, filter=wanted, by=by, min_relevance=min_relevance, at=at, history=history
         )
         reason = "" if hits else nothing_found(memory, wanted, min_relevance)
     for hit in hits:

@@ -21,6 +21,9 @@ def show_hit(out: Output, hit: Hit, question: str) -> None:
     out.say(
         f"{hit.score:6.3f}{judged}  [{hit.id}] {place}".rstrip() + f"  (characters {passage.start} to {passage.end})"
     )
+    bounds = zip(("from", "until", "replaced by"), hit.validity, strict=True)
+    if known := [f"{word} {value}" for word, value in bounds if value is not None]:
+        out.say(f"        valid {', '.join(known)}")
     text = " ".join(passage.text.split())
     shown = text if len(text) <= _SHOWN else text[:_SHOWN].rsplit(" ", 1)[0] + " ..."
     out.say_marked(f"        {shown}", marked(shown, question, 8))

@@ -35,6 +35,11 @@ Path_: TypeAlias = Annotated[
     str, Field(description='A part of the memory, as a path such as "users/ann"; all of it if empty.')
 ]
 Place: TypeAlias = Annotated[str, Field(description='A part of the memory, as a path such as "users/ann".')]
+At: TypeAlias = Annotated[
+    str | None,
+    Field(description="Find what was valid then, e.g. 2026-03-01 or 2026-03-01T10:00+01:00 (without a zone: UTC)."),
+]
+History: TypeAlias = Annotated[bool, Field(description="Find what was superseded and what has expired, too.")]
 Limit: TypeAlias = Annotated[int, Field(ge=1, le=100, description="At most so many.")]
 
 
@@ -68,9 +73,13 @@ class MemoryTools:
         id: Annotated[str | None, Field(description="Known ids are replaced. Made from the text if absent.")] = None,
         metadata: Annotated[dict[str, Any] | None, Field(description="Fields to filter by.")] = None,
         namespace: Place = "",
+        valid_from: Annotated[str | None, Field(description="Date from which it is true (UTC).")] = None,
+        valid_until: Annotated[str | None, Field(description="Date from which it is found no more.")] = None,
+        replaces: Annotated[list[str] | None, Field(description="Ids of what it supersedes, which is kept.")] = None,
     ) -> Found:
         """Remember a text. It is on the disk when this returns; the same text again costs nothing."""
-        document = Document.of({"id": id, "text": text, "title": title, "metadata": metadata})
+        said = {"id": id, "text": text, "title": title, "metadata": metadata}
+        document = Document.of({**said, "valid_from": valid_from, "valid_until": valid_until, "replaces": replaces})
         report = await (await self._at(namespace)).aadd([document], on_progress=_silent)
         outcome = "added" if report.added else "updated" if report.updated else "unchanged"
         return {"id": document.id, "namespace": namespace, "outcome": outcome}
@@ -81,10 +90,12 @@ class MemoryTools:
         limit: Limit = 5,
         namespace: Path_ = "",
         filter: Where = None,
+        at: At = None,
+        history: History = False,
     ) -> Found:
         """Find what is remembered about something: passages with their sources, best first."""
         memory, root = await self._at(namespace, below=True), await self._at("")
-        hits = await memory.aretrieve(question, limit, filter=filter, by="passage")
+        hits = await memory.aretrieve(question, limit, filter=filter, by="passage", at=at, history=history)
         return {"passages": [_shown(root, hit) for hit in hits if isinstance(hit, Hit)]}
 
     async def ask(
@@ -93,10 +104,13 @@ class MemoryTools:
         namespace: Path_ = "",
         filter: Where = None,
         max_new_tokens: Annotated[int, Field(ge=1, le=1024, description="Length of the answer.")] = 64,
+        at: At = None,
+        history: History = False,
     ) -> Found:
         """Let the memory's own small model answer a question, with the sources that it read."""
         memory = await self._at(namespace, below=True)
-        answer: Any = await memory.aask(question, filter=filter, max_new_tokens=max_new_tokens)
+        time = {"at": at, "history": history}
+        answer: Any = await memory.aask(question, filter=filter, max_new_tokens=max_new_tokens, **time)
         return {"answer": answer.text, "sources": [_source(source) for source in answer.sources]}
 
     async def get(self, id: Annotated[str, Field(description="The document's id.")], namespace: Place = "") -> Found:
@@ -111,6 +125,7 @@ class MemoryTools:
             "title": document.title,
             "text": document.text,
             "metadata": dict(document.metadata),
+            **{name: value for name, value in document.period._asdict().items() if value},
         }
 
     async def delete(
@@ -126,10 +141,14 @@ class MemoryTools:
         limit: Limit = 20,
         offset: Annotated[int, Field(ge=0, description="So many are passed over.")] = 0,
         filter: Where = None,
+        at: At = None,
+        history: History = False,
     ) -> Found:
         """List what is remembered, oldest first, and the namespaces that there are."""
         memory, root = await self._at(namespace, below=True), await self._at("")
-        documents = await asyncio.to_thread(memory.documents, filter=filter, limit=limit, offset=offset)
+        documents = await asyncio.to_thread(
+            memory.documents, filter=filter, limit=limit, offset=offset, at=at, history=history
+        )
         names = await asyncio.to_thread((await self._at(namespace)).namespaces)
         start = [part for part in (namespace,) if part]
         return {
@@ -147,16 +166,23 @@ def _shown(root: LatentMemory, found: Any) -> Found:
         "title": found.title,
         "text": text,
         "metadata": dict(found.metadata),
+        **_validity(found),
     }
     if not isinstance(found, Hit):
         return shown
-    where = {"start": found.passages[0].start, "end": found.passages[0].end} if found.passages else {}
+    [passage] = found.passages
+    where = {"heading": passage.heading, "start": passage.start, "end": passage.end}
     return {**shown, **where, "score": round(found.score, 4)}
 
 
 def _source(source: Source) -> Found:
     said = {"id": source.id, "title": source.title, "text": source.text, "metadata": dict(source.metadata)}
-    return {**said, "start": source.start, "end": source.end}
+    return {**said, "heading": source.heading, "start": source.start, "end": source.end, **_validity(source)}
+
+
+def _validity(found: Any) -> Found:
+    """Since when and until when something is found, and what superseded it, where there is such."""
+    return {name: value for name, value in found.validity._asdict().items() if value is not None}
 
 
 def build_server(load: Callable[[], LatentMemory], *, read_only: bool = False) -> Any:

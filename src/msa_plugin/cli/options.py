@@ -65,6 +65,11 @@ Reading = Annotated[
         help="How answers read memory: auto, text, latent or kv.", callback=word_of("auto", "text", "latent", "kv")
     ),
 ]
+At = Annotated[
+    str | None,
+    typer.Option("--at", help="Find what was valid then: 2026-03-01, or 2026-03-01T10:00 (UTC). [default: now]"),
+]
+History = Annotated[bool, typer.Option("--history", help="Find what was superseded and what has expired, too.")]
 Question = Annotated[str, typer.Argument(help="The question.", callback=_question)]
 Snapshot = Annotated[
     str | None, typer.Option("--snapshot", help="A named state of the bank to ask, instead of the newest.")

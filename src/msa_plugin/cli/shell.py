@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from msa_plugin.cli.options import (
     AdapterPath,
+    At,
     Bank,
+    History,
     Json,
     Lexical,
     Model,
@@ -27,6 +29,7 @@ from msa_plugin.cli.options import (
     parse_filter,
 )
 from msa_plugin.cli.output import Output
+from msa_plugin.dates import asof
 from msa_plugin.errors import MSAError
 
 if TYPE_CHECKING:
@@ -48,6 +51,8 @@ def shell(
     namespace: Namespace = "default",
     where: Where = None,
     snapshot: Snapshot = None,
+    at: At = None,
+    history: History = False,
     reading: Reading = "auto",
     lexical: Lexical = None,
     titles: Titles = None,
@@ -60,10 +65,11 @@ def shell(
     out = Output(as_json)
     settings = {"reading": reading, "lexical": lexical, "titles": titles}
     wanted = parse_filter(where)
+    asof(at, history)
     check_not_empty(bank, namespace, snapshot)
     with open_memory(out, bank, model, adapter, namespace, must_exist=True, snapshot=snapshot, **settings) as memory:
         out.note("ask, or /help; /quit ends")
-        session = _Session(out, memory, wanted, frozen=snapshot is not None)
+        session = _Session(out, memory, wanted, frozen=snapshot is not None, time={"at": at, "history": history})
         with _lines(interactive=sys.stdin.isatty() and not as_json) as lines:
             for line in lines:
                 if not session.take(line.strip()):
@@ -74,9 +80,17 @@ def shell(
 class _Session:
     """One shell's state: what it asks, and what it has answered."""
 
-    def __init__(self, out: Output, memory: LatentMemory, where: dict[str, Any] | None, *, frozen: bool) -> None:
+    def __init__(
+        self,
+        out: Output,
+        memory: LatentMemory,
+        where: dict[str, Any] | None,
+        *,
+        frozen: bool,
+        time: dict[str, Any],
+    ) -> None:
         self.results: list[Any] = []
-        self._out, self._memory, self._where, self._frozen = out, memory, where, frozen
+        self._out, self._memory, self._where, self._frozen, self._time = out, memory, where, frozen, time
         self._commands: dict[str, Callable[[str], None]] = {
             "/find": self._find,
             "/filter": self._filter,
@@ -106,7 +120,7 @@ class _Session:
     def _ask(self, question: str) -> None:
         if not self._frozen:
             self._memory.refresh()
-        with closing(self._memory.stream(question, filter=self._where)) as stream:
+        with closing(self._memory.stream(question, filter=self._where, **self._time)) as stream:
             for piece in stream:
                 self._out.say(piece, end="")
         self._out.say()
@@ -118,7 +132,7 @@ class _Session:
     def _find(self, question: str) -> None:
         if not self._frozen:
             self._memory.refresh()
-        hits = self._memory.retrieve(question, filter=self._where)
+        hits = self._memory.retrieve(question, filter=self._where, **self._time)
         for hit in hits:
             self._out.say(f"  {hit.score:6.3f}  [{hit.id}] {hit.title or hit.text[:70]!r}")
         if not hits:

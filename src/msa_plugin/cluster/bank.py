@@ -14,9 +14,10 @@ from typing import Any
 
 from torch import Tensor
 
-from msa_plugin.bank.documents import Known, StoredDocument, check_namespace
+from msa_plugin.bank.documents import Known, StoredDocument
 from msa_plugin.bank.filters import compile_filter
 from msa_plugin.bank.lock import WriterLock
+from msa_plugin.bank.scopes import check_namespace
 from msa_plugin.cluster.manifest import Manifest, home
 from msa_plugin.cluster.selection import PLACES, ShardedSelection
 from msa_plugin.cluster.shard import Asked
@@ -24,7 +25,7 @@ from msa_plugin.cluster.shards import Shards
 from msa_plugin.cluster.shipping import Shipped
 from msa_plugin.cluster.wire import unflat_document, unpack
 from msa_plugin.errors import BankCorruptError, BankError, BankReadOnlyError, InvalidQueryError, SnapshotError
-from msa_plugin.types import Document, Filter, Stats, VerifyReport
+from msa_plugin.types import PRESENT, Asof, Document, Filter, Stats, VerifyReport
 
 _PAGE = 1000
 
@@ -86,14 +87,19 @@ class ClusterBank:
 
     # -- finding ----------------------------------------------------------------------------------------------------
 
-    def select(self, namespace: str, where: Filter | None = None, *, below: bool = False) -> ShardedSelection:
-        """See `MemoryBank.select`; the shards work it out when it is first used. Raises InvalidQueryError."""
+    def select(
+        self, namespace: str, where: Filter | None = None, *, below: bool = False, asof: Asof = PRESENT
+    ) -> ShardedSelection:
+        """See `MemoryBank.select`; the shards work it out when it is first used, by their own clocks.
+
+        Raises InvalidQueryError.
+        """
         check_namespace(namespace)
         if isinstance(where, Mapping):
             compile_filter(where)
         elif where is not None and not callable(where):
             raise InvalidQueryError(f"a filter is a mapping or a function of the metadata, not {type(where).__name__}")
-        return ShardedSelection(self, Asked(self.token(), namespace, where, None, None, (), below))
+        return ShardedSelection(self, Asked(self.token(), namespace, where, None, None, (), below, *asof))
 
     def token(self) -> int:
         """A name for a selection, until it is `let_go`."""
@@ -194,6 +200,10 @@ class ClusterBank:
     def namespaces(self, inside: str) -> Sequence[str]:
         """See `MemoryBank.namespaces`."""
         return sorted({name for part in self._all("namespaces", inside) for name in part})
+
+    def expired(self, namespace: str, below: bool = False) -> list[tuple[str, str]]:
+        """See `MemoryBank.expired`."""
+        return [found for part in self._all("expired", namespace, below) for found in part]
 
     def count(self, namespace: str) -> int:
         """See `MemoryBank.count`."""

@@ -28,11 +28,12 @@ from msa_plugin.engine.setup import fingerprint
 from msa_plugin.errors import BankError, FingerprintMismatchError
 from msa_plugin.routing.key_search import KeySearch
 from msa_plugin.routing.prefilter import Prefilter
-from msa_plugin.types import Document, EncodedDocument, Filter, Fingerprint
+from msa_plugin.types import Asof, Document, EncodedDocument, Filter, Fingerprint
 
 # What is asked of a shard's bank as it stands.
 PASSED_ON = (
     *("lookup", "get", "stats", "verify", "compact", "snapshot", "drop_snapshot", "count", "delete", "namespaces"),
+    "expired",
 )
 
 
@@ -64,6 +65,8 @@ class Asked(NamedTuple):
     parent: int | None
     forget: Sequence[int]
     below: bool = False
+    at: str | None = None
+    history: bool = False
 
     def light(self) -> Sequence[Any]:
         """Its fields, as a list where that spares pickling them; a filter may hold what only pickling keeps."""
@@ -166,7 +169,8 @@ class Shard:
         return kept
 
     def _newly_selected(self, asked: Asked) -> Selection:
-        return self.bank.select(asked.namespace, asked.where, below=asked.below)
+        asof = Asof(asked.at, asked.history)
+        return self.bank.select(asked.namespace, asked.where, below=asked.below, asof=asof)
 
     # -- reading ----------------------------------------------------------------------------------------------------
 

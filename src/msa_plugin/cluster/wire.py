@@ -17,6 +17,7 @@ from torch import Tensor
 
 from msa_plugin.bank.documents import StoredDocument
 from msa_plugin.engine.ranking import Ranked
+from msa_plugin.types import Period, Validity
 
 _FIELDS = tuple(field.name for field in fields(StoredDocument))
 _AS_INTEGERS = {torch.bfloat16: torch.int16}  # numpy knows no bfloat16
@@ -71,11 +72,15 @@ def unflat_row(row: Sequence[Any]) -> list[Ranked]:
 
 def flat_document(document: StoredDocument) -> list[Any]:
     """The fields of a document, its metadata as JSON."""
-    named = vars(document) | {"metadata": json.dumps(document.metadata)}
+    period = [*document.period[:2], list(document.period.replaces)]
+    lists = {"metadata": json.dumps(document.metadata), "period": period, "validity": list(document.validity)}
+    named = vars(document) | lists
     return [named[name] for name in _FIELDS]
 
 
 def unflat_document(values: Sequence[Any]) -> StoredDocument:
     """The document again."""
     named = dict(zip(_FIELDS, values, strict=True))
-    return StoredDocument(**named | {"metadata": json.loads(named["metadata"])})
+    start, end, replaces = named["period"]
+    period, validity = Period(start, end, tuple(replaces)), Validity(*named["validity"])
+    return StoredDocument(**named | {"metadata": json.loads(named["metadata"]), "period": period, "validity": validity})

@@ -161,4 +161,5 @@ def source(document: StoredDocument, passage: Passage | None, score: float, roun
     """A passage that is read, found in `round` with its document's `score`."""
     assert passage is not None
     p, d = passage, document
-    return Source(d.id, score, round, p.text, d.title, d.metadata, p.start, p.end, p.heading)
+    place = (p.start, p.end, p.heading)
+    return Source(d.id, score, round, p.text, d.title, d.metadata, *place, validity=d.validity)

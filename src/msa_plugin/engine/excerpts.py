@@ -202,5 +202,5 @@ def all_of(document: StoredDocument, score: float) -> Passage:
 def _hit(ranked: Ranked, document: StoredDocument) -> Hit:
     metadata = dict(document.metadata)  # its own: another row may have found the same document
     found = Hit(document.id, ranked.score, document.text, document.title, metadata, ranked.layer_scores, ranked.ordinal)
-    found = replace(found, namespace=document.namespace, relevance=ranked.relevance)
-    return replace(found, signals=ranked.signals)
+    found = replace(found, namespace=document.namespace, validity=document.validity)
+    return replace(found, relevance=ranked.relevance, signals=ranked.signals)

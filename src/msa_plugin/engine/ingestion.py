@@ -99,13 +99,13 @@ class Ingestion(ABC):
         """Normalised documents, each id once; the same id with other content is an error."""
         for position, item in enumerate(stream):
             try:
-                document = Document.of(item)
+                document = self.checked(Document.of(item))
             except InvalidDocumentError as error:
                 if self.on_invalid == "raise":
                     raise
                 self._skipped.append((_name(item, position), str(error)))
                 continue
-            digest = sha256((document.content_hash + _as_json(document.metadata)).encode()).digest()
+            digest = sha256(f"{document.content_hash}{_as_json(document.metadata)}{document.period}".encode()).digest()
             known = self._seen.setdefault(document.id, digest)
             if known is digest:
                 yield document
@@ -114,11 +114,15 @@ class Ingestion(ABC):
                     f"this call gives id {document.id!r} to two documents that differ; use distinct ids, or two calls"
                 )
 
+    def checked(self, document: Document) -> Document:
+        """The document, where this bank can hold it. Raises InvalidDocumentError."""
+        return document
+
     @abstractmethod
     def store(self, changed: Iterator[Changed]) -> None:
         """Store documents durably, calling `counted` and `stored` for each; the caller is the only writer.
 
-        A document whose content is in the bank already, only with other metadata, comes with what is known of it.
+        A document whose content is in the bank already, only with other metadata or dates, comes with what is known.
         """
 
     def _changed(self, documents: Iterator[Document]) -> Iterator[Changed]:
@@ -132,7 +136,7 @@ class Ingestion(ABC):
                 elif live.content_hash != document.content_hash:
                     self._existing.add(document.id)
                     yield document, None
-                elif _as_json(live.metadata) != _as_json(document.metadata):
+                elif live.period != document.period or _as_json(live.metadata) != _as_json(document.metadata):
                     self._existing.add(document.id)
                     # With a numbering it gets another ordinal, and its latents hold the number.
                     yield document, live if self.engine.encoder.numbering is None else None

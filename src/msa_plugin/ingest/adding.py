@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 from msa_plugin.ingest.decoding import EncodingErrors
 from msa_plugin.ingest.ids import FileIds, Stored
 from msa_plugin.ingest.kinds import StdinFormat
 from msa_plugin.ingest.reading import Paths, Reading
-from msa_plugin.types import AddReport, DeleteReport, Document, OnProgress, Progress
+from msa_plugin.types import ALWAYS, AddReport, DeleteReport, Document, OnProgress, Period, Progress
 
 
 class FilesProgress(NamedTuple):
@@ -78,6 +78,7 @@ def add_files(
     stdin_format: StdinFormat = "text",
     encoding: str | None = None,
     encoding_errors: EncodingErrors = "replace",
+    period: Period = ALWAYS,
     on_progress: Callable[[FilesProgress], None] | None = None,
 ) -> FilesReport:
     """Store what `read_paths` reads, a file always under the same id; what was stored before is not encoded again.
@@ -88,6 +89,8 @@ def add_files(
 
     With `prune`, documents are forgotten that came from below `paths` and whose file, or line in a file of JSON lines,
     is there no more; not those of a folder in which nothing is found at all.
+
+    Documents are valid as `period` says, but for records of JSON lines that have dates of their own.
 
     What cannot be read is skipped and reported. Raises IngestError for a path that does not exist and for an unknown
     encoding, before anything is stored, and what `LatentMemory.add` and `delete` raise.
@@ -104,7 +107,8 @@ def add_files(
         followed=on_progress is not None,
     )
     told = None if on_progress is None else _told(reading, on_progress)
-    added = memory.add(iter(reading), on_progress=told, on_invalid="skip")
+    documents = (d if d.period != ALWAYS else replace(d, **period._asdict()) for d in reading)
+    added = memory.add(documents, on_progress=told, on_invalid="skip")
     gone = ids.gone(reading.listing) if prune else []
     forgotten = memory.delete(gone).deleted if gone else ()
     empty = tuple(sorted(reading.listing.empty)) if prune else ()

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 from msa_plugin.ingest.decoding import Decoder
+from msa_plugin.types import Period
 
 _LOG = logging.getLogger("msa_plugin.ingest")
 
 
 @dataclass(frozen=True)
 class Record:
-    """A record: `id` is "" where it brings none along, `consumed` the characters read so far."""
+    """A record: `id` is "" where it brings none along, `consumed` the characters read so far.
+
+    `period` are those of `valid_from`, `valid_until` and `replaces` that it has.
+    """
 
     id: str
     text: str
@@ -23,6 +27,7 @@ class Record:
     metadata: dict[str, Any]
     line: int
     consumed: int
+    period: dict[str, Any] = field(default_factory=dict)
 
 
 def records(stream: IO[bytes], source: str, decoder: Decoder, on_bad: Callable[[int, str], None]) -> Iterator[Record]:
@@ -49,6 +54,7 @@ def records(stream: IO[bytes], source: str, decoder: Decoder, on_bad: Callable[[
 def _record(line: str, number: int, consumed: int, source: str, decoder: Decoder) -> Record:
     fields = _json_object(line)
     ids = [fields.pop(name) for name in ("_id", "id") if fields.get(name) is not None][:1]
+    period = {name: fields.pop(name) for name in Period._fields if fields.get(name) is not None}
     text, title, own = fields.pop("text", None), fields.pop("title", None), fields.pop("metadata", None)
     if not isinstance(text, str):
         raise ValueError("the record needs a 'text' that is a string")
@@ -59,7 +65,7 @@ def _record(line: str, number: int, consumed: int, source: str, decoder: Decoder
     if lost:
         _LOG.warning("%s, line %d: fields %s give way to those in 'metadata'", source, number, lost)
     given = _record_id(ids[0]) if ids else ""
-    return Record(given, decoder.clean(text), decoder.clean(title or ""), metadata, number, consumed)
+    return Record(given, decoder.clean(text), decoder.clean(title or ""), metadata, number, consumed, period)
 
 
 def _json_object(line: str) -> dict[str, Any]:

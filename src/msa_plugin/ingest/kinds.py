@@ -39,6 +39,7 @@ class Piece:
     given: str = ""
     line: int = 0
     consumed: int = 0
+    period: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -144,19 +145,23 @@ def _json_lines(file: File, how: How) -> Iterator[Piece]:
     with _opened(file) as (stream, raw):
         for record in _records(stream, file, how):
             consumed = raw.tell() if file.name.endswith(".gz") else record.consumed
-            yield Piece(record.text, record.title, record.metadata, record.id, record.line, min(consumed, file.size))
+            yield _of_record(record, min(consumed, file.size))
 
 
 def _stdin(file: File, how: How) -> Iterator[Piece]:
     if how.stdin_format == "jsonl":
         for record in _records(sys.stdin.buffer, file, how):
-            yield Piece(record.text, record.title, record.metadata, record.id, record.line)
+            yield _of_record(record)
         return
     text = _whole(sys.stdin.buffer, how.decoder(file), how)
     if text.strip():
         yield Piece(text)
     else:
         how.on_bad(0, "empty: no text in it")
+
+
+def _of_record(record: Record, consumed: int = 0) -> Piece:
+    return Piece(record.text, record.title, record.metadata, record.id, record.line, consumed, record.period)
 
 
 def _records(stream: IO[bytes], file: File, how: How) -> Iterator[Record]:

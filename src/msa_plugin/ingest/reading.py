@@ -109,12 +109,12 @@ class Reading:
             elif file.origin:
                 name = self.ids.choose(file, piece.line, piece.title, piece.text)
             else:
-                return Document.of({"text": piece.text, "title": piece.title, "metadata": metadata})
+                return Document.of({"text": piece.text, "title": piece.title, "metadata": metadata, **piece.period})
             if file.origin:
                 metadata[FILE] = file.origin
                 if "source" not in piece.metadata:
                     metadata["source"] = self.ids.source(file, name)
-            document = Document(name, piece.text, piece.title, metadata)
+            document = Document(name, piece.text, piece.title, metadata, **piece.period)
             return Document.of(document) if piece.line else document
         except (IngestError, InvalidDocumentError) as error:
             self._bad_line(piece.line, str(error))

@@ -20,7 +20,7 @@ from langgraph.store.memory import InMemoryStore
 
 from facade import TOPICS, about, opened
 from langchain_msa import MSAStore
-from langchain_msa import store as store_module
+from msa_plugin import dates
 from msa_plugin.errors import ConfigError, InvalidDocumentError, InvalidQueryError, MSAError
 
 ANN, BOB = ("users", "ann"), ("users", "bob")
@@ -223,7 +223,7 @@ def test_text_and_numbers_have_no_order(ours):
 
 def test_times_to_live(ours, monkeypatch):
     now = datetime.now(timezone.utc)
-    monkeypatch.setattr(store_module, "_now", lambda: now)
+    monkeypatch.setattr(dates, "clock", lambda: now.isoformat())
     ours.put(ANN, "short", {"text": about("glacier")}, ttl=10)
     ours.put(ANN, "read", {"text": about("violin")}, ttl=10)
     ours.put(ANN, "lasting", {"text": about("meteor")})

@@ -32,6 +32,8 @@ from msa_plugin.types import Answer
 Response = TypeVar("Response", CompletionResponse, ChatResponse)
 Piece = tuple[str, str, Answer | None]  # text so far, what is new of it, the answer once it is whole
 
+_OF_MEMORY = ("filters", "documents", "at", "history")  # of a call in mode "memory", beside generation settings
+
 
 class MSALLM(CustomLLM):
     """The backbone of a `LatentMemory` as a language model.
@@ -40,7 +42,7 @@ class MSALLM(CustomLLM):
     reads, so it fits any pipeline that puts retrieved text there. In mode "memory" the last user message is a
     question to the memory: it is routed, over several rounds if need be, and answered from what was found; earlier
     messages are not read. A call in that mode takes `documents=` (nodes or their ids) to read exactly those, and
-    `filters=`, besides the generation settings and `max_rounds`, `per_round`, `cut`.
+    `filters=`, `at=`, `history=`, besides the generation settings and `max_rounds`, `per_round`, `cut`.
 
     Settings that are None are the memory's own. Responses have the documents read in `additional_kwargs["sources"]`
     (id, score, round, relevance, quotes), there too "abstained" (the memory does not say it; the text says so) and
@@ -175,11 +177,13 @@ class MSALLM(CustomLLM):
         # Imported here: the index imports this module for its default LLM.
         from llama_index.indices.managed.msa.filters import memory_filter
 
-        options = self.generation_options({k: v for k, v in kwargs.items() if k not in ("filters", "documents")})
+        options = self.generation_options({k: v for k, v in kwargs.items() if k not in _OF_MEMORY})
         documents = kwargs.get("documents")
         return {
             **options,
             "filter": memory_filter(kwargs.get("filters") or self.filters),
+            "at": kwargs.get("at"),
+            "history": kwargs.get("history", False),
             "documents": None if documents is None else node_ids(documents),
         }
 

@@ -30,11 +30,11 @@ from llama_index.indices.managed.msa.engines import language_model, query_engine
 from llama_index.indices.managed.msa.records import several, to_document
 from llama_index.indices.managed.msa.retriever import MSARetriever
 from llama_index.indices.managed.msa.transform import WholeDocument, sourced
-from msa_plugin.arguments import id_list
+from msa_plugin.arguments import dated, id_list
 from msa_plugin.engine.ingestion import OnInvalid
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
-from msa_plugin.types import OnProgress, Progress
+from msa_plugin.types import OnProgress, Period, Progress
 
 _log = logging.getLogger(__name__)
 
@@ -157,7 +157,11 @@ class MSAIndex(BaseIndex[IndexDict]):
         return storage.MSAIndexStruct()
 
     def insert(self, document: Document, **insert_kwargs: Any) -> None:
-        """Insert a document, or replace it; `insert_kwargs` are on_progress and on_invalid of `LatentMemory.add`."""
+        """Insert a document, or replace it.
+
+        `insert_kwargs` are on_progress and on_invalid of `LatentMemory.add`, and valid_from, valid_until (see
+        `msa_plugin.types.Document`) and replaces, ids of documents or nodes; all of its nodes get them.
+        """
         with self._callback_manager.as_trace("insert"):
             self._replace([document], self._transform([document]), **insert_kwargs)
 
@@ -230,14 +234,20 @@ class MSAIndex(BaseIndex[IndexDict]):
         replaced: Sequence[str] = (),
         on_progress: OnProgress | None = None,
         on_invalid: OnInvalid | None = None,
+        **time: Any,
     ) -> None:
+        if unknown := sorted(set(time) - set(Period._fields)):
+            raise ConfigError(f"unknown {unknown}; there are on_progress, on_invalid, {', '.join(Period._fields)}")
         if not nodes and not replaced:
             return  # without a write lock, so that a memory opened for reading can be an index
         nodes = sourced(several("nodes", nodes))
         self._detach_objects(nodes)
-        documents = [to_document(node) for node in nodes]
         progress = on_progress or (None if self._show_progress else _silent)
         with self._own_docstore.ledger.changing() as ledger:
+            if (given := time.get("replaces")) is not None:  # documents of LlamaIndex's, or nodes
+                names = [given] if isinstance(given, str) else id_list(given)
+                time["replaces"] = [[n for name in names for n in ledger.nodes_of(name) or [name]]] * len(nodes)
+            documents = dated([to_document(node) for node in nodes], time)
             report = self._memory.add(documents, on_progress=progress, on_invalid=on_invalid or self._on_invalid)
             kept = set(report.ids)
             ledger.stored((d.id, d.metadata) for d in documents if d.id in kept)
@@ -297,7 +307,7 @@ class MSAIndex(BaseIndex[IndexDict]):
         doc_ids: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> MSARetriever:
-        """A retriever; of `kwargs`, by, object_map, callback_manager and verbose are used.
+        """A retriever; of `kwargs`, by, at, history, object_map, callback_manager and verbose are used.
 
         Raises ConfigError for `node_ids` and for query modes of vector stores, which a memory has nothing like.
         """
@@ -306,7 +316,8 @@ class MSAIndex(BaseIndex[IndexDict]):
         mode = kwargs.get("vector_store_query_mode", VectorStoreQueryMode.DEFAULT)
         if mode != VectorStoreQueryMode.DEFAULT:
             raise ConfigError(f"vector_store_query_mode={mode!r} is for vector stores; leave it out")
-        chosen = {key: kwargs[key] for key in ("by", "object_map", "callback_manager", "verbose") if key in kwargs}
+        taken = ("by", "at", "history", "object_map", "callback_manager", "verbose")
+        chosen = {key: kwargs[key] for key in taken if key in kwargs}
         return MSARetriever(self, similarity_top_k, filters, doc_ids, **chosen)
 
     def as_query_engine(self, llm: LLMType | None = None, **kwargs: Any) -> BaseQueryEngine:

@@ -57,6 +57,8 @@ def _record(node: BaseNode) -> dict[str, Any]:
 def to_node(document: Document | Hit) -> BaseNode:
     """The node that `document` was made from."""
     metadata = {key: value for key, value in document.metadata.items() if key not in (RECORD, SOURCE)}
+    if isinstance(document, Hit):
+        metadata |= {name: value for name, value in document.validity._asdict().items() if value is not None}
     if isinstance(document, Hit) and document.passage is not None:
         return _passage_node(document, document.passage, metadata)
     record = document.metadata.get(RECORD)

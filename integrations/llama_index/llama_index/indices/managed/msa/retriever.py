@@ -14,6 +14,7 @@ from llama_index.core.vector_stores.types import MetadataFilters
 from llama_index.indices.managed.msa.filters import memory_filter
 from llama_index.indices.managed.msa.records import to_node
 from msa_plugin.arguments import By, listed
+from msa_plugin.dates import When, asof
 from msa_plugin.types import Hit
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ class MSARetriever(BaseRetriever):
     `by="passage"` returns passages of nodes instead: text nodes of some hundred tokens, with `start_char_idx` and
     `end_char_idx` in the node that is their source. Nodes are the default: they come back as they were inserted, and
     the memory's own reading picks passages itself. Choose passages where another llm reads long documents.
+
+    Nodes are those that are valid now, or as of `at` (UTC where it has no zone), or with `history` of all times;
+    where validity has bounds the returned copy's metadata has `valid_from`, `valid_until` and `replaced_by`.
     """
 
     def __init__(
@@ -46,9 +50,12 @@ class MSARetriever(BaseRetriever):
         object_map: Mapping[str, Any] | None = None,
         verbose: bool = False,
         by: By = "document",
+        at: When | None = None,
+        history: bool = False,
     ) -> None:
-        """Raises InvalidQueryError for filters that the memory cannot apply."""
-        self._memory, self._by = index.memory, by
+        """Raises InvalidQueryError for filters that the memory cannot apply, and for what is no date."""
+        self._memory, self._by, self._at, self._history = index.memory, by, at, history
+        asof(at, history)
         self.similarity_top_k = similarity_top_k
         self._filter = memory_filter(filters, doc_ids)
         super().__init__(callback_manager=callback_manager or index.callback_manager, verbose=verbose)
@@ -58,7 +65,8 @@ class MSARetriever(BaseRetriever):
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         given = query_bundle.custom_embedding_strs
         questions = listed("custom_embedding_strs", given) if given else [query_bundle.query_str]
-        rows = self._memory.retrieve(questions, self.similarity_top_k, filter=self._filter, by=self._by)
+        time: dict[str, Any] = {"at": self._at, "history": self._history}
+        rows = self._memory.retrieve(questions, self.similarity_top_k, filter=self._filter, by=self._by, **time)
         best: dict[tuple[str, int], Hit] = {}
         for hit in (hit for row in rows for hit in row):
             name = (hit.id, hit.passage.start if hit.passage else -1)
