@@ -79,8 +79,8 @@ compare-large: install
 	$(BIN)/msa bench scale $(MORE) --sizes 16K,64K,256K,1M,4M,10M --questions 100 $(SHARED)
 	$(BIN)/msa bench report $(OUT)
 
-# A copy of OUT for docs/results: packed, without the texts of the data sets; `msa bench report docs/results/run
-# --recompute` makes its tables again.
+# A copy of OUT for docs/results: without rankings and the texts of the data sets, and yet `msa bench report
+# docs/results/run --recompute` makes its tables again.
 results: install
 	$(BIN)/msa bench report $(OUT) --pack docs/results/run
 

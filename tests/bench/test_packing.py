@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from msa_plugin.bench.packing import pack
 from msa_plugin.bench.recompute import recompute
+from msa_plugin.bench.scoring import ranked
 from msa_plugin.bench.store import Results
 from msa_plugin.cli.app import app
 from msa_plugin.errors import ConfigError
@@ -26,13 +27,27 @@ def done(tmp_path_factory, backbone):
 
 def test_rows_are_recomputed_from_it(done, tmp_path):
     small = pack(done, tmp_path / "small")
-    assert {p.suffix for p in small.glob("*/*")} == {".gz"}
+    assert {p.name for p in small.iterdir()} == {"results.jsonl", "config.json", "questions.tar.xz"}
     everything = Results(done).rows()
     with Results(small) as results:
         results.rewrite([r for r in everything if r.metric not in ("nDCG@10", "F1")])
     recompute(small)
     assert numbers(Results(small).rows()) == numbers(everything)
-    assert Results(small).read_run("toy", "words") == Results(done).read_run("toy", "words")
+    [kept, *_] = Results(small).questions("retrieval", "toy", "words")
+    ids = Results(done).rankings("toy", "words")[kept["id"]]
+    assert kept["places"] == {name: ids.index(name) + 1 for name in kept["positives"] if name in ids}
+
+
+def test_what_a_prefilter_is_compared_with_is_kept_whole(tmp_path):
+    with Results(tmp_path / "out") as results:
+        for system in ("msa", "msa+faiss:2", "bm25"):
+            records = [{"id": "q", "positives": {"a": 1}, "wall": 1.0, "ranking": [["b", 2.0], ["a", 1.0]]}]
+            results.add_questions("retrieval", "toy", system, records)
+        results.rewrite([])
+    small = Results(pack(tmp_path / "out", tmp_path / "small"))
+    kept = {name: small.questions("retrieval", dataset, name)[0] for dataset, name in small.question_sets("retrieval")}
+    assert [kept[name].get("ranking") for name in ("msa", "msa+faiss:2")] == [[["b"], ["a"]]] * 2
+    assert kept["bm25"]["places"] == {"a": 2} and [ranked(record)[1] for record in kept.values()] == ["a"] * 3
 
 
 def test_it_holds_no_text_and_is_the_same_every_time(done, tmp_path):
@@ -54,7 +69,7 @@ def test_it_is_not_run_on_and_not_packed_over(done, tmp_path, backbone):
         pack(done, small)
     with pytest.raises(ConfigError, match=r"no results\.jsonl"):
         pack(tmp_path / "none", tmp_path / "other")
-    [file] = (small / "runs").glob("toy.words.*")
+    file = small / "questions.tar.xz"
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(ConfigError, match="cannot be unpacked"):
         recompute(small)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from shutil import copytree
 
 import pytest
 from growth_toys import corpus, distractors
@@ -82,7 +83,7 @@ def _spoiled(row):
 
 
 def test_metrics_follow_from_rankings_and_replies(done, tmp_path):
-    with Results(pack(done, tmp_path / "small")) as results:
+    with Results(copytree(done, tmp_path / "small")) as results:
         for part, dataset, system, emptied in (
             ("scale", "toy", "words", {"ranking": [], "reply": ""}),
             ("needle", "needle", "tells", {"found": [], "reply": ""}),
@@ -97,7 +98,7 @@ def test_metrics_follow_from_rankings_and_replies(done, tmp_path):
 
 
 def test_a_size_that_was_measured_again_counts_once_and_one_that_did_not_finish_not_at_all(done, tmp_path):
-    small = pack(done, tmp_path / "small")
+    small = copytree(done, tmp_path / "small")
     before = said(Results(small).rows())
     with Results(small) as results:
         for part, dataset in (("scale", "toy"), ("latency", "toy"), ("needle", "needle")):
@@ -112,7 +113,7 @@ def test_a_size_that_was_measured_again_counts_once_and_one_that_did_not_finish_
 
 
 def test_records_of_an_older_run_keep_the_metrics_they_have(done, tmp_path):
-    small = pack(done, tmp_path / "small")
+    small = copytree(done, tmp_path / "small")
     before = said(Results(small).rows())
     with Results(small) as results:
         records = results.questions("scale", "toy", "words")

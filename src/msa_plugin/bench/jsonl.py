@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -33,29 +31,14 @@ class Lines(NamedTuple):
         return [line.record for line in self.lines]
 
 
-def content(path: Path) -> bytes:
-    """What `path` holds, or `path`.gz where only that is there (`packing`); nothing when neither is.
-
-    Raises ConfigError for a .gz that is damaged.
-    """
-    if path.exists():
-        return path.read_bytes()
-    packed = path.with_name(f"{path.name}.gz")
-    if not packed.exists():
-        return b""
-    try:
-        return gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"{packed.name} cannot be unpacked ({error}); restore the file or remove it") from error
-
-
-def read(path: Path) -> Lines:
-    """All whole lines of `path` or `path`.gz; a file that is absent is empty.
+def read(path: Path, data: bytes | None = None) -> Lines:
+    """All whole lines of `path`, or of `data`, which is what it holds; a file that is absent is empty.
 
     A last line without its newline was being written when the process died: it is left out and reported as torn.
     Raises ConfigError naming file and line for anything else that is not a JSON object.
     """
-    data = content(path)
+    if data is None:
+        data = path.read_bytes() if path.exists() else b""
     found: list[Line] = []
     offset = 0
     for number, raw in enumerate(data.split(b"\n")[:-1], start=1):

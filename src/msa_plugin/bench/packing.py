@@ -1,59 +1,62 @@
 """A small copy of a run folder, to be kept for good: its tables can be made again, but it holds no text of a data set.
 
-Rows and configuration are copied; rankings and what happened to each question are packed. The texts of questions and
-the queries of later rounds, which contain passages, are left out, and rankings that the TREC runs hold already.
+Rows and configuration are copied. What its rows need of each question goes into one file, `questions.tar.xz`: of a
+ranking the places of the relevant passages, unless another system is compared with it. The texts of questions and the
+queries of later rounds, which contain passages, are left out, as are the TREC runs; running again makes them.
 """
 
 from __future__ import annotations
 
-import gzip
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from msa_plugin.bench import jsonl
+from msa_plugin.bench import archive, jsonl
+from msa_plugin.bench.scoring import exact_twin, ranked
+from msa_plugin.bench.store import PACKED, Results
 from msa_plugin.errors import ConfigError
 
 _TEXTS = frozenset({"text", "queries"})
+_UNUSED = frozenset({"seconds", "spent", "ranking"})  # of part "retrieval"; `wall` is what its rows need of time
 
 
 def pack(out: Path, into: Path) -> Path:
     """Write the copy of `out` into the folder `into`, which must be absent or empty; returns `into`.
 
-    The same run gives the same bytes; files that are packed already are copied. Raises ConfigError for a folder that
-    holds something or files that are damaged.
+    The same run gives the same bytes; what is packed already is copied. Raises ConfigError for a folder that holds
+    something or files that are damaged.
     """
     if into.exists() and any(into.iterdir()):
         raise ConfigError(f"{into.name} holds something already; give an empty folder to pack {out.name} into")
     if not (out / "results.jsonl").is_file():
         raise ConfigError(f"{out.name} holds no results.jsonl to pack")
     into.mkdir(parents=True, exist_ok=True)
-    for name in ("results.jsonl", "config.json"):
+    for name in ("results.jsonl", "config.json", PACKED):
         if (out / name).exists():
             (into / name).write_bytes((out / name).read_bytes())
-    for path in sorted((out / "runs").glob("*.trec")):
-        _write(into / "runs" / path.name, path.read_bytes())
-    for path in sorted((out / "questions").glob("*.jsonl")):
-        ranked = path.name.startswith("retrieval.") and (out / "runs" / _run_of(path)).exists()
-        left_out = _TEXTS | {"ranking"} if ranked else _TEXTS
-        records = (_without(record, left_out) for record in jsonl.read(path).records)
-        _write(into / "questions" / path.name, jsonl.text_of(path, records).encode("utf-8", "backslashreplace"))
-    for kind in ("runs", "questions"):  # what was packed before holds no text any more
-        for path in sorted((out / kind).glob("*.gz")):
-            (into / kind).mkdir(exist_ok=True)
-            (into / kind / path.name).write_bytes(path.read_bytes())
+    if files := {path.name: _packed(Results(out), path) for path in sorted((out / "questions").glob("*.jsonl"))}:
+        archive.write(into / PACKED, files)
     return into
 
 
-def _run_of(questions: Path) -> str:
-    """The run that holds the rankings of a file of questions (names as in `store`)."""
-    return questions.name.removeprefix("retrieval.").removesuffix(".jsonl") + ".trec"
+def _packed(results: Results, path: Path) -> bytes:
+    """The lines of a file of questions, without what no row needs."""
+    records: Iterable[Mapping[str, Any]] = jsonl.read(path).records
+    part, dataset, system = results.names_of(path.name)
+    if part == "retrieval":
+        systems = {name for of, name in results.question_sets(part) if of == dataset}
+        compared = exact_twin(system) in systems or system in map(exact_twin, systems)
+        records = _places(results.rankings(dataset, system), records, whole=compared)
+    kept = ({name: value for name, value in record.items() if name not in _TEXTS} for record in records)
+    return jsonl.text_of(path, kept).encode("utf-8", "backslashreplace")
 
 
-def _without(record: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name not in names}
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(data, mtime=0))
+def _places(
+    run: Mapping[str, list[str]], records: Iterable[Mapping[str, Any]], *, whole: bool
+) -> Iterable[dict[str, Any]]:
+    """Records with the place (from 1) of each relevant passage that was found, or with the `whole` ranking of ids."""
+    for record in records:
+        ids = run.get(record["id"]) or ranked(record)
+        found = {name: ids.index(name) + 1 for name in record["positives"] if name in ids}
+        kept = {"ranking": [[name] for name in ids]} if whole else {"places": found}
+        yield {**{name: value for name, value in record.items() if name not in _UNUSED}, **kept}

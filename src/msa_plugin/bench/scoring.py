@@ -58,25 +58,33 @@ def finished(results: Results, part: str, dataset: str, system: str, passages: S
 
 def _retrieval(results: Results, dataset: str) -> dict[Series, Values]:
     found: dict[Series, Values] = {}
-    ranked: dict[str, dict[str, list[str]]] = {}
+    runs: dict[str, dict[str, list[str]]] = {}
     k = int(results.config().get("parts", {}).get("retrieval", {}).get("k", 100))
     for system in _systems(results, "retrieval", dataset):
         records = {r["id"]: r for r in results.questions("retrieval", dataset, system)}
         if not _whole(results, "retrieval", dataset, records):
             continue
-        run = {q: [s.id for s in ranking] for q, ranking in results.read_run(dataset, system).items()}
-        rankings = run or {q: [hit[0] for hit in r.get("ranking", ())] for q, r in records.items()}
+        rankings = results.rankings(dataset, system) or {q: ranked(r) for q, r in records.items()}
         positives = {q: r["positives"] for q, r in records.items()}
         values = metrics.retrieval_scores(positives, rankings, metrics.within(metrics.RETRIEVAL, k))
         found[system, None] = {**values, "seconds": {q: r["wall"] for q, r in records.items()}}
-        ranked[system] = rankings
-    for system, rankings in ranked.items():
+        runs[system] = rankings
+    for system, rankings in runs.items():
         exact = exact_twin(system)
-        if exact is not None and exact in ranked:
-            found[system, None][EXACT] = {
-                q: _share(ids[:10], ranked[exact].get(q, [])[:10]) for q, ids in rankings.items()
-            }
+        if exact is not None and exact in runs:
+            best = runs[exact]
+            found[system, None][EXACT] = {q: _share(ids[:10], best.get(q, [])[:10]) for q, ids in rankings.items()}
     return found
+
+
+def ranked(record: Mapping[str, Any]) -> list[str]:
+    """The ids that a record ranks; of a packed one, which says where relevant ones stood, numbers elsewhere."""
+    if "places" not in record:
+        return [hit[0] for hit in record.get("ranking", ())]
+    ids = [f" {n}" for n in range(max(record["places"].values(), default=0))]
+    for name, place in record["places"].items():
+        ids[place - 1] = name
+    return ids
 
 
 def exact_twin(system: str) -> str | None:

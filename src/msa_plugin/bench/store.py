@@ -4,6 +4,7 @@
     OUT/results.jsonl                              one measurement a line
     OUT/runs/<dataset>.<system>.trec               rankings as TREC tools read them
     OUT/questions/<part>.<dataset>.<system>.jsonl  what happened to each question
+    OUT/questions.tar.xz                           the same of a packed run, in short (`packing`)
 
 Names are percent-encoded in file names.
 """
@@ -14,6 +15,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -23,7 +25,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
-from msa_plugin.bench import jsonl
+from msa_plugin.bench import archive, jsonl
 from msa_plugin.bench.base import Row, Scored
 from msa_plugin.bench.provenance import Provenance, now
 from msa_plugin.config import GenerationConfig, MemoryConfig, problems
@@ -31,6 +33,7 @@ from msa_plugin.errors import ConfigError
 
 Key: TypeAlias = tuple[str, str, str, Mapping[str, Any]]  # part, dataset, system, settings
 SKIPPED = "skipped"  # a metric: the system did not run; settings["reason"] says why
+PACKED = "questions.tar.xz"
 NOTE = "note"  # a metric: settings["reason"] is something that a reader of the results must know
 _FIELDS = {f.name for f in fields(Row)}
 _ROW = TypeAdapter(Row)
@@ -159,7 +162,7 @@ class Results:
         Raises ConfigError naming what differs, and for a packed folder. `fresh` removes what the folder holds of this
         part; caches stay.
         """
-        if next(self.out.glob("*/*.gz"), None) is not None:
+        if (self.out / PACKED).exists():
             raise ConfigError(f"{self.out.name} is a packed run, from which reports are made; give another --out")
         wanted = json.loads(json.dumps(settings, default=str))
         saved = self.config()
@@ -216,16 +219,24 @@ class Results:
 
     def questions(self, part: str, dataset: str, system: str) -> list[dict[str, Any]]:
         """All whole records, in the order written; none when there is no file."""
-        return jsonl.read(self.question_file(part, dataset, system)).records
+        path = self.question_file(part, dataset, system)
+        return jsonl.read(path, None if path.exists() else self._packed.get(path.name, b"")).records
 
     def question_sets(self, part: str) -> list[tuple[str, str]]:
         """(dataset, system) of every question file of a part."""
-        found = []
-        for path in sorted((self.out / "questions").glob(f"{_safe(part)}.*.jsonl*")):
-            names = path.name.removesuffix(".gz").split(".")
-            if len(names) == 4:  # dots within names are encoded
-                found.append((unquote(names[1]), unquote(names[2])))
-        return found
+        written = [path.name for path in (self.out / "questions").glob("*.jsonl")]
+        files = sorted(name for name in {*written, *self._packed} if name.count(".") == 3)  # those in names are encoded
+        return [(dataset, system) for of, dataset, system in map(self.names_of, files) if of == part]
+
+    @staticmethod
+    def names_of(file: str) -> tuple[str, str, str]:
+        """Part, data set and system of a file that `question_file` names."""
+        part, dataset, system, _ = map(unquote, file.split("."))
+        return part, dataset, system
+
+    @cached_property
+    def _packed(self) -> dict[str, bytes]:
+        return archive.read(self.out / PACKED)
 
     def run_file(self, dataset: str, system: str) -> Path:
         """Where `write_run` writes."""
@@ -251,7 +262,7 @@ class Results:
         path = self.run_file(dataset, system)
         rankings: dict[str, list[Scored]] = {}
         try:
-            text = jsonl.content(path).decode("utf-8")
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path.name} is not UTF-8 ({error.reason}); restore the file or remove it") from error
         for number, line in enumerate(text.splitlines(), start=1):
@@ -263,6 +274,10 @@ class Results:
             except ValueError as error:
                 raise ConfigError(f"{path.name}, line {number}: the score {words[4]!r} is not a number") from error
         return rankings
+
+    def rankings(self, dataset: str, system: str) -> dict[str, list[str]]:
+        """The ids of `read_run`."""
+        return {question: [hit.id for hit in found] for question, found in self.read_run(dataset, system).items()}
 
     # One writer
 

@@ -171,7 +171,7 @@ def report(
     ] = False,
     pack: Annotated[
         Path | None,
-        typer.Option(help="Report on a small copy made in this folder: packed files, no texts of the data sets."),
+        typer.Option(help="Report on a small copy made in this folder: what tables need, no texts, no rankings."),
     ] = None,
     as_json: Json = False,
 ) -> None:
