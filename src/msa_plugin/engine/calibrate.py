@@ -32,7 +32,7 @@ _PORTION = 256
 
 
 class CalibrationConfig(Settings):
-    """What to build; the defaults were chosen by measurement on the default backbone (docs/experiments.md).
+    """What to build; the defaults were chosen by measurement on the default backbone (docs/experiments).
 
     `layers` None takes two of the first sixth of the backbone's depth. `dims` is D, the numbers in a routing key;
     `pooling` is P; `smoothing` is a; `document_mix` the share of the document's mean; `shrinkage` pulls the noise

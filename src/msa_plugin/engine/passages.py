@@ -2,7 +2,7 @@
 
 A passage's score is its document's, plus the best routing key that overlaps it, plus its share of the best BM25 among
 the passages of all that was found. Keys of a few tokens blur a manual's rare words, and words know no synonyms; how
-much each is worth was measured (docs/experiments.md).
+much each is worth was measured (docs/experiments).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """BM25 over documents' words, by bm25s: Lucene's variant with k1 = 1.5 and b = 0.75, English stems and stop words.
 
 Routing keys say what a text is about and blur its rare words; BM25 counts these and knows no synonyms. What their
-sum finds is measured in docs/experiments.md. Statistics are those of the documents that are indexed together alone.
+sum finds is measured in docs/experiments. Statistics are those of the documents that are indexed together alone.
 """
 
 from __future__ import annotations

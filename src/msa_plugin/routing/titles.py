@@ -1,7 +1,7 @@
 """Titles of documents as names that questions and other documents use: "Kestrel Mill" in a text leads to that document.
 
 Following names is how a chain's next document is found where what links them is a name (compare the hyperlinks of
-arXiv 1911.10470). What it is worth is measured in docs/experiments.md.
+arXiv 1911.10470). What it is worth is measured in docs/experiments.
 """
 
 from __future__ import annotations
