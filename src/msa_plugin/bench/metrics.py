@@ -17,7 +17,7 @@ import numpy as np
 from msa_plugin.bench.base import Question
 from msa_plugin.errors import ConfigError, MissingExtraError
 
-RETRIEVAL = ("nDCG@10", "R@5", "R@10", "R@100", "RR@10", "AP")
+RETRIEVAL = ("nDCG@10", "R@2", "R@5", "R@10", "R@100", "RR@10", "AP")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CUTOFF = re.compile(r"@(\d+)")

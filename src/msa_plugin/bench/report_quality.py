@@ -94,7 +94,7 @@ def _over_base(
 def by_dataset(
     saved: Saved, rows: Sequence[Row], columns: Sequence[Series], title: str, tests: dict[Any, float], *, folded: bool
 ) -> Table:
-    """Data sets against series, with averages over all sets and over those of several hops, and a line of ratios."""
+    """Data sets against series, with averages (all sets, those of several hops, those without titles) and ratios."""
     datasets, metric = datasets_of(rows), rows[0].metric
     at = {(r.dataset, series_of(r)): r for r in rows}
     least = costs(metric)
@@ -105,7 +105,12 @@ def by_dataset(
         body.append((Cell(name), Cell(f"{max((r.n for r in found if r), default=0):,}"), *cells))
     summary, notes = len(body), [_BEST, *_marks_note([c for line in body for c in line])]
     several = [d for d in datasets if d in saved.multi_hop()]
-    for what, chosen in (("average", datasets), ("multi-hop average", several)):
+    plain_text = [d for d in datasets if d in saved.untitled()]
+    for what, chosen in (
+        ("average", datasets),
+        ("multi-hop average", several),
+        ("average without titles", plain_text if len(plain_text) < len(datasets) else []),
+    ):
         if len(chosen) > 1:
             means = [average(at, chosen, c) for c in columns]
             cells = bold_best([Cell(DASH if v is None else number(v, metric)) for v in means], means, least=least)

@@ -19,6 +19,7 @@ from msa_plugin.errors import ConfigError
 BASE = "msa"
 _PERCENTILES = {"50": "median", "95": "95th percentile"}
 _MULTI_HOP = 1.5  # hops a question, on average
+_TITLED = 0.5  # of a data set's passages
 
 
 class Skip(NamedTuple):
@@ -98,6 +99,21 @@ class Saved:
     def multi_hop(self) -> list[str]:
         """Data sets whose questions mostly need more than one passage, as far as is known."""
         return [name for name, hops in self.hops().items() if hops >= _MULTI_HOP]
+
+    def untitled(self) -> list[str]:
+        """Data sets whose passages mostly have no title, as far as is known from config.json."""
+        return untitled(self.config)
+
+
+def untitled(config: Mapping[str, Any]) -> list[str]:
+    """Data sets of a run's config.json whose passages mostly have no title."""
+    facts = config.get("datasets")
+    known = (
+        {str(name): about for name, about in facts.items() if isinstance(about, Mapping)}
+        if isinstance(facts, Mapping)
+        else {}
+    )
+    return [name for name, about in known.items() if "titled" in about and about["titled"] < _TITLED]
 
 
 def origin(row: Row) -> Origin:

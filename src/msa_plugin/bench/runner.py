@@ -28,7 +28,7 @@ from msa_plugin.bench.datasets import (
 from msa_plugin.bench.growth import BANKS, Banks, distractors, keys_alone, padded
 from msa_plugin.bench.judge import Judge
 from msa_plugin.bench.judging import judge_replies, unjudged
-from msa_plugin.bench.sampling import Pace, affordable, in_order, thinned
+from msa_plugin.bench.sampling import Others, Pace, affordable, in_order, thinned
 from msa_plugin.bench.scoring import exact_twin, rows_of
 from msa_plugin.bench.store import NOTE, Results
 from msa_plugin.bench.turn import Turn
@@ -47,7 +47,7 @@ Make: TypeAlias = Callable[[str, Workspace], System | Answers]
 class CompareConfig(Settings):
     """What to run. `data` None is the sample corpus, `sets` some of its folders; `systems` are names of the registry.
 
-    `corpus` bounds the passages of each data set: those that answer its questions, and others drawn evenly.
+    `corpus` bounds the passages of each data set: those that answer its questions, and `others` (`sampling.thinned`).
     `k` passages are ranked for retrieval; for qa a system that finds is answered for from the best of each number in
     `passages`. `questions` bounds the questions of each data set, `budget_minutes` the time to find and answer (not to
     index) in all. `batch` questions are asked at once; times per question are those of their batch divided by it.
@@ -62,6 +62,7 @@ class CompareConfig(Settings):
     data: Place | None = None
     sets: tuple[str, ...] | None = Field(default=None, min_length=1)
     corpus: int | None = Field(default=None, ge=0)
+    others: Others = "even"
     distractors: Place | None = None
     added: int | None = Field(default=None, gt=0)
     k: int = Field(default=100, gt=0)
@@ -190,7 +191,7 @@ def _datasets(session: _Session) -> list[Dataset]:
         raise ConfigError(f"none of the {len(paths)} data sets in {c.data} can be used; the log says why")
     found = found if paths else [sample_dataset()]
     if c.corpus is not None:
-        found = [thinned(d, _questions(session, d), c.corpus, c.seed) for d in found]
+        found = [thinned(d, _questions(session, d), c.corpus, c.seed, c.others) for d in found]
     smallest_first = sorted(found, key=lambda dataset: len(dataset.documents))
     if c.distractors is None or c.added is None:
         return smallest_first
@@ -238,6 +239,7 @@ def _asked(session: _Session, dataset: Dataset) -> int | None:
         "documents": len(dataset.documents),
         "questions": len(dataset.questions),
         "hops": dict(Counter(str(q.hops) for q in dataset.questions)),
+        "titled": sum(bool(d.title) for d in dataset.documents) / len(dataset.documents),
     }
     asked = dict(results.dataset_facts(dataset.name).get("asked", {}))
     if c.fresh:

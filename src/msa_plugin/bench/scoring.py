@@ -33,7 +33,7 @@ Series: TypeAlias = tuple[str, Any]  # system, and for qa the passages that were
 
 def rows_of(results: Results, part: str, dataset: str) -> list[Row]:
     """All rows of one part and data set that its records give; systems that did not finish give none."""
-    measured = _retrieval(results, dataset) if part == "retrieval" else _qa(results, dataset)
+    measured = retrieval_values(results, dataset) if part == "retrieval" else _qa(results, dataset)
     facts = results.dataset_facts(dataset)
     documents, tokens = int(facts.get("documents", 0)), int(facts.get("tokens", 0))
     seed = int(results.config().get("parts", {}).get(part, {}).get("seed", 0))
@@ -56,7 +56,8 @@ def finished(results: Results, part: str, dataset: str, system: str, passages: S
     return {name for name, there in done.items() if {str(p) for p in passages} <= there}
 
 
-def _retrieval(results: Results, dataset: str) -> dict[Series, Values]:
+def retrieval_values(results: Results, dataset: str) -> dict[Series, Values]:
+    """What every question of a data set got, of the systems that were asked all of them."""
     found: dict[Series, Values] = {}
     runs: dict[str, dict[str, list[str]]] = {}
     k = int(results.config().get("parts", {}).get("retrieval", {}).get("k", 100))

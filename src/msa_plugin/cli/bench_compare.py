@@ -60,6 +60,9 @@ Corpus = Annotated[
         min=0,
     ),
 ]
+Others = Annotated[
+    str, typer.Option(help="Which these others are: even (drawn evenly), or hard (BM25's best for the questions).")
+]
 Quick = Annotated[bool, typer.Option("--quick", help="The sample corpus and few systems, in minutes.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget this folder's earlier results of this kind.")]
 MAIN = {"retrieval": ("nDCG@10", "R@5", "R@10", "RR@10"), "qa": ("EM", "F1", "contains", "judge", "abstained")}
@@ -70,6 +73,7 @@ def register(app: typer.Typer) -> None:
     app.command()(retrieval)
     app.command()(qa)
     app.command()(report)
+    app.command()(paired)
 
 
 def retrieval(
@@ -87,6 +91,7 @@ def retrieval(
     quick: Quick = False,
     sets: Sets = None,
     corpus: Corpus = None,
+    others: Others = "even",
     distractors: Distractors = None,
     added: Added = None,
     dtype: Dtype = None,
@@ -100,7 +105,7 @@ def retrieval(
     """
     settings = {"k": k, "budget_minutes": budget, "questions": questions, "seed": seed, "batch": batch, "fresh": fresh}
     more = {**_padding(distractors, added), "memory": {} if dtype is None else {"dtype": dtype}}
-    where = {**_thinning(sets, corpus), **_where(model, adapter, cache)}
+    where = {**_thinning(sets, corpus, others), **_where(model, adapter, cache)}
     config = _config("retrieval", out, data, systems, prefilter, quick, {**settings, **more, **where})
     _run(Output(as_json), {(): config}, None)
 
@@ -133,6 +138,7 @@ def qa(
     quick: Quick = False,
     sets: Sets = None,
     corpus: Corpus = None,
+    others: Others = "even",
     distractors: Distractors = None,
     added: Added = None,
     dtype: Dtype = None,
@@ -152,7 +158,7 @@ def qa(
         memory["dtype"] = dtype
     settings = {"budget_minutes": budget, "questions": questions, "seed": seed, "batch": batch, "fresh": fresh}
     more = {"passages": _numbers(passages), "generation": {"max_new_tokens": max_new_tokens}}
-    given = {**settings, **more, **_thinning(sets, corpus), **_padding(distractors, added)}
+    given = {**settings, **more, **_thinning(sets, corpus, others), **_padding(distractors, added)}
     ways = _ways({"reading": reading, "reader": reader})
     if len(ways) > 1:
         cache = cache or out / "cache"
@@ -191,6 +197,33 @@ def report(
     path = _report(out if pack is None else packed(out, pack))
     said.say(f"report: {path}")
     said.result({"report": str(path), "recomputed": rebuilt})
+
+
+def paired(
+    out: Annotated[Path, typer.Argument(help="The folder of a retrieval run.")],
+    system: Annotated[
+        str | None, typer.Option(help="What the others are compared with [a memory as it comes].")
+    ] = None,
+    metric: Annotated[str, typer.Option(help="nDCG@10, R@2, R@5, R@10, RR@10 or AP.")] = "nDCG@10",
+    as_json: Json = False,
+) -> None:
+    """One system against all others of a run, over the questions of all sets together: difference, interval, p.
+
+    Example: msa bench paired results --system bm25
+    """
+    from msa_plugin.bench.paired import paired as compared
+    from msa_plugin.bench.profiles import DEFAULT
+
+    said, system = Output(as_json), system or DEFAULT
+    rows = compared(out, system, metric)
+    said.say(f"{metric} of {system} less that of others; means over sets, 95 % intervals, p of a paired t-test")
+    width = max((len(row.over) for row in rows), default=0)
+    for row in rows:
+        said.say(
+            f"{row.group:14} {row.over:{width}}  {row.ours:.3f} - {row.theirs:.3f} = {row.difference:+.3f} "
+            f"({row.low:+.3f} to {row.high:+.3f}), p {row.p:.3f}, {row.questions} questions of {row.sets} sets"
+        )
+    said.result([row._asdict() for row in rows])
 
 
 def _report(out: Path) -> Path:
@@ -247,9 +280,9 @@ def _padding(folder: Path | None, added: str | None) -> dict[str, Any]:
     return {"distractors": folder, "added": sizes[0] if sizes else None}
 
 
-def _thinning(sets: str | None, corpus: int | None) -> dict[str, Any]:
+def _thinning(sets: str | None, corpus: int | None, others: str) -> dict[str, Any]:
     names = None if sets is None else tuple(name.strip() for name in sets.split(",") if name.strip())
-    return {"sets": names, "corpus": corpus}
+    return {"sets": names, "corpus": corpus, "others": others}
 
 
 def _ways(given: Mapping[str, str | None]) -> list[dict[str, str]]:

