@@ -19,7 +19,7 @@ FACADE = {
     "stream", "astream", "compact", "acompact", "snapshot", "asnapshot", "drop_snapshot", "verify", "averify", "stats",
     "refresh", "close", "open", "engine", "config", "chat", "achat", "stream_chat", "astream_chat", "routing_keys",
     "score_bounds", "count_tokens", "within", "below", "namespaces", "labels", "documents", "revise", "aget",
-    "explain", "aexplain", "forget_expired",
+    "explain", "aexplain", "forget_expired", "add_turns", "aadd_turns", "turns_around",
 }  # fmt: skip
 
 

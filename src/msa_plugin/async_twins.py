@@ -5,12 +5,13 @@ Cancelling one stops its work at the next step (a batch encoded, a token decoded
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
 from msa_plugin.arguments import By
 from msa_plugin.cancellation import on_thread
+from msa_plugin.conversations import Message
 from msa_plugin.dates import When
 from msa_plugin.streams import AsyncAnswerStream
 from msa_plugin.types import (
@@ -33,6 +34,10 @@ class AsyncTwins:
     async def aadd(self, documents: DocumentsLike, **options: Any) -> AddReport:
         """`add`, awaited."""
         return cast(AddReport, await self._thread("add", documents, **options))
+
+    async def aadd_turns(self, messages: Message | Iterable[Message], **options: Any) -> AddReport:
+        """`add_turns`, awaited."""
+        return cast(AddReport, await self._thread("add_turns", messages, **options))
 
     async def aupdate(self, document: DocumentLike) -> AddReport:
         """`update`, awaited."""
@@ -61,9 +66,9 @@ class AsyncTwins:
         options = {"filter": filter, "at": at, "history": history, "by": by, "min_relevance": min_relevance}
         return cast("list[Hit] | list[list[Hit]]", await self._thread("retrieve", question, k, **options))
 
-    async def aexplain(self, question: str, document: str | Hit, **options: Any) -> Explanation:
+    async def aexplain(self, question: str, document: str | Hit, *, filter: Filter | None = None) -> Explanation:
         """`explain`, awaited."""
-        return cast(Explanation, await self._thread("explain", question, document, **options))
+        return cast(Explanation, await self._thread("explain", question, document, filter=filter))
 
     async def aask(self, question: str | Sequence[str], **options: Any) -> Answer | list[Answer]:
         """`ask`, awaited."""

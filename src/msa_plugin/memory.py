@@ -27,6 +27,7 @@ from msa_plugin.cluster.ingestion import ClusterIngestion
 from msa_plugin.cluster.manifest import check_plain
 from msa_plugin.cluster.opening import ask_for_cluster, open_cluster
 from msa_plugin.config import ClusterConfig, MemoryConfig
+from msa_plugin.conversations import Conversations
 from msa_plugin.dates import PRESENT, Asof, When, asof
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.answering import Events, completed
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class LatentMemory(Namespaces, Chat, Upkeep, AsyncTwins):
+class LatentMemory(Namespaces, Conversations, Chat, Upkeep, AsyncTwins):
     """A language model's long-term memory in a folder. Safe to share between threads; use as a context manager."""
 
     def __init__(

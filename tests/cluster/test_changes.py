@@ -11,7 +11,14 @@ from facade import about, count_runs, topics
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.cluster.actors import Lost
 from msa_plugin.cluster.manifest import home, shard_folder
-from msa_plugin.errors import BankLockedError, BankReadOnlyError, ShardLostError, SnapshotError, UnknownDocumentError
+from msa_plugin.errors import (
+    BankLockedError,
+    BankReadOnlyError,
+    InvalidDocumentError,
+    ShardLostError,
+    SnapshotError,
+    UnknownDocumentError,
+)
 
 
 def stored(memory, shard):
@@ -211,3 +218,19 @@ def test_two_handles_see_each_other(open_cluster):
     assert len(list(one.ids())) == len(topics()) and len(all_stored(one)) == len(topics())
     with one.engine.bank.writing(), pytest.raises(BankLockedError):
         other.add("a text")
+
+
+def test_dates_go_to_the_shards_and_replacements_are_refused(open_cluster):
+    memory = open_cluster()
+    gone = [{**topic, "valid_until": "2020-01-01"} for topic in topics()[::2]]
+    memory.add([*gone, *topics()[1::2]])
+    present = {topic["id"] for topic in topics()[1::2]}
+    assert {hit.id for hit in memory.retrieve("violin", 100)} == present
+    assert {hit.id for hit in memory.retrieve("violin", 100, history=True)} == {topic["id"] for topic in topics()}
+    assert len(memory.retrieve("violin", 100, at="2019-01-01")) == len(topics())
+    [found] = memory.get(gone[0]["id"])
+    assert found.valid_until == "2020-01-01T00:00:00+00:00"
+    with pytest.raises(InvalidDocumentError, match="clusters"):
+        memory.add([{"id": "new", "text": about("violin"), "replaces": "violin"}])
+    assert set(memory.forget_expired().deleted) == {topic["id"] for topic in gone}
+    assert set(memory.ids()) == present and memory.verify().ok

@@ -73,6 +73,17 @@ def load_dataset(path: str | Path) -> Dataset:
     return Dataset(path.resolve().name, tuple(documents), tuple(questions), tuple(notes))
 
 
+def namespaces_of(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The namespace that each passage and each question is of. Raises IngestError where a record names none."""
+    found = []
+    for name in ("corpus", "queries"):
+        records = list(_read(_needed(folder, name)))
+        if lacking := [record for record in records if not _text(record, "namespace")]:
+            raise IngestError(f'{lacking[0].where}: there is no "namespace", which says what dialogue it is of')
+        found.append({_id(record): _text(record, "namespace") for record in records})
+    return found[0], found[1]
+
+
 def sample_dataset() -> Dataset:
     """The project's own sample corpus with its questions."""
     questions = tuple(

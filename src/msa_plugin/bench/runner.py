@@ -25,6 +25,7 @@ from msa_plugin.bench.datasets import (
     load_distractors,
     sample_dataset,
 )
+from msa_plugin.bench.dialogues import dialogues
 from msa_plugin.bench.growth import BANKS, Banks, distractors, keys_alone, padded
 from msa_plugin.bench.judge import Judge
 from msa_plugin.bench.judging import judge_replies, unjudged
@@ -47,6 +48,7 @@ Make: TypeAlias = Callable[[str, Workspace], System | Answers]
 class CompareConfig(Settings):
     """What to run. `data` None is the sample corpus, `sets` some of its folders; `systems` are names of the registry.
 
+    `dialogues` takes `data` as conversations, each a data set by turns or by sessions (see `bench.dialogues`).
     `corpus` bounds the passages of each data set: those that answer its questions, and `others` (`sampling.thinned`).
     `k` passages are ranked for retrieval; for qa a system that finds is answered for from the best of each number in
     `passages`. `questions` bounds the questions of each data set, `budget_minutes` the time to find and answer (not to
@@ -61,6 +63,7 @@ class CompareConfig(Settings):
     out: Place
     data: Place | None = None
     sets: tuple[str, ...] | None = Field(default=None, min_length=1)
+    dialogues: Literal["turns", "sessions"] | None = None
     corpus: int | None = Field(default=None, ge=0)
     others: Others = "even"
     distractors: Place | None = None
@@ -184,6 +187,8 @@ def _datasets(session: _Session) -> list[Dataset]:
     One of several that cannot be used is recorded as skipped.
     """
     c = session.config
+    if c.dialogues is not None and c.data is not None:
+        return dialogues(c.data, c.dialogues)
     paths = _paths(c)
     tried = [_load(session, path, must=len(paths) == 1) for path in paths]
     found = [dataset for dataset in tried if dataset is not None]

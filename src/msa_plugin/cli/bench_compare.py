@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import typer
 
 from msa_plugin.cli.bench_growth import parse_sizes
-from msa_plugin.cli.options import AdapterPath, Json, Model
+from msa_plugin.cli.options import AdapterPath, Json, Model, word_of
 from msa_plugin.cli.output import Output
 from msa_plugin.errors import ConfigError, MissingExtraError
 
@@ -65,6 +65,13 @@ Others = Annotated[
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="The sample corpus and few systems, in minutes.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget this folder's earlier results of this kind.")]
+
+
+def one_of_units(given: str | None) -> str | None:
+    """Check that dialogues are taken by turns or sessions."""
+    return given if given is None else word_of("turns", "sessions")(given)
+
+
 MAIN = {"retrieval": ("nDCG@10", "R@5", "R@10", "RR@10"), "qa": ("EM", "F1", "contains", "judge", "abstained")}
 
 
@@ -92,6 +99,10 @@ def retrieval(
     sets: Sets = None,
     corpus: Corpus = None,
     others: Others = "even",
+    dialogues: Annotated[
+        str | None,
+        typer.Option(help="Take --data as conversations: turns or sessions are found.", callback=one_of_units),
+    ] = None,
     distractors: Distractors = None,
     added: Added = None,
     dtype: Dtype = None,
@@ -106,8 +117,11 @@ def retrieval(
     settings = {"k": k, "budget_minutes": budget, "questions": questions, "seed": seed, "batch": batch, "fresh": fresh}
     more = {**_padding(distractors, added), "memory": {} if dtype is None else {"dtype": dtype}}
     where = {**_thinning(sets, corpus, others), **_where(model, adapter, cache)}
+    where["dialogues"] = dialogues
     config = _config("retrieval", out, data, systems, prefilter, quick, {**settings, **more, **where})
     _run(Output(as_json), {(): config}, None)
+    if config.dialogues is not None:
+        _say_kinds(Output(as_json), config)
 
 
 def qa(
@@ -332,6 +346,18 @@ def _run(out: Output, configs: Mapping[Way, CompareConfig], judge: Judge | None)
     except MissingExtraError as error:
         out.note(f"no report: {error}")
     out.result([row.to_dict() | (dict(way) if len(found) > 1 else {}) for way, rows in found.items() for row in rows])
+
+
+def _say_kinds(out: Output, config: CompareConfig) -> None:
+    """The questions of all dialogues together, kind by kind."""
+    from msa_plugin.bench.dialogues import SHOWN, by_kind
+    from msa_plugin.bench.store import Results
+
+    assert config.dialogues is not None
+    with Results(config.out, seed=config.seed) as results:
+        for kind, system, count, means in by_kind(results, config.dialogues):
+            values = ", ".join(f"{metric} {value:.3f}" for metric, value in zip(SHOWN, means, strict=True))
+            out.say(f"{kind} ({count}): {system}: {values}")
 
 
 def _told(way: Way) -> str:
