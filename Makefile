@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 CORE := $(VENV)/.installed-core
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install lock demo test fast lint gpu-check gpu-parts bench compare compare-large results matrix kills refusals flips load fuzz hostile hostile-paired tenants manuals sbom clean
+.PHONY: install lock demo test fast lint gpu-check gpu-parts bench bench-operate compare compare-large results matrix kills refusals flips load fuzz hostile hostile-paired tenants manuals sbom clean
 
 install: $(STAMP)
 
@@ -53,6 +53,10 @@ bench: install
 	$(BIN)/msa bench route
 	$(BIN)/msa bench read
 	$(BIN)/msa bench open
+
+# What keeping a memory costs beside its questions: opening, looking for what others wrote, adding files.
+bench-operate: install
+	$(BIN)/msa bench operate
 
 # Head to head; everything resumes where it stopped. Report in OUT; what is encoded once, in CACHE, serves all parts.
 # The parts on one set (SMALL) come first, then retrieval on every set in DATA/dev, smallest corpus first: encoding all of

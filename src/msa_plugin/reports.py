@@ -68,11 +68,12 @@ class Stats:
     namespaces: tuple[str, ...]
     snapshots: tuple[str, ...]
     tiers: TierStats | None = None
+    bytes_words: int = 0
 
     @property
     def bytes_total(self) -> int:
         """Bytes on disk."""
-        return self.bytes_keys + self.bytes_content + self.bytes_catalog
+        return self.bytes_keys + self.bytes_content + self.bytes_words + self.bytes_catalog
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ from msa_plugin.reports import VerifyReport as VerifyReport
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT_VERSION, OLDEST_FORMAT = 2, 1  # of banks: written, and still read
+FORMAT_VERSION, OLDEST_FORMAT = 3, 1  # of banks: written, and still read
+WORDS_FORMAT = 3  # the first with words at rest
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as JSON writes it, told apart from an escaped backslash and "u0000"
 Filter: TypeAlias = Mapping[str, Any] | Callable[[Mapping[str, Any]], bool]
 

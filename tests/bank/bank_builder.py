@@ -6,11 +6,16 @@ import os
 import subprocess
 import sys
 import zlib
+from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.terms import name_of
+from msa_plugin.prompts import document_text
+from msa_plugin.stems import stems
 from msa_plugin.types import Document, EncodedDocument, Fingerprint
 
 FINGERPRINT = Fingerprint(
@@ -53,6 +58,38 @@ def picture(bank, namespace=NS):
         )
         for d in stored
     }
+
+
+def words_of(bank, namespace=NS):
+    """Every word and name that a namespace's segments keep, as words -> ordinals and counts, and names -> ordinals."""
+    found, names = {}, {}
+    for part in bank.words(bank.select(namespace)):
+        table, counted = part.table, part.allowed is None
+        for place in range(len(table.hashes)):
+            documents, counts = table.postings(place)
+            at = found.setdefault(table._term(place).decode(), [])
+            pairs = zip(documents.tolist(), counts.tolist(), strict=True)
+            at += [(int(part.ordinals[d]), count) for d, count in pairs if counted or part.allowed[d]]
+        for place, document in enumerate(table.name_documents.tolist()):
+            if counted or part.allowed[document]:
+                names.setdefault(table._name(place), []).append(int(part.ordinals[document]))
+    return {word: at for word, at in found.items() if at}, names
+
+
+def counted_from_texts(bank, namespace=NS):
+    """The same from texts."""
+    found, names = {}, {}
+    for document in bank.documents(bank.select(namespace).ordinals().tolist()):
+        for word, count in _counter(document_text(document.title, document.text)).items():
+            found.setdefault(word, []).append((document.ordinal, count))
+        if name := name_of(document.title):
+            names.setdefault(name, []).append(document.ordinal)
+    return found, names
+
+
+@lru_cache(maxsize=256)
+def _counter(text):
+    return Counter(stems()([text])[0])
 
 
 def segment_folders(folder):

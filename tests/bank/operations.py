@@ -78,16 +78,18 @@ def outcome(operation, seed, folder):
 
 
 def damage(folder):
-    """What repair has every step to do for: latents, a text, and pages of the catalog that SQLite finds broken."""
+    """What repair has every step to do for: latents, words, a text, pages of the catalog that SQLite finds broken."""
     with open_bank(folder) as bank:
         bank.commit([encoded(f"page {n}", f"{n} " * 3000) for n in range(8)], NS)
         bank.commit([encoded("other")], "other")
         bank.compact()
         bank.commit([encoded("hit")], NS)
         latents = folder / "segments" / bank.segments()[-1].record.uuid / "keys.safetensors"
-    data = bytearray(latents.read_bytes())
-    data[-1] ^= 1
-    latents.write_bytes(data)
+        [words] = (folder / "segments" / bank.segments()[0].record.uuid).glob("words-*")
+    for path in (latents, words):
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
     path = folder / "catalog.sqlite"
     data = bytearray(path.read_bytes())
     at = data.index(b"3 3 3 3 ") // 4096 * 4096  # a page of one text

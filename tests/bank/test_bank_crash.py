@@ -77,7 +77,7 @@ def test_files_are_durable_before_the_catalog_names_them(seed, folder, monkeypat
     begin = names.index("BEGIN IMMEDIATE")
     written = [name for name in names[:begin] if name in ("fsync", "replace")]
     unsealed = ["fsync"]
-    files = ["fsync"] * 3 + ["replace", "fsync"]  # two files and their folder, the rename, the folder above
+    files = ["fsync"] * 4 + ["replace", "fsync"]  # three files and their folder, the rename, the folder above
     assert written == files + unsealed
     assert "COMMIT" in names[begin:]
 

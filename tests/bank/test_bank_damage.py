@@ -35,7 +35,7 @@ def flip(path, position, bit=0):
 def test_a_sound_bank_verifies(built):
     for deep in (True, False):
         report = verify_bank(built, deep=deep)
-        assert report.ok and report.problems == () and report.files == 5
+        assert report.ok and report.problems == () and report.files == 7
         files = [p for p in built.rglob("*") if p.suffix in (".safetensors", ".sqlite")]
         assert report.bytes >= sum(p.stat().st_size for p in files)
     with open_bank(built) as bank:

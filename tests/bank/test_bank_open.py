@@ -78,7 +78,7 @@ def test_format_is_checked_before_the_fingerprint(folder):
     open_bank(folder).close()
     edit_catalog(folder, "UPDATE meta SET value = 99 WHERE key = 'format_version'")
     edit_catalog(folder, "UPDATE meta SET value = ? WHERE key = 'fingerprint'", json.dumps({"new": "field"}))
-    with pytest.raises(BankFormatError, match=r"version 99, this package reads 2"):
+    with pytest.raises(BankFormatError, match=r"version 99, this package reads 3"):
         MemoryBank.open(folder, replace(FINGERPRINT, backbone="other"))
     with pytest.raises(BankFormatError):
         read_fingerprint(folder)

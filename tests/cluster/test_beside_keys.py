@@ -8,7 +8,7 @@ from test_equality import QUESTIONS, filled, seen
 
 from facade import about, topics
 from msa_plugin.config import ClusterConfig
-from msa_plugin.errors import ConfigError
+from msa_plugin.errors import ClusterError, ConfigError
 
 WORDED = ["a violin, named topic", "glacier ice", "what keeps bees?", "words that no document has: xyzzy"]
 
@@ -62,18 +62,26 @@ def test_words_of_new_documents_count(open_plain, open_cluster):
     assert cluster == plain and plain[3][0][0] == "new"
 
 
-def test_texts_travel_once_and_ordinals_once_a_call(open_cluster):
+def test_texts_stay_where_they_are(open_cluster):
     memory = filled(open_cluster(lexical=1.0))
     asked = []
     for _ in range(2):
         del LocalActors.latest.calls[:]
         memory.retrieve(WORDED, 1)
-        asked.append([method for _, method in LocalActors.latest.calls])
-    assert [calls.count("ordinals") for calls in asked] == [2, 2]  # one a shard
-    assert asked[0].count("documents") == asked[1].count("documents") + 2
+        asked.append(sorted(method for _, method in LocalActors.latest.calls))
+    assert asked[0] == asked[1]  # nothing is fetched first
+    assert [asked[0].count(method) for method in ("word_counts", "word_scores")] == [2, 2]  # one a shard
+    assert asked[0].count("documents") <= 2  # of what was found
 
 
-@pytest.mark.parametrize("method", ["ranked", "ordinals"])
+def test_a_shard_that_splits_words_otherwise_is_refused(open_cluster, monkeypatch):
+    memory = filled(open_cluster(lexical=1.0))
+    monkeypatch.setattr("msa_plugin.cluster.search.tokenizer", lambda: "en-other")
+    with pytest.raises(ClusterError, match="same versions"):
+        memory.retrieve(WORDED[0])
+
+
+@pytest.mark.parametrize("method", ["ranked", "word_counts", "word_scores"])
 def test_a_lost_shard_takes_its_words_along(open_cluster, method):
     memory = filled(open_cluster(ClusterConfig(shards=2, on_lost="partial", restarts=1), lexical=1.0))
     whole = seen(memory.retrieve(WORDED[0], 50))

@@ -95,7 +95,7 @@ def test_a_book_names_whom_it_names_around_its_best_chunk(tmp_path, backbone):
         titles, book = memory.engine.titles, memory.engine.bank.lookup(["book"], "default")["book"].ordinal
         named = {}
         for chunk in (0, 31_000 // 32):  # of eight tokens, four characters each
-            names = titles._names([Ranked(book, 1.0, {}, chunk)], *titles.index(selection))
+            names = titles._names([Ranked(book, 1.0, {}, chunk)], selection)
             named[chunk] = [d.id for d in memory.engine.bank.documents(names[book, chunk])]
     assert [*named.values()] == [["mill"], ["arno"]]
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bank"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "golden_banks"))
-from bank_builder import FINGERPRINT, encoded, picture
+from bank_builder import FINGERPRINT, encoded, picture, words_of
 from make import NAMESPACES, SNAPSHOTS, write_bank
 
 from msa_plugin.bank.bank import MemoryBank
@@ -129,6 +129,7 @@ def read_all(folder: Path) -> dict[str, Any]:
 
 _READS: dict[str, Any] = {
     "picture": picture,
+    "words": words_of,
     "ids": lambda bank, space: list(bank.iter_ids(space)),
     "get": lambda bank, space: bank.get(["d0", "d1", "d2", "täg", "late", "in the log"], space),
     "lookup": lambda bank, space: bank.lookup(["d0", "d1", "d3", "d6", "late"], space),

@@ -22,8 +22,7 @@ from msa_plugin.backbone.convert import from_reference, to_reference
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.catalog import read_fingerprint
 from msa_plugin.bank.repair import repair_bank
-from msa_plugin.bank.segment import sha256_file
-from msa_plugin.bank.verify import verify_bank
+from msa_plugin.bank.verify import sha256_file, verify_bank
 from msa_plugin.errors import MSAError
 from msa_plugin.memory import LatentMemory
 from tiny import tiny_adapter, tiny_backbone, tiny_model, tiny_tokenizer

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bank_builder import encoded, open_bank, segment_folders
+from bank_builder import counted_from_texts, encoded, open_bank, segment_folders, words_of
 from kill_model import IDS, SPACES, Model, Op, text_of
 
 from msa_plugin.bank import compaction
@@ -45,7 +45,7 @@ class BankLevel:
                 bank.drop_snapshot(name)
 
     def holds(self, bank: MemoryBank, spaces: dict[str, Any]) -> bool:
-        """Whether documents, metadata, texts, keys and content are exactly those of the model."""
+        """Whether documents, metadata, texts, words, keys and content are exactly those of the model."""
         return all(self._space_holds(bank, space, spaces[space]) for space in SPACES)
 
     def _space_holds(self, bank: MemoryBank, space: str, expected: dict[str, Any]) -> bool:
@@ -57,9 +57,13 @@ class BankLevel:
         }:
             return False
         selected = bank.select(space).ordinals().tolist()
-        return sorted(d.ordinal for d in stored.values()) == selected and all(
-            self._latents_hold(bank, stored[i].ordinal, _encoded(i, version, tuple(meta.items())))
-            for i, (version, meta) in expected.items()
+        return (
+            words_of(bank, space) == counted_from_texts(bank, space)
+            and sorted(d.ordinal for d in stored.values()) == selected
+            and all(
+                self._latents_hold(bank, stored[i].ordinal, _encoded(i, version, tuple(meta.items())))
+                for i, (version, meta) in expected.items()
+            )
         )
 
     def _latents_hold(self, bank: MemoryBank, ordinal: int, expected: Any) -> bool:

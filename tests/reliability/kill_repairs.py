@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from bank_builder import NS, open_bank, picture
+from bank_builder import NS, counted_from_texts, open_bank, picture, words_of
 from operations import damage, fresh, make_seed
 
 from msa_plugin.bank import faults
@@ -22,8 +22,8 @@ from msa_plugin.errors import BankError
 
 REPAIR = tuple(point for point in faults.POINTS if point.startswith("repair."))
 MIGRATE = tuple(point for point in faults.POINTS if point.startswith("migrate."))
-APART = REPAIR + MIGRATE  # what no change of a bank passes
-GOLDEN = Path(__file__).parents[1] / "golden_banks" / "v1" / "bank"
+APART = (*REPAIR, *MIGRATE, "segment.words-named")  # what no change of a bank passes
+GOLDEN = [Path(__file__).parents[1] / "golden_banks" / old / "bank" for old in ("v1", "v2")]
 
 
 def kills_of_repairs(root: Path) -> dict[str, object]:
@@ -46,15 +46,17 @@ def kills_of_repairs(root: Path) -> dict[str, object]:
 def kills_of_migrations(root: Path) -> dict[str, object]:
     """Figures. Raises AssertionError where a killed migration cost anything, or left what cannot be migrated."""
     folder = root / "bank"
-    expected = _documents(fresh(GOLDEN, folder))
-    points = (*MIGRATE, "segment.durable", "transaction.ready", "transaction.committed")
-    for point in points:
-        fresh(GOLDEN, folder)
-        assert _killed(migrate_bank, folder, point), f"{point} was not passed"
-        assert _documents(folder) == expected and verify_bank(folder).ok, f"before going on after {point}"
-        migrate_bank(folder)
-        assert _documents(folder) == expected and verify_bank(folder).ok, f"after {point}"
-    return {"kills": len(points), "at": points}
+    points = (*MIGRATE, "segment.file-written", "transaction.ready", "transaction.committed")
+    for golden, written in zip(GOLDEN, ("segment.durable", "segment.words-named"), strict=True):
+        expected = _documents(fresh(golden, folder))
+        for point in (*points, written):
+            fresh(golden, folder)
+            assert _killed(migrate_bank, folder, point), f"{point} was not passed"
+            assert _documents(folder) == expected and verify_bank(folder).ok, f"before going on after {point}"
+            migrate_bank(folder)
+            assert _documents(folder) == expected and verify_bank(folder).ok, f"after {point}"
+            assert migrate_bank(folder, dry_run=True)[2:] == (0, 0, 0), f"not done after {point}"
+    return {"kills": len(GOLDEN) * (len(points) + 1), "at": points}
 
 
 def _documents(folder: Path) -> object:
@@ -66,13 +68,15 @@ def _documents(folder: Path) -> object:
                 latents = bank.latents(stored.ordinal)
                 tensors = {key: t.tolist() for key, t in (latents.keys | latents.content).items()}
                 found[space, name] = (stored, tensors)
+            assert words_of(bank, space) == counted_from_texts(bank, space)
         return found, [tuple(snapshot)[:2] for snapshot in bank.snapshots()]
 
 
 def _holds(folder: Path) -> object:
     """What readers see, and the documents whose texts were saved."""
     with open_bank(folder) as bank:
-        seen = [picture(bank, space) for space in (NS, "other")]
+        seen = [(picture(bank, space), words_of(bank, space)) for space in (NS, "other")]
+        assert [words for _, words in seen] == [counted_from_texts(bank, space) for space in (NS, "other")]
     lines = [line for file in (folder / "salvage").glob("*.jsonl") for line in file.read_text("utf-8").splitlines()]
     return seen, {json.loads(line)["id"] for line in lines}
 

@@ -184,10 +184,10 @@ def test_an_adapter_of_nan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../../../outside", "/etc", "..", ""])
 def test_a_segment_lies_in_its_bank(name: str) -> None:
-    from msa_plugin.bank.catalog import _segment_record
+    from msa_plugin.bank.records import segment_record
 
     with pytest.raises(BankCorruptError):
-        _segment_record((1, name, None, 1, 1, 1, 1, 100, "x", 0, None, None, None))
+        segment_record((1, name, None, 1, 1, 1, 1, 100, "x", 0, *[None] * 8))
 
 
 def test_sums_are_one_for_each_document(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """Titles as names: which documents a text names."""
 
+import numpy as np
 import pytest
 
-from msa_plugin.routing.titles import TitleIndex
+from msa_plugin.bank.terms import LONGEST
+from msa_plugin.bank.words import WordPart, WordTable
+from msa_plugin.routing.titles import TextNames, TitleIndex
 
 TITLES = ["Port Blair (city)", "Port Blair", "York", "New York", "New York City", "", "Who Is It", "the mill", "(1984)"]
 
@@ -55,12 +58,26 @@ def test_long_titles_and_empty_indexes():
     assert TitleIndex([]).in_question("anything") == [] and TitleIndex(["", "!?"]).in_document("!? anything") == []
 
 
-def test_documents_may_come_later_and_be_out_of_sight():
-    index = TitleIndex()
-    index.add([4], ["New York"])
-    index.add([9, 2], ["York", "New York"])
-    assert index.in_document("to New York") == [4, 2]
-    assert index.in_document("to New York", visible=lambda found: [n for n in found if n != 4]) == [2]
+def part(numbers, titles, allowed=None):
+    table = WordTable.of((title, "") for title in titles)
+    return WordPart(table, np.asarray(numbers), None if allowed is None else np.asarray(allowed))
+
+
+def named(text, parts, *, any_case=False):
+    names = TextNames(text, any_case=any_case)
+    return list(names.chosen(names.runs(parts)))
+
+
+def test_documents_may_be_in_several_segments_and_out_of_sight():
+    parts = [part([2, 4], ["New York", "New York"]), part([9], ["York"])]
+    assert named("to New York", parts) == [2, 4]
+    assert named("to New York", [part([2, 4], ["New York"] * 2, [True, False]), parts[1]]) == [2]
     # Who may not see New York is told of York, as if New York had never been stored.
-    assert index.in_question("to new york", lambda found: [n for n in found if n == 9]) == [9]
-    assert index.in_document("York", own=1000) == [9]
+    assert named("to new york", [part([2, 4], ["New York"] * 2, [False, False]), parts[1]], any_case=True) == [9]
+    assert named("to New York", []) == [] and named("", parts) == []
+
+
+def test_names_with_the_same_hash_are_told_apart(monkeypatch):
+    monkeypatch.setattr("msa_plugin.bank.words.hashed_names", lambda names: np.full(len(names), 7))
+    monkeypatch.setattr("msa_plugin.routing.titles.hashed_runs", lambda words: np.full((LONGEST, len(words)), 7))
+    assert named("from New York to Port Blair", [part([1, 2, 3], ["New York", "Port Blair", "York"])]) == [1, 2]

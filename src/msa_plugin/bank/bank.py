@@ -26,8 +26,10 @@ from msa_plugin.bank.moments import Moments
 from msa_plugin.bank.schema import create_bank
 from msa_plugin.bank.scopes import Scope, check_namespace
 from msa_plugin.bank.segment import Segment
+from msa_plugin.bank.tables import Tables
 from msa_plugin.bank.verify import verify_bank
 from msa_plugin.bank.view import Selection, View
+from msa_plugin.bank.words import WordPart, WordTable
 from msa_plugin.bank.writer import Writer
 from msa_plugin.bank.writing import write_segment
 from msa_plugin.errors import BankError, FingerprintMismatchError, InvalidQueryError
@@ -55,6 +57,7 @@ class MemoryBank:
         self.read_only = read_only
         self.snapshot_name = snapshot
         self._root = path / "segments"
+        self._tables = Tables(path)
         catalog = Catalog(path, writable=False, checked=True)
         try:
             if not read_only:
@@ -187,6 +190,14 @@ class MemoryBank:
         """The selection's segments for the scorer, in ordinal order; see `Selection.key_blocks`."""
         return selection.key_blocks(group)
 
+    def words(self, selection: Selection) -> list[WordPart]:
+        """Words and names of the selection's segments, in ordinal order; see `Tables`. Raises BankCorruptError."""
+        return self._tables.parts(selection.parts, self._texts)
+
+    def _texts(self, ordinals: Sequence[int]) -> list[tuple[str, str]]:
+        with self._reading(ordinals) as view:
+            return list(view.catalog.documents.texts(ordinals))
+
     def segments(self) -> tuple[Segment, ...]:
         """The mapped segments, in ordinal order, whatever the namespace."""
         with self._reading() as view:
@@ -295,7 +306,8 @@ class MemoryBank:
         with self.writing():
             with self._writer.changing() as catalog:
                 ordinals = check_ordinals(ordinals, catalog.now().last_ordinal, len(latents))
-                record = write_segment(self._root, ordinals, latents, namespace)
+                words = WordTable.of((item.document.title, item.document.text) for item in documents)
+                record = write_segment(self._root, ordinals, latents, namespace, words)
                 with catalog.transaction() as version:
                     ids = [item.document.id for item in documents]
                     catalog.documents.tombstone(namespace, ids, version)

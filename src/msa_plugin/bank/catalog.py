@@ -19,26 +19,28 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from msa_plugin.bank.connection import Connection
 from msa_plugin.bank.disk import disk_errors
 from msa_plugin.bank.documents import DocumentRows, Totals
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.log import Log
-from msa_plugin.bank.records import FileRecord, SegmentRecord
+from msa_plugin.bank.records import SegmentRecord, WordsRecord, segment_record
 from msa_plugin.bank.schema import CATALOG_FILE
 from msa_plugin.bank.scopes import At, row_checksum
 from msa_plugin.bank.seal import check_version, differs_from_seal, note_version, noted_version, seal, unseal
 from msa_plugin.errors import BankCorruptError, BankFormatError, BankMovedError, BankNotFoundError, SnapshotError
-from msa_plugin.types import FORMAT_VERSION, OLDEST_FORMAT, Fingerprint, Stats
+from msa_plugin.types import FORMAT_VERSION, OLDEST_FORMAT, WORDS_FORMAT, Fingerprint, Stats
 
-_FOLDER = re.compile(r"[0-9a-f]{32}")
 _SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SEGMENT_COLUMNS = (
     "uuid, namespace, first_ordinal, last_ordinal, documents, chunks, "
     "keys_bytes, keys_sha256, keys_structure, content_bytes, content_sha256, content_structure"
 )
+_WORDS = "words_bytes, words_sha256, words_structure, words_tokenizer"
+_TYPES = ("INTEGER", "TEXT", "INTEGER", "TEXT", "INTEGER")
+_SINCE_3 = [" ".join(pair) for pair in zip(f"{_WORDS}, keys_fold".split(", "), _TYPES, strict=True)]
 
 
 class Snapshot(NamedTuple):
@@ -221,8 +223,9 @@ class Catalog:
 
     def segments(self) -> list[SegmentRecord]:
         """Every segment, in the order of the ordinals they hold (which never overlap)."""
-        sql = f"SELECT number, {_SEGMENT_COLUMNS} FROM segments ORDER BY first_ordinal"
-        return [_segment_record(row) for row in self._db.execute(sql)]
+        later = f"{_WORDS}, keys_fold" if self.keeps_words else "NULL, NULL, NULL, NULL, NULL"
+        sql = f"SELECT number, {_SEGMENT_COLUMNS}, {later} FROM segments ORDER BY first_ordinal"
+        return [segment_record(row) for row in self._db.execute(sql)]
 
     def stats(self, at: At, totals: Totals) -> Stats:
         """Sizes of the namespace whose `totals` at this moment are given, and of the bank."""
@@ -234,6 +237,7 @@ class Catalog:
             segments=len(records),
             bytes_keys=sum(record.keys.bytes for record in records),
             bytes_content=sum(record.content.bytes for record in records if record.content),
+            bytes_words=sum(record.words.bytes for record in records if record.words),
             bytes_catalog=self.bytes(),
             deleted=totals.deleted,
             namespaces=self.documents.namespaces(at),
@@ -250,8 +254,20 @@ class Catalog:
         marks = ", ".join("?" * len(row))
         number = self._db.execute(f"INSERT INTO segments({_SEGMENT_COLUMNS}) VALUES ({marks})", row).lastrowid
         assert number is not None
+        if record.words is not None:
+            self.set_words(number, record.words, record.fold)
         reached("commit.segment-listed")
         return number
+
+    @property
+    def keeps_words(self) -> bool:
+        """Whether it names segments' words; those before format 3 have none."""
+        return isinstance(self.format_version, int) and self.format_version >= WORDS_FORMAT
+
+    def set_words(self, number: int, words: WordsRecord, fold: int | None) -> None:
+        """Name the words of a segment, and the fold of its keys; within a transaction."""
+        sql = f"UPDATE segments SET ({_WORDS}, keys_fold) = (?, ?, ?, ?, ?) WHERE number = ?"
+        self._db.execute(sql, (*words, fold, number))
 
     def drop_empty_segments(self) -> None:
         """Forget the segments that no row points at."""
@@ -327,10 +343,14 @@ class Catalog:
             seal(self.path)
 
     def upgrade(self) -> None:
-        """Say that everything is in the present format, which has checksums of snapshots; within a transaction."""
+        """Make it a catalog of the present format, with checksums of snapshots and words; within a transaction."""
         columns = [row[1] for row in self._db.execute("PRAGMA table_info(snapshots)")]
         if "checksum" not in columns:
             self._db.execute("ALTER TABLE snapshots ADD COLUMN checksum INTEGER")
+        columns = [row[1] for row in self._db.execute("PRAGMA table_info(segments)")]
+        for column in _SINCE_3:
+            if column.split()[0] not in columns:
+                self._db.execute(f"ALTER TABLE segments ADD COLUMN {column}")
         for row in self._db.execute("SELECT name, version, last_ordinal, created FROM snapshots").fetchall():
             self._db.execute("UPDATE snapshots SET checksum = ? WHERE name = ?", (row_checksum(row), row[0]))
         made_with = json.dumps({**asdict(self.fingerprint()), "format_version": FORMAT_VERSION})
@@ -363,19 +383,6 @@ def _today() -> str:
 
 def _not_a_catalog(path: Path, error: Exception) -> BankCorruptError:
     return BankCorruptError(f"{path} is not a memory bank's catalog ({error}); restore it from a backup")
-
-
-def _segment_record(row: tuple[Any, ...]) -> SegmentRecord:
-    """Raises BankCorruptError for what no bank writes: the name becomes a path, the numbers become sizes."""
-    number, uuid, namespace, first, last, documents, chunks, *files = row
-    content = FileRecord(*files[3:]) if files[3] is not None else None
-    sizes = (number, first, last, documents, chunks, files[0], files[2], *(files[3::2] if content else ()))
-    sound = isinstance(uuid, str) and _FOLDER.fullmatch(uuid) and isinstance(namespace, str | None)
-    sound = sound and all(isinstance(size, int) and size >= 0 for size in sizes)
-    # Each document takes an ordinal of 8 bytes, each chunk a key: the file bounds what is made room for.
-    if not sound or 8 * documents > files[0] or chunks > files[0]:
-        raise BankCorruptError(f"the catalog's row of segment {uuid!r:.80} is damaged; run `msa bank verify`")
-    return SegmentRecord(uuid, namespace, first, last, documents, chunks, FileRecord(*files[:3]), content, number)
 
 
 def read_fingerprint(path: str | Path) -> Fingerprint:

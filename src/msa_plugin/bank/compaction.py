@@ -7,14 +7,15 @@ bank's latents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import chain, takewhile
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, groupby, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 from msa_plugin.bank.catalog import Catalog
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.segment import Segment
+from msa_plugin.bank.words import WordTable
 from msa_plugin.bank.writing import write_segment
 
 SEGMENT_BYTES = 64 << 20
@@ -40,7 +41,8 @@ def compact(catalog: Catalog, root: Path, segments: Mapping[int, Segment], segme
         ordinals = [item.ordinal for item in group]
         latents = [item.segment.latents(item.position) for item in group]
         owner = namespaces.pop() if len(namespaces) == 1 else None
-        written.append((write_segment(root, ordinals, latents, owner), ordinals))
+        words = _words(catalog, group) if catalog.keeps_words else None
+        written.append((write_segment(root, ordinals, latents, owner, words), ordinals))
         reached("compact.segment-written")
     if not written and not any(map(catalog.documents.any_unneeded, segments)):
         return False
@@ -64,6 +66,19 @@ def small_tail(segments: Mapping[int, Segment]) -> dict[int, Segment]:
     small = takewhile(lambda item: item[1].latent_bytes * 2 < TAIL_BYTES, reversed(list(segments.items())))
     tail = dict(reversed(list(small)))
     return tail if len(tail) >= TAIL_SEGMENTS else {}
+
+
+def _words(catalog: Catalog, group: list[_Item]) -> WordTable:
+    """The words of a group: merged where this process's tokeniser counted them, else counted anew from texts."""
+    parts: list[tuple[WordTable, Sequence[int]]] = []
+    for segment, run in groupby(group, key=lambda item: item.segment):
+        items = list(run)
+        if segment.words is not None:
+            parts.append((segment.words, [item.position for item in items]))
+        else:
+            texts = catalog.documents.texts([item.ordinal for item in items])
+            parts.append((WordTable.of(texts), range(len(items))))
+    return WordTable.merged(parts)
 
 
 def _items(catalog: Catalog, segments: Mapping[int, Segment], segment_bytes: int) -> Iterator[_Item | None]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.filters import Condition
 from msa_plugin.bank.periods import PeriodRows
-from msa_plugin.bank.scopes import At, Place, Scope, batches, check_namespace, row_checksum, seen
+from msa_plugin.bank.scopes import EVER, At, Place, Scope, batches, check_namespace, row_checksum, seen
 from msa_plugin.errors import BankCorruptError, BankError
 from msa_plugin.types import ALWAYS, UNBOUNDED, Document, Period, Validity, content_hash
 
@@ -92,6 +92,13 @@ class DocumentRows:
         periods = self.periods.of([row[0] for row in rows])
         validity = self.periods.validity(at, (row[:3] for row in rows))
         return [_stored(row, periods.get(row[0], ALWAYS), validity.get(row[0], UNBOUNDED)) for row in rows]
+
+    def texts(self, ordinals: Sequence[int]) -> Iterator[tuple[str, str]]:
+        """Title and text of each of `ordinals`, in order; empty ones where the row is lost. Raises BankCorruptError."""
+        for batch in batches(ordinals):
+            rows = self._by_ordinal(_STORED, EVER, batch)
+            found = {row[0]: _stored(row, ALWAYS, UNBOUNDED) for row in rows}
+            yield from ((found[o].title, found[o].text) if o in found else ("", "") for o in batch)
 
     def have(self, at: At, ordinals: Sequence[int]) -> bool:
         """Whether the bank still holds every one of `ordinals`."""

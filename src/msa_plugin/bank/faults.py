@@ -27,6 +27,7 @@ POINTS = {
     "segment.folder-durable": "all files are durable, the folder under its temporary name",
     "segment.named": "the folder has its name, which is not durable",
     "segment.durable": "nothing is missing but the catalog's word",
+    "segment.words-named": "the words of a segment that is in use are durable; the catalog does not name them",
     # A transaction of the catalog.
     "transaction.begun": "nothing is changed",
     "transaction.filled": "all rows are changed, the version is not",
@@ -60,6 +61,7 @@ POINTS = {
     "repair.texts-written": "the texts of one more namespace are in a file without its name",
     "repair.texts-saved": "the texts of all damaged documents are durable; their rows are there",
     "repair.dropped": "damaged documents have no rows any more; sound ones near them may lie in gapped segments",
+    "repair.words-counted": "the words of one more segment are what its texts have",
     # Migrating, under the writer lock.
     "migrate.segments-written": "all segments are there in the present format; the catalog names the old ones",
     "migrate.committed": "the bank is in the present format; the old segments' folders are there",

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from msa_plugin.bank.documents import Known, StoredDocument
+from msa_plugin.bank.words import WordPart
 from msa_plugin.types import PRESENT, Asof, Filter, Fingerprint, KeyBlock, Stats, VerifyReport
 
 
@@ -78,6 +79,9 @@ class BankHandle(Protocol):
 
     def namespaces(self, inside: str) -> Sequence[str]:
         """The namespace and those nested in it that have a live document, in order."""
+
+    def words(self, selection: Any) -> Sequence[WordPart]:
+        """Words and names of a selection's documents, where those lie in this process."""
 
     def key_rows(self, ordinals: Sequence[int], group: str) -> list[Tensor]:
         """Routing keys [C_i, W] of each document."""

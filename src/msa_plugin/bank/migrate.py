@@ -1,7 +1,9 @@
 """Migration: bring a bank of an older format into the present one, in one transaction, or say what that would take.
 
-Format 2 keeps a checksum of each document's latents and of each snapshot, and seals the catalog. Segments are written
-anew beside the old ones, which are removed after the commit: an interruption leaves the old bank or the new one.
+Format 2 keeps a checksum of each document's latents and of each snapshot, and seals the catalog; segments without are
+written anew beside the old ones, which are removed after the commit. Format 3 keeps words and names: they are counted
+from texts and written beside latents that stay as they are, and so are those of another tokeniser. An interruption
+leaves the old bank or the new one.
 """
 
 from __future__ import annotations
@@ -15,46 +17,58 @@ from msa_plugin.bank.catalog import Catalog
 from msa_plugin.bank.disk import disk_errors
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.lock import WriterLock
-from msa_plugin.bank.records import SegmentRecord
+from msa_plugin.bank.records import SegmentRecord, words_name
+from msa_plugin.bank.repair import words_from_texts
 from msa_plugin.bank.segment import Segment, orphans
+from msa_plugin.bank.terms import tokenizer
 from msa_plugin.bank.verify import verify_bank
-from msa_plugin.bank.writing import write_segment
+from msa_plugin.bank.writing import write_segment, write_words
 from msa_plugin.errors import BankCorruptError
 from msa_plugin.types import FORMAT_VERSION
 
 
 class MigrationReport(NamedTuple):
-    """Format versions before and after, and what is (or, in a dry run, would be) written."""
+    """Format versions before and after, and what is (or, in a dry run, would be) written.
+
+    `segments` are written anew, with `bytes` of latents; of `counted` others only words and names are.
+    """
 
     found: int
     now: int
     segments: int
     bytes: int
+    counted: int
 
 
 def migrate_bank(path: str | Path, *, dry_run: bool = False, lock_timeout: float = 10.0) -> MigrationReport:
     """Bring the bank in folder `path` into the present format; one that is in it already is left as it is.
 
-    Needs as much free disk space as the segments take. Raises BankNotFoundError, BankFormatError, BankLockedError,
-    BankWriteError, and BankCorruptError for a damaged bank, which has to be repaired first.
+    One whose words are another tokeniser's has them counted anew. Needs as much free disk space as what is written.
+    Raises BankNotFoundError, BankFormatError, BankLockedError, BankWriteError, and BankCorruptError for a damaged
+    bank, which has to be repaired first.
     """
     folder = Path(path).resolve()
     with disk_errors(folder, reading=True):
         catalog = Catalog(folder, writable=False, checked=True)
         try:
-            found, todo = int(str(catalog.format_version)), _without_sums(catalog, folder / "segments")
+            found, (anew, counted) = int(str(catalog.format_version)), _todo(catalog, folder / "segments")
         finally:
             catalog.close()
-    report = MigrationReport(found, FORMAT_VERSION, len(todo), sum(record.bytes for record in todo))
-    if dry_run or found == FORMAT_VERSION:
+    size = sum(record.bytes for record in anew)
+    report = MigrationReport(found, FORMAT_VERSION, len(anew), size, len(counted))
+    if dry_run or (found == FORMAT_VERSION and not counted):
         return report
     with disk_errors(folder), WriterLock(folder, lock_timeout).hold():
         _migrate(folder)
     return report
 
 
-def _without_sums(catalog: Catalog, root: Path) -> list[SegmentRecord]:
-    return [record for record in catalog.segments() if not Segment(record, root).has_sums]
+def _todo(catalog: Catalog, root: Path) -> tuple[list[SegmentRecord], list[SegmentRecord]]:
+    """Segments to be written anew, and others whose words are to be counted."""
+    records = catalog.segments()
+    anew = [record for record in records if not Segment(record, root).has_sums]
+    others = [record for record in records if record.number not in {r.number for r in anew}]
+    return anew, [record for record in others if not record.words or record.words.tokenizer != tokenizer()]
 
 
 def _migrate(folder: Path) -> None:
@@ -64,14 +78,22 @@ def _migrate(folder: Path) -> None:
     root = folder / "segments"
     catalog = Catalog(folder, writable=True, older=True)
     try:
-        written = [(record, *_rewrite(catalog, root, record)) for record in _without_sums(catalog, root)]
+        anew, others = _todo(catalog, root)
+        written = [_rewrite(catalog, root, record) for record in anew]
+        counted = [
+            (r.number, write_words(root, r, words_from_texts(catalog, r)), Segment(r, root).fold()) for r in others
+        ]
         reached("migrate.segments-written")
         with catalog.transaction():
-            for _, new, ordinals in written:
-                catalog.documents.move(ordinals, catalog.add_segment(new))
-            catalog.drop_empty_segments()
             catalog.upgrade()
+            for new, ordinals in written:
+                catalog.documents.move(ordinals, catalog.add_segment(new))
+            for number, words, fold in counted:
+                catalog.set_words(number, words, fold)
+            catalog.drop_empty_segments()
         reached("migrate.committed")
+        for left in {*root.glob("*/words-*.safetensors")} - {*root.glob(f"*/{words_name(tokenizer())}")}:
+            left.unlink(missing_ok=True)
         for old in orphans(root, {record.uuid for record in catalog.segments()}):
             with suppress(OSError):
                 shutil.rmtree(old)
@@ -87,4 +109,4 @@ def _rewrite(catalog: Catalog, root: Path, record: SegmentRecord) -> tuple[Segme
     held = catalog.documents.in_segment(record.number)
     ordinals = [ordinal for _, ordinal, *_ in held]
     latents = [segment.latents(position) for position, *_ in held]
-    return write_segment(root, ordinals, latents, record.namespace), ordinals
+    return write_segment(root, ordinals, latents, record.namespace, words_from_texts(catalog, record)), ordinals

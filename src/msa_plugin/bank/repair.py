@@ -1,8 +1,9 @@
 """Repair: keep what is sound, save the texts of what is not, and say what was lost.
 
 Latents can be computed again from texts, so damaged latents cost time and nothing else: their documents are written to
-JSON lines, which `add` takes back. A text that fails its checksum is lost. A catalog that SQLite finds damaged is
-copied row by row as far as its rows can be read, and the old file is kept beside the new one.
+JSON lines, which `add` takes back. Words and names are counted again here. A text that fails its checksum is lost. A
+catalog that SQLite finds damaged is copied row by row as far as its rows can be read, and the old file is kept beside
+the new one.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from msa_plugin.bank.faults import reached
 from msa_plugin.bank.lock import WriterLock
 from msa_plugin.bank.periods import TABLES as PERIOD_TABLES
 from msa_plugin.bank.periods import PeriodRows
+from msa_plugin.bank.records import SegmentRecord
 from msa_plugin.bank.schema import CATALOG_FILE, connect, new_catalog
 from msa_plugin.bank.seal import unseal
 from msa_plugin.bank.segment import Segment
 from msa_plugin.bank.verify import Check, verify_bank
+from msa_plugin.bank.words import WordTable
+from msa_plugin.bank.writing import write_words
 from msa_plugin.errors import BankCorruptError, BankLockedError
 from msa_plugin.types import ALWAYS, RepairReport
 
@@ -67,6 +71,7 @@ def repair_bank(path: str | Path, lock_timeout: float = 10.0) -> RepairReport:
             files = _write(folder / SALVAGE, salvaged)
             _drop(catalog, check)
             reached("repair.dropped")
+            _count_again(catalog, folder / "segments", check)
             _close_gaps(catalog, folder / "segments", check)
             catalog.close_sealed()
         finally:
@@ -143,6 +148,24 @@ def _drop(catalog: Catalog, check: Check) -> None:
         catalog.documents.forget([*check.altered, *check.spoiled])
         catalog.forget_snapshots(check.snapshots)
         catalog.drop_empty_segments()
+
+
+def _count_again(catalog: Catalog, root: Path, check: Check) -> None:
+    """Count the words of segments where they are damaged, one after another, from the texts that are left."""
+    for record in catalog.segments():
+        if record.number in check.miscounted:
+            words = write_words(root, record, words_from_texts(catalog, record))
+            with catalog.transaction():
+                catalog.set_words(record.number, words, record.fold)
+            reached("repair.words-counted")
+
+
+def words_from_texts(catalog: Catalog, record: SegmentRecord) -> WordTable:
+    """The words of a segment, from the catalog's texts; documents that have lost their rows have none."""
+    ordinals = [-1] * record.documents
+    for position, ordinal, *_ in catalog.documents.in_segment(record.number):
+        ordinals[position] = ordinal
+    return WordTable.of(catalog.documents.texts(ordinals))
 
 
 def _close_gaps(catalog: Catalog, root: Path, check: Check) -> None:

@@ -34,7 +34,12 @@ CREATE TABLE segments(
     keys_structure INTEGER NOT NULL,
     content_bytes INTEGER,
     content_sha256 TEXT,
-    content_structure INTEGER
+    content_structure INTEGER,
+    words_bytes INTEGER,
+    words_sha256 TEXT,
+    words_structure INTEGER,
+    words_tokenizer TEXT,
+    keys_fold INTEGER
 );
 CREATE TABLE documents(
     ordinal INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -37,6 +37,9 @@ class At(NamedTuple):
     last_ordinal: int
 
 
+EVER = At(0, (1 << 63) - 1)  # every row, deleted ones too
+
+
 class Scope(NamedTuple):
     """Which namespaces a query sees: one, or with `below` also those that are nested in it (`namespaces.nested`)."""
 

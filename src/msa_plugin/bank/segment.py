@@ -8,12 +8,12 @@ present only where content is kept, holds `content_offsets` int64 [n + 1], `cont
 document is one contiguous read per tensor. The sums are each document's CRC-32 over its rows of all tensors, in order
 of their names (of content: numbers by layer, then scales of V, then those of K); rows are compared with them when they
 are first read.
-Segments of format 1 have no sums. Nothing here knows about versions, namespaces or filters.
+Segments of format 1 have no sums, and none before format 3 has its words and names beside it (`words.WordTable`).
+Nothing here knows about versions, namespaces or filters.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -35,7 +35,9 @@ from msa_plugin.bank.quantize import (
     scale_name,
 )
 from msa_plugin.bank.records import CONTENT_FILE, KEYS_FILE, SegmentRecord
-from msa_plugin.bank.rows import Rows, memory_of
+from msa_plugin.bank.rows import Rows, fold, memory_of
+from msa_plugin.bank.terms import tokenizer
+from msa_plugin.bank.words import WordTable
 from msa_plugin.errors import BankCorruptError
 
 _FOLDER_NAME = re.compile(r"[0-9a-f]{32}(\.tmp)?")
@@ -120,6 +122,7 @@ class Segment:
                 raise self._damaged("its sums are not one for each document")
         self._check_content_scales()
         self._checked = False
+        self._words = StoredWords(record, root) if record.words else None
 
     def check(self) -> None:
         """Check once, reading 32 bytes per document, that header, ordinals, offsets and sums are what was written.
@@ -136,12 +139,29 @@ class Segment:
             raise self._damaged(f"the header, offsets or sums of {CONTENT_FILE} were altered")
         self._checked = True
 
+    @cached_property
+    def words(self) -> WordTable | None:
+        """Its words and names, where it keeps those of this process's tokeniser.
+
+        Raises BankCorruptError where what says where they are is not what was written.
+        """
+        if self._words is None or self._words.record.tokenizer != tokenizer():
+            return None
+        return self._words.checked()
+
     def check_keys(self, allowed: Tensor | None = None) -> None:
         """Check once that the routing keys of the `allowed` documents (bool [n]; None: all) are what was written.
 
         Raises BankCorruptError. Reads the keys that were not checked before; call `check` first.
         """
+        most = allowed is None or 4 * int(allowed.sum()) > len(allowed)
+        if most and self.record.fold is not None and not self._key_rows.checked and self.fold() == self.record.fold:
+            self._key_rows.found_sound()
         self._check_rows(self._key_rows, None if allowed is None else allowed.nonzero()[:, 0])
+
+    def fold(self) -> int:
+        """Of its routing keys, as they are; see `rows.fold`."""
+        return fold(self._stored[name] for name in sorted(self._stored))
 
     def key_numbers(self, positions: Sequence[int], group: str) -> list[Tensor]:
         """Routing keys [C, W] of each of the documents at `positions`, int8 as the float32 that they stand for.
@@ -258,6 +278,24 @@ class Segment:
         )
 
 
+class StoredWords:
+    """The file of words of a segment that has one, mapped."""
+
+    def __init__(self, record: SegmentRecord, root: Path) -> None:
+        """Raises as `Segment`."""
+        file = record.words_file(root)
+        assert file is not None and record.words is not None
+        self.record, (path, known) = record.words, file
+        self._header, tensors = _map(path, known.bytes)
+        self._table = WordTable.read(tensors, record.documents, str(path))
+
+    def checked(self) -> WordTable:
+        """What is in it. Raises BankCorruptError where words, lengths or names are not what was written."""
+        if self._table.structure(self._header) != self.record.structure or not self._table.consistent:
+            raise self._table.damaged("its header, words, lengths or names were altered")
+        return self._table
+
+
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -286,15 +324,6 @@ def _map(path: Path, size: int) -> tuple[int, dict[str, Tensor]]:
         raise BankCorruptError(
             f"{path} is not readable as safetensors ({error}); run `msa bank verify`, then restore it from a backup"
         ) from error
-
-
-def sha256_file(path: Path) -> str:
-    """SHA-256 (hex) of a file, read in 1 MiB pieces. Raises OSError."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def orphans(root: Path, named: Collection[str]) -> list[Path]:

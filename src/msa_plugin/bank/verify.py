@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ from msa_plugin.bank.documents import DocumentRows
 from msa_plugin.bank.records import SegmentRecord
 from msa_plugin.bank.schema import CATALOG_FILE
 from msa_plugin.bank.seal import broken, noted_version
-from msa_plugin.bank.segment import Segment, sha256_file
+from msa_plugin.bank.segment import Segment, StoredWords
 from msa_plugin.errors import BankError
 from msa_plugin.types import VerifyReport
 
@@ -37,7 +39,8 @@ def verify_bank(path: str | Path, *, deep: bool = True, namespace: str | None = 
 class Check:
     """One verification. Beside the report's parts it knows what `repair` acts on.
 
-    `damaged` are numbers of segments whose latents cannot be trusted, `incomplete` of those that merely lack rows;
+    `damaged` are numbers of segments whose latents cannot be trusted, `incomplete` of those that merely lack rows,
+    `miscounted` of those whose words cannot be trusted, which can be counted again from texts;
     `altered` the ordinals of rows that do not match their checksums, `spoiled` of those whose latents, or whose
     periods, do not, though the rest is sound; `snapshots` are the names of altered ones.
     """
@@ -46,6 +49,7 @@ class Check:
         """Of the bank in `folder`; `deep` reads every byte; `namespace` is the only one whose documents are named."""
         self.damaged: list[int] = []
         self.incomplete: list[int] = []
+        self.miscounted: list[int] = []
         self.altered: list[int] = []
         self.spoiled: list[int] = []
         self.snapshots: list[str] = []
@@ -74,7 +78,8 @@ class Check:
                 self.problem(f"{path}: the last {self.lost_versions} commits are gone; its log was damaged or removed")
             self._catalog(catalog)
             for record in catalog.segments():
-                self._segment(catalog.documents, record)
+                self._words(record)
+                self._segment(catalog.documents, replace(record, words=None))
         finally:
             catalog.close()
 
@@ -122,6 +127,20 @@ class Check:
             else:
                 acted_on.append(record.number)
             self._names((namespace, name) for *_, namespace, name in held)
+
+    def _words(self, record: SegmentRecord) -> None:
+        file = record.words_file(self.root)
+        if file is None:
+            return
+        found = self._file(file[0], file[1].bytes, file[1].sha256)
+        if found is None:
+            try:
+                StoredWords(record, self.root).checked()
+            except (BankError, OSError) as error:
+                found = str(error)
+        if found is not None and not self._compacted_away(record):
+            self.problem(found)
+            self.miscounted.append(record.number)
 
     def _altered_rows(self, record: SegmentRecord) -> list[int]:
         """Positions of the documents with altered latents, where they can be told from the rest of the segment."""
@@ -177,3 +196,12 @@ class Check:
             return all(other.uuid != record.uuid for other in newest.segments())
         finally:
             newest.close()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 (hex) of a file, read in 1 MiB pieces. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -17,20 +17,28 @@ from torch import Tensor
 
 from msa_plugin.bank.disk import fsync_folder, make_folder
 from msa_plugin.bank.faults import reached
-from msa_plugin.bank.records import CONTENT_FILE, KEYS_FILE, FileRecord, SegmentRecord
-from msa_plugin.bank.rows import memory_of
+from msa_plugin.bank.records import CONTENT_FILE, KEYS_FILE, FileRecord, SegmentRecord, WordsRecord, words_name
+from msa_plugin.bank.rows import fold, memory_of
 from msa_plugin.bank.segment import DTYPES, Latents
+from msa_plugin.bank.terms import tokenizer
+from msa_plugin.bank.words import STRUCTURE, WordTable
 
 # What a file's structure is, see `FileRecord`.
-_STRUCTURE = ("header", "ordinals", "key_offsets", "key_sums", "content_offsets", "content_sums")
+_STRUCTURE = ("header", "ordinals", "key_offsets", "key_sums", "content_offsets", "content_sums", *STRUCTURE)
+_DTYPES = DTYPES | {torch.int32: "I32"}
 
 
 def write_segment(
-    root: Path, ordinals: Sequence[int], latents: Sequence[Latents], namespace: str | None
+    root: Path,
+    ordinals: Sequence[int],
+    latents: Sequence[Latents],
+    namespace: str | None,
+    words: WordTable | None,
 ) -> SegmentRecord:
     """Write one segment durably under `root`; it becomes real only when the catalog names it.
 
-    `ordinals` ascend; `latents` have one signature. Tensors are streamed to disk one document at a time. The folder is
+    `ordinals` ascend; `latents` have one signature; `words` (None: for formats that keep none) are those of the same
+    documents, by this process's tokeniser. Tensors are streamed to disk one document at a time. The folder is
     named after what is in it, which no other segment holds, for ordinals are never reused: equal calls make equal
     banks. Raises OSError; what it leaves behind then is an orphan, to be swept.
     """
@@ -41,9 +49,11 @@ def write_segment(
     reached("segment.folder-made")
     keys = _write_file(temporary / KEYS_FILE, _key_tensors(ordinals, latents))
     content = _write_file(temporary / CONTENT_FILE, _content_tensors(latents)) if latents[0].content else None
+    said = None if words is None else _write_words(temporary / words_name(tokenizer()), words)
     fsync_folder(temporary)
     reached("segment.folder-durable")
-    name = hashlib.sha256((keys.sha256 + (content.sha256 if content else "")).encode()).hexdigest()[:32]
+    files = (keys, content, said)
+    name = hashlib.sha256("".join(file.sha256 for file in files if file).encode()).hexdigest()[:32]
     final = root / name
     shutil.rmtree(final, ignore_errors=True)  # an orphan that could not be swept
     os.replace(temporary, final)  # noqa: PTH105 - tests replace it to cut the power here
@@ -51,7 +61,23 @@ def write_segment(
     fsync_folder(root)
     reached("segment.durable")
     chunks = sum(item.chunks for item in latents)
-    return SegmentRecord(name, namespace, ordinals[0], ordinals[-1], len(ordinals), chunks, keys, content)
+    quick = fold(item.keys[name] for name in sorted(latents[0].keys) for item in latents)
+    return SegmentRecord(name, namespace, ordinals[0], ordinals[-1], len(ordinals), chunks, *files, quick)
+
+
+def write_words(root: Path, record: SegmentRecord, words: WordTable) -> WordsRecord:
+    """Write the words of a segment that has none, or another tokeniser's, or damaged ones; as `write_segment`."""
+    folder = root / record.uuid
+    temporary = folder / "words.tmp"
+    written = _write_words(temporary, words)
+    os.replace(temporary, folder / words_name(written.tokenizer))  # noqa: PTH105 - as in `write_segment`
+    fsync_folder(folder)
+    reached("segment.words-named")
+    return written
+
+
+def _write_words(path: Path, words: WordTable) -> WordsRecord:
+    return WordsRecord(*_write_file(path, {name: [part] for name, part in words.tensors().items()}), tokenizer())
 
 
 def _key_tensors(ordinals: Sequence[int], latents: Sequence[Latents]) -> dict[str, list[Tensor]]:
@@ -115,7 +141,7 @@ def _blocks(order: Sequence[str], tensors: Mapping[str, Sequence[Tensor]]) -> It
         parts = tensors[name]
         start, end = end, end + sum(part.numel() * part.element_size() for part in parts)
         shape = [sum(part.shape[0] for part in parts), *parts[0].shape[1:]]
-        header[name] = {"dtype": DTYPES[parts[0].dtype], "shape": shape, "data_offsets": [start, end]}
+        header[name] = {"dtype": _DTYPES[parts[0].dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     yield "header", len(text).to_bytes(8, "little") + text

@@ -305,9 +305,18 @@ def _facade(sample: Sample, path: Path, backbone: Backbone, adapter: Adapter, pl
 
 def own_bytes() -> int:
     """Resident bytes that are this process's own, without mapped files; 0 where the system does not tell."""
+    return _status("RssAnon")
+
+
+def resident_bytes() -> int:
+    """Resident bytes, mapped files included; 0 where the system does not tell."""
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int:
     status = Path("/proc/self/status")
-    lines = status.read_text(encoding="ascii").splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -33,8 +33,8 @@ def info(bank: Bank = Path("bank"), namespace: Namespace = "default", as_json: J
     )
     out.say(
         f"  on disk {size(stats.bytes_total)}: routing keys {size(stats.bytes_keys)}, "
-        f"content {size(stats.bytes_content)}, catalog with all texts {size(stats.bytes_catalog)}; "
-        f"{stats.segments:,} segments"
+        f"content {size(stats.bytes_content)}, words and names {size(stats.bytes_words)}, "
+        f"catalog with all texts {size(stats.bytes_catalog)}; {stats.segments:,} segments"
     )
     out.say(f"  snapshots: {', '.join(stats.snapshots) or 'none'}")
     out.say(f"  made with {name or 'a model that no adapter here is for'}")
@@ -105,12 +105,12 @@ def migrate(
 
     out = Output(as_json)
     report = migrate_bank(bank, dry_run=dry_run)
-    if report.found == report.now:
+    if report.found == report.now and not report.counted:
         out.say(f"the bank has format version {report.now} already")
     else:
         done = "would be" if dry_run else "were"
         out.say(f"from format {report.found} to {report.now}: {report.segments} segments {done} written anew")
-        out.say(f"  {size(report.bytes)} of latents")
+        out.say(f"  {size(report.bytes)} of latents; words and names of {report.counted} other segments")
     out.result({**report._asdict(), "dry_run": dry_run})
 
 

@@ -313,3 +313,78 @@ def open_(
     )
     out.say(f"first question {seconds(row['first_route_s'])}, next {seconds(row['route_s'])}")
     out.result(row)
+
+
+@app.command()
+def operate(
+    passages: Annotated[
+        str, typer.Option(help="Sizes of the banks that are opened, in passages, separated by commas.")
+    ] = "1e3,1e4,1e5",
+    files: Annotated[int, typer.Option(help="Small files to add; 0: none.", min=0)] = 2000,
+    changes: Annotated[int, typer.Option(help="Documents to replace and delete beside a reader; 0: none.", min=0)] = 10,
+    distractors: Annotated[
+        Path | None, typer.Option(help="Folder of *.jsonl[.gz] with passages to fill banks with [made up].")
+    ] = None,
+    repeats: Repeats = 3,
+    cpu_clock: Annotated[
+        bool, typer.Option("--cpu-clock", help="Count this process's own seconds (one thread).")
+    ] = False,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where banks are written; those that are there are used again [temporary].")
+    ] = None,
+    model: Model = None,
+    adapter: AdapterPath = None,
+    as_json: Json = False,
+) -> None:
+    """Opening a memory and its first question over a warm one, words and names over keys alone, changes, many files.
+
+    Example: msa bench operate --passages 1e3,1e4 --distractors DATA/distractors
+    """
+    import tempfile
+    from contextlib import nullcontext
+
+    from msa_plugin.bench import operate as bench
+    from msa_plugin.bench.scale_routing import sizes
+
+    out = Output(as_json)
+    plan = bench.Plan(
+        passages=sizes(passages),
+        files=files,
+        changes=changes,
+        repeats=repeats,
+        distractors=distractors,
+        keep=folder is not None,
+        cpu_clock=cpu_clock,
+    )
+    rows = []
+    with tempfile.TemporaryDirectory() if folder is None else nullcontext(str(folder)) as place:
+        for row in bench.run(model, adapter, Path(place), plan):
+            rows.append(row)
+            if row["what"] == "open":
+                out.say(
+                    f"{row['passages']:,} passages ({row['tokens']:,} tokens, {row['segments']} segments): opened in "
+                    f"{seconds(row['open_s'])}, first question {seconds(row['first_s'])}, "
+                    f"then {seconds(row['warm_s'])}: "
+                    f"open and first over a warm one {row['ratio']:.2f}; a look over it {row['look_ratio']:.4f}"
+                )
+                out.say(
+                    f"  keys {size(row['bytes_keys'])}, words and names {size(row['bytes_words'])}, catalog "
+                    f"{size(row['bytes_catalog'])}; in memory beyond keys {size(row['beyond_keys_bytes'])}, "
+                    f"its own {size(row['own_bytes'])}"
+                )
+                out.say(
+                    f"  by keys alone {seconds(row['keys_s'])}, with words {seconds(row['words_s'])}, with names too "
+                    f"{seconds(row['all_s'])}: {row['over_keys_ratio']:.2f}"
+                )
+                if changes:
+                    out.say(
+                        f"  {changes} documents replaced in {seconds(row['update_s'])}, a reader's next question "
+                        f"{seconds(row['after_update_s'])}; deleted in {seconds(row['delete_s'])}, the next question "
+                        f"{seconds(row['after_delete_s'])}"
+                    )
+            else:
+                out.say(
+                    f"{row['files']:,} files added in {seconds(row['files_s'])}, the same texts in one call in "
+                    f"{seconds(row['one_call_s'])}: {row['ratio']:.2f}"
+                )
+    out.result(rows)

@@ -18,13 +18,21 @@ from msa_plugin.bank.documents import Known, StoredDocument
 from msa_plugin.bank.filters import compile_filter
 from msa_plugin.bank.lock import WriterLock
 from msa_plugin.bank.scopes import check_namespace
+from msa_plugin.bank.words import WordPart
 from msa_plugin.cluster.manifest import Manifest, home
 from msa_plugin.cluster.selection import PLACES, ShardedSelection
 from msa_plugin.cluster.shard import Asked
 from msa_plugin.cluster.shards import Shards
 from msa_plugin.cluster.shipping import Shipped
 from msa_plugin.cluster.wire import unflat_document, unpack
-from msa_plugin.errors import BankCorruptError, BankError, BankReadOnlyError, InvalidQueryError, SnapshotError
+from msa_plugin.errors import (
+    BankCorruptError,
+    BankError,
+    BankReadOnlyError,
+    ConfigError,
+    InvalidQueryError,
+    SnapshotError,
+)
 from msa_plugin.types import PRESENT, Asof, Document, Filter, Stats, VerifyReport
 
 _PAGE = 1000
@@ -126,6 +134,10 @@ class ClusterBank:
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
+    def words(self, selection: Any) -> Sequence[WordPart]:
+        """Raises ConfigError: words stay where they are; `ClusterSearch.words` asks for scores."""
+        raise ConfigError("words of a cluster stay in its shards; open a shard's folder with read_only=True")
+
     def key_rows(self, ordinals: Sequence[int], group: str) -> list[Tensor]:
         """See `MemoryBank.key_rows`."""
         return [unpack(rows) for rows in self._by_ordinal("key_rows", ordinals, group)]
@@ -212,7 +224,8 @@ class ClusterBank:
     def stats(self, namespace: str) -> Stats:
         """Sums over the shards; `snapshots` that all of them have."""
         parts: list[Stats] = self._all("stats", namespace)
-        sums = ("documents", "tokens", "chunks", "segments", "bytes_keys", "bytes_content", "bytes_catalog", "deleted")
+        sums = ["documents", "tokens", "chunks", "segments", "deleted"]
+        sums += ["bytes_keys", "bytes_content", "bytes_words", "bytes_catalog"]
         shared = set.intersection(*(set(part.snapshots) for part in parts))
         return Stats(
             **{name: sum(getattr(part, name) for part in parts) for name in sums},

@@ -7,6 +7,7 @@ Shapes: B rows, T tokens, H heads, D head dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ import torch
 from torch import Tensor
 
 from msa_plugin.bank.handle import Selected
+from msa_plugin.bank.terms import tokenizer
 from msa_plugin.cluster.bank import ClusterBank
-from msa_plugin.cluster.selection import ShardedSelection
+from msa_plugin.cluster.selection import PLACES, ShardedSelection
 from msa_plugin.cluster.wire import flat, pack, unflat_row, unpack
 from msa_plugin.engine.ranking import Ranked, SharedQueries
 from msa_plugin.engine.search import Index
 from msa_plugin.errors import ConfigError
+from msa_plugin.routing.postings import Counts, Words
 from msa_plugin.routing.prefilter import PrefilterSpec
 from msa_plugin.routing.scorer import RoutedDocuments
+from msa_plugin.routing.titles import Named, Runs, TextNames
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,45 @@ class ClusterSearch:
             self.bank.remember(shard, found.ordinals.flatten().tolist())
             parts.append(found)
         return merged(parts, k, queries)
+
+    def words(self, texts: Sequence[str], selection: Selected) -> list[Words]:
+        """BM25 over all shards: what each counts is added up, and each scores its documents by the sums.
+
+        Two round trips; of a shard that is lost between them the documents still count, and have no scores.
+        """
+        assert isinstance(selection, ShardedSelection)
+        sums = self._word_counts(texts, selection)
+        asked = [[str(text) for text in texts], tokenizer()]
+        answers = self.bank.find("word_scores", selection, *asked, [list(one) for one in sums])
+        for shard, rows in answers.items():
+            self.bank.remember(shard, (o for ordinals, _ in rows for o in ordinals.numbers[:PLACES].tolist()))
+        found = []
+        for row, over in enumerate(sums):
+            parts = []
+            for rows in answers.values():
+                ordinals, scores = (unpack(part).numpy() for part in rows[row])
+                parts.append(Words(ordinals, scores, over))
+            found.append(Words.joined(parts, over))
+        return found
+
+    def _word_counts(self, texts: Sequence[str], selection: ShardedSelection) -> list[Counts]:
+        asked = [[str(text) for text in texts], tokenizer()]
+        counted = [[Counts(*row) for row in rows] for rows in self.bank.find("word_counts", selection, *asked).values()]
+        return [Counts.summed(rows[row] for rows in counted) for row in range(len(texts))]
+
+    def names(self, texts: Sequence[str], selection: Selected, *, any_case: bool) -> list[Named]:
+        """Each shard says which runs of words name a document of its own; the longest over all of them are taken."""
+        assert isinstance(selection, ShardedSelection)
+        answers = self.bank.find("names", selection, [str(text) for text in texts], any_case, tokenizer())
+        found = []
+        for row, text in enumerate(texts):
+            runs: Runs = {}
+            for shard, rows in answers.items():
+                for at, size, ordinals in rows[row]:
+                    runs[at, size] = sorted([*runs.get((at, size), []), *ordinals])
+                    self.bank.remember(shard, ordinals)
+            found.append(TextNames(text, any_case=any_case).chosen(runs))
+        return found
 
     def prefilter(self, spec: PrefilterSpec | str, folder: Path, selection: Selected) -> ShardIndexes:
         """An index in every shard, over its part of `selection`; each names as many candidates as one alone would.

@@ -16,6 +16,7 @@ import torch
 
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.documents import Known
+from msa_plugin.bank.terms import tokenizer
 from msa_plugin.bank.tiers import Tiers
 from msa_plugin.bank.view import Selection
 from msa_plugin.cluster.shipping import Shipped
@@ -25,9 +26,11 @@ from msa_plugin.engine.engine import Engine
 from msa_plugin.engine.ranking import SharedQueries
 from msa_plugin.engine.search import BankSearch
 from msa_plugin.engine.setup import fingerprint
-from msa_plugin.errors import BankError, FingerprintMismatchError
+from msa_plugin.errors import BankError, ClusterError, FingerprintMismatchError
 from msa_plugin.routing.key_search import KeySearch
+from msa_plugin.routing.postings import Counts, Question
 from msa_plugin.routing.prefilter import Prefilter
+from msa_plugin.routing.titles import TextNames
 from msa_plugin.types import Asof, Document, EncodedDocument, Filter, Fingerprint
 
 # What is asked of a shard's bank as it stands.
@@ -122,6 +125,31 @@ class Shard:
         shared = SharedQueries(*(part.to(self._spec.device) for part in unflat(question)))
         prefilter = None if behind is None else self._prefilter(*behind)
         return [flat_row(row) for row in self._search.ranked(shared, k, self._selected(asked), prefilter)]
+
+    def word_counts(self, asked: Sequence[Any], texts: list[str], split_by: str) -> list[list[Any]]:
+        """Of each text, a `Counts` as a list: documents of the selection here, their words, and who has the text's."""
+        _check_tokenizer(split_by)
+        parts = self.bank.words(self._selected(asked))
+        return [list(Question(text).over(parts).counts) for text in texts]
+
+    def word_scores(
+        self, asked: Sequence[Any], texts: list[str], split_by: str, sums: list[Any]
+    ) -> list[tuple[Packed, Packed]]:
+        """Of each text, ordinals and scores of the documents here that have a word of it, by the `sums` of all shards.
+
+        Twelve bytes a document travel.
+        """
+        _check_tokenizer(split_by)
+        parts = self.bank.words(self._selected(asked))
+        found = [Question(text).over(parts).words(Counts(*over)) for text, over in zip(texts, sums, strict=True)]
+        return [(pack(torch.from_numpy(words.ordinals)), pack(torch.from_numpy(words.scores))) for words in found]
+
+    def names(self, asked: Sequence[Any], texts: list[str], any_case: bool, split_by: str) -> list[list[Any]]:
+        """Of each text, runs of words that name documents here: first word, length, ordinals; see `TextNames.runs`."""
+        _check_tokenizer(split_by)
+        parts = self.bank.words(self._selected(asked))
+        rows = [TextNames(text, any_case=any_case).runs(parts) for text in texts]
+        return [[[at, size, ordinals] for (at, size), ordinals in runs.items()] for runs in rows]
 
     def index(self, asked: Sequence[Any], spec: str, folder: str) -> list[int]:
         """Make a prefilter ready over a selection, saved in this shard's part of `folder`; its documents and bytes."""
@@ -282,6 +310,15 @@ class _Portion:
         if self.items:
             self.bank.commit([item for _, item in self.items], self.namespace, [ordinal for ordinal, _ in self.items])
         self.items, self.bytes = [], 0
+
+
+def _check_tokenizer(split_by: str) -> None:
+    """Raises ClusterError where this process would split texts otherwise than the one that asks."""
+    if split_by != tokenizer():
+        raise ClusterError(
+            f"this shard's machine splits texts into words as {tokenizer()}, the asking one as {split_by}; "
+            "install the same versions of bm25s and PyStemmer on both"
+        )
 
 
 def _only_metadata(document: Document, known: Mapping[str, Known]) -> bool:

@@ -149,11 +149,11 @@ class Engine:
 
     def use_lexical(self, weight: float) -> None:
         """Add BM25 to routing scores, with this weight; 0: routing keys alone. Raises as `Lexical`."""
-        self.lexical = Lexical(self.bank, self.router, weight) if weight else None
+        self.lexical = Lexical(self.bank, self.router, self.search, weight) if weight else None
 
     def use_titles(self, weight: float) -> None:
         """Let titles in questions and in what is found count, with this weight; 0: not. Raises as `Titles`."""
-        self.titles = Titles(self.bank, self.router, weight) if weight else None
+        self.titles = Titles(self.bank, self.router, self.search, weight) if weight else None
 
     def _rank_shared(
         self,

@@ -9,21 +9,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from msa_plugin import prompts
 from msa_plugin.backbone.router import Router
 from msa_plugin.bank.handle import BankHandle, Selected
-from msa_plugin.engine.indexed import Followed
 from msa_plugin.engine.ranking import Ranked, SharedQueries, explained
+from msa_plugin.engine.search import Search
 from msa_plugin.errors import ConfigError
-from msa_plugin.routing.lexical import Scores
-from msa_plugin.routing.postings import Postings
-from msa_plugin.stems import Stems
+from msa_plugin.routing.postings import Counts, Words, rarity
+from msa_plugin.stems import stems
 
 _WORD = re.compile(r"\w+")
 _ASKING = (
@@ -37,67 +31,33 @@ def depth(k: int) -> int:
     return max(100, 4 * k)
 
 
-@dataclass(frozen=True)
-class Words:
-    """BM25 `scores` [n] of one question for a selection's documents `ordinals` [n]."""
-
-    ordinals: Tensor
-    scores: Scores
-
-    def best(self, count: int) -> list[int]:
-        """Ordinals of the best that have a word of the question; ties go to the lower one, as everywhere."""
-        having = np.flatnonzero(self.scores)
-        if len(having) > count:
-            scores = self.scores[having]
-            having = having[scores >= np.partition(scores, len(scores) - count)[len(scores) - count]]
-        order = np.lexsort((having, -self.scores[having]))[:count]  # places ascend as ordinals do
-        found: list[int] = self.ordinals[torch.from_numpy(having[order])].tolist()
-        return found
-
-    def shares(self, wanted: Sequence[int]) -> list[float]:
-        """Scores of `wanted` over the best there is; 0 for documents that are not in the selection."""
-        best = float(self.scores.max(initial=0.0))
-        if best <= 0:  # no document has a word of the question
-            return [0.0] * len(wanted)
-        asked = torch.tensor(wanted)
-        places = torch.searchsorted(self.ordinals, asked).clamp(max=len(self.ordinals) - 1)
-        # A shard may have answered and then have been lost: what it named has no words in this index.
-        known = torch.from_numpy(self.scores)[places].where(self.ordinals[places] == asked, 0.0)
-        shares: list[float] = (known / best).tolist()
-        return shares
-
-
 class Lexical:
-    """BM25 of a bank's selections; a document is indexed when a question may first see it."""
+    """BM25 of a bank's selections, beside its routing keys."""
 
-    def __init__(self, bank: BankHandle, router: Router, weight: float) -> None:
+    def __init__(self, bank: BankHandle, router: Router, search: Search, weight: float) -> None:
         """Raises ConfigError where layers select for themselves."""
         if router.config.selection != "shared":
             raise ConfigError(
                 "lexical is for adapters with one ranking for all layers; this one's layers each have theirs"
             )
-        self.bank, self.router, self.weight = bank, router, weight
-        self._stems = Stems()
-        self._asking = frozenset(self._stems([_ASKING])[0])
-        self._postings = Followed(bank, lambda d: prompts.document_text(d.title, d.text), Postings)
+        self.bank, self.router, self.search, self.weight = bank, router, search, weight
+        self._asking = frozenset(stems()([_ASKING])[0])
 
     def words(self, texts: Sequence[str], selection: Selected) -> list[Words]:
         """What words say of a selection's documents, for each text."""
-        postings, ordinals = self._postings.of(selection)
-        return [Words(torch.from_numpy(ordinals), postings.scores(text, ordinals)) for text in texts]
+        return self.search.words(texts, selection)
 
-    def rarity(self, question: str, selection: Selected, others: int) -> dict[str, float]:
-        """What each word of a question weighs among the documents of a selection; see `Postings.rarity`.
+    def rarity(self, question: str, counts: Counts, others: int) -> dict[str, float]:
+        """What each word of a question weighs among documents; see `postings.rarity`.
 
         Words that only ask are left out: no text that answers needs them.
         """
-        postings, ordinals = self._postings.of(selection)
-        weights = postings.rarity(question, ordinals, others)
+        weights = rarity(question, counts, others)
         return {word: weight for word, weight in weights.items() if word not in self._asking}
 
     def stems(self, texts: Sequence[str]) -> list[list[str]]:
         """The words of texts, as they are counted."""
-        return self._stems(texts)
+        return stems()(texts)
 
     def add(
         self, words: Sequence[Words], asked: SharedQueries, ranked: Sequence[list[Ranked]], k: int
@@ -118,15 +78,9 @@ class Lexical:
 
     def parts(self, text: str, selection: Selected, ordinal: int) -> dict[str, float]:
         """What each word of a text adds to the score of one document of a selection, of those that do."""
-        postings, ordinals = self._postings.of(selection)
-        place = int(np.searchsorted(ordinals, ordinal))
-        best = float(postings.scores(text, ordinals).max(initial=0.0))
-        added = {}
-        for word, times in Counter(_WORD.findall(text.lower())).items():
-            if score := times * float(postings.scores(word, ordinals)[place]):
-                added[word] = self.weight * score / best
-        return added
-
-    def index(self, selection: Selected) -> Postings:
-        """The words of documents, by ordinal, those of a selection among them."""
-        return self._postings.of(selection)[0]
+        times = Counter(_WORD.findall(text.lower()))
+        whole, *each = self.search.words([text, *times], selection)
+        best = float(whole.scores.max(initial=0.0))
+        scores = [float(words.of([ordinal])[0]) for words in each]
+        pairs = zip(times.items(), scores, strict=True)
+        return {word: self.weight * often * score / best for (word, often), score in pairs if score}

@@ -19,10 +19,11 @@ from msa_plugin import prompts
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.positions import WindowLayout
 from msa_plugin.bank.documents import StoredDocument
+from msa_plugin.bank.words import WordPart, WordTable
 from msa_plugin.cancellation import check_cancelled
 from msa_plugin.engine.cutting import LARGEST, Positions, Span, cut
 from msa_plugin.engine.ranking import ChunkScores, Ranked
-from msa_plugin.routing.postings import Postings
+from msa_plugin.routing.postings import word_scores
 from msa_plugin.types import Passage
 
 KEYS, WORDS = 2.0, 1.0  # what a passage's best key and its share of the best BM25 count beside its document's score
@@ -46,16 +47,11 @@ class Scored(NamedTuple):
 
 
 class Laid(NamedTuple):
-    """A document's passages, the chunks (first and last) that each overlaps, and the number of the first of them."""
+    """A document's passages, the chunks (first and last) that each overlaps, and the words of each."""
 
-    first: int
     spans: list[Span]
     chunks: list[tuple[int, int]]
-
-    @property
-    def numbers(self) -> range:
-        """The numbers of its passages, among all that were cut."""
-        return range(self.first, self.first + len(self.spans))
+    words: WordTable
 
 
 class Passages:
@@ -70,8 +66,7 @@ class Passages:
     def _clear(self) -> None:
         self._starts: dict[int, Positions] = {}
         self._laid: dict[int, Laid] = {}
-        self._postings = Postings()
-        self._next, self._tokens = 0, 0
+        self._tokens = 0
 
     def starts(self, document: StoredDocument) -> Positions:
         """The character of the text at which each token of the document as encoded starts; negative in its title."""
@@ -105,8 +100,7 @@ class Passages:
         with self._lock:
             self._make_room()
             laid = [self._cut(document) for document, _ in found]
-            postings = self._postings
-        shares = iter(_shares(postings, question, laid))
+        shares = iter(_shares(question, laid))
         scores = chunks([ranked.ordinal for _, ranked in found]) if chunks is not None and found else None
         passages = []
         for place, ((_, ranked), cuts) in enumerate(zip(found, laid, strict=True)):
@@ -140,9 +134,8 @@ class Passages:
             place = self.layout_of(document.ordinal).chunk_of_token
             edges = [(s.first, max(s.first, s.stop - 1)) for s in spans]
             chunks = [(place(a, self.pooling), place(b, self.pooling)) for a, b in edges]
-            laid = self._laid[document.ordinal] = Laid(self._next, spans, chunks)
-            self._postings.add(laid.numbers, [f"{s.heading}\n{text[s.start : s.end]}" for s in spans])
-            self._next += len(spans)
+            words = WordTable.of(("", f"{s.heading}\n{text[s.start : s.end]}") for s in spans)
+            laid = self._laid[document.ordinal] = Laid(spans, chunks, words)
             self._tokens += document.tokens
         return laid
 
@@ -184,14 +177,13 @@ class BestChunks:
         return None if passages is None or found is None else passages.chunk(*found)
 
 
-def _shares(postings: Postings, question: str, laid: Sequence[Laid]) -> list[float]:
+def _shares(question: str, laid: Sequence[Laid]) -> list[float]:
     """Each passage's BM25 among all of them, over the best there is."""
-    numbers = np.concatenate([np.array(cuts.numbers, dtype=np.int64) for cuts in laid] or [np.zeros(0, dtype=np.int64)])
-    order = np.argsort(numbers)
-    scores = np.zeros(len(numbers), dtype=np.float32)
-    scores[order] = postings.scores(question, numbers[order])
-    shares: list[float] = (scores / max(float(scores.max(initial=0.0)), 1e-9)).tolist()
-    return shares
+    parts, count = [], 0
+    for cuts in laid:
+        parts.append(WordPart(cuts.words, np.arange(count, count + len(cuts.spans)), None))
+        count += len(cuts.spans)
+    return word_scores([question], parts)[0].shares([*range(count)])
 
 
 def _portions(text: str) -> list[str]:

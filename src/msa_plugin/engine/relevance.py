@@ -16,11 +16,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from msa_plugin.backbone.adapter import AdapterConfig
-from msa_plugin.bank.handle import BankHandle, Selected
+from msa_plugin.bank.handle import BankHandle
 from msa_plugin.config import RelevanceConfig, RelevanceWeights
 from msa_plugin.engine.lexical import Lexical
 from msa_plugin.engine.ranking import Ranked
 from msa_plugin.routing.lexical import K1, B
+from msa_plugin.routing.postings import Words
 
 BESIDE = 8  # the document that the best are compared with is the eighth best
 _OTHERS = 100  # documents without a question's words that a memory counts as holding besides: a small one has no rarity
@@ -29,6 +30,8 @@ _PIECE, _PIECES = 400, 3  # characters, and how many pieces of a long document c
 _CHARACTERS = 100_000  # of a document, around its best chunk
 _PER_TOKEN = 4  # characters, roughly
 _CUT = re.compile(rf"(?s).{{1,{_PIECE}}}(?:\s|$)|.{{1,{_PIECE}}}")  # at blanks, where there are some
+
+Said = Sequence[Words] | None  # what each question's words say, where words count
 
 
 class Signal(NamedTuple):
@@ -74,25 +77,27 @@ class Relevance:
         return k if self.config is None else max(k, BESIDE)
 
     def judged(
-        self, questions: Sequence[str], rows: Sequence[list[Ranked]], lexical: Lexical | None, selection: Selected
+        self, questions: Sequence[str], rows: Sequence[list[Ranked]], lexical: Lexical | None, words: Said
     ) -> list[list[Ranked]]:
         """The same rankings, at least `BESIDE` long where there are so many documents, with relevance."""
         if self.config is None:
             return list(rows)
         judged = []
-        for row, signals in zip(rows, self.signals(questions, rows, lexical, selection), strict=True):
+        for row, signals in zip(rows, self.signals(questions, rows, lexical, words), strict=True):
             found = [relevance(signal, self.config) for signal in signals]
             judged.append([replace(r, relevance=value) for r, value in zip(row, found, strict=True)])
         return judged
 
     def signals(
-        self, questions: Sequence[str], rows: Sequence[list[Ranked]], lexical: Lexical | None, selection: Selected
+        self, questions: Sequence[str], rows: Sequence[list[Ranked]], lexical: Lexical | None, words: Said
     ) -> list[list[Signal]]:
-        """What can be compared between questions, for each ranked document."""
+        """What can be compared between questions, for each ranked document; `words` where `lexical` counts them."""
         signals = []
-        for question, row in zip(questions, rows, strict=True):
+        for place, (question, row) in enumerate(zip(questions, rows, strict=True)):
             keys = [sum(r.layer_scores.values()) for r in row]
-            rarity = {} if lexical is None else lexical.rarity(question, selection, _OTHERS)
+            rarity = {}
+            if lexical is not None and words is not None:
+                rarity = lexical.rarity(question, words[place].counts, _OTHERS)
             held: list[float | None] = [None] * len(row)
             if lexical is not None and rarity:
                 held = [*self._held(row, rarity, lexical)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -12,8 +13,10 @@ from msa_plugin.bank.view import Selection
 from msa_plugin.config import RoutingConfig
 from msa_plugin.engine.ranking import Ranked, SharedQueries, rank_shared
 from msa_plugin.routing.key_search import KeySearch
+from msa_plugin.routing.postings import Words, word_scores
 from msa_plugin.routing.prefilter import Prefilter, PrefilterSpec
 from msa_plugin.routing.scorer import RoutedDocuments
+from msa_plugin.routing.titles import Named, TextNames
 
 
 class Index(Protocol):
@@ -37,6 +40,12 @@ class Search(Protocol):
     def route(self, layer: int, queries: Tensor, votes: Tensor, k: int, selection: Selected) -> RoutedDocuments:
         """The best `k` of each row at one layer; `queries` [B, H, T, D], `votes` bool [B, T]."""
 
+    def words(self, texts: Sequence[str], selection: Selected) -> list[Words]:
+        """BM25 of a selection's documents for each text, counted over that selection alone."""
+
+    def names(self, texts: Sequence[str], selection: Selected, *, any_case: bool) -> list[Named]:
+        """Documents of a selection that each text names by their titles; see `TextNames`."""
+
     def prefilter(self, spec: PrefilterSpec | str, folder: Path, selection: Selected) -> Index:
         """An index over `selection`, kept in `folder`. Raises ConfigError and MissingExtraError."""
 
@@ -58,6 +67,16 @@ class BankSearch:
     def route(self, layer: int, queries: Tensor, votes: Tensor, k: int, selection: Selected) -> RoutedDocuments:
         """One exact search over a layer's keys."""
         return self.search.route(queries, votes, selection.key_blocks(str(layer)), k, self.config)
+
+    def words(self, texts: Sequence[str], selection: Selected) -> list[Words]:
+        """See `word_scores`."""
+        return word_scores(texts, self.bank.words(selection))
+
+    def names(self, texts: Sequence[str], selection: Selected, *, any_case: bool) -> list[Named]:
+        """See `TextNames`."""
+        parts = self.bank.words(selection)
+        asked = [TextNames(text, any_case=any_case) for text in texts]
+        return [names.chosen(names.runs(parts)) for names in asked]
 
     def prefilter(self, spec: PrefilterSpec | str, folder: Path, selection: Selected) -> Prefilter:
         """See `Prefilter.open`."""

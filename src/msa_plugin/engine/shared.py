@@ -9,11 +9,12 @@ from functools import partial
 
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.config import RoutingConfig
-from msa_plugin.engine.lexical import Lexical, Words, depth
+from msa_plugin.engine.lexical import Lexical, depth
 from msa_plugin.engine.ranking import Ranked, SharedQueries, explained
-from msa_plugin.engine.relevance import Relevance
+from msa_plugin.engine.relevance import Relevance, Said
 from msa_plugin.engine.search import Index, Search
 from msa_plugin.engine.titles import FOLLOWED, Titles
+from msa_plugin.routing.postings import Words
 
 
 @dataclass(frozen=True)
@@ -54,19 +55,20 @@ class SharedRanking:
         if self.titles is not None:
             ranked = self.titles.add(queries, ranked, selection, score, sys.maxsize if also else k)
         if also:
-            asked_for = zip(queries, ranked, strict=True)
-            return [self._judged_among(query, row, k, selection, also) for query, row in asked_for]
+            each = [None] * len(queries) if words is None else [[said] for said in words]
+            asked_for = zip(queries, ranked, each, strict=True)
+            return [self._judged_among(query, row, k, said, also) for query, row, said in asked_for]
         if judge:
-            ranked = self.relevance.judged(queries, ranked, self.lexical, selection)
+            ranked = self.relevance.judged(queries, ranked, self.lexical, words)
         return [row[:wanted] for row in ranked]
 
     def _judged_among(
-        self, query: str, considered: list[Ranked], k: int, selection: Selected, also: Sequence[int]
+        self, query: str, considered: list[Ranked], k: int, words: Said, also: Sequence[int]
     ) -> list[Ranked]:
         """All that were considered, best first; the best `k` and those `also` wanted with their relevance."""
         ranked = sorted(considered, key=lambda r: (-r.score, r.ordinal))
         judged = [*ranked[:k], *(r for r in ranked[k:] if r.ordinal in also)]
-        [judged] = self.relevance.judged([query], [judged], self.lexical, selection)
+        [judged] = self.relevance.judged([query], [judged], self.lexical, words)
         known = {r.ordinal: r for r in judged}
         return [known.get(r.ordinal, r) for r in ranked]
 

@@ -12,14 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
-
 from msa_plugin.backbone.router import Router
 from msa_plugin.bank.handle import BankHandle, Selected
-from msa_plugin.engine.indexed import Followed, Numbers
+from msa_plugin.bank.terms import lowered, name_of
 from msa_plugin.engine.ranking import Link, Ranked
+from msa_plugin.engine.search import Search
 from msa_plugin.errors import ConfigError
-from msa_plugin.routing.titles import TitleIndex, Visible
 
 Score = Callable[[int, list[int]], list[Ranked]]  # documents as a row's question scores them without their titles
 
@@ -29,16 +27,15 @@ _PER_TOKEN = 4  # characters, roughly
 
 
 class Titles:
-    """Titles of a bank's selections; a document is indexed when a question may first see it."""
+    """Titles of a bank's selections, beside its routing keys."""
 
-    def __init__(self, bank: BankHandle, router: Router, weight: float) -> None:
+    def __init__(self, bank: BankHandle, router: Router, search: Search, weight: float) -> None:
         """Raises ConfigError where layers select for themselves."""
         if router.config.selection != "shared":
             raise ConfigError(
                 "titles is for adapters with one ranking for all layers; this one's layers each have theirs"
             )
-        self.bank, self.weight, self._pooling = bank, weight, router.config.pooling
-        self._titles = Followed(bank, lambda d: d.title, TitleIndex)
+        self.bank, self.search, self.weight, self._pooling = bank, search, weight, router.config.pooling
 
     def add(
         self, texts: Sequence[str], ranked: Sequence[list[Ranked]], selection: Selected, score: Score, k: int
@@ -47,27 +44,21 @@ class Titles:
 
         Ties go to the lower ordinal.
         """
-        index, visible = self.index(selection)
+        asked = self.search.names(texts, selection, any_case=True)
         rows = [{r.ordinal: r for r in given} for given in ranked]
-        for row, (text, found) in enumerate(zip(texts, rows, strict=True)):
+        for row, (named, found) in enumerate(zip(asked, rows, strict=True)):
             best = max((r.score for r in found.values()), default=0.0)
-            asked = dict.fromkeys(index.in_question(text, visible), Link(None, best))
-            self._raise(found, asked, partial(score, row))
+            self._raise(found, dict.fromkeys(named, Link(None, best)), partial(score, row))
         tops = [_best(found, FOLLOWED) for found in rows]
-        names = self._names([r for top in tops for r in top], index, visible)
+        names = self._names([r for top in tops for r in top], selection)
         for row, (top, found) in enumerate(zip(tops, rows, strict=True)):
             gains: dict[int, Link] = {}
             for ranking in top:
-                named = names.get((ranking.ordinal, ranking.best_chunk), [])
-                link = Link(ranking.ordinal, ranking.score / max(len(named), 1) ** 0.5)
-                gains.update({o: link for o in named if o not in gains or link.added > gains[o].added})
+                others = names.get((ranking.ordinal, ranking.best_chunk), [])
+                link = Link(ranking.ordinal, ranking.score / max(len(others), 1) ** 0.5)
+                gains.update({o: link for o in others if o not in gains or link.added > gains[o].added})
             self._raise(found, gains, partial(score, row))
         return [_best(found, k) for found in rows]
-
-    def index(self, selection: Selected) -> tuple[TitleIndex, Visible]:
-        """The titles of documents, by ordinal, and which of them are of a selection."""
-        index, ordinals = self._titles.of(selection)
-        return index, partial(_among, ordinals)
 
     def _raise(
         self, found: dict[int, Ranked], gains: dict[int, Link], score: Callable[[list[int]], list[Ranked]]
@@ -80,24 +71,22 @@ class Titles:
                 links = (*one.links, Link(link.by, added))
                 found[ordinal] = replace(one, score=one.score + added, links=links)
 
-    def _names(self, ranked: Sequence[Ranked], index: TitleIndex, visible: Visible) -> dict[tuple[int, int], list[int]]:
-        """Documents that each document names around its best chunk; texts are read at once."""
-        texts = {d.ordinal: d.text for d in self.bank.documents(sorted({r.ordinal for r in ranked}))}
-        found = {}
-        for ordinal, chunk in {(r.ordinal, r.best_chunk) for r in ranked if r.ordinal in texts}:
-            text = texts[ordinal]
-            middle = chunk * self._pooling * _PER_TOKEN
-            start = max(0, min(middle - _CHARACTERS // 2, len(text) - _CHARACTERS))
-            found[ordinal, chunk] = index.in_document(text[start : start + _CHARACTERS], ordinal, visible)
-        return found
+    def _names(self, ranked: Sequence[Ranked], selection: Selected) -> dict[tuple[int, int], list[int]]:
+        """Documents that each document names around its best chunk, none of them called as it is itself."""
+        stored = {d.ordinal: d for d in self.bank.documents(sorted({r.ordinal for r in ranked}))}
+        places = sorted({(r.ordinal, r.best_chunk) for r in ranked if r.ordinal in stored})
+        texts = [self._around(stored[ordinal].text, chunk) for ordinal, chunk in places]
+        own = [lowered(name_of(stored[ordinal].title)) for ordinal, _ in places]
+        found = self.search.names(texts, selection, any_case=False)
+        return {
+            place: [ordinal for ordinal, name in named.items() if name != mine]
+            for place, named, mine in zip(places, found, own, strict=True)
+        }
 
-
-def _among(selected: Numbers, documents: list[int]) -> list[int]:
-    """Those of `documents` that are among the ascending `selected`."""
-    if not documents or not len(selected):
-        return []
-    places = np.searchsorted(selected, documents).clip(max=len(selected) - 1)
-    return [document for document, found in zip(documents, selected[places] == documents, strict=True) if found]
+    def _around(self, text: str, chunk: int) -> str:
+        middle = chunk * self._pooling * _PER_TOKEN
+        start = max(0, min(middle - _CHARACTERS // 2, len(text) - _CHARACTERS))
+        return text[start : start + _CHARACTERS]
 
 
 def _best(found: dict[int, Ranked], count: int) -> list[Ranked]:

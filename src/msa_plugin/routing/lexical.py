@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msa_plugin.stems import Stems
+from msa_plugin.stems import stems
 
 Scores = NDArray[np.float32]
 K1, B = 1.5, 0.75
@@ -23,7 +23,7 @@ class WordIndex:
 
     def __init__(self, texts: Sequence[str]) -> None:
         """Texts without a single word are allowed and never score."""
-        self.words = Stems()
+        self.words = stems()
         self._count = len(texts)
         tokens = self.words(texts)
         self._index: Any = None

@@ -1,149 +1,180 @@
-"""BM25 over documents that come one after another, counted for any selection of them: an inverted index in numpy.
+"""BM25 by postings, counted for any selection of documents, over what segments keep of a question's words.
 
 The scores are those of `lexical.WordIndex` for the texts of a selection alone. Its library puts a corpus's statistics
 into the index, so that each change and each filter would take a new one; here they are counted when a question is
-asked, over the postings of its words. Blocks of postings are merged as they grow (compare LSM trees).
+asked. That has two steps, because a selection may lie in several processes: what each part counts is added up, and
+each then scores its documents by the sums.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from msa_plugin.bank.terms import hashed
+from msa_plugin.bank.words import Numbers, WordPart
 from msa_plugin.routing.lexical import K1, B, Scores
-from msa_plugin.stems import Stems
+from msa_plugin.stems import stems
 
-Numbers = NDArray[np.int64]
-Numbers32 = NDArray[np.int32]
-_NONE = np.zeros(0, dtype=np.int32)
+_Posted = tuple[NDArray[Any], NDArray[Any]]  # positions and counts of one word in one part
 
 
-class _Block(NamedTuple):
-    """Postings sorted by term and document: `documents` and `counts` [p], those of `terms[i]` from `starts[i]` on."""
+class Counts(NamedTuple):
+    """What BM25 needs to know of a selection: its documents, their words, and how many have each of a question's."""
 
-    terms: Numbers
-    starts: Numbers
-    documents: Numbers32
-    counts: Numbers32
+    documents: int
+    words: int
+    having: tuple[int, ...]
 
-    def of(self, term: int) -> slice:
-        """Where the postings of a term are."""
-        at = int(np.searchsorted(self.terms, term))
-        if at == len(self.terms) or self.terms[at] != term:
-            return slice(0, 0)
-        return slice(int(self.starts[at]), int(self.starts[at + 1]))
+    @classmethod
+    def summed(cls, parts: Iterable[Counts]) -> Counts:
+        """Of a selection in several parts."""
+        found = list(parts)
+        having = tuple(map(sum, zip(*(part.having for part in found), strict=True)))
+        return cls(sum(part.documents for part in found), sum(part.words for part in found), having)
 
 
-class Postings:
-    """Which documents have which words how often. Documents are numbers from 0, and never change.
+class Words(NamedTuple):
+    """What a question's words say: `ordinals` int64 [n], ascending, of documents that have one, and their `scores`.
 
-    One thread may add while others ask about documents that were added before.
+    `counts` are those of the selection, by which they were scored.
     """
 
-    def __init__(self) -> None:
-        """Empty."""
-        self._stems = Stems()
-        self._terms: dict[str, int] = {}
-        self._lengths: Numbers32 = _NONE  # words of each document, by its number
-        self._blocks: list[_Block] = []
+    ordinals: Numbers
+    scores: Scores
+    counts: Counts
 
-    def add(self, documents: Sequence[int], texts: Sequence[str]) -> None:
-        """Take in documents that were not added before, with their texts."""
-        rows = self._stems(texts)
-        lengths = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
-        ids = [self._terms.setdefault(word, len(self._terms)) for word in chain.from_iterable(rows)]
-        numbers = np.asarray(documents, dtype=np.int32)
-        grown = np.zeros(max(len(self._lengths), int(numbers.max(initial=-1)) + 1), dtype=np.int32)
-        grown[: len(self._lengths)] = self._lengths
-        grown[numbers] = lengths
-        self._lengths = grown
-        blocks = [*self._blocks, _counted(np.asarray(ids, dtype=np.int64), np.repeat(numbers, lengths))]
-        while len(blocks) > 1 and len(blocks[-2].documents) < 2 * len(blocks[-1].documents):
-            blocks[-2:] = [_merged(blocks[-2], blocks[-1])]
-        self._blocks = blocks
+    @classmethod
+    def joined(cls, parts: Sequence[Words], counts: Counts) -> Words:
+        """Of several parts without a common document, all scored by `counts`."""
+        ordinals = np.concatenate([np.zeros(0, dtype=np.int64), *(part.ordinals for part in parts)])
+        scores = np.concatenate([np.zeros(0, dtype=np.float32), *(part.scores for part in parts)])
+        order = np.argsort(ordinals)
+        return cls(ordinals[order], scores[order], counts)
 
-    def scores(self, question: str, selected: Numbers) -> Scores:
-        """Score [n] of each of the documents `selected` (ascending); 0 for one that has no word of the question.
+    def best(self, count: int) -> list[int]:
+        """Ordinals of the best; ties go to the lower one, as everywhere."""
+        scores, ordinals = self.scores, self.ordinals
+        if len(scores) > count:
+            among = scores >= np.partition(scores, len(scores) - count)[len(scores) - count]
+            scores, ordinals = scores[among], ordinals[among]
+        found: list[int] = ordinals[np.lexsort((ordinals, -scores))[:count]].tolist()
+        return found
+
+    def of(self, wanted: Sequence[int]) -> Scores:
+        """Scores of the documents `wanted`; 0 for those that have no word of the question."""
+        if not len(self.scores):
+            return np.zeros(len(wanted), dtype=np.float32)
+        places = np.searchsorted(self.ordinals, wanted).clip(max=len(self.ordinals) - 1)
+        return np.where(self.ordinals[places] == wanted, self.scores[places], np.float32(0))
+
+    def shares(self, wanted: Sequence[int]) -> list[float]:
+        """The same over the best score there is."""
+        best = float(self.scores.max(initial=0.0))
+        shares: list[float] = (torch.from_numpy(self.of(wanted)) / (best or 1.0)).tolist()
+        return shares
+
+
+class Question:
+    """A question's words, each once, and how often it has them."""
+
+    def __init__(self, question: str) -> None:
+        """Split by this process's tokeniser."""
+        self.times = Counter(stems()([question])[0])
+        self._encoded = [word.encode() for word in self.times]
+        self._hashes = hashed(list(self.times))
+
+    def over(self, parts: Sequence[WordPart]) -> Counted:
+        """Look the words up in a selection's parts, in ordinal order. Raises BankCorruptError."""
+        return Counted(parts, [self._posted(part) for part in parts], list(self.times.values()))
+
+    def _posted(self, part: WordPart) -> list[_Posted | None]:
+        return [
+            _allowed(part, place) if place >= 0 else None for place in part.table.places(self._encoded, self._hashes)
+        ]
+
+
+def _allowed(part: WordPart, place: int) -> _Posted:
+    positions, counts = part.table.postings(place)
+    if part.allowed is None:
+        return positions, counts
+    among = part.allowed[positions]
+    return positions[among], counts[among]
+
+
+class Counted:
+    """The postings of a question's words in a selection."""
+
+    def __init__(self, parts: Sequence[WordPart], posted: Sequence[list[_Posted | None]], times: Sequence[int]) -> None:
+        """`posted` [parts][words], None where a part has no such word at all; `times` that the question has each."""
+        self._parts, self._posted, self._times = parts, posted, times
+
+    @property
+    def counts(self) -> Counts:
+        """Of this selection."""
+        having = [0] * len(self._times)
+        for row in self._posted:
+            for word, posted in enumerate(row):
+                having[word] += 0 if posted is None else len(posted[0])
+        return Counts(sum(map(_documents, self._parts)), sum(map(_words, self._parts)), tuple(having))
+
+    def words(self, over: Counts) -> Words:
+        """Scores by the counts of all parts, wherever they are.
 
         Lucene's variant, by Kamphuis et al., ECIR 2020: no other document counts.
         """
-        total = np.zeros(len(selected), dtype=np.float32)
-        if not len(selected):
-            return total
-        lengths = self._lengths[selected]
-        relative = K1 * (1 - B + B * lengths / max(float(lengths.mean()), 1e-9))
-        for word, times in Counter(self._stems([question])[0]).items():
-            documents, counts = self._postings(word)
-            places, among = _places(documents, selected)
-            found, often = places[among], counts[among]
-            total[found] += times * _rarity(len(found), len(selected)) * often / (relative[found] + often)
-        return total
+        length = max(over.words / over.documents, 1e-9) if over.documents else 1.0
+        rarities = [_rarity(had, over.documents) for had in over.having]
+        found = []
+        for part, row in zip(self._parts, self._posted, strict=True):
+            if not any(row):
+                continue
+            total = np.zeros(len(part.ordinals), dtype=np.float32)
+            for posted, times, rarity in zip(row, self._times, rarities, strict=True):
+                if posted is None:
+                    continue
+                positions, counts = posted
+                relative = K1 * (1 - B + B * part.table.lengths[positions] / length)
+                often = counts.astype(np.int32)
+                total[positions] += times * rarity * often / (relative + often)
+            having = np.flatnonzero(total)
+            found.append(Words(part.ordinals[having], total[having], over))
+        return Words.joined(found, over)
 
-    def rarity(self, question: str, selected: Numbers, others: int = 0) -> dict[str, float]:
-        """What each word of a question weighs: how often the question has it, times its inverse document frequency.
 
-        It is counted over the documents `selected` (ascending) and `others`, which have none of the words.
-        """
-        weights = {}
-        for word, times in Counter(self._stems([question])[0]).items():
-            documents, _ = self._postings(word)
-            held = int(_places(documents, selected)[1].sum()) if len(selected) else 0
-            weights[word] = times * _rarity(held, len(selected) + others)
-        return weights
+def _documents(part: WordPart) -> int:
+    return len(part.ordinals) if part.allowed is None else int(np.count_nonzero(part.allowed))
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of the postings, the lengths and the words."""
-        arrays = sum(array.nbytes for block in self._blocks for array in block)
-        return arrays + self._lengths.nbytes + sum(len(word.encode()) for word in self._terms)
 
-    def _postings(self, word: str) -> tuple[Numbers32, Numbers32]:
-        term = self._terms.get(word)
-        if term is None:
-            return _NONE, _NONE
-        parts = [(block, block.of(term)) for block in self._blocks]
-        documents = np.concatenate([block.documents[at] for block, at in parts] or [_NONE])
-        return documents, np.concatenate([block.counts[at] for block, at in parts] or [_NONE])
+def _words(part: WordPart) -> int:
+    return part.table.words if part.allowed is None else int(part.table.lengths[part.allowed].sum(dtype=np.int64))
+
+
+def word_scores(questions: Sequence[str], parts: Sequence[WordPart]) -> list[Words]:
+    """BM25 of each question for the documents of a selection in this process. Raises BankCorruptError."""
+    found = [Question(question).over(parts) for question in questions]
+    return [counted.words(counted.counts) for counted in found]
+
+
+def rarity(question: str, counts: Counts, others: int = 0) -> dict[str, float]:
+    """What each word of a question weighs: how often the question has it, times its inverse document frequency.
+
+    `counts` are those of a selection for the question; `others` more documents have none of the words.
+    """
+    times = Question(question).times
+    having = counts.having or (0,) * len(times)
+    return {
+        word: often * _rarity(held, counts.documents + others)
+        for (word, often), held in zip(times.items(), having, strict=True)
+    }
 
 
 def _rarity(held: int, documents: int) -> float:
     """Inverse document frequency, as Lucene has it."""
     return math.log(1 + (documents - held + 0.5) / (held + 0.5))
-
-
-def _counted(terms: Numbers, documents: Numbers32) -> _Block:
-    """Postings of words in the order of a text."""
-    order = np.lexsort((documents, terms))
-    terms, documents = terms[order], documents[order]
-    new = np.ones(len(terms), dtype=bool)
-    new[1:] = (terms[1:] != terms[:-1]) | (documents[1:] != documents[:-1])
-    first = np.flatnonzero(new)
-    return _block(terms[first], documents[first], np.diff(first, append=len(terms)).astype(np.int32))
-
-
-def _merged(one: _Block, other: _Block) -> _Block:
-    terms = np.concatenate([np.repeat(b.terms, np.diff(b.starts)) for b in (one, other)])
-    documents = np.concatenate([one.documents, other.documents])
-    order = np.lexsort((documents, terms))
-    return _block(terms[order], documents[order], np.concatenate([one.counts, other.counts])[order])
-
-
-def _block(terms: Numbers, documents: Numbers32, counts: Numbers32) -> _Block:
-    """Of postings in order."""
-    distinct, starts = np.unique(terms, return_index=True)
-    return _Block(distinct, np.append(starts, len(terms)).astype(np.int64), documents, counts)
-
-
-def _places(documents: Numbers32, selected: Numbers) -> tuple[NDArray[np.signedinteger[Any]], NDArray[np.bool_]]:
-    """Where each of `documents` stands among the ascending `selected`, and whether it does."""
-    first, last = int(selected[0]), int(selected[-1])
-    if last - first + 1 == len(selected):  # no gap, as in a bank of one namespace from which nothing was deleted
-        return documents - first, (documents >= first) & (documents <= last)
-    places = np.searchsorted(selected, documents).clip(max=len(selected) - 1)
-    return places, selected[places] == documents

@@ -6,14 +6,13 @@ arXiv 1911.10470). What it is worth is measured in docs/experiments.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-Visible = Callable[[list[int]], list[int]]  # those of some documents that a question may see
+import numpy as np
 
-_WORD = re.compile(r"\w+")
-_ASIDE = re.compile(r"\s*\([^()]*\)")  # "Port Blair (city)" is called Port Blair
-_LONGEST = 10  # words; longer titles are no names
+from msa_plugin.bank.terms import LONGEST, hashed_runs, lowered, name_of, words_of
+from msa_plugin.bank.words import WordPart, WordTable
+
 # A title of nothing but these is found in questions only where upper and lower case agree.
 _STOP = frozenset(
     """a an the of in on at to by for from with as and or not no is are was were be been do does did has have had can
@@ -21,54 +20,76 @@ _STOP = frozenset(
     this that these those there here all one first last name up out so if then than""".split()  # noqa: SIM905
 )
 
+Named = dict[int, str]  # documents in the order in which a text names them, and the name, in lower case
+# Names of visible documents in a text, and who is called so: by the word that they begin at, and how many they have.
+Runs = dict[tuple[int, int], list[int]]
 
-def _all(documents: list[int]) -> list[int]:
-    return documents
 
+class TextNames:
+    """Which runs of a text's words name documents. `any_case` is for questions: people type names in lower case."""
 
-class TitleIndex:
-    """Which documents a text names by their titles; documents are numbers, and may be added at any time."""
+    def __init__(self, text: str, *, any_case: bool) -> None:
+        """Split and hash it."""
+        self.words, self._any_case = words_of(text), any_case
+        self._lowered = [lowered(word) for word in self.words]
+        runs = hashed_runs(self._lowered)
+        self._hashes, self._run_of = np.unique(runs, return_inverse=True)
+        self._run_of = self._run_of.reshape(runs.shape)
 
-    def __init__(self, titles: Sequence[str] = ()) -> None:
-        """With documents 0, 1, ..., of `titles`."""
-        self._named: dict[str, list[tuple[int, str]]] = {}
-        self._own: dict[int, str] = {}
-        self.add(range(len(titles)), titles)
+    def runs(self, parts: Sequence[WordPart]) -> Runs:
+        """Runs of words that are names of documents that count, and these documents, ascending."""
+        found: dict[int, list[tuple[str, int]]] = {}
+        for part in parts:
+            for position, place, name in part.table.called(self._hashes):
+                if part.allowed is None or part.allowed[position]:
+                    found.setdefault(place, []).append((name, int(part.ordinals[position])))
+        named: Runs = {}
+        for size, at in np.argwhere(np.isin(self._run_of, list(found))).tolist():
+            spelled, same = self.words[at : at + size + 1], self._lowered[at : at + size + 1]
+            if len(same) <= size:
+                continue  # the end of the text
+            loose = self._any_case and not _STOP.issuperset(same)
+            name, exact = " ".join(same), " ".join(spelled)
+            called = [
+                n for title, n in found[self._run_of[size, at]] if title == exact or (loose and lowered(title) == name)
+            ]
+            if called:
+                named[at, size + 1] = sorted(called)
+        return named
 
-    def add(self, documents: Sequence[int], titles: Sequence[str]) -> None:
-        """Take in documents with their titles. Those without a title, or with a very long one, are never named."""
-        for document, title in zip(documents, titles, strict=True):
-            words = _WORD.findall(_ASIDE.sub("", title)) or _WORD.findall(title)
-            name = " ".join(words)
-            self._own[document] = name.lower()
-            if 0 < len(words) <= _LONGEST:
-                self._named.setdefault(name.lower(), []).append((document, name))
-
-    def in_question(self, text: str, visible: Visible = _all) -> list[int]:
-        """Documents among the visible that a question names, in order; people type names in lower case too."""
-        return self._find(text, visible, any_case=True)
-
-    def in_document(self, text: str, own: int | None = None, visible: Visible = _all) -> list[int]:
-        """Documents among the visible that a text names, as titles spell them, none of them called as `own` is."""
-        mine = None if own is None else self._own.get(own)
-        return [number for number in self._find(text, visible, any_case=False) if self._own[number] != mine]
-
-    def _find(self, text: str, visible: Visible, *, any_case: bool) -> list[int]:
+    def chosen(self, runs: Runs) -> Named:
         """The longest name at every word, and on after it: in "New York City" neither New York nor York is named."""
-        words = _WORD.findall(text)
-        lowered = [w.lower() for w in words]
-        found: dict[int, None] = {}
+        found: Named = {}
         at = 0
-        while at < len(words):
-            for size in range(min(_LONGEST, len(words) - at), 0, -1):
-                same = self._named.get(" ".join(lowered[at : at + size]))
-                if same is None:
-                    continue
-                spelled = " ".join(words[at : at + size])
-                loose = any_case and not _STOP.issuperset(lowered[at : at + size])
-                if named := visible([number for number, name in same if loose or name == spelled]):
-                    found.update(dict.fromkeys(named))
+        while at < len(self.words):
+            for size in range(LONGEST, 0, -1):
+                if (at, size) in runs:
+                    name = " ".join(self._lowered[at : at + size])
+                    found.update(dict.fromkeys(runs[at, size], name))
                     at += size - 1
                     break
             at += 1
-        return list(found)
+        return found
+
+
+class TitleIndex:
+    """Which of some documents a text names by their titles."""
+
+    def __init__(self, titles: Sequence[str]) -> None:
+        """With documents 0, 1, ..., of `titles`."""
+        self._names = [lowered(name_of(title)) for title in titles]
+        table = WordTable.of((title, "") for title in titles)
+        self._parts = [WordPart(table, np.arange(len(titles), dtype=np.int64), None)]
+
+    def in_question(self, text: str) -> list[int]:
+        """Documents that a question names, in order; people type names in lower case too."""
+        return list(self._named(text, any_case=True))
+
+    def in_document(self, text: str, own: int | None = None) -> list[int]:
+        """Documents that a text names, as titles spell them, none of them called as the document `own` is."""
+        mine = "" if own is None else self._names[own]
+        return [number for number, name in self._named(text, any_case=False).items() if name != mine]
+
+    def _named(self, text: str, *, any_case: bool) -> Named:
+        names = TextNames(text, any_case=any_case)
+        return names.chosen(names.runs(self._parts))

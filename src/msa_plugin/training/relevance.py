@@ -66,7 +66,9 @@ def ask(room: Room, plan: RelevancePlan, on_step: OnStep) -> Iterator[Asked]:
             selection = room.with_only(kept)
             if selection.documents:
                 [row] = engine.rank([question.text], BESIDE, selection).rows
-                [signals] = engine.relevance.signals([question.text], [row], engine.lexical, selection)
+                lexical = engine.lexical
+                words = None if lexical is None else lexical.words([question.text], selection)
+                [signals] = engine.relevance.signals([question.text], [row], lexical, words)
                 found = [room.names[r.ordinal] for r in row]
                 answers = [name in gold or (None if name in holding else False) for name in found]
                 yield Asked(answerable, tuple(signals), tuple(answers))

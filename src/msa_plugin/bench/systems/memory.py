@@ -6,7 +6,6 @@ Nothing is ranked here that the engine does not rank for a user: `msa` is `engin
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -37,22 +36,17 @@ class Msa:
         return 1
 
     def prepare(self) -> Cost:
-        """The memory holds the corpus; a prefilter and an index of words are built. Raises as the engine's `use_...`.
+        """The memory holds the corpus, words and names among it; a prefilter is built. Raises as `use_...` do.
 
-        `seconds` is what encoding took in all, as the workspace knows it, and indexing words. `disk_bytes` include the
-        passages' texts, `memory_bytes` are routing keys, a prefilter's index and that of words, though not of titles.
+        `seconds` is what adding took in all, as the workspace knows it. `disk_bytes` include the passages' texts,
+        `memory_bytes` are routing keys, a prefilter's index, and words and names where they count.
         """
-        stats, seconds = self.memory.stats(), self.workspace.encoding_seconds
+        stats = self.memory.stats()
         held = stats.bytes_keys + self._build_prefilter()
-        if self.options.lexical:
-            began = time.perf_counter()
-            held += self._index_words(self.options.lexical)
-            seconds += time.perf_counter() - began
-        if self.options.titles:
-            began = time.perf_counter()
-            self._index_titles(self.options.titles)
-            seconds += time.perf_counter() - began
-        return Cost(seconds, stats.tokens, stats.bytes_total, held)
+        self._use_words()
+        if self._lexical or self._titles:
+            held += stats.bytes_words
+        return Cost(self.workspace.encoding_seconds, stats.tokens, stats.bytes_total, held)
 
     def find(self, questions: Sequence[str], k: int) -> list[Found]:
         """The best `k` passages of each question. Raises InvalidQueryError as `LatentMemory.retrieve`."""
@@ -99,20 +93,16 @@ class Msa:
         self._prefilter, engine.prefilter = engine.prefilter, before
         return self._prefilter.bytes if self._prefilter is not None else 0
 
-    def _index_words(self, weight: float) -> int:
-        """Index the corpus's words; returns the index's bytes."""
-        engine, before = self.memory.engine, self.memory.engine.lexical
-        engine.use_lexical(weight)
-        self._lexical, engine.lexical = engine.lexical, before
-        assert self._lexical is not None
-        return self._lexical.index(engine.bank.select(self.memory.namespace)).bytes
-
-    def _index_titles(self, weight: float) -> None:
-        engine, before = self.memory.engine, self.memory.engine.titles
-        engine.use_titles(weight)
-        self._titles, engine.titles = engine.titles, before
-        assert self._titles is not None
-        self._titles.index(engine.bank.select(self.memory.namespace))
+    def _use_words(self) -> None:
+        engine = self.memory.engine
+        before = engine.lexical, engine.titles
+        if self.options.lexical:
+            engine.use_lexical(self.options.lexical)
+            self._lexical = engine.lexical
+        if self.options.titles:
+            engine.use_titles(self.options.titles)
+            self._titles = engine.titles
+        engine.lexical, engine.titles = before
 
     @contextmanager
     def _filtered(self) -> Iterator[None]:

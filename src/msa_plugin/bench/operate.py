@@ -1,0 +1,225 @@
+"""What keeping a memory costs beside its questions: opening it, looking whether others wrote, changes, adding files.
+
+Ratios, taken in one run. Opening is measured on banks of growing size whose texts are real passages, or made from the
+sample corpus's words, and whose routing keys are the sample's, drawn again with noise (`scale_sample`): no figure here
+depends on which keys they are.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, count, islice, pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bank.quantize import stored_keys
+from msa_plugin.bench import peak
+from msa_plugin.bench.datasets import approximate_tokens, load_distractors, sample_dataset
+from msa_plugin.bench.growth import noisy
+from msa_plugin.bench.scale_routing import own_bytes, resident_bytes
+from msa_plugin.bench.scale_sample import Sample, encoded_sample
+from msa_plugin.config import MemoryConfig
+from msa_plugin.engine.adapters import find_adapter
+from msa_plugin.engine.setup import fingerprint
+from msa_plugin.errors import ConfigError
+from msa_plugin.ingest import read_paths
+from msa_plugin.memory import LatentMemory
+from msa_plugin.types import Document, EncodedDocument, Fingerprint
+
+_PORTION = 16_384  # documents of one commit
+_WARM = 4  # questions whose median is a warm one
+_WORDS = 90  # of a passage that is made up
+_FILE_WORDS = 12  # of a file: what is measured is what a file costs beside encoding
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure. `distractors` is a folder of passages to fill banks with; `keep` leaves the banks.
+
+    `changes` documents are replaced and then deleted by one handle while another one asks.
+    `cpu_clock` counts the process's own seconds, for machines that others use too; one thread.
+    """
+
+    passages: tuple[int, ...] = (1_000, 10_000, 100_000)
+    files: int = 2_000
+    changes: int = 10
+    repeats: int = 3
+    distractors: Path | None = None
+    keep: bool = False
+    cpu_clock: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for numbers below 1, and for several threads whose seconds would add up."""
+        if min((*self.passages, self.repeats)) < 1 or min(self.files, self.changes) < 0:
+            raise ConfigError("passages and repeats must be at least 1, files and changes at least 0")
+        if self.cpu_clock and torch.get_num_threads() > 1:
+            raise ConfigError("seconds of several threads add up: count them with one, OMP_NUM_THREADS=1")
+
+    def now(self) -> float:
+        """Seconds on the plan's clock."""
+        return time.process_time() if self.cpu_clock else time.perf_counter()
+
+
+def run(
+    model: str | Backbone | None, adapter: Path | Adapter | None, folder: Path, plan: Plan
+) -> Iterator[dict[str, Any]]:
+    """One row for each size of bank, and one for files, as they are measured; `folder` holds the banks.
+
+    Raises what opening a memory and reading distractors raise.
+    """
+    backbone = model if isinstance(model, Backbone) else Backbone.load(model)
+    chosen = find_adapter(backbone, adapter)
+    dataset = sample_dataset()
+    sample = encoded_sample(backbone, chosen, dataset, len(dataset.documents), len(dataset.questions))
+    made_with = fingerprint(backbone, chosen, MemoryConfig(reading="text"))
+    for passages in plan.passages:
+        place = folder / f"passages-{passages}"
+        try:
+            began = plan.now()
+            if not place.exists():
+                fill(place, made_with, sample, chosen.config.routing.pooling, passages, plan)
+            row = {"what": "open", "passages": passages, "build_s": plan.now() - began}
+            row |= _opened(place, backbone, chosen, sample.texts, plan)
+            yield row | (_changed(place, backbone, chosen, sample.texts[0], plan) if plan.changes else {})
+        finally:
+            if not plan.keep:
+                shutil.rmtree(place, ignore_errors=True)
+    if plan.files:
+        yield {"what": "files", "files": plan.files} | _files(folder, backbone, chosen, plan)
+
+
+def fill(path: Path, made_with: Fingerprint, sample: Sample, pooling: int, passages: int, plan: Plan) -> None:
+    """Write a bank of so many passages: their texts, and keys of the sample for as many chunks as they have tokens."""
+    generator = torch.Generator().manual_seed(plan.seed)
+    documents = islice(_passages(plan), passages)
+    with MemoryBank.open(path, made_with) as bank, bank.writing():
+        while portion := list(islice(documents, _PORTION)):
+            tokens = [approximate_tokens(d.text) for d in portion]
+            sizes = [-(-n // pooling) for n in tokens]
+            rows = torch.randint(len(sample.keys), (sum(sizes),), generator=generator)
+            kept = stored_keys({"shared": noisy(sample.keys[rows], generator)}, torch.float16)
+            split = {name: tensor.split_with_sizes(sizes) for name, tensor in kept.items()}
+            bank.commit(
+                [
+                    EncodedDocument(document, n, {name: parts[at] for name, parts in split.items()}, {})
+                    for at, (document, n) in enumerate(zip(portion, tokens, strict=True))
+                ],
+                "default",
+            )
+
+
+def _passages(plan: Plan) -> Iterator[Document]:
+    """Endless: first the passages as they are, then halves of two joined, under the title of one."""
+    rng = random.Random(plan.seed)
+    given = [*load_distractors(plan.distractors, 1 << 40)] if plan.distractors else _made_up(rng)
+    numbers = count()
+    for document in given:
+        yield Document(f"p{next(numbers)}", document.text, document.title)
+    while True:
+        one, other = rng.choice(given), rng.choice(given)
+        halves = one.text[: len(one.text) // 2], other.text[len(other.text) // 2 :]
+        yield Document(f"p{next(numbers)}", " ".join(halves), one.title)
+
+
+def _made_up(rng: random.Random) -> list[Document]:
+    """Passages of the sample corpus's words, as often as it has them."""
+    words = [word for document in sample_dataset().documents for word in document.text.split()]
+    titles = [" ".join(rng.sample(words, 2)).title() for _ in range(1000)]
+    return [Document(f"d{n}", " ".join(rng.choices(words, k=_WORDS)), title) for n, title in enumerate(titles)]
+
+
+def _opened(path: Path, backbone: Backbone, adapter: Adapter, questions: tuple[str, ...], plan: Plan) -> dict[str, Any]:
+    """Open, ask once, ask more; medians over repetitions, each with a handle of its own."""
+    found: dict[str, list[float]] = {}
+    before, own, _ = resident_bytes(), own_bytes(), peak.reset_peak()
+    for _ in range(plan.repeats):
+        times = [plan.now()]
+        with LatentMemory.open(path, model=backbone, adapter=adapter, reading="text", read_only=True) as memory:
+            for question in chain([None], islice(questions, 1 + _WARM)):
+                if question is not None:
+                    memory.retrieve(question, k=10)
+                times.append(plan.now())
+            opened, first, *warm = (b - a for a, b in pairwise(times))
+            values = {"open_s": opened, "first_s": first, "warm_s": median(warm), "look_s": _look(memory, plan)}
+            values |= _stages(memory, questions[1 : 1 + _WARM], plan)
+            stats, held, mine = memory.stats(), resident_bytes() - before, own_bytes() - own
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    row: dict[str, Any] = {name: median(values) for name, values in found.items()}
+    row["ratio"] = (row["open_s"] + row["first_s"]) / row["warm_s"]
+    row["look_ratio"] = row["look_s"] / row["warm_s"]
+    row["over_keys_ratio"] = row["all_s"] / row["keys_s"]
+    row |= {"tokens": stats.tokens, "chunks": stats.chunks, "segments": stats.segments}
+    row |= {"bytes_keys": stats.bytes_keys, "bytes_words": stats.bytes_words, "bytes_catalog": stats.bytes_catalog}
+    return row | {"beyond_keys_bytes": held - stats.bytes_keys, "own_bytes": mine, "peak_bytes": peak.peak_bytes()}
+
+
+def _stages(memory: LatentMemory, questions: Sequence[str], plan: Plan) -> dict[str, float]:
+    """Median seconds of a warm question: by keys alone, with words, and with words and names."""
+    engine, found = memory.engine, dict[str, list[float]]()
+    words, names = (one.weight if one is not None else 0.0 for one in (engine.lexical, engine.titles))
+    for question in questions:
+        for name, lexical, titles in (("keys_s", 0.0, 0.0), ("words_s", words, 0.0), ("all_s", words, names)):
+            engine.use_lexical(lexical)
+            engine.use_titles(titles)
+            began = plan.now()
+            memory.retrieve(question, k=10)
+            found.setdefault(name, []).append(plan.now() - began)
+    return {name: median(values) for name, values in found.items()}
+
+
+def _changed(path: Path, backbone: Backbone, adapter: Adapter, question: str, plan: Plan) -> dict[str, Any]:
+    """Replace some documents and delete them, while another handle asks after each change."""
+    row: dict[str, float] = {}
+    settings: dict[str, Any] = {"model": backbone, "adapter": adapter, "reading": "text"}
+    with LatentMemory.open(path, **settings) as writer, LatentMemory.open(path, **settings, read_only=True) as reader:
+        ids = [*islice(writer.ids(), plan.changes)]
+        texts = [{"id": d.id, "text": f"{d.text} Changed.", "title": d.title} for d in writer.get(ids)]
+        reader.retrieve(question, k=10)
+        for name, change in (("update", partial(writer.add, texts)), ("delete", partial(writer.delete, ids))):
+            began = plan.now()
+            change()
+            changed = plan.now()
+            reader.retrieve(question, k=10)
+            row |= {f"{name}_s": changed - began, f"after_{name}_s": plan.now() - changed}
+    return row
+
+
+def _look(memory: LatentMemory, plan: Plan, times: int = 200) -> float:
+    """Of seeing that nobody else has written, which every call does."""
+    began = plan.now()
+    for _ in range(times):
+        memory.refresh()
+    return (plan.now() - began) / times
+
+
+def _files(folder: Path, backbone: Backbone, adapter: Adapter, plan: Plan) -> dict[str, Any]:
+    """Add a folder of small files, as `msa add` does, and the same texts in one call."""
+    rng = random.Random(plan.seed)
+    words = [word for document in sample_dataset().documents for word in document.text.split()]
+    source = folder / "files"
+    source.mkdir(parents=True)
+    for number in range(plan.files):
+        (source / f"{number:06d}.txt").write_text(" ".join(rng.choices(words, k=_FILE_WORDS)), encoding="utf-8")
+    texts = [{"id": d.id, "text": d.text, "title": d.title} for d in read_paths([str(source)])]
+    row = {}
+    for name in ("one_call_s", "files_s"):
+        with LatentMemory.open(folder / name, model=backbone, adapter=adapter, reading="text") as memory:
+            began = plan.now()
+            memory.add(read_paths([str(source)]) if name == "files_s" else texts, on_progress=lambda progress: None)
+            row[name] = plan.now() - began
+        shutil.rmtree(folder / name, ignore_errors=True)
+    shutil.rmtree(source)
+    return row | {"ratio": row["files_s"] / row["one_call_s"]}
