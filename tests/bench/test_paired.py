@@ -61,6 +61,9 @@ def test_all_questions_of_all_sets_count_together(run):
     assert found.low > 0 and found.p < 1e-4
     assert rows["multi-hop", "odd"].sets == 1
     assert (rows["without titles", "odd"].sets, rows["without titles", "odd"].questions) == (2, 24)
+    assert [(r.group, r.sets, r.questions) for r in paired(run, "good", sets=["news"])] == [("these", 1, 12)] * 2
+    with pytest.raises(ConfigError, match="no data set 'blogs'; there are"):
+        paired(run, "good", sets=["news", "blogs"])
     back = {(r.group, r.over): r for r in paired(run, "odd")}["all", "good"]
     assert back.difference == pytest.approx(-half) and back.p == pytest.approx(found.p)
 

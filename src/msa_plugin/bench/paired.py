@@ -6,7 +6,7 @@ recurs is seen although no set alone has enough questions to tell it from chance
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,10 +41,13 @@ class Paired(NamedTuple):
     p: float
 
 
-def paired(out: Path, system: str, metric: str = "nDCG@10", seed: int = 0) -> list[Paired]:
+def paired(
+    out: Path, system: str, metric: str = "nDCG@10", sets: Collection[str] | None = None, seed: int = 0
+) -> list[Paired]:
     """`system` against every other one of the run in `out`: over all sets, those of several hops, those without titles.
 
-    Two systems are compared on the sets that both finished. Raises ConfigError for a system that the run lacks.
+    With `sets` over these alone. Two systems are compared on the sets that both finished.
+    Raises ConfigError for a system or a set that the run lacks.
     """
     results, saved = Results(out), Saved.read(out)
     values: dict[str, dict[str, Mapping[str, float]]] = {}
@@ -56,11 +59,15 @@ def paired(out: Path, system: str, metric: str = "nDCG@10", seed: int = 0) -> li
         raise ConfigError(
             f"{system!r} was not asked for {metric} in {out.name}; there are {', '.join(names) or 'none'}"
         )
+    if missing := sorted({*(sets or ())} - values.keys()):
+        raise ConfigError(f"{out.name} has no data set {missing[0]!r}; there are {', '.join(values)}")
     groups = {"all": list(values), "multi-hop": saved.multi_hop(), "without titles": saved.untitled()}
+    if sets is not None:
+        groups = {"these": list(sets)}
     rows: list[Paired] = []
-    for group, sets in groups.items():
+    for group, chosen in groups.items():
         for over in (name for name in names if name != system):
-            both = [values[name] for name in sets if {system, over} <= values.get(name, {}).keys()]
+            both = [values[name] for name in chosen if {system, over} <= values.get(name, {}).keys()]
             rows += [_compared(group, over, [(kept[system], kept[over]) for kept in both], seed)] if both else []
     return rows
 

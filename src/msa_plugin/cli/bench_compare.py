@@ -218,6 +218,7 @@ def paired(
     system: Annotated[
         str | None, typer.Option(help="What the others are compared with [a memory as it comes].")
     ] = None,
+    sets: Annotated[str | None, typer.Option(help="Only these data sets of the run, separated by commas.")] = None,
     metric: Annotated[str, typer.Option(help="nDCG@10, R@2, R@5, R@10, RR@10 or AP.")] = "nDCG@10",
     as_json: Json = False,
 ) -> None:
@@ -229,7 +230,8 @@ def paired(
     from msa_plugin.bench.profiles import DEFAULT
 
     said, system = Output(as_json), system or DEFAULT
-    rows = compared(out, system, metric)
+    only = None if sets is None else [name.strip() for name in sets.split(",") if name.strip()]
+    rows = compared(out, system, metric, only)
     said.say(f"{metric} of {system} less that of others; means over sets, 95 % intervals, p of a paired t-test")
     width = max((len(row.over) for row in rows), default=0)
     for row in rows:
