@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 CORE := $(VENV)/.installed-core
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install lock demo test fast lint gpu-check gpu-parts bench bench-operate compare compare-large results matrix kills refusals flips load fuzz hostile hostile-paired tenants manuals sbom clean
+.PHONY: install lock demo test fast lint docs gpu-check gpu-parts bench bench-operate compare compare-large results matrix kills refusals flips load fuzz hostile hostile-paired tenants manuals sbom clean
 
 install: $(STAMP)
 
@@ -47,6 +47,10 @@ lint: install
 	$(BIN)/ruff format --check src kernels integrations notebooks tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site, in site/: the pages of docs/ and the interfaces' docstrings. Warnings are errors; so they are in a test.
+docs: install
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs -b html . site
 
 bench: install
 	$(BIN)/msa bench encode

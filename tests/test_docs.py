@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,31 @@ def test_a_decision_says_when_it_was_made_and_whether_it_stands(path):
 def test_links_lead_to_files(path):
     missing = [link for link in LINK.findall(path.read_text(encoding="utf-8")) if not (path.parent / link).exists()]
     assert missing == []
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_warnings(tmp_path):
+    pytest.importorskip("sphinx", reason="pip install -e '.[docs]'")
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-q",
+        "-W",
+        "--keep-going",
+        "-c",
+        "docs",
+        "-b",
+        "html",
+        ".",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800, check=False)
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+    for page, name in (
+        ("memory", "LatentMemory.retrieve"),
+        ("langchain", "MSAVectorStore"),
+        ("llama_index", "MSAIndex"),
+    ):
+        assert name in (tmp_path / f"docs/api/{page}.html").read_text(encoding="utf-8")
+    assert len(list((tmp_path / "docs/decisions").glob("20*.html"))) == len(DECISIONS)
