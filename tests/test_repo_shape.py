@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -37,6 +38,19 @@ def test_a_file_is_one_idea(path: Path) -> None:
     assert len(text.splitlines()) <= 400
     forbidden = r"torch\.load\(|import pickle|pickle\.load|trust_remote_code=True|[^.a-z_]eval\(|TODO|FIXME"
     assert not re.search(forbidden, text)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_python_3_10_lacks_is_not_imported_at_run_time(path: Path) -> None:
+    later = {
+        "typing": {"Unpack", "Self", "Never", "NotRequired", "Required", "LiteralString", "assert_never", "override"},
+        "enum": {"StrEnum"},
+        "datetime": {"UTC"},
+        "asyncio": {"TaskGroup", "timeout", "Runner"},
+        "itertools": {"batched"},
+    }
+    imports = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)]
+    assert [n.name for node in imports for n in node.names if n.name in later.get(node.module or "", ())] == []
 
 
 def test_kernels_shadow_no_package() -> None:

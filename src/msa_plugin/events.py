@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -75,3 +76,5 @@ class Answered:
 
 RetrievalEvent: TypeAlias = RoundStarted | DocumentsChosen | DocumentsFetched | RetrievalEnded | Abstained
 Event: TypeAlias = RetrievalEvent | AnswerPiece | Answered
+# Of several questions: the row that a piece of text, an event or the whole answer belongs to, and what it is.
+Events: TypeAlias = Generator[tuple[int, str | Answer | RetrievalEvent], None, None]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from msa_plugin import arguments
 from msa_plugin.arguments import By, Retrieval, id_list
@@ -33,7 +33,7 @@ from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.answering import Events, completed
 from msa_plugin.engine.engine import Engine
 from msa_plugin.engine.explaining import explain
-from msa_plugin.engine.ingestion import BankIngestion, Ingestion, OnInvalid
+from msa_plugin.engine.ingestion import BankIngestion, Ingestion
 from msa_plugin.engine.setup import check_kernels, check_window, fingerprint
 from msa_plugin.errors import ConfigError, EmptyMemoryError, InvalidQueryError, UnknownDocumentError
 from msa_plugin.events import AnswerPiece, Event
@@ -51,6 +51,7 @@ from msa_plugin.types import (
     Filter,
     Hit,
     Hits,
+    OnInvalid,
     OnProgress,
 )
 from msa_plugin.upkeep import Upkeep
@@ -58,6 +59,7 @@ from msa_plugin.upkeep import Upkeep
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from typing_extensions import Unpack  # typing has it since Python 3.11
 
 
 class LatentMemory(Namespaces, Conversations, Chat, Upkeep, AsyncTwins):

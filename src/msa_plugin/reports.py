@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+OnInvalid = Literal["raise", "skip"]  # what `add` does with a document that cannot be stored
 
 
 @dataclass(frozen=True)

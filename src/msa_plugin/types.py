@@ -27,6 +27,7 @@ from msa_plugin.explanation import Explanation as Explanation
 from msa_plugin.explanation import NamedBy as NamedBy
 from msa_plugin.reports import AddReport as AddReport
 from msa_plugin.reports import DeleteReport as DeleteReport
+from msa_plugin.reports import OnInvalid as OnInvalid
 from msa_plugin.reports import Progress as Progress
 from msa_plugin.reports import RepairReport as RepairReport
 from msa_plugin.reports import Stats as Stats

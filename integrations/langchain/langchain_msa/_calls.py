@@ -14,9 +14,8 @@ from typing import Any, Literal
 from langchain_core.messages.ai import UsageMetadata
 
 from msa_plugin.arguments import pasted
-from msa_plugin.engine.answering import Events
 from msa_plugin.errors import MSAError
-from msa_plugin.events import Answered, AnswerPiece, DocumentsFetched, Event, RetrievalEvent
+from msa_plugin.events import Answered, AnswerPiece, DocumentsFetched, Event, Events, RetrievalEvent
 from msa_plugin.memory import LatentMemory
 from msa_plugin.streams import AnswerStream
 from msa_plugin.types import Answer

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.turns import Turns
@@ -18,10 +18,10 @@ from msa_plugin.engine.generate import TextStream, decode
 from msa_plugin.engine.interleave import Gathered
 from msa_plugin.engine.reading import Excerpt, Prefill
 from msa_plugin.events import DocumentsChosen, DocumentsFetched, RetrievalEnded, RetrievalEvent
+from msa_plugin.events import Events as Events
 from msa_plugin.types import Answer, Passage, Source, Trace
 
 _Item = TypeVar("_Item")
-Events: TypeAlias = Generator[tuple[int, str | Answer | RetrievalEvent], None, None]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.documents import Known
@@ -26,12 +26,12 @@ from msa_plugin.types import (
     DocumentLike,
     DocumentsLike,
     EncodedDocument,
+    OnInvalid,
     OnProgress,
     Progress,
 )
 
 Changed = tuple[Document, Known | None]
-OnInvalid = Literal["raise", "skip"]
 _LOOKUP = 256
 
 
