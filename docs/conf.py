@@ -28,6 +28,7 @@ exclude_patterns = [
     "dist",
     "build",
     "site",
+    "docs/unlanded",
     "**/*.py",
 ]
 myst_heading_anchors = 4
