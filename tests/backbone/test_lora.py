@@ -213,14 +213,24 @@ def test_it_describes_itself(model):
     assert (told.layers, told.rank, told.answers) == ((0, 2), 3, True)
 
 
-def test_a_fitted_copy_merges_where_nothing_is_rounded_and_leaves_the_weights(model):
+def test_a_fitted_copy_merges_on_a_cpu_and_leaves_the_weights(model):
     backbone = tiny_backbone()
     lora, weights = tiny_lora(backbone.model).fitted(backbone.model), backbone.weights_hash()
     assert all(update.whole is not None for update in lora.updates.values())
     with lora.added(backbone.model):
         assert backbone.weights_hash() == weights
-    halves = tiny_lora(model.bfloat16()).fitted(model)
-    assert all(update.whole is None for update in halves.updates.values())
+
+
+def test_a_merged_weight_is_summed_in_float32_and_rounded_once(model):
+    lora = tiny_lora(model)
+    exact = {
+        where: decoder_layers(model)[where[0]].get_submodule(where[1]).weight.detach().bfloat16().float()
+        + update.up @ update.down
+        for where, update in lora.updates.items()
+    }
+    for where, update in lora.fitted(model.bfloat16()).updates.items():
+        assert update.whole.dtype == torch.bfloat16
+        torch.testing.assert_close(update.whole, exact[where].bfloat16(), rtol=2**-8, atol=1e-5)
 
 
 def test_what_replaced_a_layer_s_forward_before_is_put_back(model):

@@ -126,16 +126,16 @@ class Lora:
     def fitted(self, model: PreTrainedModel) -> Lora:
         """A copy for inference, each update where its layer's weight is and in its dtype. Raises as `check`.
 
-        On a CPU in float32 it holds the updated weights whole: a forward then costs what the stock model's does, where
-        thin products cost up to a third more. Elsewhere it does not: half precision would round small updates away.
+        On a CPU it holds the updated weights whole, summed in float32 and rounded once: a forward then costs what the
+        stock model's does, where thin products cost a quarter to a third more. A GPU has no room to spare for that.
         """
         self.check(model)
         found = {}
         for layer, name, linear in _linears(model, self.updates):
             update, weight = self.updates[layer, name], linear.weight
             down, up = (t.detach().to(weight.device, weight.dtype) for t in (update.down, update.up))
-            merges = type(linear) is nn.Linear and weight.device.type == "cpu" and weight.dtype == torch.float32
-            found[layer, name] = Update(down, up, torch.addmm(weight.detach(), up, down) if merges else None)
+            merges = type(linear) is nn.Linear and weight.device.type == "cpu"
+            found[layer, name] = Update(down, up, _sum(weight, update) if merges else None)
         return Lora(found)
 
     def check(self, model: PreTrainedModel) -> None:
@@ -170,6 +170,13 @@ def _linears(model: PreTrainedModel, wanted: Iterable[tuple[int, str]]) -> Itera
         if not isinstance(module, nn.Linear):
             raise AdapterError(f"layer {layer}: {name} is no linear layer of this backbone")
         yield layer, name, module
+
+
+def _sum(weight: Tensor, update: Update) -> Tensor:
+    """`weight` [outer, inner] with the update added, in the dtype of `weight`."""
+    up, down = (t.detach().to(weight.device, torch.float32) for t in (update.up, update.down))
+    whole = torch.addmm(weight.detach().float(), up, down)
+    return whole.to(weight.dtype)
 
 
 def _multiplying_by(weight: Tensor, linear: nn.Linear) -> AbstractContextManager[None]:
