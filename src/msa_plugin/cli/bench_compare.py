@@ -30,9 +30,7 @@ Data = Annotated[
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for results, caches and the report.")]
 Systems = Annotated[
     str | None,
-    typer.Option(
-        "--systems", "-s", help="Names separated by commas, such as msa,bm25,dense+rerank; a wrong one lists all."
-    ),
+    typer.Option("--systems", "-s", help="Names with commas between, such as msa,bm25,dense; a wrong one lists all."),
 ]
 Distractors = Annotated[
     Path | None,
