@@ -33,22 +33,22 @@ _NAME = re.compile(r"lora\.(\d+)\.([a-z_.]+)\.(down|up)")
 
 @dataclass(frozen=True)
 class Update:
-    """`down` [r, inner] and `up` [outer, r]: the layer's output grows by `up @ down @ x`.
-
-    `whole` [outer, inner] is the layer's weight with the product added, if that was worked out beforehand.
-    """
+    """`down` [r, inner] and `up` [outer, r]: the layer's output grows by `up @ down @ x`."""
 
     down: Tensor
     up: Tensor
-    whole: Tensor | None = None
 
 
 class Lora:
     """Updates by decoder layer and by module inside it, such as (3, "self_attn.q_proj")."""
 
-    def __init__(self, updates: Mapping[tuple[int, str], Update]) -> None:
-        """Raises AdapterError for modules outside TARGETS and for shapes that do not fit each other."""
-        self.updates = dict(updates)
+    def __init__(self, updates: Mapping[tuple[int, str], Update], merges: bool = False) -> None:
+        """With `merges` updated weights are kept whole, each from its first use on.
+
+        Raises AdapterError for modules outside TARGETS and for shapes that do not fit each other.
+        """
+        self.updates, self.merges = dict(updates), merges
+        self._whole: dict[tuple[int, str], Tensor] = {}
         for (layer, module), update in self.updates.items():
             if module not in TARGETS or layer < 0:
                 raise AdapterError(f"LoRA of layer {layer}: {module!r} is none of {', '.join(TARGETS)}")
@@ -124,19 +124,18 @@ class Lora:
         return Lora({where: Update(down, up) for where, down, up in copies})
 
     def fitted(self, model: PreTrainedModel) -> Lora:
-        """A copy for inference, each update where its layer's weight is and in its dtype. Raises as `check`.
+        """A copy for inference, each update where its layer's weight is. Raises as `check`.
 
-        On a CPU it holds the updated weights whole, summed in float32 and rounded once: a forward then costs what the
+        On a CPU it keeps the updated weights whole, summed in float32 and rounded once: a forward then costs what the
         stock model's does, where thin products cost a quarter to a third more. A GPU has no room to spare for that.
         """
         self.check(model)
         found = {}
         for layer, name, linear in _linears(model, self.updates):
             update, weight = self.updates[layer, name], linear.weight
-            down, up = (t.detach().to(weight.device, weight.dtype) for t in (update.down, update.up))
-            merges = type(linear) is nn.Linear and weight.device.type == "cpu"
-            found[layer, name] = Update(down, up, _sum(weight, update) if merges else None)
-        return Lora(found)
+            kept = torch.float32 if _merges(linear) else weight.dtype
+            found[layer, name] = Update(*(t.detach().to(weight.device, kept) for t in (update.down, update.up)))
+        return Lora(found, merges=True)
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises AdapterError unless every update fits its layer of `model`."""
@@ -153,12 +152,19 @@ class Lora:
         """`model` computes with the updates inside, and without them afterwards, whatever happens."""
         with ExitStack() as undo:
             for layer, name, linear in _linears(model, self.updates):
-                update = self.updates[layer, name]
-                if update.whole is None:
-                    undo.callback(linear.register_forward_hook(_hook(update)).remove)
+                if self.merges and _merges(linear):
+                    undo.enter_context(_multiplying_by(self._merged(layer, name, linear), linear))
                 else:
-                    undo.enter_context(_multiplying_by(update.whole, linear))
+                    undo.callback(linear.register_forward_hook(_hook(self.updates[layer, name])).remove)
             yield
+
+    def _merged(self, layer: int, name: str, linear: nn.Linear) -> Tensor:
+        """The weight [outer, inner] with the update added, in the dtype of the weight."""
+        if (layer, name) not in self._whole:
+            update, weight = self.updates[layer, name], linear.weight.detach()
+            with torch.inference_mode(False), torch.no_grad():  # it outlives the forward that needs it first
+                self._whole[layer, name] = torch.addmm(weight.float(), update.up, update.down).to(weight.dtype)
+        return self._whole[layer, name]
 
 
 def _linears(model: PreTrainedModel, wanted: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str, nn.Linear]]:
@@ -172,11 +178,8 @@ def _linears(model: PreTrainedModel, wanted: Iterable[tuple[int, str]]) -> Itera
         yield layer, name, module
 
 
-def _sum(weight: Tensor, update: Update) -> Tensor:
-    """`weight` [outer, inner] with the update added, in the dtype of `weight`."""
-    up, down = (t.detach().to(weight.device, torch.float32) for t in (update.up, update.down))
-    whole = torch.addmm(weight.detach().float(), up, down)
-    return whole.to(weight.dtype)
+def _merges(linear: nn.Linear) -> bool:
+    return type(linear) is nn.Linear and linear.weight.device.type == "cpu"
 
 
 def _multiplying_by(weight: Tensor, linear: nn.Linear) -> AbstractContextManager[None]:
