@@ -56,6 +56,16 @@ EXPECTED = {
         3, ("are those of the trace", "ceres -> giuseppe-piazzi", "with names", "exactly the two")
     ),
     "06_train_a_router": Expected(2, ("adapter.safetensors", "against noise", "default adapter", "point-nemo")),
+    "07_a_week_with_an_agent": Expected(
+        2,
+        (
+            "the agent: Noted.",
+            "16 lines of ann's",
+            "what 7 need was among the lines recalled",
+            "his dog: Rufus",
+            "named in",
+        ),
+    ),
 }
 LONGEST = "04_msa_vs_rag"  # started first, so that two at a time end together
 

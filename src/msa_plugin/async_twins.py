@@ -66,9 +66,9 @@ class AsyncTwins:
         options = {"filter": filter, "at": at, "history": history, "by": by, "min_relevance": min_relevance}
         return cast("list[Hit] | list[list[Hit]]", await self._thread("retrieve", question, k, **options))
 
-    async def aexplain(self, question: str, document: str | Hit, *, filter: Filter | None = None) -> Explanation:
+    async def aexplain(self, question: str, document: str | Hit, **options: Any) -> Explanation:
         """`explain`, awaited."""
-        return cast(Explanation, await self._thread("explain", question, document, filter=filter))
+        return cast(Explanation, await self._thread("explain", question, document, **options))
 
     async def aask(self, question: str | Sequence[str], **options: Any) -> Answer | list[Answer]:
         """`ask`, awaited."""

@@ -64,6 +64,16 @@ def test_hits_are_judged_by_what_they_hold(tmp_path, backbone):
         assert both[1][0].relevance < 0.3 < both[0][0].relevance
 
 
+def test_a_document_is_as_relevant_among_many_as_among_few(tmp_path, backbone):
+    with opened(tmp_path, backbone, with_relevance(backbone), lexical=1.0) as memory:
+        memory.add(
+            [*topics(), *({"id": f"n{i}", "text": f"Note {i} about {topic}s."} for i, topic in enumerate(TOPICS * 4))]
+        )
+        rows = {k: {hit.id: hit.relevance for hit in memory.retrieve("a text on beekeeping", k=k)} for k in (2, 8, 40)}
+        assert all(rows[k][name] == pytest.approx(rows[40][name]) for k in (2, 8) for name in rows[k])
+        assert len(rows[40]) == 40
+
+
 def test_a_best_match_is_not_relevant_for_being_the_best(tmp_path, backbone):
     with opened(tmp_path, backbone, with_relevance(backbone), lexical=1.0) as memory:
         memory.add(topics())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -30,6 +31,7 @@ from langchain_msa._convert import opened
 from msa_plugin import dates
 from msa_plugin.errors import BankReadOnlyError, InvalidDocumentError, InvalidQueryError
 from msa_plugin.memory import LatentMemory
+from msa_plugin.namespaces import Listed
 from msa_plugin.types import Document, Filter, Hit
 
 Labels: TypeAlias = tuple[str, ...]
@@ -181,7 +183,7 @@ class MSAStore(BaseStore):
         if more and len(found) < op.limit:  # all that could be ranked were; the rest in the order of writing
             where = _where(op.filter, indexed=False if asked else None)
             left, skip = op.limit - len(found), max(0, op.offset - len(hits))
-            found += [(document, None) for document in place.documents(filter=where, limit=left, offset=skip)]
+            found += [(document, None) for document in _listed(place, where, left, skip)]
         items = []
         for one, score in found:
             labels = self._root.labels(one.namespace)
@@ -213,6 +215,14 @@ class MSAStore(BaseStore):
         if refresh and metadata.get("ttl") is not None:
             with suppress(BankReadOnlyError):  # then it lives as long as it was given
                 place.revise(keys, _renewed)
+
+
+def _listed(place: LatentMemory, where: Filter, limit: int, offset: int) -> list[Listed]:
+    """Items in the order of writing; those that live longer since they were read keep their place, for pages' sake."""
+    if not place.documents(filter={"ttl": {"$gte": 0}}, limit=1):
+        return place.documents(filter=where, limit=limit, offset=offset)
+    found = place.documents(filter=where, limit=sys.maxsize)
+    return sorted(found, key=lambda item: str(item.metadata.get("updated", _BEGINNING)))[offset : offset + limit]
 
 
 def _parts(found: Document | Hit) -> dict[str, Any]:

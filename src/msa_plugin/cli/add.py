@@ -58,7 +58,7 @@ def add(
     ] = "text",
     as_json: Json = False,
 ) -> None:
-    """Encode files into the memory. Files already there with the same content cost nothing.
+    """Put files and folders into the memory. Files already there with the same content cost nothing.
 
     Files that cannot be read are left out and named. Work is kept as it goes: run the same command again after an
     interruption. Example: msa add docs/ notes.md --bank bank

@@ -14,7 +14,7 @@ from msa_plugin.cli import bank, bench, convert
 from msa_plugin.cli.add import add
 from msa_plugin.cli.average import average
 from msa_plugin.cli.demo import demo
-from msa_plugin.cli.hits import show_hit
+from msa_plugin.cli.hits import show_hit, where_it_is
 from msa_plugin.cli.mcp_server import mcp
 from msa_plugin.cli.options import (
     AdapterPath,
@@ -45,7 +45,7 @@ from msa_plugin.dates import asof
 from msa_plugin.errors import MSAError
 
 app = typer.Typer(
-    help="Long-term latent memory for language models. Start with: msa demo",
+    help="Long-term memory for language models, in a folder. Start with: msa demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -54,13 +54,6 @@ app = typer.Typer(
 app.add_typer(bank.app, name="bank")
 app.add_typer(bench.app, name="bench")
 app.add_typer(convert.app, name="convert")
-app.command()(add)
-app.command()(shell)
-app.command()(demo)
-app.command()(train)
-app.command()(average)
-app.command()(mcp)
-app.command()(relevance)
 
 
 def _version(wanted: bool) -> None:
@@ -79,7 +72,6 @@ def _options(
     set_up_logging(verbose)
 
 
-@app.command()
 def ask(
     question: Question,
     bank: Bank = Path("bank"),
@@ -104,8 +96,9 @@ def ask(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Answer a question from the memory, with the documents it was read from and the sentences that say it.
+    """Answer a question from the memory, with its sources.
 
+    Below the answer stand the sentences that say it, the documents that were read, and what took how long.
     Example: msa ask "Who built the lighthouse?" --bank bank
     """
     out, wanted = Output(as_json), parse_filter(where)
@@ -123,21 +116,23 @@ def ask(
     assert answer is not None
     out.say()
     if answer.grounded is False:
-        out.say("  (these words stand in none of the sources)")
+        out.say("  (be careful: these words stand in none of the documents that were read)")
     for source in answer.sources:
         for quote in source.quotes:
-            out.say(f"  [{source.id}] {quote.start}-{quote.end}: {' '.join(quote.sentence.split())}")
+            sentence = " ".join(quote.sentence.split())
+            out.say(f"  says so: [{source.id}] {sentence} (characters {quote.start} to {quote.end})")
     for source in answer.sources:
-        place = " > ".join(part for part in (source.title, source.heading) if part)
+        place = where_it_is(source.title, source.heading)
         out.say(
-            f"  [{source.id}] round {source.round}, score {source.score:.2f}, "
-            f"characters {source.start} to {source.end}: {place or source.text[:60]}"
+            f"  read: [{source.id}] {place or source.text[:60]} "
+            f"(round {source.round}, score {source.score:.2f}, characters {source.start} to {source.end})"
         )
-    out.say("  " + ", ".join(f"{stage} {seconds(value)}" for stage, value in answer.trace.seconds.items()))
+    taken = answer.trace.seconds
+    stages = ", ".join(f"{stage} {seconds(value)}" for stage, value in taken.items())
+    out.say(f"  took {seconds(sum(taken.values()))}: {stages}")
     out.result(answer)
 
 
-@app.command()
 def retrieve(
     question: Question,
     bank: Bank = Path("bank"),
@@ -158,8 +153,9 @@ def retrieve(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the documents that routing finds for a question, best first, with score, relevance and best passage.
+    """List the documents that fit a question, best first.
 
+    Each with its score, its relevance (how likely it holds what was asked for) and its best passage.
     Example: msa retrieve "lighthouses of Scotland" -k 5 --bank bank
     """
     out, wanted = Output(as_json), parse_filter(where)
@@ -181,14 +177,13 @@ def retrieve(
     out.result(hits)
 
 
-@app.command()
 def delete(
     ids: Annotated[list[str], typer.Argument(help="Ids of documents to forget.")],
     bank: Bank = Path("bank"),
     namespace: Namespace = "default",
     as_json: Json = False,
 ) -> None:
-    """Forget documents by id; needs no backbone. Exits with 1 when none of them was there.
+    """Forget documents by id. Needs no model; exits with 1 when none of them was there.
 
     Example: msa delete notes.md --bank bank
     """
@@ -201,7 +196,6 @@ def delete(
         raise typer.Exit(1)
 
 
-@app.command()
 def calibrate(
     paths: Annotated[list[str], typer.Argument(help="Plain text to take statistics from: files, folders, or -.")],
     model: Model = None,
@@ -216,13 +210,31 @@ def calibrate(
     pooling: Annotated[int, typer.Option(help="Tokens in a chunk.")] = 32,
     as_json: Json = False,
 ) -> None:
-    """Build a router for a backbone in minutes, from forward passes over plain text, without training.
+    """Build a router for a model in minutes, without training.
+
+    From forward passes over plain text.
 
     Example: msa calibrate docs/ --model ./my-model --out adapter
     """
     from msa_plugin.cli.calibrate import run
 
     run(Output(as_json), paths, model, questions, to, layers, dims, pooling)
+
+
+for _command in (
+    demo,
+    add,
+    ask,
+    retrieve,
+    shell,
+    delete,
+    mcp,
+    calibrate,
+    train,
+    average,
+    relevance,
+):  # as --help lists them
+    app.command()(_command)
 
 
 def main() -> None:

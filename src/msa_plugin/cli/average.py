@@ -18,7 +18,7 @@ def average(
     rank: Annotated[int | None, typer.Option(help="Rank of its LoRA (default: the highest of theirs).", min=1)] = None,
     as_json: Json = False,
 ) -> None:
-    """Average the weights of adapters that were trained from the same one, with other seeds or data.
+    """Average adapters that were trained from the same one.
 
     Example: msa average run-0/adapter run-1/adapter --out adapter
     """

@@ -27,7 +27,7 @@ def info(bank: Bank = Path("bank"), namespace: Namespace = "default", as_json: J
         at, made_with = catalog.now(), catalog.fingerprint()
         stats = catalog.stats(at, catalog.documents.totals(at, namespace))
     name = model_name(made_with.backbone)
-    out.say(f"{bank}, namespace {namespace!r} of {', '.join(map(repr, stats.namespaces)) or 'none'}")
+    out.say(f"{bank}: namespace {namespace!r} (there are: {', '.join(map(repr, stats.namespaces)) or 'none'})")
     out.say(
         f"  documents {stats.documents:,}, tokens {stats.tokens:,}, chunks {stats.chunks:,}, deleted {stats.deleted:,}"
     )

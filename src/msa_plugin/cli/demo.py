@@ -32,7 +32,7 @@ def demo(
     ] = 5,
     as_json: Json = False,
 ) -> None:
-    """Put about 40 short documents into a memory, and ask it five questions.
+    """Put 42 short documents into a memory and ask it questions.
 
     Example: msa demo
     """

@@ -13,14 +13,18 @@ if TYPE_CHECKING:
 _SHOWN = 600  # characters of a passage
 
 
+def where_it_is(title: str, heading: str) -> str:
+    """Title and heading of a passage, once where they are the same."""
+    return " > ".join(dict.fromkeys(part for part in (title, heading) if part))
+
+
 def show_hit(out: Output, hit: Hit, question: str) -> None:
-    """A line with score, relevance, id, title and heading, then the passage, words marked in bold on a terminal."""
+    """A line with id, title, heading, score and relevance, then the passage, words marked in bold on a terminal."""
     passage = hit.passages[0]
-    place = " > ".join(part for part in (hit.title, passage.heading) if part)
-    judged = "" if hit.relevance is None else f"  {hit.relevance:4.0%}"
-    out.say(
-        f"{hit.score:6.3f}{judged}  [{hit.id}] {place}".rstrip() + f"  (characters {passage.start} to {passage.end})"
-    )
+    place = where_it_is(hit.title, passage.heading)
+    judged = "" if hit.relevance is None else f", relevance {hit.relevance:.0%}"
+    scored = f"score {hit.score:.3f}{judged}, characters {passage.start} to {passage.end}"
+    out.say(f"[{hit.id}] {place}".rstrip() + f"  ({scored})")
     bounds = zip(("from", "until", "replaced by"), hit.validity, strict=True)
     if known := [f"{word} {value}" for word, value in bounds if value is not None]:
         out.say(f"        valid {', '.join(known)}")

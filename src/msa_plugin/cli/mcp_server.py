@@ -232,7 +232,7 @@ def mcp(
     titles: Titles = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Offer no tool that changes the bank.")] = False,
 ) -> None:
-    """Serve a memory to a client of the Model Context Protocol, over standard input and output.
+    """Serve a memory to MCP clients, over standard input and output.
 
     Example, as a client's configuration: {"command": "msa", "args": ["mcp", "--bank", "/home/ann/bank"]}
     """

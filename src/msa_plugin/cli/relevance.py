@@ -30,10 +30,10 @@ def relevance(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fit how likely a hit answers the question, from questions with their answer and with it taken away.
+    """Fit how likely a hit answers a question.
 
-    The adapter is the same but for that: banks made with it stay valid. Killed, the command encodes no passage again
-    where --banks keeps them.
+    From questions with their answer in the memory and with it taken away. The adapter is the same but for that: banks
+    made with it stay valid. Killed, the command encodes no passage again where --banks keeps them.
 
     Example: msa relevance --data data/train --sets squad,nqswap --out adapter
     """

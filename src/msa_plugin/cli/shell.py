@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _PROMPT = "msa> "
 _HISTORY = 1000
 _HELP = """  a question            an answer from the memory, with its sources
-  /find QUESTION        the documents that routing finds, without an answer
+  /find QUESTION        the documents that fit, without an answer
   /filter JSON          ask only documents whose metadata fit; /filter alone: all again
   /help                 this
   /quit                 end (also Ctrl-D); Ctrl-C stops an answer"""
@@ -58,9 +58,11 @@ def shell(
     titles: Titles = None,
     as_json: Json = False,
 ) -> None:
-    """Load the model once and ask as often as you like; reads questions line by line, from a pipe too.
+    """Load the model once, then ask as often as you like.
 
-    With --json, one JSON list of all results at the end. Example: msa shell --bank bank
+    Reads questions line by line, from a pipe too. With --json, one JSON list of all results at the end.
+
+    Example: msa shell --bank bank
     """
     out = Output(as_json)
     settings = {"reading": reading, "lexical": lexical, "titles": titles}

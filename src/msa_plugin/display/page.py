@@ -1,7 +1,7 @@
 """Building blocks of what notebooks show. Whatever comes from documents is escaped here.
 
 Colours are half transparent over the page's own, so that one style fits light and dark. Without the style, as where a
-notebook is not trusted, the same elements still read as text.
+notebook is not trusted, the same elements still read as text. `!important` stands where notebooks style all tables.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STYLE = """\
 .msa{font-size:13px;line-height:1.5;max-width:64em;overflow-wrap:anywhere;text-align:left}
 .msa p{margin:.2em 0}
 .msa .dim{opacity:.72}
-.msa code{font-size:.92em;background:none;color:inherit;padding:0}
+.msa code{font-size:.92em!important;background:none!important;color:inherit!important;padding:0!important}
 .msa mark{background:rgba(240,180,0,.36);color:inherit;padding:0 1px;border-radius:2px}
 .msa .chunk{background:rgba(74,143,220,.2)}
 .msa u{text-decoration:underline 2px #cf6679;text-underline-offset:3px}
@@ -39,9 +39,9 @@ _STYLE = """\
 .msa .key{margin-right:1em;white-space:nowrap}
 .msa .text{white-space:pre-line;max-height:26em;overflow:auto}
 .msa table{border-collapse:collapse;margin:.4em 0;font-size:inherit;overflow-wrap:break-word}
-.msa th,.msa td{text-align:left;vertical-align:top;padding:.15em 1em .15em 0;border:0;white-space:normal}
-.msa tr,.msa th,.msa td{background:none}
-.msa td.n,.msa th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.msa tr,.msa th,.msa td{background:none!important;border:0!important;color:inherit!important}
+.msa th,.msa td{text-align:left!important;vertical-align:top!important;padding:.15em 1em .15em 0!important}
+.msa td.n,.msa th.n{text-align:right!important;font-variant-numeric:tabular-nums;white-space:nowrap}
 .msa summary{cursor:pointer}
 .msa .answer{font-size:1.25em}"""
 

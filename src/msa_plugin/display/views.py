@@ -83,7 +83,7 @@ def _hit(hit: Hit, place: int, question: str, best_chunk: tuple[int, int] | None
 def answer(given: Answer) -> str:
     """The text, the passages it was read from with the words that say it, and how it came about."""
     trace, question = given.trace, given.trace.rounds[0].query if given.trace.rounds else ""
-    documents = len({source.id for source in given.sources})
+    documents, quotes = len({source.id for source in given.sources}), any(s.quotes for s in given.sources)
     grounded = "" if given.grounded is not False else "Its words do not stand in what was read."
     read = f"Read from {many(len(given.sources), 'passage')} of {many(documents, 'document')}"
     took = seconds(sum(trace.seconds.values()))
@@ -92,7 +92,9 @@ def answer(given: Answer) -> str:
         f'<p class="answer">{inline(given.text)}</p>',
         line(f"{read} in {took}." if given.sources else f"Nothing was read; {took}.", grounded, dim=True),
         *(_source(source, place, question) for place, source in enumerate(given.sources, 1)),
-        line("<mark>words of the question</mark>, <u>what the answer says</u>", dim=True) if given.sources else "",
+        line("<mark>words of the question</mark>" + (", <u>what the answer says</u>" if quotes else ""), dim=True)
+        if given.sources
+        else "",
         folded(f"How it came about: {many(len(trace.rounds), 'round')}, {took}", _trace(trace)),
     )
 
@@ -161,7 +163,7 @@ def _reasons(made: Explanation) -> list[list[str]]:
     named = [
         f"the question names it {by.added:.3f}"
         if by.id is None
-        else f"named in {inline(by.title or by.id)} (<code>{inline(by.id)}</code>) {by.added:.3f}"
+        else f"named in {inline(by.title)} <code>{inline(by.id)}</code> {by.added:.3f}"
         for by in made.named
     ]
     from_ = {

@@ -101,7 +101,8 @@ class Relevance:
             held: list[float | None] = [None] * len(row)
             if lexical is not None and rarity:
                 held = [*self._held(row, rarity, lexical)]
-            beside = _beside(keys), _beside([w for w in held if w is not None])
+            first = slice(BESIDE)  # of a longer ranking too: what a document is worth does not depend on `k`
+            beside = _beside(keys[first]), _beside([w for w in held[first] if w is not None])
             signals.append([Signal(key, beside[0], said, beside[1]) for key, said in zip(keys, held, strict=True)])
         return signals
 

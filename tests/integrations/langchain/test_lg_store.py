@@ -241,6 +241,16 @@ def test_times_to_live(ours, monkeypatch):
     assert ours.get(ANN, "lasting").updated_at >= ours.get(ANN, "lasting").created_at
 
 
+def test_reading_what_has_a_time_to_live_moves_nothing(ours):
+    for n in range(6):
+        ours.put(ANN, f"k{n}", {"n": n}, ttl=10 if n % 2 else None)
+    for _ in range(2):
+        pages = [keys(ours.search(ANN, limit=2, offset=offset)) for offset in (0, 2, 4)]
+        assert sum(pages, []) == [f"k{n}" for n in range(6)]  # noqa: RUF017 - three short lists
+    ours.put(ANN, "k1", {"n": 9}, ttl=10)
+    assert keys(ours.search(ANN)) == ["k0", "k2", "k3", "k4", "k5", "k1"]
+
+
 def test_defaults_of_ttl(tmp_path, backbone):
     with opened(tmp_path, backbone) as memory:
         store = MSAStore(memory, ttl={"default_ttl": 0.0, "refresh_on_read": False})
