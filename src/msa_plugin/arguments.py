@@ -100,7 +100,7 @@ def one_of(bank: BankHandle, namespace: str, document: object, selection: Select
 def dated(documents: Iterable[Document], given: Mapping[str, Any]) -> list[Document]:
     """Documents with the `valid_from`, `valid_until` and `replaces` in `given`: one for all, or a list of one for each.
 
-    Raises InvalidDocumentError for a list of another length, and for what these cannot be.
+    Raises InvalidDocumentError for a list of another length. Whether they can be dates is seen when they are added.
     """
     found = list(documents)
     for name in Period._fields:
@@ -113,7 +113,7 @@ def dated(documents: Iterable[Document], given: Mapping[str, Any]) -> list[Docum
         absent = () if name == "replaces" else None
         changes: list[dict[str, Any]] = [{name: absent if one is None else one} for one in each]
         found = [replace(d, **change) for d, change in zip(found, changes, strict=True)]
-    return [Document.of(document) for document in found]
+    return found
 
 
 def count(k: int) -> int:

@@ -19,6 +19,7 @@ from tiny import tiny_adapter
 BRIEF = {"max_new_tokens": 3, "max_rounds": 2}
 HELLO = [{"role": "user", "content": f"What does {ACME} say about the ledger?"}]
 SAME = tenants.of_acme()[0]  # word for word what ACME stores under an id that both use
+TURNS = [{"role": "user", "content": BARE}, {"role": "assistant", "content": SAME["text"]}]
 FOREIGN = tenants.of_acme()[2]  # under an id that only ACME uses
 
 
@@ -42,6 +43,12 @@ ATTACKS = {
     "aadd": [lambda m, d=d: m.aadd(d) for d in ADDS],
     "update": [lambda m, d=d: m.update(d) for d in (SAME, FOREIGN, {"id": "nobody", "text": "x"})],
     "aupdate": [lambda m, d=d: m.aupdate(d) for d in (SAME, FOREIGN)],
+    "add_turns": [lambda m: (m.add_turns(TURNS, session="ledger", at="2026-01-01"), list(m.ids()))],
+    "aadd_turns": [lambda m: m.aadd_turns(TURNS, session="ledger", at="2026-01-01")],
+    "turns_around": [lambda m, i=i: m.turns_around(i, 50) for i in (GUESSED[0], "own")],
+    "forget_expired": [then(lambda m: m.forget_expired())],
+    "explain": [lambda m, i=i: m.explain(QUESTION, i) for i in ("own", GUESSED[0], "nobody")],
+    "aexplain": [lambda m, i=i: m.aexplain(QUESTION, i) for i in ("own", GUESSED[0])],
     "delete": [then(lambda m, i=i: m.delete(i)) for i in (GUESSED, "acme-plan", "nobody", "%", "ledger' OR '1'='1")],
     "adelete": [lambda m: m.adelete(GUESSED)],
     "get": [lambda m, i=i: m.get(i) for i in (GUESSED, "acme-plan", "nobody", "%", "_cme-plan", "acme-plan\x00")],
@@ -82,6 +89,7 @@ TAKES_NAMESPACE = {
     "lookup": lambda b: {name: at.content_hash for name, at in b.lookup(GUESSED, BOLT).items()},
     "get": lambda b: {name: d.document for name, d in b.get(GUESSED, BOLT).items()},
     "iter_ids": lambda b: list(b.iter_ids(BOLT)),
+    "expired": lambda b: b.expired(BOLT),
     "count": lambda b: (b.count(BOLT), b.count("nobody")),
     "stats": lambda b: (b.stats(BOLT).documents, b.stats(BOLT).deleted, b.stats("nobody").tokens),
     "commit": lambda b: (b.commit([b.latents(b.lookup(["own"], BOLT)["own"].ordinal)], BOLT), list(b.iter_ids(BOLT)))[

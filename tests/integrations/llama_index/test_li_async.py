@@ -13,6 +13,7 @@ from llama_index.core.schema import TextNode
 from facade import TOPICS, about, count_runs
 from llama_index.indices.managed.msa import MSAIndex, MSAMemoryBlock
 from llama_index.llms.msa import MSALLM
+from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
 
 HELLO = [ChatMessage(role="user", content="hello")]
@@ -97,7 +98,7 @@ async def test_arguments_arrive(memory):
     await index.aupdate_ref_doc(Document(text="d", id_="c"), insert_kwargs={"on_progress": seen.append})
     await index.arefresh_ref_docs([Document(text="e", id_="c")], insert_kwargs={"on_progress": seen.append})
     assert len(seen) == 5
-    with pytest.raises(TypeError):
+    with pytest.raises(ConfigError, match="nonsense"):
         await index.ainsert_nodes([TextNode(text="a")], nonsense=1)
 
 
