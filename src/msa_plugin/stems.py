@@ -1,6 +1,8 @@
 """Words as they are counted: the stems of a text, and where in a text a question's words stand.
 
-Words are stemmed by Snowball's English rules, without English stop words, as bm25s splits them.
+Words are runs of at least two letters, digits or underscores in small letters, less Lucene's English stop words, stemmed by
+Snowball's English rules. That is how bm25s splits texts (a test compares them); loading it takes longer than a question,
+since it loads a compiler where there is one.
 """
 
 from __future__ import annotations
@@ -11,14 +13,19 @@ from functools import lru_cache
 from typing import Any
 
 _WORD = re.compile(r"\w+")
+_COUNTED = re.compile(r"\b\w\w+\b")
+_STOP_WORDS = frozenset(
+    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
+    "to was will with".split()
+)
 
 
 class Stems:
     """Texts to the stems of their words, in their order, without stop words."""
 
     def __init__(self) -> None:
-        """Load them."""
-        self.library, self._stemmer = _libraries()
+        """Load the rules."""
+        self._stemmer = _stemmer()
 
     def __call__(self, texts: Sequence[str]) -> list[list[str]]:
         """A row of stems for each text."""
@@ -27,10 +34,14 @@ class Stems:
 
     def numbered(self, texts: Sequence[str]) -> tuple[list[list[int]], list[str]]:
         """The same as numbers, and the stem of each number."""
-        rows, numbers = self.library.tokenize(
-            list(texts), stopwords="en", stemmer=self._stemmer, return_ids=True, show_progress=False
-        )
-        return rows, sorted(numbers, key=numbers.__getitem__)
+        words: dict[str, int] = {}
+        spelled = [
+            [words.setdefault(word, len(words)) for word in _COUNTED.findall(text.lower()) if word not in _STOP_WORDS]
+            for text in texts
+        ]
+        stems: dict[str, int] = {}
+        forms = [stems.setdefault(stem, len(stems)) for stem in self._stemmer.stemWords(list(words))]
+        return [[forms[number] for number in row] for row in spelled], list(stems)
 
 
 @lru_cache(maxsize=1)
@@ -51,9 +62,8 @@ def marked(text: str, question: str, shift: int = 0) -> list[tuple[int, int]]:
     ]
 
 
-def _libraries() -> tuple[Any, Any]:
-    """The module bm25s and an English stemmer; the only place that imports them, and only for who counts words."""
-    import bm25s
+def _stemmer() -> Any:
+    """English rules; the only place that imports PyStemmer, and only for who counts words."""
     import Stemmer
 
-    return bm25s, Stemmer.Stemmer("english")
+    return Stemmer.Stemmer("english")

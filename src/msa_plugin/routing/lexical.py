@@ -28,7 +28,9 @@ class WordIndex:
         tokens = self.words(texts)
         self._index: Any = None
         if any(tokens):  # bm25s refuses a corpus without a single word
-            self._index = self.words.library.BM25(k1=K1, b=B)
+            import bm25s  # here: loading it takes longer than a question
+
+            self._index = bm25s.BM25(k1=K1, b=B)
             self._index.index(tokens, show_progress=False)
 
     def scores(self, words: Sequence[str]) -> Scores:
