@@ -1,8 +1,8 @@
 """Words as they are counted: the stems of a text, and where in a text a question's words stand.
 
-Words are runs of at least two letters, digits or underscores in small letters, less Lucene's English stop words, stemmed by
-Snowball's English rules. That is how bm25s splits texts (a test compares them); loading it takes longer than a question,
-since it loads a compiler where there is one.
+Words are runs of at least two letters, digits or underscores in small letters, less Lucene's English stop words,
+stemmed by Snowball's English rules. That is how bm25s splits texts (a test compares them); loading it takes longer than a
+question, since it loads a compiler where there is one.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from typing import Any
 _WORD = re.compile(r"\w+")
 _COUNTED = re.compile(r"\b\w\w+\b")
 _STOP_WORDS = frozenset(
-    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
-    "to was will with".split()
+    re.findall(
+        r"\w+",
+        """a an and are as at be but by for if in into is it no not of on or such that the their then there these they
+        this to was will with""",
+    )
 )
 
 
