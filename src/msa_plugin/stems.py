@@ -1,8 +1,8 @@
 """Words as they are counted: the stems of a text, and where in a text a question's words stand.
 
 Words are runs of at least two letters, digits or underscores in small letters, less Lucene's English stop words,
-stemmed by Snowball's English rules. That is how bm25s splits texts (a test compares them); loading it takes longer than a
-question, since it loads a compiler where there is one.
+stemmed by Snowball's English rules. That is how bm25s splits texts (a test compares them); loading it takes longer
+than a question, since it loads a compiler where there is one.
 """
 
 from __future__ import annotations
