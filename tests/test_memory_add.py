@@ -302,7 +302,7 @@ def test_get_keeps_the_order_and_leaves_out_the_unknown(memory):
 
 def test_ids_are_all_there_is_over_several_pages(memory):
     names = [f"{n:04}" for n in range(2001)]
-    encoded = next(memory.engine.encode([Document("x", "y")]))
+    encoded = next(memory.engine.encoder.encode([Document("x", "y")]))
     bank = memory.engine.bank
     bank.commit([replace(encoded, document=Document(name, "y")) for name in names], "default")
     assert list(memory.ids()) == names

@@ -160,7 +160,8 @@ class LatentMemory(Namespaces, Conversations, Chat, Upkeep, AsyncTwins):
         """
         self._check_open()
         with terminal_progress("encoding", on_progress, sys.stderr) as report:
-            ingestion = self._ingestion(self._engine, self._bank, self.namespace, self.config, on_invalid, report)
+            encoder = self._engine.encoder
+            ingestion = self._ingestion(encoder, self._bank, self.namespace, self.config, on_invalid, report)
             return ingestion.run(documents)
 
     def update(self, document: DocumentLike) -> AddReport:

@@ -6,7 +6,7 @@ A question reads as a straight line: interleave -> rank (backbone, router, score
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -62,7 +62,7 @@ from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
 from msa_plugin.events import RetrievalEnded, RetrievalEvent, RoundStarted
 from msa_plugin.routing.key_search import KeySearch
 from msa_plugin.routing.prefilter import PrefilterSpec
-from msa_plugin.types import Document, EncodedDocument, Hits
+from msa_plugin.types import Hits
 
 
 class Engine:
@@ -126,10 +126,6 @@ class Engine:
         self.relevance = Relevance(bank, adapter.config)
         self.least, self.may_abstain = least_relevance(adapter, config), config.instruction is None
         self._layers = LayerRouting(backbone, self.router, bank, reading, self.top_k, self.search, store, self.lora)
-
-    def encode(self, documents: Iterable[Document]) -> Iterator[EncodedDocument]:
-        """Global memory encoding of a stream of documents, in order."""
-        return self.encoder.encode(documents, self.bank.next_ordinal)
 
     def rank(self, queries: Sequence[str], k: int, selection: Selected, also: Sequence[int] = ()) -> Ranking:
         """The best `k` documents of each query that `selection` allows; with `also`, all considered and these too."""

@@ -18,7 +18,7 @@ from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.documents import Known
 from msa_plugin.bank.handle import BankHandle
 from msa_plugin.config import MemoryConfig
-from msa_plugin.engine.engine import Engine
+from msa_plugin.engine.encoder import Encoder
 from msa_plugin.errors import ConfigError, DuplicateDocumentError, InvalidDocumentError
 from msa_plugin.types import (
     AddReport,
@@ -52,7 +52,7 @@ class Ingestion(ABC):
 
     def __init__(
         self,
-        engine: Engine,
+        encoder: Encoder,
         bank: BankHandle,
         namespace: str,
         config: MemoryConfig,
@@ -65,7 +65,7 @@ class Ingestion(ABC):
         """
         if on_invalid not in get_args(OnInvalid):
             raise ConfigError(f"on_invalid must be one of {get_args(OnInvalid)}, not {on_invalid!r}")
-        self.engine, self.bank, self.namespace, self.config = engine, bank, namespace, config
+        self.encoder, self.bank, self.namespace, self.config = encoder, bank, namespace, config
         self.on_invalid, self.on_progress = on_invalid, on_progress
         self._seen: dict[str, bytes] = {}
         self._added: list[str] = []
@@ -139,7 +139,7 @@ class Ingestion(ABC):
                 elif live.period != document.period or _as_json(live.metadata) != _as_json(document.metadata):
                     self._existing.add(document.id)
                     # With a numbering it gets another ordinal, and its latents hold the number.
-                    yield document, live if self.engine.encoder.numbering is None else None
+                    yield document, live if self.encoder.numbering is None else None
                 else:
                     self._unchanged.append(document.id)
                     self.counted(0)
@@ -168,7 +168,7 @@ class BankIngestion(Ingestion):
         self._buffer: list[EncodedDocument] = []
         self._bytes = 0
         self._committed = time.monotonic()
-        for encoded in self.engine.encode(self._to_encode(changed)):
+        for encoded in self.encoder.encode(self._to_encode(changed), self.bank.next_ordinal):
             self._take(encoded)
         self._commit()
 
