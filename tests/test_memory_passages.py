@@ -167,7 +167,7 @@ def test_a_document_is_fetched_once_for_a_question_and_tokenised_once_at_all(mem
     documents, places = type(bank).documents, backbone.tokenize_places
     monkeypatch.setattr(type(bank), "documents", lambda self, o: fetched.extend(o) or documents(self, o))
     monkeypatch.setattr(backbone, "tokenize_places", lambda texts: placed.extend(texts) or places(texts))
-    memory.engine.use_titles(0)  # these read documents of their own
+    memory.engine.titles = memory.engine.mentions = None  # these read documents of their own
     memory.ask("violin", max_new_tokens=1)
     assert fetched and len(fetched) == len(set(fetched))
     assert placed == []

@@ -145,6 +145,7 @@ class BesideConfig(Settings):
 
     lexical: float = Field(default=0.0, ge=0.0)
     titles: float = Field(default=0.0, ge=0.0)
+    mentions: float = Field(default=0.0, ge=0.0)
 
 
 class RelevanceWeights(Settings):
@@ -317,7 +318,9 @@ class MemoryConfig(Settings):
     `lexical` is the weight of BM25, as a share of a question's best, beside the routing score (0: none is computed).
     `titles` is the share of the best score that a document gains whose title is in the question, and of a found
     document's score that those gain which it names by their titles, fewer of them more (0: titles are text like any).
-    None of either is what the adapter was measured best with (`AdapterConfig.beside`), and none under `compat`.
+    `mentions` is the share of a found document's score that those gain which have a rare name in common with it, fewer
+    of them more, whether they have titles or not (0: no such link is followed).
+    None of these is what the adapter was measured best with (`AdapterConfig.beside`), and none under `compat`.
     `abstain_below` is the relevance (0 to 1) of a question's best document below which nothing is read and the answer
     is that the memory does not say (0: never); None is what the adapter was fitted with, and 0 with an `instruction`.
     `compat` answers exactly as the reference, mistakes included (docs/compatibility.md). `lock_timeout` (seconds) is
@@ -352,6 +355,7 @@ class MemoryConfig(Settings):
     tiers: TierConfig = TierConfig()
     lexical: float | None = Field(default=None, ge=0.0)
     titles: float | None = Field(default=None, ge=0.0)
+    mentions: float | None = Field(default=None, ge=0.0)
     abstain_below: float | None = Field(default=None, ge=0.0, lt=1.0)
     lock_timeout: float = Field(default=10.0, ge=0.0)
     queue_timeout: float | None = Field(default=600.0, ge=0.0)

@@ -21,11 +21,15 @@ class ChunkScore(NamedTuple):
 
 
 class NamedBy(NamedTuple):
-    """Where a document's title stands, and what that added: in another document, or (id None) in the question."""
+    """Where a document's title stands, and what that added: in another document, or (id None) in the question.
+
+    With `shared` it is any name that the other document has in common with it.
+    """
 
     id: str | None
     title: str
     added: float
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Explanation:
     rank among it and all that were `considered`: those that fit best by keys, those with most of the question's words,
     and those that are named. `places` are its ranks among them by each signal alone, `best` is the first one's score.
     `layers` are the parts of the best chunk's score; `words` what each word of the question added, `named` what each
-    mention of its title did. `relevance` as `Hit.relevance`.
+    mention of its title, and each name that it shares, did. `relevance` as `Hit.relevance`.
     """
 
     question: str

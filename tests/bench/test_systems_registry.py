@@ -27,6 +27,8 @@ FINDING = (
     "msa+lexical:1+titles",
     "dense+lexical+titles:0.5",
     "hybrid+titles",
+    "msa+lexical:1+titles+mentions",
+    "dense+mentions:0.5",
     "dense-same-backbone",
     "hybrid",
     "fusion:msa~bm25",
@@ -172,6 +174,8 @@ def test_names_are_taken_apart():
     named = parse_one("msa+lexical:1+titles+rerank")
     assert (named.lexical, named.titles, len(named.reranks)) == (1.0, 0.4, 1)
     assert parse_one("bm25+titles:0.5").titles == 0.5
+    linked = parse_one("msa+lexical:1+titles+mentions+rerank")
+    assert (linked.titles, linked.mentions, len(linked.reranks)) == (0.4, 0.4, 1)
 
 
 def test_lists_of_names():
@@ -198,6 +202,10 @@ def test_lists_of_names():
         ("iterative+titles", "behind msa"),
         ("msa+titles+lexical", "before any"),
         ("msa+titles+titles", "one .titles"),
+        ("msa+mentions:0", "above 0"),
+        ("msa+mentions+titles", "before any"),
+        ("msa+mentions+lexical", "before any"),
+        ("iterative+mentions", "behind msa"),
         ("msa+lexical:much", "above 0"),
         ("msa+coarse:some", "a prefilter is"),
         ("msa+faiss:", "a prefilter is"),

@@ -122,6 +122,27 @@ def test_names_lead_on_as_they_do_in_a_memory(tmp_path, backbone):
     assert found["other"] == 0
 
 
+def test_shared_names_lead_on_as_they_do_in_a_memory(tmp_path, backbone):
+    """BM25 finds the mill alone; it shares a name with one passage and another with two, and what leads stays ahead."""
+    documents = (
+        Document("mill", "The old mill was built by Anna Veld, 412 metres from here."),
+        Document("veld", "We know that Anna Veld was born far away."),
+        Document("bridge", "A bridge of 412 metres."),
+        Document("hill", "One climbs 412 metres."),
+        *(Document(f"x{n}", "Nobody asks.") for n in range(76)),
+    )
+    space = workspace(tmp_path, backbone, Dataset("names", documents, ()))
+    question, long = "who built the mill", f"the mill {' '.join(f'word{n}' for n in range(16))}"
+    systems = [create(n, space) for n in ("bm25", "bm25+mentions", "bm25+mentions:9")]
+    plain, linked, far = (system.prepare() and system.find([question, long], 4) for system in systems)
+    alone = plain[0].ranking[0].score
+    assert ids(plain[0]) == ["mill"] and ids(linked[0]) == ["mill", "veld", "bridge", "hill"]
+    expected = [1, 0.4, 0.4 / 2**0.5, 0.4 / 2**0.5]
+    assert [hit.score / alone for hit in linked[0].ranking] == pytest.approx(expected, rel=1e-5)
+    assert [hit.score / alone for hit in far[0].ranking] == pytest.approx([1, 0.9, 0.9, 0.9], rel=1e-5)
+    assert [hit.score for hit in linked[1].ranking[1:]] == [0, 0, 0], "a long question follows nothing"
+
+
 def test_dense_ties_keep_the_order_of_the_corpus(tmp_path, backbone, model):
     same = [Document(f"d{n:02}", "alike") for n in range(40)]
     system = create(f"dense:{model}", workspace(tmp_path, backbone, Dataset("ties", tuple(same), ())))

@@ -46,6 +46,27 @@ def test_titles_count_as_in_one_process(open_plain, open_cluster):
     assert {"names", "lisse"} <= {h.id for h in rows[0]}
 
 
+NAMES = [
+    {"id": "mill", "text": "The old mill on the Lisse was built by Hugo Brandt, 412 metres from here."},
+    {"id": "brandt", "text": "We know that Hugo Brandt died at sea."},
+    {"id": "bridge", "text": "A wooden bridge, 412 metres long, crosses the marsh."},
+    *({"id": f"filler-{n}", "text": f"Nothing at all, number {n}."} for n in range(60)),
+]
+
+
+@pytest.mark.parametrize("settings", [{"lexical": 5.0}, {"lexical": 5.0, "titles": 0.4}, {}])
+def test_shared_names_lead_on_as_in_one_process(open_plain, open_cluster, settings):
+    plain, cluster = open_plain(mentions=1.0, **settings), open_cluster(mentions=1.0, **settings)
+    for memory in (plain, cluster):
+        memory.add([*topics(), *NAMES])
+    asked = ["who built the old mill", "what is number 7", *WORDED]
+    for where in (None, {"number": {"$exists": False}}):
+        rows = plain.retrieve(asked, 9, filter=where)
+        assert [seen(row) for row in cluster.retrieve(asked, 9, filter=where)] == [seen(row) for row in rows]
+    if settings:
+        assert {h.id for h in plain.retrieve(asked[0], 9) if "names" in h.signals} == {"brandt", "bridge"}
+
+
 @pytest.mark.parametrize("where", [{"copy": 1}, {"copy": 99}, lambda metadata: metadata.get("copy") != 0])
 def test_words_count_over_what_a_filter_allows(open_plain, open_cluster, where):
     plain, cluster = filled(open_plain(lexical=1.0)), filled(open_cluster(lexical=1.0))
@@ -79,6 +100,8 @@ def test_a_shard_that_splits_words_otherwise_is_refused(open_cluster, monkeypatc
     monkeypatch.setattr("msa_plugin.cluster.search.tokenizer", lambda: "en-other")
     with pytest.raises(ClusterError, match="same versions"):
         memory.retrieve(WORDED[0])
+    with pytest.raises(ClusterError, match="same versions"):
+        memory.engine.search.holders([("violin",)], memory.engine.bank.select("default"), 5)
 
 
 @pytest.mark.parametrize("method", ["ranked", "word_counts", "word_scores"])

@@ -9,6 +9,7 @@ import pytest
 
 from facade import about, topics
 from msa_plugin.cluster.manifest import home
+from msa_plugin.config import BesideConfig
 from msa_plugin.memory import LatentMemory
 from tiny import tiny_adapter, tiny_backbone
 
@@ -89,7 +90,7 @@ def test_two_processes_answer_as_one(cluster, plain):
 
 def test_words_and_indexes_beside_keys(cluster, plain, tmp_path):
     for memory, folder in ((cluster, tmp_path / "cluster"), (plain, tmp_path / "plain")):
-        memory.engine.use_lexical(1.0)
+        memory.engine.use_beside(BesideConfig(lexical=1.0))
         memory.engine.use_prefilter("coarse:all@candidates=1000", folder, memory.engine.bank.select("default"))
     try:
         for question in (about("violin"), "a text on nothing but a glacier"):
@@ -100,7 +101,7 @@ def test_words_and_indexes_beside_keys(cluster, plain, tmp_path):
         same(cluster.retrieve(about(TOPIC), 16), plain.retrieve(about(TOPIC), 16))
     finally:
         for memory in (cluster, plain):
-            memory.engine.use_lexical(0)
+            memory.engine.use_beside(BesideConfig())
             memory.engine.use_prefilter(None, tmp_path, memory.engine.bank.select("default"))
 
 

@@ -25,24 +25,25 @@ def backbone():
 @pytest.fixture(scope="module")
 def adapter(backbone):
     plain = tiny_adapter(backbone)
-    config = plain.config.model_copy(update={"beside": BesideConfig(lexical=0.7, titles=0.3)})
+    config = plain.config.model_copy(update={"beside": BesideConfig(lexical=0.7, titles=0.3, mentions=0.2)})
     return replace(plain, config=config)
 
 
 def weights(memory):
-    lexical, titles = memory.engine.lexical, memory.engine.titles
-    return (lexical.weight if lexical else 0.0), (titles.weight if titles else 0.0)
+    engine = memory.engine
+    return tuple(one.weight if one else 0.0 for one in (engine.lexical, engine.titles, engine.mentions))
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, (0.7, 0.3)),
-        ({"lexical": 0}, (0.0, 0.3)),
-        ({"titles": 0.0}, (0.7, 0.0)),
-        ({"lexical": 2.0, "titles": 0.1}, (2.0, 0.1)),
-        ({"compat": True}, (0.0, 0.0)),
-        ({"compat": True, "lexical": 0.5}, (0.5, 0.0)),
+        ({}, (0.7, 0.3, 0.2)),
+        ({"lexical": 0}, (0.0, 0.3, 0.2)),
+        ({"titles": 0.0}, (0.7, 0.0, 0.2)),
+        ({"mentions": 0.0}, (0.7, 0.3, 0.0)),
+        ({"lexical": 2.0, "titles": 0.1, "mentions": 1}, (2.0, 0.1, 1.0)),
+        ({"compat": True}, (0.0, 0.0, 0.0)),
+        ({"compat": True, "lexical": 0.5}, (0.5, 0.0, 0.0)),
     ],
 )
 def test_the_adapter_says_and_settings_overrule_it(tmp_path, backbone, adapter, settings, expected):
@@ -52,7 +53,11 @@ def test_the_adapter_says_and_settings_overrule_it(tmp_path, backbone, adapter, 
 
 def test_scores_are_those_of_the_weights_given_by_hand(tmp_path, backbone, adapter):
     found = []
-    for name, given, settings in [("a", adapter, {}), ("b", None, {"lexical": 0.7, "titles": 0.3}), ("c", None, {})]:
+    for name, given, settings in [
+        ("a", adapter, {}),
+        ("b", None, {"lexical": 0.7, "titles": 0.3, "mentions": 0.2}),
+        ("c", None, {}),
+    ]:
         with opened(tmp_path / name, backbone, given, **settings) as memory:
             memory.add(topics())
             found.append([(h.id, h.score) for h in memory.retrieve(QUESTION, k=8)])
@@ -61,7 +66,11 @@ def test_scores_are_those_of_the_weights_given_by_hand(tmp_path, backbone, adapt
 
 @pytest.mark.parametrize(
     ("settings", "beside"),
-    [({}, {"words": 0.7, "names": 0.3}), ({"titles": 0}, {"words": 0.7}), ({"lexical": 0, "titles": 0}, {})],
+    [
+        ({}, {"words": 0.7, "names": 0.3, "mentions": 0.2}),
+        ({"titles": 0}, {"words": 0.7, "mentions": 0.2}),
+        ({"lexical": 0, "titles": 0, "mentions": 0}, {}),
+    ],
 )
 def test_a_trace_says_what_counted(tmp_path, backbone, adapter, settings, beside):
     with opened(tmp_path, backbone, adapter, **settings) as memory:
@@ -75,7 +84,11 @@ def test_a_trace_says_what_counted(tmp_path, backbone, adapter, settings, beside
 def test_it_is_kept_with_the_adapter_and_no_bank_depends_on_it(tmp_path, backbone, adapter):
     adapter.save(tmp_path / "new")
     tiny_adapter(backbone).save(tmp_path / "old")
-    assert Adapter.load(tmp_path / "new").config.beside == BesideConfig(lexical=0.7, titles=0.3)
+    assert Adapter.load(tmp_path / "new").config.beside == BesideConfig(lexical=0.7, titles=0.3, mentions=0.2)
+    unlinked = replace(adapter, config=adapter.config.model_copy(update={"beside": BesideConfig(titles=0.3)}))
+    unlinked.save(tmp_path / "earlier")
+    assert "mentions" not in (tmp_path / "earlier" / "adapter.json").read_text()
+    assert Adapter.load(tmp_path / "earlier").config.beside == BesideConfig(titles=0.3)
     assert "beside" not in (tmp_path / "old" / "adapter.json").read_text(), "earlier packages refuse unknown fields"
     assert Adapter.load(tmp_path / "old").hash() == Adapter.load(tmp_path / "new").hash()
 
@@ -89,10 +102,10 @@ def test_layers_that_select_for_themselves_have_none(backbone):
 def test_the_benchmarks_memories_have_keys_alone(tmp_path, backbone, adapter):
     banks = Banks(tmp_path, backbone, adapter, MemoryConfig(dtype="float32"))
     with banks.unfilled([]) as memory:
-        assert weights(memory) == (0.0, 0.0)
+        assert weights(memory) == (0.0, 0.0, 0.0)
     asked = Banks(tmp_path, backbone, adapter, MemoryConfig(dtype="float32", lexical=0.2))
     with asked.unfilled([]) as memory:
-        assert weights(memory) == (0.2, 0.0)
+        assert weights(memory) == (0.2, 0.0, 0.0)
 
 
 def test_a_calibrated_adapter_counts_words_and_names(backbone):

@@ -133,6 +133,8 @@ class Adapter:
         absent: dict[str, Any] = {} if self.lora is not None else {"lora": True}  # earlier packages refuse new fields
         if self.config.beside == BesideConfig():
             absent["beside"] = True
+        elif not self.config.beside.mentions:
+            absent["beside"] = {"mentions"}
         if self.config.relevance is None:
             absent["relevance"] = True
         if self.reader is None:

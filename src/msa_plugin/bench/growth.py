@@ -27,7 +27,7 @@ from msa_plugin.bench.base import Dataset, OnStep, Question
 from msa_plugin.bench.datasets import corpus_hash, load_distractors
 from msa_plugin.bench.report_tables import tokens as short_tokens
 from msa_plugin.bench.sampling import in_order
-from msa_plugin.config import MemoryConfig
+from msa_plugin.config import BesideConfig, MemoryConfig
 from msa_plugin.engine.setup import fingerprint
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
@@ -201,7 +201,7 @@ def _steps(stream: Iterator[tuple[Document, int]], sizes: Sequence[int]) -> tupl
 
 def keys_alone(config: MemoryConfig) -> MemoryConfig:
     """The same, but what is not said about words and names is that they do not count: systems bring their own."""
-    return config.model_copy(update={"lexical": config.lexical or 0.0, "titles": config.titles or 0.0})
+    return config.model_copy(update={name: getattr(config, name) or 0.0 for name in BesideConfig.model_fields})
 
 
 class Banks:

@@ -33,7 +33,7 @@ class MSASearch:
     def mteb_model_meta(self) -> Any:
         """What mteb writes into its results: the adapter's name, the backbone's, and what it is."""
         engine = self.memory.engine
-        beside = [one.weight for one in (engine.lexical, engine.titles) if one is not None]
+        beside = [one.weight for one in (engine.lexical, engine.titles, engine.mentions) if one is not None]
         return self._mteb.models.ModelMeta.create_empty(
             {
                 "name": f"msa-plugin/{engine.adapter.config.name}",

@@ -29,7 +29,7 @@ from msa_plugin.bench.datasets import approximate_tokens, load_distractors, samp
 from msa_plugin.bench.growth import noisy
 from msa_plugin.bench.scale_routing import own_bytes, resident_bytes
 from msa_plugin.bench.scale_sample import Sample, encoded_sample
-from msa_plugin.config import MemoryConfig
+from msa_plugin.config import BesideConfig, MemoryConfig
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.setup import fingerprint
 from msa_plugin.errors import ConfigError
@@ -167,13 +167,14 @@ def _opened(path: Path, backbone: Backbone, adapter: Adapter, questions: tuple[s
 
 
 def _stages(memory: LatentMemory, questions: Sequence[str], plan: Plan) -> dict[str, float]:
-    """Median seconds of a warm question: by keys alone, with words, and with words and names."""
+    """Median seconds of a warm question: by keys alone, with words, with titles too, and with all that counts."""
     engine, found = memory.engine, dict[str, list[float]]()
-    words, names = (one.weight if one is not None else 0.0 for one in (engine.lexical, engine.titles))
+    each = (engine.lexical, engine.titles, engine.mentions)
+    words, titles, mentions = (one.weight if one is not None else 0.0 for one in each)
+    stages = {"keys_s": (0.0, 0.0, 0.0), "words_s": (words, 0.0, 0.0), "titles_s": (words, titles, 0.0)}
     for question in questions:
-        for name, lexical, titles in (("keys_s", 0.0, 0.0), ("words_s", words, 0.0), ("all_s", words, names)):
-            engine.use_lexical(lexical)
-            engine.use_titles(titles)
+        for name, (lexical, titled, shared) in {**stages, "all_s": (words, titles, mentions)}.items():
+            engine.use_beside(BesideConfig(lexical=lexical, titles=titled, mentions=shared))
             began = plan.now()
             memory.retrieve(question, k=10)
             found.setdefault(name, []).append(plan.now() - began)

@@ -287,7 +287,7 @@ def _facade(sample: Sample, path: Path, backbone: Backbone, adapter: Adapter, pl
     """Open the bank as a user does, ask it questions, and let it answer one (rounds of routing, reading, decoding)."""
     peak.reset_peak()
     began = plan.now()
-    config = MemoryConfig(reading="text", lexical=0.0, titles=0.0)
+    config = MemoryConfig(reading="text", lexical=0.0, titles=0.0, mentions=0.0)
     with LatentMemory.open(path, model=backbone, adapter=adapter, config=config, read_only=True) as memory:
         opened = plan.now() - began
         times = []

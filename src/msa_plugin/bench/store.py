@@ -322,7 +322,7 @@ def _today(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Saved settings with the options that came later, as they were then: off, or of no matter to what is measured."""
     # Answers did not end with a repetition then; what is measured writes few tokens, of which that is no matter.
     then = {
-        "memory": MemoryConfig(lexical=0.0, titles=0.0, reader="stock", abstain_below=0.0),
+        "memory": MemoryConfig(lexical=0.0, titles=0.0, mentions=0.0, reader="stock", abstain_below=0.0),
         "generation": GenerationConfig(),
     }
     known = {name: given for name in then if isinstance(given := settings.get(name), Mapping)}

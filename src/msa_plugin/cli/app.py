@@ -23,6 +23,7 @@ from msa_plugin.cli.options import (
     History,
     Json,
     Lexical,
+    Mentions,
     Model,
     Namespace,
     Question,
@@ -85,6 +86,7 @@ def ask(
     reading: Reading = "auto",
     lexical: Lexical = None,
     titles: Titles = None,
+    mentions: Mentions = None,
     rounds: Annotated[int | None, typer.Option(help="At most this many rounds of routing.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="At most this many tokens of answer.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -106,7 +108,13 @@ def ask(
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     if rounds is not None:
         options["max_rounds"] = rounds
-    settings = {"reading": reading, "lexical": lexical, "titles": titles, "abstain_below": abstain_below}
+    settings = {
+        "reading": reading,
+        "lexical": lexical,
+        "titles": titles,
+        "mentions": mentions,
+        "abstain_below": abstain_below,
+    }
     check_not_empty(bank, namespace, snapshot)
     with open_memory(out, bank, model, adapter, namespace, must_exist=True, snapshot=snapshot, **settings) as memory:
         stream = memory.stream(question, filter=wanted, at=at, history=history, **options)
@@ -148,6 +156,7 @@ def retrieve(
     reading: Reading = "auto",
     lexical: Lexical = None,
     titles: Titles = None,
+    mentions: Mentions = None,
     min_relevance: Annotated[
         float | None, typer.Option(help="Leave out what is less relevant (0 to 1), all of it where nothing fits.")
     ] = None,
@@ -160,7 +169,7 @@ def retrieve(
     """
     out, wanted = Output(as_json), parse_filter(where)
     asof(at, history)
-    settings = {"reading": reading, "lexical": lexical, "titles": titles}
+    settings = {"reading": reading, "lexical": lexical, "titles": titles, "mentions": mentions}
     if reason := empty(bank, namespace, snapshot):
         out.say(f"nothing found: {reason}")
         out.result([])

@@ -373,8 +373,8 @@ def operate(
                     f"its own {size(row['own_bytes'])}"
                 )
                 out.say(
-                    f"  by keys alone {seconds(row['keys_s'])}, with words {seconds(row['words_s'])}, with names too "
-                    f"{seconds(row['all_s'])}: {row['over_keys_ratio']:.2f}"
+                    f"  by keys alone {seconds(row['keys_s'])}, with words {seconds(row['words_s'])}, with titles "
+                    f"{seconds(row['titles_s'])}, with all {seconds(row['all_s'])}: {row['over_keys_ratio']:.2f}"
                 )
                 if changes:
                     out.say(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from msa_plugin.cli.options import AdapterPath, Bank, Json, Lexical, Model, Namespace, Titles, open_memory
+from msa_plugin.cli.options import AdapterPath, Bank, Json, Lexical, Mentions, Model, Namespace, Titles, open_memory
 from msa_plugin.cli.output import Output
 from msa_plugin.errors import ConfigError
 
@@ -23,6 +23,7 @@ def mteb(
     namespace: Namespace = "default",
     lexical: Lexical = None,
     titles: Titles = None,
+    mentions: Mentions = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a memory by mteb, on its tasks (which it downloads) or on folders of yours.
@@ -41,7 +42,8 @@ def mteb(
         else [local_task(load_dataset(path)) for path in find_datasets(data)]  # type: ignore[arg-type]
     )
     rows: list[dict[str, Any]] = []
-    with open_memory(out, bank, model, adapter, namespace, lexical=lexical, titles=titles) as memory:
+    beside = {"lexical": lexical, "titles": titles, "mentions": mentions}
+    with open_memory(out, bank, model, adapter, namespace, **beside) as memory:
         search = MSASearch(memory)
         for task in wanted:
             rows += evaluated(search, task)

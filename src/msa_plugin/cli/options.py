@@ -59,6 +59,10 @@ Titles = Annotated[
         help="How much titles named in the question or in what is found count; 0: not. [default: the adapter's]"
     ),
 ]
+Mentions = Annotated[
+    float | None,
+    typer.Option(help="How much rare names shared with what is found count; 0: not. [default: the adapter's]"),
+]
 Reading = Annotated[
     str,
     typer.Option(

@@ -17,6 +17,7 @@ from msa_plugin.cli.options import (
     History,
     Json,
     Lexical,
+    Mentions,
     Model,
     Namespace,
     Reading,
@@ -56,6 +57,7 @@ def shell(
     reading: Reading = "auto",
     lexical: Lexical = None,
     titles: Titles = None,
+    mentions: Mentions = None,
     as_json: Json = False,
 ) -> None:
     """Load the model once, then ask as often as you like.
@@ -65,7 +67,7 @@ def shell(
     Example: msa shell --bank bank
     """
     out = Output(as_json)
-    settings = {"reading": reading, "lexical": lexical, "titles": titles}
+    settings = {"reading": reading, "lexical": lexical, "titles": titles, "mentions": mentions}
     wanted = parse_filter(where)
     asof(at, history)
     check_not_empty(bank, namespace, snapshot)

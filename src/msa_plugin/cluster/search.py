@@ -23,6 +23,7 @@ from msa_plugin.cluster.wire import flat, pack, unflat_row, unpack
 from msa_plugin.engine.ranking import Ranked, SharedQueries
 from msa_plugin.engine.search import Index
 from msa_plugin.errors import ConfigError
+from msa_plugin.routing.mentions import Mention
 from msa_plugin.routing.postings import Counts, Words
 from msa_plugin.routing.prefilter import PrefilterSpec
 from msa_plugin.routing.scorer import RoutedDocuments
@@ -115,6 +116,18 @@ class ClusterSearch:
                     self.bank.remember(shard, ordinals)
             found.append(TextNames(text, any_case=any_case).chosen(runs))
         return found
+
+    def holders(self, wanted: Sequence[Mention], selection: Selected, most: int) -> list[list[int]]:
+        """Each shard names its own documents, and no more than would be too many."""
+        assert isinstance(selection, ShardedSelection)
+        found: list[list[int]] = [[] for _ in wanted]
+        if wanted:
+            asked = [[list(mention) for mention in wanted], most, tokenizer()]
+            for shard, rows in self.bank.find("holders", selection, *asked).items():
+                self.bank.remember(shard, (ordinal for row in rows for ordinal in row))
+                for holding, row in zip(found, rows, strict=True):
+                    holding += row
+        return [sorted(holding) for holding in found]
 
     def prefilter(self, spec: PrefilterSpec | str, folder: Path, selection: Selected) -> ShardIndexes:
         """An index in every shard, over its part of `selection`; each names as many candidates as one alone would.

@@ -28,6 +28,7 @@ from msa_plugin.engine.search import BankSearch
 from msa_plugin.engine.setup import fingerprint
 from msa_plugin.errors import BankError, ClusterError, FingerprintMismatchError
 from msa_plugin.routing.key_search import KeySearch
+from msa_plugin.routing.mentions import holders
 from msa_plugin.routing.postings import Counts, Question
 from msa_plugin.routing.prefilter import Prefilter
 from msa_plugin.routing.titles import TextNames
@@ -150,6 +151,12 @@ class Shard:
         parts = self.bank.words(self._selected(asked))
         rows = [TextNames(text, any_case=any_case).runs(parts) for text in texts]
         return [[[at, size, ordinals] for (at, size), ordinals in runs.items()] for runs in rows]
+
+    def holders(self, asked: Sequence[Any], wanted: list[list[str]], most: int, split_by: str) -> list[list[int]]:
+        """Ordinals of documents here that have all words of each name; see `mentions.holders`."""
+        _check_tokenizer(split_by)
+        parts = self.bank.words(self._selected(asked))
+        return [row[: most + 1] for row in holders([tuple(words) for words in wanted], parts, most)]
 
     def index(self, asked: Sequence[Any], spec: str, folder: str) -> list[int]:
         """Make a prefilter ready over a selection, saved in this shard's part of `folder`; its documents and bytes."""

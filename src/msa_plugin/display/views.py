@@ -163,7 +163,8 @@ def _reasons(made: Explanation) -> list[list[str]]:
     named = [
         f"the question names it {by.added:.3f}"
         if by.id is None
-        else f"named in {inline(by.title)} <code>{inline(by.id)}</code> {by.added:.3f}"
+        else f"{'shares a name with' if by.shared else 'named in'} {inline(by.title)} <code>{inline(by.id)}</code> "
+        f"{by.added:.3f}"
         for by in made.named
     ]
     from_ = {

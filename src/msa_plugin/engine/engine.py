@@ -19,7 +19,7 @@ from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.bank.tiers import Tiers
-from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
+from msa_plugin.config import BesideConfig, GenerationConfig, InterleaveConfig, MemoryConfig
 from msa_plugin.engine.abstaining import among, declined, parted, prefilled, told
 from msa_plugin.engine.answering import Asked, Events, answering, fetched, found_at_once, in_turn, portions
 from msa_plugin.engine.encoder import Encoder
@@ -29,6 +29,7 @@ from msa_plugin.engine.generative.generative import Generative
 from msa_plugin.engine.generative.reference_loop import ReferenceLoop
 from msa_plugin.engine.interleave import Found, Gathered, Query, Ranking, drained, interleave_steps
 from msa_plugin.engine.lexical import Lexical
+from msa_plugin.engine.mentions import Mentions
 from msa_plugin.engine.numbering import Numbering
 from msa_plugin.engine.passages import Passages
 from msa_plugin.engine.per_layer import LayerRouting, RoutedPass, Row
@@ -117,11 +118,7 @@ class Engine:
         self.context_tokens = context_tokens(config, backbone.device)
         self.search = search or BankSearch(bank, adapter.config.routing, KeySearch.of(self.tiers.keys, config))
         self.prefilter: Index | None = None
-        self.lexical: Lexical | None = None
-        self.titles: Titles | None = None
-        beside = beside_keys(adapter, config)
-        self.use_lexical(beside.lexical)
-        self.use_titles(beside.titles)
+        self.use_beside(beside_keys(adapter, config))
         reading = () if self.content is None else self.content.layers
         self.relevance = Relevance(bank, adapter.config)
         self.least, self.may_abstain = least_relevance(adapter, config), config.instruction is None
@@ -143,13 +140,12 @@ class Engine:
         """
         self.prefilter = None if spec is None else self.search.prefilter(spec, folder, selection)
 
-    def use_lexical(self, weight: float) -> None:
-        """Add BM25 to routing scores, with this weight; 0: routing keys alone. Raises as `Lexical`."""
-        self.lexical = Lexical(self.bank, self.router, self.search, weight) if weight else None
-
-    def use_titles(self, weight: float) -> None:
-        """Let titles in questions and in what is found count, with this weight; 0: not. Raises as `Titles`."""
-        self.titles = Titles(self.bank, self.router, self.search, weight) if weight else None
+    def use_beside(self, weights: BesideConfig) -> None:
+        """What counts beside routing keys: BM25, titles, shared names; 0: it does not. Raises as these do."""
+        given = self.bank, self.router, self.search
+        self.lexical = Lexical(*given, weights.lexical) if weights.lexical else None
+        self.titles = Titles(*given, weights.titles) if weights.titles else None
+        self.mentions = Mentions(*given, weights.mentions) if weights.mentions else None
 
     def _rank_shared(
         self,
@@ -168,7 +164,7 @@ class Engine:
             asked = blended(self._vectors(questions), asked, weight, self.router)
         encoded, routing = time.perf_counter(), self.adapter.config.routing
         ranking = SharedRanking(
-            self.bank, routing, self.search, self.prefilter, self.lexical, self.titles, self.relevance
+            self.bank, routing, self.search, self.prefilter, self.lexical, self.titles, self.mentions, self.relevance
         )
         ranked = ranking.rank(queries, asked, k, selection, judge=not follows, also=also)
         seconds = {"encode": encoded - began, "route": time.perf_counter() - encoded}
@@ -324,7 +320,7 @@ class Engine:
 
     @property
     def _beside(self) -> dict[str, float]:
-        counted = {"words": self.lexical, "names": self.titles}
+        counted = {"words": self.lexical, "names": self.titles, "mentions": self.mentions}
         return {name: one.weight for name, one in counted.items() if one is not None}
 
     @property

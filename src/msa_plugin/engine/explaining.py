@@ -21,7 +21,7 @@ def explain(engine: Engine, question: str, ordinal: int, selection: Selected) ->
     [scores] = chunks([ordinal])
     spans = [engine.passages.chunk(document, number) for number in range(len(scores))]
     words = {} if engine.lexical is None else engine.lexical.parts(question, selection, ordinal)
-    naming = [(None if link.by is None else stored[link.by], link.added) for link in found.links if link.added]
+    naming = [(None if link.by is None else stored[link.by], link) for link in found.links if link.added]
     return Explanation(
         question=question,
         id=document.id,
@@ -32,7 +32,9 @@ def explain(engine: Engine, question: str, ordinal: int, selection: Selected) ->
         layers=found.layer_scores,
         chunks=tuple(ChunkScore(*span, float(score)) for span, score in zip(spans, scores, strict=True)),
         words=dict(sorted(words.items(), key=lambda item: -item[1])),
-        named=tuple(NamedBy(by.id if by else None, by.title if by else "", added) for by, added in naming),
+        named=tuple(
+            NamedBy(by.id if by else None, by.title if by else "", link.added, link.shared) for by, link in naming
+        ),
         place=considered.index(found) + 1,
         places=_places(found, considered),
         considered=len(considered),

@@ -35,10 +35,14 @@ from msa_plugin.routing.prefilter import Prefilter
 
 
 class Link(NamedTuple):
-    """What a title adds to its document's score: it stands in the document `by`, or in the question (None)."""
+    """What a name adds to a document's score: its title stands in the document `by`, or in the question (None).
+
+    With `shared` it is any name that both documents have.
+    """
 
     by: int | None
     added: float
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Ranked:
     """A routed document: its score, the routing score's parts by layer, and the chunk that scored best.
 
     `relevance` is how likely it answers the question (`engine.relevance`), None where nothing was fitted to say so.
-    `words` and `links` are what words and titles added to the score beside routing keys (`engine.lexical`, `titles`).
+    `words` and `links` are what words and names added to the score beside routing keys (`engine.lexical`, `titles`,
+    `mentions`).
     """
 
     ordinal: int

@@ -13,6 +13,7 @@ from msa_plugin.bank.view import Selection
 from msa_plugin.config import RoutingConfig
 from msa_plugin.engine.ranking import Ranked, SharedQueries, rank_shared
 from msa_plugin.routing.key_search import KeySearch
+from msa_plugin.routing.mentions import Mention, holders
 from msa_plugin.routing.postings import Words, word_scores
 from msa_plugin.routing.prefilter import Prefilter, PrefilterSpec
 from msa_plugin.routing.scorer import RoutedDocuments
@@ -46,6 +47,9 @@ class Search(Protocol):
     def names(self, texts: Sequence[str], selection: Selected, *, any_case: bool) -> list[Named]:
         """Documents of a selection that each text names by their titles; see `TextNames`."""
 
+    def holders(self, wanted: Sequence[Mention], selection: Selected, most: int) -> list[list[int]]:
+        """Documents of a selection that have all words of each name; of more than `most` at least `most` + 1."""
+
     def prefilter(self, spec: PrefilterSpec | str, folder: Path, selection: Selected) -> Index:
         """An index over `selection`, kept in `folder`. Raises ConfigError and MissingExtraError."""
 
@@ -77,6 +81,10 @@ class BankSearch:
         parts = self.bank.words(selection)
         asked = [TextNames(text, any_case=any_case) for text in texts]
         return [names.chosen(names.runs(parts)) for names in asked]
+
+    def holders(self, wanted: Sequence[Mention], selection: Selected, most: int) -> list[list[int]]:
+        """See `mentions.holders`."""
+        return holders(wanted, self.bank.words(selection), most) if wanted else []
 
     def prefilter(self, spec: PrefilterSpec | str, folder: Path, selection: Selected) -> Prefilter:
         """See `Prefilter.open`."""

@@ -35,10 +35,8 @@ def trained_reader(adapter: Adapter, config: MemoryConfig) -> Lora | None:
 def beside_keys(adapter: Adapter, config: MemoryConfig) -> BesideConfig:
     """Weights of words and names: what was asked for, else the adapter's; under `compat` none, as in the reference."""
     own = BesideConfig() if config.compat else adapter.config.beside
-    return BesideConfig(
-        lexical=own.lexical if config.lexical is None else config.lexical,
-        titles=own.titles if config.titles is None else config.titles,
-    )
+    asked = {name: getattr(config, name) for name in BesideConfig.model_fields}
+    return own.model_copy(update={name: weight for name, weight in asked.items() if weight is not None})
 
 
 def least_relevance(adapter: Adapter, config: MemoryConfig) -> float:

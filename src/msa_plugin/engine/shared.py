@@ -10,6 +10,7 @@ from functools import partial
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.config import RoutingConfig
 from msa_plugin.engine.lexical import Lexical, depth
+from msa_plugin.engine.mentions import Mentions
 from msa_plugin.engine.ranking import Ranked, SharedQueries, explained
 from msa_plugin.engine.relevance import Relevance, Said
 from msa_plugin.engine.search import Index, Search
@@ -27,6 +28,7 @@ class SharedRanking:
     prefilter: Index | None
     lexical: Lexical | None
     titles: Titles | None
+    mentions: Mentions | None
     relevance: Relevance
 
     def rank(
@@ -44,16 +46,20 @@ class SharedRanking:
         With documents `also` come all that were considered, best first; the best `k` and these have their relevance.
         """
         wanted, k = k, self.relevance.depth(k) if judge else k
-        wide = depth(k) if self.lexical is not None else k if self.titles is None else max(k, FOLLOWED)
+        named = self.titles is not None or self.mentions is not None
+        wide = depth(k) if self.lexical is not None else max(k, FOLLOWED) if named else k
         ranked = self.search.ranked(asked, wide, selection, self.prefilter)
         words = None if self.lexical is None else self.lexical.words(queries, selection)
         if self.lexical is not None and words is not None:
-            ranked = self.lexical.add(words, asked, ranked, k if self.titles is None and not also else wide)
+            ranked = self.lexical.add(words, asked, ranked, wide if named or also else k)
         score = partial(self._scored, asked, words)
         if also:
             ranked = [[*row, *score(n, _missing(row, also))] for n, row in enumerate(ranked)]
         if self.titles is not None:
-            ranked = self.titles.add(queries, ranked, selection, score, sys.maxsize if also else k)
+            every = bool(also) or self.mentions is not None
+            ranked = self.titles.add(queries, ranked, selection, score, sys.maxsize if every else k)
+        if self.mentions is not None:
+            ranked = self.mentions.add(queries, ranked, selection, score, sys.maxsize if also else k)
         if also:
             each = [None] * len(queries) if words is None else [[said] for said in words]
             asked_for = zip(queries, ranked, each, strict=True)

@@ -8,7 +8,7 @@ first one gives it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -49,7 +49,7 @@ class Titles:
         for row, (named, found) in enumerate(zip(asked, rows, strict=True)):
             best = max((r.score for r in found.values()), default=0.0)
             self._raise(found, dict.fromkeys(named, Link(None, best)), partial(score, row))
-        tops = [_best(found, FOLLOWED) for found in rows]
+        tops = [best_of(found, FOLLOWED) for found in rows]
         names = self._names([r for top in tops for r in top], selection)
         for row, (top, found) in enumerate(zip(tops, rows, strict=True)):
             gains: dict[int, Link] = {}
@@ -58,7 +58,7 @@ class Titles:
                 link = Link(ranking.ordinal, ranking.score / max(len(others), 1) ** 0.5)
                 gains.update({o: link for o in others if o not in gains or link.added > gains[o].added})
             self._raise(found, gains, partial(score, row))
-        return [_best(found, k) for found in rows]
+        return [best_of(found, k) for found in rows]
 
     def _raise(
         self, found: dict[int, Ranked], gains: dict[int, Link], score: Callable[[list[int]], list[Ranked]]
@@ -75,7 +75,7 @@ class Titles:
         """Documents that each document names around its best chunk, none of them called as it is itself."""
         stored = {d.ordinal: d for d in self.bank.documents(sorted({r.ordinal for r in ranked}))}
         places = sorted({(r.ordinal, r.best_chunk) for r in ranked if r.ordinal in stored})
-        texts = [self._around(stored[ordinal].text, chunk) for ordinal, chunk in places]
+        texts = [around(stored[ordinal].text, chunk * self._pooling, _CHARACTERS) for ordinal, chunk in places]
         own = [lowered(name_of(stored[ordinal].title)) for ordinal, _ in places]
         found = self.search.names(texts, selection, any_case=False)
         return {
@@ -83,11 +83,13 @@ class Titles:
             for place, named, mine in zip(places, found, own, strict=True)
         }
 
-    def _around(self, text: str, chunk: int) -> str:
-        middle = chunk * self._pooling * _PER_TOKEN
-        start = max(0, min(middle - _CHARACTERS // 2, len(text) - _CHARACTERS))
-        return text[start : start + _CHARACTERS]
+
+def around(text: str, token: int, characters: int) -> str:
+    """So many characters of a text around one of its tokens, roughly."""
+    start = max(0, min(token * _PER_TOKEN - characters // 2, len(text) - characters))
+    return text[start : start + characters]
 
 
-def _best(found: dict[int, Ranked], count: int) -> list[Ranked]:
+def best_of(found: Mapping[int, Ranked], count: int) -> list[Ranked]:
+    """The best of documents by their ordinals; ties go to the lower one."""
     return sorted(found.values(), key=lambda r: (-r.score, r.ordinal))[:count]

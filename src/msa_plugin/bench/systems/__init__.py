@@ -16,6 +16,7 @@ from msa_plugin.bench.systems.fusion import Fusion
 from msa_plugin.bench.systems.iterative import Decomposed, Iterative
 from msa_plugin.bench.systems.lexical import Bm25
 from msa_plugin.bench.systems.memory import Interleaved, Msa
+from msa_plugin.bench.systems.mentioned import Mentioned
 from msa_plugin.bench.systems.names import MEMORIES, NAMES, SUFFIXES, Parsed, parse, parse_one
 from msa_plugin.bench.systems.plain import ClosedBook, FullContext, Gold, Lures
 from msa_plugin.bench.systems.rerank import Reranked
@@ -56,13 +57,15 @@ def _build(name: str, parsed: Parsed, workspace: Workspace, options: Options) ->
         return Reranked(name, workspace, base, outer.depth or options.rerank_depth, outer.model)
     if parsed.prefilter is not None:
         options = replace(options, prefilter=parsed.prefilter)
+    if parsed.mentions and parsed.kind not in MEMORIES:
+        return Mentioned(name, workspace, _base(replace(parsed, mentions=0.0), workspace, options), parsed.mentions)
     if parsed.titles and parsed.kind not in MEMORIES:
         return Titled(name, workspace, _base(replace(parsed, titles=0.0), workspace, options), parsed.titles)
     if parsed.lexical and parsed.kind not in MEMORIES:
         base = _base(replace(parsed, lexical=0.0), workspace, options)
         return Worded(name, workspace, base, Bm25("bm25", workspace, options), parsed.lexical)
     if parsed.kind in MEMORIES:
-        options = replace(options, lexical=parsed.lexical, titles=parsed.titles)
+        options = replace(options, lexical=parsed.lexical, titles=parsed.titles, mentions=parsed.mentions)
     if parsed.kind in _SIMPLE:
         return _SIMPLE[parsed.kind](name, workspace, options)
     return _build_finding(name, parsed, workspace, options)

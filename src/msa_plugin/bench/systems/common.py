@@ -26,15 +26,16 @@ Seconds: TypeAlias = dict[str, float]
 class Options:
     """Settings that names do not carry.
 
-    `prefilter` is `faiss:...` or `coarse:...` for MSA's router (None: exact), `lexical` its weight of BM25 and `titles`
-    that of names. `rounds` bound iterative systems, which keep `per_round` new passages a round and append the best
-    `follow` of them to the next query; MSA's rounds follow the memory's own settings. `rerank_depth` passages are
-    reranked. `fusion_k` and `fusion_depth` are of reciprocal rank fusion.
+    `prefilter` is `faiss:...` or `coarse:...` for MSA's router (None: exact), `lexical` its weight of BM25, `titles`
+    and `mentions` those of names. `rounds` bound iterative systems, which keep `per_round` new passages a round and
+    append the best `follow` of them to the next query; MSA's rounds follow the memory's own settings. `rerank_depth`
+    passages are reranked. `fusion_k` and `fusion_depth` are of reciprocal rank fusion.
     """
 
     prefilter: str | None = None
     lexical: float = 0.0
     titles: float = 0.0
+    mentions: float = 0.0
     rounds: int = 2
     per_round: int = 3
     follow: int = 1

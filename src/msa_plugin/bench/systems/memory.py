@@ -11,9 +11,11 @@ from contextlib import contextmanager
 
 from msa_plugin.bench.base import Cost, Found, Reply, Scored, Workspace
 from msa_plugin.bench.systems.common import FoundInRounds, Options, merged, shared, summed
+from msa_plugin.config import BesideConfig
 from msa_plugin.engine.answering import Asked
 from msa_plugin.engine.interleave import Ranking
 from msa_plugin.engine.lexical import Lexical
+from msa_plugin.engine.mentions import Mentions
 from msa_plugin.engine.ranking import Ranked
 from msa_plugin.engine.search import Index
 from msa_plugin.engine.titles import Titles
@@ -29,6 +31,7 @@ class Msa:
         self._prefilter: Index | None = None
         self._lexical: Lexical | None = None
         self._titles: Titles | None = None
+        self._mentions: Mentions | None = None
 
     @property
     def rounds(self) -> int:
@@ -44,7 +47,7 @@ class Msa:
         stats = self.memory.stats()
         held = stats.bytes_keys + self._build_prefilter()
         self._use_words()
-        if self._lexical or self._titles:
+        if self._lexical or self._titles or self._mentions:
             held += stats.bytes_words
         return Cost(self.workspace.encoding_seconds, stats.tokens, stats.bytes_total, held)
 
@@ -68,7 +71,7 @@ class Msa:
 
     def close(self) -> None:
         """Drop what was built; the memory is the workspace's."""
-        self._prefilter = self._lexical = self._titles = None
+        self._prefilter = self._lexical = self._titles = self._mentions = None
 
     def _rank(self, questions: Sequence[str], k: int) -> Ranking:
         engine = self.memory.engine
@@ -95,26 +98,22 @@ class Msa:
 
     def _use_words(self) -> None:
         engine = self.memory.engine
-        before = engine.lexical, engine.titles
-        if self.options.lexical:
-            engine.use_lexical(self.options.lexical)
-            self._lexical = engine.lexical
-        if self.options.titles:
-            engine.use_titles(self.options.titles)
-            self._titles = engine.titles
-        engine.lexical, engine.titles = before
+        before, options = (engine.lexical, engine.titles, engine.mentions), self.options
+        engine.use_beside(BesideConfig(lexical=options.lexical, titles=options.titles, mentions=options.mentions))
+        self._lexical, self._titles, self._mentions = engine.lexical, engine.titles, engine.mentions
+        engine.lexical, engine.titles, engine.mentions = before
 
     @contextmanager
     def _filtered(self) -> Iterator[None]:
-        """This system's prefilter, words and titles are the engine's while inside; without them it stays as it is."""
+        """This system's prefilter, words and names are the engine's while inside; without them it stays as it is."""
         engine = self.memory.engine
-        before = engine.prefilter, engine.lexical, engine.titles
+        before = engine.prefilter, engine.lexical, engine.titles, engine.mentions
         engine.prefilter, engine.lexical = self._prefilter or before[0], self._lexical or before[1]
-        engine.titles = self._titles or before[2]
+        engine.titles, engine.mentions = self._titles or before[2], self._mentions or before[3]
         try:
             yield
         finally:
-            engine.prefilter, engine.lexical, engine.titles = before
+            engine.prefilter, engine.lexical, engine.titles, engine.mentions = before
 
 
 class Interleaved(Msa):

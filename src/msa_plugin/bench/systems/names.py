@@ -2,7 +2,7 @@
 
     name     = kind [":" argument] {suffix}
     suffix   = "+rerank" ["@" depth] [":" cross-encoder]   |   "+faiss:" index   |   "+coarse:" numbers
-             | "+lexical" [":" weight]  |   "+titles" [":" weight]
+             | "+lexical" [":" weight]  |   "+titles" [":" weight]  |   "+mentions" [":" weight]
 
 What belongs together goes in parentheses: `iterative:(dense+rerank)` reranks in every round, `iterative:dense+rerank`
 only at the end. A fusion's members are separated by "~" or, where the name stands alone, by commas.
@@ -40,15 +40,17 @@ SUFFIXES = {
     "NAME+lexical[:WEIGHT]",
     "+titles": "titles named in the question, or in the best passages, count, for MSA as a user sets it: "
     "NAME+titles[:WEIGHT]",
+    "+mentions": "rare names that passages share with the best ones count, for MSA as a user sets it: "
+    "NAME+mentions[:WEIGHT]",
 }
 MEMORIES = ("msa", "msa-interleave")
 _SCORED = (*MEMORIES, "dense", "dense-same-backbone")  # every passage has a cosine that BM25 can be added to
 _NAMED = (*_SCORED, "bm25", "hybrid", "fusion")
 _ROUNDS = ("iterative", "decompose")
 _ANSWER_ONLY = ("full-context", "closed-book", "gold", "lures")
-_SUFFIX = re.compile(r"\+(?=(?:rerank|faiss|coarse|lexical|titles)(?:[:@+]|$))")
-_WEIGHED = re.compile(r"(?:lexical|titles)(?::(?P<weight>\d+(?:\.\d+)?))?")
-LEXICAL, TITLES = 0.5, 0.4  # the weights where a name gives none
+_SUFFIX = re.compile(r"\+(?=(?:rerank|faiss|coarse|lexical|titles|mentions)(?:[:@+]|$))")
+_WEIGHED = re.compile(r"(?:lexical|titles|mentions)(?::(?P<weight>\d+(?:\.\d+)?))?")
+LEXICAL, TITLES, MENTIONS = 0.5, 0.4, 0.4  # the weights where a name gives none
 _RERANK = re.compile(r"rerank(?:@(?P<depth>\d+))?(?::(?P<model>.+))?")
 
 
@@ -71,6 +73,7 @@ class Parsed:
     prefilter: str | None = None
     lexical: float = 0.0
     titles: float = 0.0
+    mentions: float = 0.0
 
     @property
     def finds(self) -> bool:
@@ -130,6 +133,8 @@ def _with_suffix(parsed: Parsed, suffix: str, name: str) -> Parsed:
         return _with_words(parsed, suffix, name)
     if suffix.startswith("titles"):
         return _with_titles(parsed, suffix, name)
+    if suffix.startswith("mentions"):
+        return _with_mentions(parsed, suffix, name)
     if suffix.startswith(KINDS):
         if parsed.kind not in MEMORIES or parsed.reranks or parsed.prefilter:
             raise ConfigError(f"one prefilter directly behind msa or msa-interleave, not as in {name!r}")
@@ -145,18 +150,27 @@ def _with_suffix(parsed: Parsed, suffix: str, name: str) -> Parsed:
 
 def _with_words(parsed: Parsed, suffix: str, name: str) -> Parsed:
     weight = _weight(suffix, name, LEXICAL)
-    if parsed.kind not in _SCORED or parsed.reranks or parsed.lexical or parsed.titles:
+    if parsed.kind not in _SCORED or parsed.reranks or parsed.lexical or parsed.titles or parsed.mentions:
         raise ConfigError(
-            f"one +lexical behind {', '.join(_SCORED)}, before any +titles or +rerank; not as in {name!r}"
+            f"one +lexical behind {', '.join(_SCORED)}, before any +titles, +mentions or +rerank; not as in {name!r}"
         )
     return replace(parsed, lexical=weight)
 
 
 def _with_titles(parsed: Parsed, suffix: str, name: str) -> Parsed:
     weight = _weight(suffix, name, TITLES)
-    if parsed.kind not in _NAMED or parsed.reranks or parsed.titles:
-        raise ConfigError(f"one +titles behind {', '.join(_NAMED)}, before any +rerank; not as in {name!r}")
+    if parsed.kind not in _NAMED or parsed.reranks or parsed.titles or parsed.mentions:
+        raise ConfigError(
+            f"one +titles behind {', '.join(_NAMED)}, before any +mentions or +rerank; not as in {name!r}"
+        )
     return replace(parsed, titles=weight)
+
+
+def _with_mentions(parsed: Parsed, suffix: str, name: str) -> Parsed:
+    weight = _weight(suffix, name, MENTIONS)
+    if parsed.kind not in _NAMED or parsed.reranks or parsed.mentions:
+        raise ConfigError(f"one +mentions behind {', '.join(_NAMED)}, before any +rerank; not as in {name!r}")
+    return replace(parsed, mentions=weight)
 
 
 def _weight(suffix: str, name: str, usual: float) -> float:

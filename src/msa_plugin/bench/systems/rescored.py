@@ -1,4 +1,4 @@
-"""A system whose passages are all scored again before the best are taken: what `+lexical` and `+titles` share."""
+"""A system whose passages are all scored again before the best are taken: what words and names beside it share."""
 
 from __future__ import annotations
 
