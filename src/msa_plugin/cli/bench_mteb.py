@@ -42,7 +42,7 @@ def mteb(
         else [local_task(load_dataset(path)) for path in find_datasets(data)]  # type: ignore[arg-type]
     )
     rows: list[dict[str, Any]] = []
-    beside = {"lexical": lexical, "titles": titles, "mentions": mentions}
+    beside: dict[str, Any] = {"lexical": lexical, "titles": titles, "mentions": mentions}
     with open_memory(out, bank, model, adapter, namespace, **beside) as memory:
         search = MSASearch(memory)
         for task in wanted:
