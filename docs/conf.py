@@ -28,7 +28,6 @@ exclude_patterns = [
     "dist",
     "build",
     "site",
-    "docs/unlanded",
     "**/*.py",
 ]
 myst_heading_anchors = 4

@@ -77,6 +77,7 @@ def test_by_keys_alone_a_second_round_finds_the_second_document(memory: LatentMe
     engine = memory.engine
     monkeypatch.setattr(engine, "lexical", None)
     monkeypatch.setattr(engine, "titles", None)
+    monkeypatch.setattr(engine, "mentions", None)
     selection = engine.bank.select("default", None)
     wide = {"per_round": 3, "cut": 0.6}
     found = []

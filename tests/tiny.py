@@ -163,7 +163,7 @@ def tiny_adapter(backbone: Backbone, *, read_latent: bool = False, beside: bool 
             abilities=Abilities(route=True, read_latent=read_latent),
             top_k=4,
             prefix=SPECIAL[1],
-            beside=BesideConfig(lexical=1.0, titles=0.4) if beside else BesideConfig(),
+            beside=BesideConfig(lexical=1.0, titles=0.4, mentions=0.4) if beside else BesideConfig(),
         ),
         Router(config, layers, weights),
     )

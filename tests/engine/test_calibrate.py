@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ from msa_plugin.memory import LatentMemory
 from tiny import tiny_backbone
 
 PASSAGES = [f"{d.title}\n{d.text}" for d in sample_documents()]
+KEYS_ALONE: dict[str, Any] = {"lexical": 0, "titles": 0, "mentions": 0}
 
 
 def _noisy(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,7 +113,7 @@ def test_calibrated_routing_finds_a_text_by_its_own_words(tmp_path) -> None:
     documents = sample_documents()
     # Questions are whole texts in this test, so their centre must be that of whole texts.
     adapter = Calibration(backbone, config).run(PASSAGES, [d.text for d in documents])
-    with LatentMemory.open(tmp_path / "bank", model=backbone, adapter=adapter, lexical=0, titles=0) as memory:
+    with LatentMemory.open(tmp_path / "bank", model=backbone, adapter=adapter, **KEYS_ALONE) as memory:
         memory.add(documents)
         hits = memory.retrieve([d.text for d in documents], 1)
     found = sum(row[0].id == d.id for row, d in zip(hits, documents, strict=True))
@@ -123,7 +126,7 @@ def test_every_layers_share_of_a_score_is_centred(tmp_path) -> None:
     config = CalibrationConfig(layers=(0, 1), dims=16, pooling=1024, window=1024)
     documents = sample_documents()
     adapter = Calibration(backbone, config).run(PASSAGES, [d.text for d in documents])
-    with LatentMemory.open(tmp_path / "bank", model=backbone, adapter=adapter, lexical=0, titles=0) as memory:
+    with LatentMemory.open(tmp_path / "bank", model=backbone, adapter=adapter, **KEYS_ALONE) as memory:
         memory.add(documents)
         rows = memory.retrieve([d.text for d in documents], len(documents))
     shares = torch.tensor([[[hit.layer_scores[0], hit.layer_scores[1]] for hit in row] for row in rows])

@@ -105,7 +105,7 @@ def test_what_stands_elsewhere_in_a_long_document_does_not_count(tmp_path, backb
 
 
 def test_without_words_keys_judge_alone(tmp_path, backbone):
-    with opened(tmp_path, backbone, with_relevance(backbone), lexical=0, titles=0) as memory:
+    with opened(tmp_path, backbone, with_relevance(backbone), lexical=0, titles=0, mentions=0) as memory:
         memory.add(topics())
         for hit in memory.retrieve("who are you?", k=8):
             assert 0 < hit.relevance < 1

@@ -124,12 +124,11 @@ class WordTable:
 
     def places(self, words: Sequence[bytes], hashes: Hashes) -> list[int]:
         """Where each of `words`, of these hashes, is among the terms; -1: nowhere."""
-        found = []
-        for place, word, hashed_ in zip(np.searchsorted(self.hashes, hashes).tolist(), words, hashes, strict=True):
-            at = place
-            while at < len(self.hashes) and self.hashes[at] == hashed_ and self._term(at) != word:
-                at += 1
-            found.append(at if at < len(self.hashes) and self.hashes[at] == hashed_ else -1)
+        found = [-1] * len(words)
+        first, last = (np.searchsorted(self.hashes, hashes, side=side) for side in ("left", "right"))
+        for n in np.flatnonzero(first < last).tolist():
+            same = range(int(first[n]), int(last[n]))
+            found[n] = next((place for place in same if self._term(place) == words[n]), -1)
         return found
 
     def postings(self, place: int) -> tuple[Numbers32, NDArray[Any]]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from msa_plugin.bench.runner import CompareConfig
 
-DEFAULT = "msa+lexical:1+titles"  # what a memory with the default adapter ranks by when nothing is said
+DEFAULT = "msa+lexical:1+titles+mentions"  # what a memory with the default adapter ranks by when nothing is said
 # Systems that need neither a download nor a second model, and what a first look wants to know.
 QUICK: dict[str, tuple[str, ...]] = {
     "retrieval": (DEFAULT, "msa", "bm25", "dense-same-backbone"),

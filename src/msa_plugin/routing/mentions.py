@@ -78,5 +78,6 @@ def _having(part: WordPart, places: Sequence[int]) -> Numbers32:
         if not len(positions):
             break
         more, _ = part.table.postings(place)
-        positions = positions[more[np.searchsorted(more, positions).clip(max=len(more) - 1)] == positions]
+        at = np.minimum(np.searchsorted(more, positions), len(more) - 1)
+        positions = positions[more[at] == positions]
     return positions if part.allowed is None else positions[part.allowed[positions]]
