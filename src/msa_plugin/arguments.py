@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, get_args
 from msa_plugin.backbone.adapter import AdapterConfig
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig, nearest
-from msa_plugin.dates import When
+from msa_plugin.dates import Asof, Recency, When, asof, days_of
+from msa_plugin.engine.setup import check_recency
 from msa_plugin.errors import ConfigError, InvalidDocumentError, InvalidQueryError, MSAError, UnknownDocumentError
 from msa_plugin.types import Document, Filter, Hit, Period, Source
 
@@ -25,6 +26,7 @@ class Retrieval(TypedDict, total=False):
     filter: Filter | None
     at: When | None
     history: bool
+    recency: Recency | None
     by: By
     min_relevance: float | None
 
@@ -114,6 +116,18 @@ def dated(documents: Iterable[Document], given: Mapping[str, Any]) -> list[Docum
         changes: list[dict[str, Any]] = [{name: absent if one is None else one} for one in each]
         found = [replace(d, **change) for d, change in zip(found, changes, strict=True)]
     return found
+
+
+def time_of(
+    at: When | None, history: bool, recency: Recency | None, config: MemoryConfig, adapter: AdapterConfig
+) -> Asof:
+    """The time that a question is about, and whether newer documents rank higher.
+
+    Raises as `asof` and `days_of`, and ConfigError where layers select for themselves.
+    """
+    half_life = config.recency if recency is None else days_of(recency)
+    check_recency(half_life, adapter)
+    return asof(at, history, half_life)
 
 
 def count(k: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any, cast
 from msa_plugin.arguments import By
 from msa_plugin.cancellation import on_thread
 from msa_plugin.conversations import Message
-from msa_plugin.dates import When
+from msa_plugin.dates import Recency, When
 from msa_plugin.streams import AsyncAnswerStream
 from msa_plugin.types import (
     AddReport,
@@ -59,11 +59,13 @@ class AsyncTwins:
         filter: Filter | None = None,
         at: When | None = None,
         history: bool = False,
+        recency: Recency | None = None,
         by: By = "document",
         min_relevance: float | None = None,
     ) -> list[Hit] | list[list[Hit]]:
         """`retrieve`, awaited."""
-        options = {"filter": filter, "at": at, "history": history, "by": by, "min_relevance": min_relevance}
+        time = {"at": at, "history": history, "recency": recency}
+        options = {"filter": filter, **time, "by": by, "min_relevance": min_relevance}
         return cast("list[Hit] | list[list[Hit]]", await self._thread("retrieve", question, k, **options))
 
     async def aexplain(self, question: str, document: str | Hit, **options: Any) -> Explanation:

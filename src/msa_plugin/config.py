@@ -9,10 +9,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from msa_kernels import Backend
-from msa_plugin.errors import ConfigError
+from msa_plugin.dates import days_of
+from msa_plugin.errors import ConfigError, InvalidQueryError
 
 HeadReduce = Literal["mean", "max"]
 QueryReduce = Literal["max", "mean", "last", "pooled"]
@@ -25,6 +26,13 @@ Layers = Annotated[tuple[int, ...], Field(min_length=1)]
 Size = Annotated[int, Field(gt=0, le=1 << 20)]
 # A place on the disk, resolved once: it stays what it was when the working directory changes.
 Place = Annotated[Path, AfterValidator(Path.resolve)]
+
+
+def _days(value: Any) -> float | None:
+    try:
+        return days_of(value)
+    except InvalidQueryError as error:
+        raise ValueError(str(error)) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -321,6 +329,8 @@ class MemoryConfig(Settings):
     `mentions` is the share of a found document's score that those gain which have a rare name in common with it, fewer
     of them more, whether they have titles or not (0: no such link is followed).
     None of these is what the adapter was measured best with (`AdapterConfig.beside`), and none under `compat`.
+    `recency` is the age in days (or as a timedelta) at which what a document gains by being new has halved (None: that
+    it is new does not count). A question may give another (`LatentMemory.retrieve`).
     `abstain_below` is the relevance (0 to 1) of a question's best document below which nothing is read and the answer
     is that the memory does not say (0: never); None is what the adapter was fitted with, and 0 with an `instruction`.
     `compat` answers exactly as the reference, mistakes included (docs/compatibility.md). `lock_timeout` (seconds) is
@@ -356,6 +366,7 @@ class MemoryConfig(Settings):
     lexical: float | None = Field(default=None, ge=0.0)
     titles: float | None = Field(default=None, ge=0.0)
     mentions: float | None = Field(default=None, ge=0.0)
+    recency: Annotated[float | None, BeforeValidator(_days)] = None
     abstain_below: float | None = Field(default=None, ge=0.0, lt=1.0)
     lock_timeout: float = Field(default=10.0, ge=0.0)
     queue_timeout: float | None = Field(default=600.0, ge=0.0)

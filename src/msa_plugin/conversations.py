@@ -163,6 +163,22 @@ def documents_of(
         last = turn
 
 
+def exchange(
+    messages: Iterable[Message], *, session: str, at: When | None = None, before: Message | None = None
+) -> Document | None:
+    """What was said and answered as one document, in the form of `add_turns`; None where nobody said anything.
+
+    The day, the question of the message `before` that the first of `messages` answers, and all that these say. The same
+    again in a session has the same id. Raises InvalidDocumentError as `add_turns`.
+    """
+    turns, last = turns_of(messages, at), [] if before is None else turns_of(before, at)
+    if not turns:
+        return None
+    whole = turns[0]._replace(text="\n".join([turns[0].text, *(turn.line for turn in turns[1:])]))
+    [document] = documents_of([whole], ids_of([whole._replace(at="")], session), session, *last)
+    return document
+
+
 def day(at: str) -> str:
     """A moment's day as people write it: 8 May 2023."""
     moment = datetime.fromisoformat(at)

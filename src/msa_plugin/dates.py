@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from datetime import date, datetime, timezone
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime, timedelta, timezone
 from typing import NamedTuple, TypeAlias
 
 from msa_plugin.errors import InvalidDocumentError, InvalidQueryError, MSAError
 
 When: TypeAlias = datetime | date | str
 """A datetime, a date (its first moment), or either as ISO 8601 text. Without a zone it is read as UTC."""
+
+Recency: TypeAlias = timedelta | float
+"""The age at which what a document gains by being new has halved: a timedelta, or days."""
 
 
 class Period(NamedTuple):
@@ -35,10 +38,14 @@ UNBOUNDED = Validity()
 
 
 class Asof(NamedTuple):
-    """Of which time documents are: `at` (None: the present), or with `history` of any."""
+    """Of which time documents are: `at` (None: the present), or with `history` of any.
+
+    With a `half_life` (days) newer ones rank higher among them; see `engine.recency`.
+    """
 
     at: str | None = None
     history: bool = False
+    half_life: float | None = None
 
 
 PRESENT = Asof()
@@ -87,15 +94,35 @@ def _is_unicode(text: str) -> bool:
         return False
 
 
-def asof(at: When | None, history: bool) -> Asof:
+def asof(at: When | None, history: bool, half_life: float | None = None) -> Asof:
     """The time that a question is about. Raises InvalidQueryError for what is no date, and for both at once."""
     if not isinstance(history, bool):
         raise InvalidQueryError(f"history is True or False, not {history!r}")
     if at is None:
-        return Asof(history=True) if history else PRESENT
+        return Asof(None, history, half_life)
     if history:
         raise InvalidQueryError("at= asks as of a date and history=True of all times; give one of them")
-    return Asof(instant(at, "at", InvalidQueryError))
+    return Asof(instant(at, "at", InvalidQueryError), half_life=half_life)
+
+
+def days_of(recency: Recency | None) -> float | None:
+    """A half-life in days; None and 0 are none. Raises InvalidQueryError for what is no length of time."""
+    days = recency / timedelta(days=1) if isinstance(recency, timedelta) else recency
+    if days is None:
+        return None
+    if isinstance(days, bool) or not isinstance(days, int | float) or not 0.0 <= days < float("inf"):
+        raise InvalidQueryError(
+            f"recency= is the age at which a document's gain has halved, a timedelta or days (0: off), not {recency!r}"
+        )
+    return float(days) or None
+
+
+def said_at(metadata: Mapping[str, object]) -> str | None:
+    """When a turn was said (ISO 8601 in UTC), of a document that is one (see `conversations`)."""
+    try:
+        return instant(metadata["at"], "at", InvalidDocumentError) if "said" in metadata else None
+    except (KeyError, InvalidDocumentError):  # somebody else's field
+        return None
 
 
 def _moment(value: object) -> datetime:

@@ -8,7 +8,7 @@ memory.ask("question").text
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -28,12 +28,13 @@ from msa_plugin.cluster.manifest import check_plain
 from msa_plugin.cluster.opening import ask_for_cluster, open_cluster
 from msa_plugin.config import ClusterConfig, MemoryConfig
 from msa_plugin.conversations import Conversations
-from msa_plugin.dates import PRESENT, Asof, When, asof
+from msa_plugin.dates import Asof, Recency, When
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.answering import Events, completed
 from msa_plugin.engine.engine import Engine
 from msa_plugin.engine.explaining import explain
 from msa_plugin.engine.ingestion import BankIngestion, Ingestion
+from msa_plugin.engine.recency import SHARE
 from msa_plugin.engine.setup import check_kernels, check_window, fingerprint
 from msa_plugin.errors import ConfigError, EmptyMemoryError, InvalidQueryError, UnknownDocumentError
 from msa_plugin.events import AnswerPiece, Event
@@ -190,16 +191,6 @@ class LatentMemory(Namespaces, Conversations, Chat, Upkeep, AsyncTwins):
         self._engine.tiers.content.forget(at.ordinal for at in known.values())
         return DeleteReport(tuple(deleted), tuple(missing))
 
-    def get(self, ids: str | Sequence[str]) -> list[Document]:
-        """Stored documents by id, in the order asked for; unknown ids are left out."""
-        wanted = id_list(ids)
-        found = self._bank_().get(wanted, self.namespace)
-        return [found[i].document for i in wanted if i in found]
-
-    def ids(self) -> Iterator[str]:
-        """Ids of all documents in this namespace."""
-        return self._bank_().iter_ids(self.namespace)
-
     @overload  # a str is a Sequence[str], hence the ignore: the first signature that fits is the one meant
     def retrieve(  # type: ignore[overload-overlap]
         self, question: str, k: int | None = None, **options: Unpack[Retrieval]
@@ -215,6 +206,7 @@ class LatentMemory(Namespaces, Conversations, Chat, Upkeep, AsyncTwins):
         filter: Filter | None = None,
         at: When | None = None,
         history: bool = False,
+        recency: Recency | None = None,
         by: By = "document",
         min_relevance: float | None = None,
     ) -> Hits | list[Hits]:
@@ -224,12 +216,15 @@ class LatentMemory(Namespaces, Conversations, Chat, Upkeep, AsyncTwins):
         `filter` (a mapping over metadata, or a function of it) applies before the k best are taken; `min_relevance`
         (0 to 1, see `Hit.relevance`) then leaves out those below it. Found is what is valid now, or as of `at` (a
         datetime, date or ISO text; UTC where it has no zone), or with `history` at any time (see `Hit.validity`).
+        With `recency`, the age (timedelta or days) at which what being new adds has halved, newer documents rank
+        higher; None: as the memory was opened, 0: not. How old one is, `valid_from` says, else when it was stored.
         Of a cluster, `missed_shards` says what was lost.
         Raises InvalidQueryError for bad input, ConfigError for `min_relevance` where the adapter knows no relevance.
         """
         questions, admits = self._questions(question), arguments.relevant(min_relevance, self._engine.adapter.config)
         k, passages = self._engine.top_k if k is None else arguments.count(k), arguments.by_passage(by)
-        selection = self._bank.select(self.namespace, filter, below=self.below, asof=asof(at, history))
+        time = self._time(at, history, recency)
+        selection = self._bank.select(self.namespace, filter, below=self.below, asof=time)
         if not questions:
             return []
         rows = self._engine.hits(questions, self._engine.rank(questions, k, selection), k if passages else None)
@@ -246,6 +241,7 @@ class LatentMemory(Namespaces, Conversations, Chat, Upkeep, AsyncTwins):
         filter: Filter | None = None,
         at: When | None = None,
         history: bool = False,
+        recency: Recency | None = None,
     ) -> Explanation:
         """Why `retrieve` ranks a document, by id or hit, where it does: its chunks, words, names and relevance.
 
@@ -254,7 +250,8 @@ class LatentMemory(Namespaces, Conversations, Chat, Upkeep, AsyncTwins):
         """
         [asked] = self._questions([question])
         with self._bank.one_moment():
-            selection = self._bank.select(self.namespace, filter, below=self.below, asof=asof(at, history))
+            time = self._time(at, history, recency)
+            selection = self._bank.select(self.namespace, filter, below=self.below, asof=time)
             ordinal = arguments.one_of(self._bank, self.namespace, document, selection)
             return explain(self._engine, asked, ordinal, selection)
 
@@ -279,6 +276,7 @@ class LatentMemory(Namespaces, Conversations, Chat, Upkeep, AsyncTwins):
         filter: Filter | None = None,
         at: When | None = None,
         history: bool = False,
+        recency: Recency | None = None,
         documents: Sequence[str] | Sequence[Sequence[str]] | None = None,
         on_event: Callable[[int, Event], None] | None = None,
         **options: Any,
@@ -286,8 +284,8 @@ class LatentMemory(Namespaces, Conversations, Chat, Upkeep, AsyncTwins):
         """Answer a question (or a batch of them) from memory, with sources and a trace.
 
         With `documents` (ids, best first; for a batch a list of ids for each question) exactly these are read instead
-        of what routing would find, superseded or not; none of them means closed book. `filter`, `at` and `history` are
-        as for `retrieve`.
+        of what routing would find, superseded or not; none of them means closed book. `filter`, `at`,
+        `history` and `recency` are as for `retrieve`.
         `options` override single fields of the generation
         and interleave settings: max_new_tokens, temperature, top_p, seed, stop, max_rounds, per_round, cut and others.
         `on_event` is told what happens to which question, as `stream` would, without the answer.
@@ -297,7 +295,7 @@ class LatentMemory(Namespaces, Conversations, Chat, Upkeep, AsyncTwins):
         other threads, which are answered in the order in which they were asked, took longer than `queue_timeout`.
         """
         answers: dict[int, Answer] = {}
-        for row, event in self._ask(question, filter, asof(at, history), documents, options):
+        for row, event in self._ask(question, filter, self._time(at, history, recency), documents, options):
             if isinstance(event, Answer):
                 answers[row] = event
             elif on_event is not None:
@@ -312,13 +310,14 @@ class LatentMemory(Namespaces, Conversations, Chat, Upkeep, AsyncTwins):
         filter: Filter | None = None,
         at: When | None = None,
         history: bool = False,
+        recency: Recency | None = None,
         documents: Sequence[str] | None = None,
         **options: Any,
     ) -> AnswerStream:
         """Answer a question piece by piece; takes what `ask` takes, and may be closed at any moment."""
         if not isinstance(question, str):
             raise InvalidQueryError("stream() takes one question; use ask() for a batch")
-        return AnswerStream(self._ask(question, filter, asof(at, history), documents, options), question)
+        return AnswerStream(self._ask(question, filter, self._time(at, history, recency), documents, options), question)
 
     def _ask(
         self,
@@ -331,8 +330,8 @@ class LatentMemory(Namespaces, Conversations, Chat, Upkeep, AsyncTwins):
         began = perf_counter()
         questions = self._questions(question)
         generation, rounds = arguments.answer_settings(self.config, options)
-        if documents is not None and time == PRESENT:
-            time = Asof(history=True)  # they were chosen, and one may have expired since
+        if documents is not None and time.at is None:
+            time = time._replace(history=True)  # they were chosen, and one may have expired since
         with self._bank.one_moment():  # of the filter, and of the ids of chosen documents
             selection = self._bank.select(self.namespace, filter, below=self.below, asof=time)
             given: Any = [documents] if isinstance(question, str) and documents is not None else documents
@@ -352,6 +351,9 @@ class LatentMemory(Namespaces, Conversations, Chat, Upkeep, AsyncTwins):
             return "no document is valid at that time; history=True reads what was superseded too"
         return "the memory is empty; add() documents"
 
+    def _time(self, at: When | None, history: bool, recency: Recency | None) -> Asof:
+        return arguments.time_of(at, history, recency, self.config, self._engine.adapter.config)
+
     def _questions(self, question: str | Sequence[str]) -> list[str]:
         self._check_open()
         return arguments.questions_of(question, self._engine.check_question)
@@ -367,7 +369,8 @@ class LatentMemory(Namespaces, Conversations, Chat, Upkeep, AsyncTwins):
     @property
     def score_bounds(self) -> tuple[float, float]:
         """The lowest and the highest routing score that this memory's adapter can give; infinite if unbounded."""
-        return self._engine.score_bounds
+        low, high = self._engine.score_bounds
+        return low, high if self.config.recency is None else high * (1.0 + SHARE)
 
     def close(self) -> None:
         """Release files and locks; idempotent. Closing a handle of `within` leaves the memory that it is of open."""

@@ -7,10 +7,12 @@ other namespaces hold.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from msa_plugin.arguments import id_list
 from msa_plugin.dates import When, asof
 from msa_plugin.errors import InvalidQueryError
 from msa_plugin.types import UNBOUNDED, Document, Filter, Validity
@@ -58,6 +60,16 @@ class Namespaces:
         """Labels under which a hit's or document's `namespace` is nested in this one."""
         path = namespace[len(self.namespace) :].split(_SEPARATOR)[1:]
         return tuple(label.replace("%2F", _SEPARATOR).replace("%25", "%") for label in path)
+
+    def get(self, ids: str | Sequence[str]) -> list[Document]:
+        """Stored documents by id, in the order asked for; unknown ids are left out."""
+        wanted = id_list(ids)
+        found = self._bank_().get(wanted, self.namespace)
+        return [found[i].document for i in wanted if i in found]
+
+    def ids(self) -> Iterator[str]:
+        """Ids of all documents in this namespace."""
+        return self._bank_().iter_ids(self.namespace)
 
     def documents(
         self,

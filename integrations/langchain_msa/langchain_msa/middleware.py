@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from langgraph.runtime import Runtime
 from typing_extensions import NotRequired
 
 from msa_plugin.arguments import relevant
+from msa_plugin.conversations import exchange
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Document, DocumentLike, Hit
@@ -41,8 +41,9 @@ class MSAMemoryMiddleware(AgentMiddleware[RecallingState, Any, Any]):
     Once a turn, what fits the user's message is recalled and shown to the model in a message of its own in front of
     that one, as JSON and said to be data: at most `k` documents and `max_tokens` tokens of them, as the memory's
     backbone counts. It does not enter the conversation's state. When the agent is done the turn is stored: with
-    `store="messages"` the user's message and the answer as one document, with a function what it makes of the turn's
-    messages (facts, as texts or documents; none is fine), with None nothing. The same turn again is free.
+    `store="messages"` the user's message and the answer as one document, below the day and the agent's question that
+    the user answers, if there was one (`session` in its metadata is the thread), with a function what it makes of the
+    turn's messages (facts, as texts or documents; none is fine), with None nothing. The same again that day is free.
 
     Recalled is what is valid now: facts may be documents with `valid_from`, `valid_until` and `replaces`, and with
     `keep` what has no end of its own is recalled for so long. What is less relevant than `min_relevance` (0 to 1, see
@@ -109,7 +110,11 @@ class MSAMemoryMiddleware(AgentMiddleware[RecallingState, Any, Any]):
         turn = _turn(state["messages"])
         if not turn or self.store is None:
             return
-        facts = _spoken(turn) if self.store == "messages" else list(self.store(turn))
+        if self.store == "messages":
+            before = state["messages"][: len(state["messages"]) - len(turn)]
+            facts: list[DocumentLike] = [*_spoken(turn, before, _session(runtime))]
+        else:
+            facts = list(self.store(turn))
         if facts:
             self._place(runtime).add([self._kept(fact) for fact in facts], on_progress=_silent)
 
@@ -168,15 +173,24 @@ def _turn(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
     return [] if at is None else messages[at:]
 
 
-def _spoken(turn: Sequence[AnyMessage]) -> list[Document]:
+def _session(runtime: Runtime[Any]) -> str:
+    info = runtime.execution_info
+    return (info.thread_id if info is not None else None) or "conversation"
+
+
+def _spoken(turn: Sequence[AnyMessage], before: Sequence[AnyMessage], session: str) -> list[Document]:
     """What was said in a turn as one document, without tools; none where one of the two said nothing."""
-    asked = turn[0].text.strip()
-    answers = [m.text.strip() for m in turn if isinstance(m, AIMessage) and m.text.strip() and not m.tool_calls]
-    if not asked or not answers:
+    asked, [answer] = turn[0].text.strip(), _answers(turn)[-1:] or [""]
+    if not asked or not answer:
         return []
-    text = f"user: {asked}\nassistant: {answers[-1]}"
-    name = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-    return [Document(f"turn-{name}", text, metadata={"at": datetime.now(timezone.utc).isoformat()})]
+    said = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    last = [{"role": "assistant", "content": text} for text in _answers(before)[-1:]]
+    document = exchange(said, session=session, before=last[0] if last else None)
+    return [] if document is None else [document]
+
+
+def _answers(messages: Sequence[AnyMessage]) -> list[str]:
+    return [m.text.strip() for m in messages if isinstance(m, AIMessage) and m.text.strip() and not m.tool_calls]
 
 
 def _silent(progress: object) -> None:

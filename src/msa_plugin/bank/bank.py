@@ -17,6 +17,7 @@ from torch import Tensor
 
 from msa_plugin import dates
 from msa_plugin.bank import compaction
+from msa_plugin.bank.arrivals import clock
 from msa_plugin.bank.catalog import Catalog, Snapshot
 from msa_plugin.bank.disk import check_writable, disk_errors
 from msa_plugin.bank.documents import Known, StoredDocument
@@ -237,6 +238,11 @@ class MemoryBank:
         with self._reading(ordinals) as view:
             return view.catalog.documents.stored(view.at, ordinals)
 
+    def dates(self, ordinals: Sequence[int]) -> list[str | None]:
+        """How old documents are: the moment from which each is; see `DocumentRows.dates`. Raises as `documents`."""
+        with self._reading(ordinals) as view:
+            return view.catalog.documents.dates(view.at, ordinals)
+
     def lookup(self, ids: Iterable[str], namespace: str) -> dict[str, Known]:
         """Ordinal, content hash and metadata of those ids that are live."""
         with self._reading() as view:
@@ -319,8 +325,10 @@ class MemoryBank:
                         ((ordinal, item.document, item.tokens, kept.chunks) for ordinal, item, kept in rows),
                     )
                     timed = [(ordinal, item.document) for ordinal, item in zip(ordinals, documents, strict=True)]
-                    catalog.documents.periods.insert(namespace, timed, version, dates.clock())
+                    catalog.documents.periods.insert(namespace, timed, version, clock())
                     reached("commit.periods-added")
+                    catalog.documents.arrivals.insert(ordinals[0])
+                    reached("commit.arrival-noted")
             self._merge_tail()
         return ordinals
 

@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
+from msa_plugin.bank.arrivals import clock
 from msa_plugin.bank.connection import Connection
 from msa_plugin.bank.disk import disk_errors
 from msa_plugin.bank.documents import DocumentRows, Totals
@@ -313,7 +312,7 @@ class Catalog:
             )
         if any(s.name == name for s in self.snapshots()):
             raise SnapshotError(f"{self.path.parent}: a snapshot named {name!r} exists; drop it first")
-        row = (name, *at, _today())
+        row = (name, *at, clock("seconds"))
         self._db.execute("INSERT INTO snapshots VALUES (?, ?, ?, ?, ?)", (*row, row_checksum(row)))
         reached("snapshot.listed")
 
@@ -372,13 +371,6 @@ class Catalog:
         check = "integrity_check" if deep else "quick_check"
         problems = [str(row[0]) for row in self._db.execute(f"PRAGMA {check}") if row[0] != "ok"]
         return problems + [f"dangling row {row}" for row in self._db.execute("PRAGMA foreign_key_check")]
-
-
-def _today() -> str:
-    """The time, UTC, ISO 8601; SOURCE_DATE_EPOCH (seconds) stands in for the clock where equal bytes are wanted."""
-    fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
-    now = datetime.fromtimestamp(int(fixed), timezone.utc) if fixed.isdigit() else datetime.now(timezone.utc)
-    return now.isoformat(timespec="seconds")
 
 
 def _not_a_catalog(path: Path, error: Exception) -> BankCorruptError:

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from msa_plugin.bank.arrivals import ArrivalRows
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.filters import Condition
 from msa_plugin.bank.periods import PeriodRows
 from msa_plugin.bank.scopes import EVER, At, Place, Scope, batches, check_namespace, row_checksum, seen
+from msa_plugin.dates import said_at
 from msa_plugin.errors import BankCorruptError, BankError
 from msa_plugin.types import ALWAYS, UNBOUNDED, Document, Period, Validity, content_hash
 
@@ -74,7 +76,7 @@ class DocumentRows:
     def __init__(self, db: sqlite3.Connection) -> None:
         """Use `db`, whose transactions belong to the caller."""
         self._db = db
-        self.periods = PeriodRows(db)
+        self.periods, self.arrivals = PeriodRows(db), ArrivalRows(db)
 
     # -- reading by ordinal: ordinals come from a selection, which may be older than this moment -------------------
 
@@ -92,6 +94,16 @@ class DocumentRows:
         periods = self.periods.of([row[0] for row in rows])
         validity = self.periods.validity(at, (row[:3] for row in rows))
         return [_stored(row, periods.get(row[0], ALWAYS), validity.get(row[0], UNBOUNDED)) for row in rows]
+
+    def dates(self, at: At, ordinals: Sequence[int]) -> list[str | None]:
+        """From when each document is, ISO 8601 in UTC; None where that is not known. Raises as `stored`.
+
+        That is its `valid_from`, else, of a turn of a conversation, when it was said, else when it was stored.
+        """
+        rows = {row[0]: _sound(row) for row in self._by_ordinal(f"{_FIELDS}, checksum", at, ordinals)}
+        periods, arrivals = self.periods.of(ordinals), self.arrivals.of(ordinals)
+        own = {o: periods.get(o, ALWAYS).valid_from or said_at(_metadata(row[4])) for o, row in rows.items()}
+        return [own or arrivals.get(o) for o, own in zip(ordinals, _in_order(own, ordinals), strict=True)]
 
     def texts(self, ordinals: Sequence[int]) -> Iterator[tuple[str, str]]:
         """Title and text of each of `ordinals`, in order; empty ones where the row is lost. Raises BankCorruptError."""

@@ -40,6 +40,7 @@ POINTS = {
     "commit.row-added": "one more document has a row, without its text",
     "commit.text-added": "one more document has its row and text; later ones may not",
     "commit.periods-added": "all documents have rows and texts, and those that know a time their periods",
+    "commit.arrival-noted": "all rows are there, and when they were stored",
     "commit.merging": "the commit is done; many small segments before it are about to be merged",
     # Deleting and naming moments, within a transaction.
     "delete.marked": "the documents are marked as deleted",

@@ -22,6 +22,10 @@ class Selected(Protocol):
         """How many they are."""
 
     @property
+    def asof(self) -> Asof:
+        """Of which time they are."""
+
+    @property
     def missed(self) -> tuple[int, ...]:
         """Shards that were lost when they were asked, so that their documents were left out; none in one process."""
 
@@ -91,6 +95,9 @@ class BankHandle(Protocol):
 
     def documents(self, ordinals: Sequence[int]) -> list[StoredDocument]:
         """Documents by ordinal."""
+
+    def dates(self, ordinals: Sequence[int]) -> list[str | None]:
+        """From when documents are, where that is known."""
 
     def lookup(self, ids: Iterable[str], namespace: str) -> dict[str, Known]:
         """Ordinal, content hash and metadata of those ids that are live."""

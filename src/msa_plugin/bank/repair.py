@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from msa_plugin.bank import compaction
+from msa_plugin.bank.arrivals import TABLE as ARRIVALS
+from msa_plugin.bank.arrivals import ArrivalRows
 from msa_plugin.bank.catalog import Catalog
 from msa_plugin.bank.descriptors import unconnected
 from msa_plugin.bank.disk import disk_errors, fsync_folder
@@ -147,6 +149,7 @@ def _drop(catalog: Catalog, check: Check) -> None:
             catalog.documents.forget_segment(number)
         catalog.documents.forget([*check.altered, *check.spoiled])
         catalog.forget_snapshots(check.snapshots)
+        catalog.documents.arrivals.forget(check.undated)
         catalog.drop_empty_segments()
 
 
@@ -239,7 +242,7 @@ def _copy(old: sqlite3.Connection, new: sqlite3.Connection) -> int:
             names = ", ".join(row[1] for row in old.execute(f"PRAGMA table_info({table})"))
             _insert(new, f"{table}({names})", old.execute(f"SELECT {names} FROM {table}").fetchall())
         last = old.execute("SELECT max(last_ordinal) FROM segments").fetchone()[0] or 0
-        timed = PeriodRows(old).exist
+        timed, noted = PeriodRows(old).exist, ArrivalRows(old).exist
     except sqlite3.DatabaseError as error:
         raise BankCorruptError(f"the catalog's lists of segments cannot be read ({error}); restore a backup") from error
     found: dict[str, set[int]] = {"documents": set(), "texts": set()}
@@ -249,9 +252,11 @@ def _copy(old: sqlite3.Connection, new: sqlite3.Connection) -> int:
             ordinals.update(int(row[0]) for row in rows)
     if timed:
         PeriodRows.create(new)
-        for table in PERIOD_TABLES:
-            for rows in _readable(old, table, 1, last):
-                _insert(new, table, rows)
+    if noted:
+        ArrivalRows.create(new)
+    for table in (*(PERIOD_TABLES if timed else ()), *([ARRIVALS] if noted else ())):
+        for rows in _readable(old, table, 1, last):
+            _insert(new, table, rows)
     for table in ("texts", *(PERIOD_TABLES if timed else ())):
         new.execute(f"DELETE FROM {table} WHERE ordinal NOT IN (SELECT ordinal FROM documents)")
     new.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'documents'", (last,))

@@ -42,7 +42,8 @@ class Check:
     `damaged` are numbers of segments whose latents cannot be trusted, `incomplete` of those that merely lack rows,
     `miscounted` of those whose words cannot be trusted, which can be counted again from texts;
     `altered` the ordinals of rows that do not match their checksums, `spoiled` of those whose latents, or whose
-    periods, do not, though the rest is sound; `snapshots` are the names of altered ones.
+    periods, do not, though the rest is sound; `snapshots` are the names of altered ones, and `undated`
+    the first ordinals of commits of which nobody can say when they were.
     """
 
     def __init__(self, folder: Path, deep: bool, namespace: str | None = None) -> None:
@@ -53,6 +54,7 @@ class Check:
         self.altered: list[int] = []
         self.spoiled: list[int] = []
         self.snapshots: list[str] = []
+        self.undated: list[int] = []
         self.lost_versions = 0
         self.folder, self.deep, self.namespace = folder, deep, namespace
         self.root = folder / "segments"
@@ -100,6 +102,9 @@ class Check:
         for ordinal in catalog.documents.periods.altered():
             self.problem(f"{catalog.path}: when document (ordinal {ordinal}) is valid does not match its checksum")
             self.spoiled.append(ordinal)
+        for ordinal in catalog.documents.arrivals.altered():
+            self.problem(f"{catalog.path}: when documents from {ordinal} (ordinal) on were stored is not as written")
+            self.undated.append(ordinal)
 
     def _names(self, found: Iterable[tuple[str, str]]) -> bool:
         """Take note of documents (namespace, id), of those that may be named; says whether there was one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -41,12 +41,13 @@ class Selection:
     """Documents that a query may return: per segment, a bool mask [n], or None where all of them may.
 
     It keeps its segments mapped and its moment readable, so it stays usable, documents and all, after a refresh or a
-    compaction. `documents` counts the allowed.
+    compaction. `documents` counts the allowed; they are valid `asof` a time.
     """
 
     parts: tuple[tuple[Segment, Tensor | None], ...]
     documents: int
     moment: Moment
+    asof: Asof = PRESENT
 
     @property
     def missed(self) -> tuple[int, ...]:
@@ -77,7 +78,7 @@ class Selection:
         for segment, allowed in self.parts:
             mask = torch.isin(segment.ordinals, wanted)
             parts.append((segment, mask if allowed is None else mask & allowed))
-        return _selection(parts, self.moment)
+        return _selection(parts, self.moment, self.asof)
 
 
 def key_block(segment: Segment, group: str, allowed: Tensor | None) -> KeyBlock:
@@ -142,13 +143,13 @@ class View:
         selection = self._passing_all(scope, where)
         hidden = {} if asof.history or not self._timed else self._hidden_at(scope, asof.at)
         if not hidden:
-            return selection
+            return replace(selection, asof=asof)
         parts = []
         for segment, allowed in selection.parts:
             gone = hidden.get(segment.record.number)
             kept = None if gone is None else ~gone
             parts.append((segment, kept if allowed is None else allowed if kept is None else allowed & kept))
-        return _selection(parts, selection.moment)
+        return _selection(parts, selection.moment, asof)
 
     @cached_property
     def _timed(self) -> bool:
@@ -242,7 +243,7 @@ def _by_segment(places: Iterable[Place]) -> dict[int, list[int]]:
     return positions
 
 
-def _selection(parts: Iterable[tuple[Segment, Tensor | None]], moment: Moment) -> Selection:
+def _selection(parts: Iterable[tuple[Segment, Tensor | None]], moment: Moment, asof: Asof = PRESENT) -> Selection:
     """Drop masks that allow everything and segments that allow nothing."""
     kept: list[tuple[Segment, Tensor | None]] = []
     total = 0
@@ -251,7 +252,7 @@ def _selection(parts: Iterable[tuple[Segment, Tensor | None]], moment: Moment) -
         total += allowed
         if allowed:
             kept.append((segment, mask if allowed < segment.record.documents else None))
-    return Selection(tuple(kept), total, moment)
+    return Selection(tuple(kept), total, moment, asof)
 
 
 def look(catalog: Catalog, root: Path, mapped: Mapping[int, Segment], snapshot: str | None) -> View:

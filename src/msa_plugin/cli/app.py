@@ -28,6 +28,7 @@ from msa_plugin.cli.options import (
     Namespace,
     Question,
     Reading,
+    Recency,
     Snapshot,
     Titles,
     Where,
@@ -87,6 +88,7 @@ def ask(
     lexical: Lexical = None,
     titles: Titles = None,
     mentions: Mentions = None,
+    recency: Recency = None,
     rounds: Annotated[int | None, typer.Option(help="At most this many rounds of routing.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="At most this many tokens of answer.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -113,6 +115,7 @@ def ask(
         "lexical": lexical,
         "titles": titles,
         "mentions": mentions,
+        "recency": recency,
         "abstain_below": abstain_below,
     }
     check_not_empty(bank, namespace, snapshot)
@@ -157,6 +160,7 @@ def retrieve(
     lexical: Lexical = None,
     titles: Titles = None,
     mentions: Mentions = None,
+    recency: Recency = None,
     min_relevance: Annotated[
         float | None, typer.Option(help="Leave out what is less relevant (0 to 1), all of it where nothing fits.")
     ] = None,
@@ -169,7 +173,7 @@ def retrieve(
     """
     out, wanted = Output(as_json), parse_filter(where)
     asof(at, history)
-    settings = {"reading": reading, "lexical": lexical, "titles": titles, "mentions": mentions}
+    settings = {"reading": reading, "lexical": lexical, "titles": titles, "mentions": mentions, "recency": recency}
     if reason := empty(bank, namespace, snapshot):
         out.say(f"nothing found: {reason}")
         out.result([])

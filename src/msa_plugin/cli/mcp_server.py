@@ -16,7 +16,7 @@ import typer
 from pydantic import Field
 
 from msa_plugin import __version__
-from msa_plugin.cli.options import AdapterPath, Bank, Lexical, Mentions, Model, Namespace, Titles, open_memory
+from msa_plugin.cli.options import AdapterPath, Bank, Lexical, Mentions, Model, Namespace, Recency, Titles, open_memory
 from msa_plugin.cli.output import Output
 from msa_plugin.errors import MissingExtraError, MSAError, UnknownDocumentError
 from msa_plugin.types import Document, Hit, Source
@@ -231,6 +231,7 @@ def mcp(
     lexical: Lexical = None,
     titles: Titles = None,
     mentions: Mentions = None,
+    recency: Recency = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Offer no tool that changes the bank.")] = False,
 ) -> None:
     """Serve a memory to MCP clients, over standard input and output.
@@ -242,7 +243,7 @@ def mcp(
     if read_only or bank.exists():
         read_fingerprint(bank)  # a folder that is none is told before the handshake
     out = Output(as_json=False)
-    settings: dict[str, Any] = {"lexical": lexical, "titles": titles, "mentions": mentions}
+    settings: dict[str, Any] = {"lexical": lexical, "titles": titles, "mentions": mentions, "recency": recency}
 
     def load() -> LatentMemory:
         return open_memory(out, bank, model, adapter, namespace, must_exist=read_only, **settings)

@@ -73,6 +73,10 @@ At = Annotated[
     str | None,
     typer.Option("--at", help="Find what was valid then: 2026-03-01, or 2026-03-01T10:00 (UTC). [default: now]"),
 ]
+Recency = Annotated[
+    float | None,
+    typer.Option(help="Rank newer documents higher: the days after which that counts half. [default: not at all]"),
+]
 History = Annotated[bool, typer.Option("--history", help="Find what was superseded and what has expired, too.")]
 Question = Annotated[str, typer.Argument(help="The question.", callback=_question)]
 Snapshot = Annotated[

@@ -21,6 +21,7 @@ from msa_plugin.cli.options import (
     Model,
     Namespace,
     Reading,
+    Recency,
     Snapshot,
     Titles,
     Where,
@@ -58,6 +59,7 @@ def shell(
     lexical: Lexical = None,
     titles: Titles = None,
     mentions: Mentions = None,
+    recency: Recency = None,
     as_json: Json = False,
 ) -> None:
     """Load the model once, then ask as often as you like.
@@ -67,7 +69,7 @@ def shell(
     Example: msa shell --bank bank
     """
     out = Output(as_json)
-    settings = {"reading": reading, "lexical": lexical, "titles": titles, "mentions": mentions}
+    settings = {"reading": reading, "lexical": lexical, "titles": titles, "mentions": mentions, "recency": recency}
     wanted = parse_filter(where)
     asof(at, history)
     check_not_empty(bank, namespace, snapshot)

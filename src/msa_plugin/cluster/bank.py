@@ -107,7 +107,7 @@ class ClusterBank:
             compile_filter(where)
         elif where is not None and not callable(where):
             raise InvalidQueryError(f"a filter is a mapping or a function of the metadata, not {type(where).__name__}")
-        return ShardedSelection(self, Asked(self.token(), namespace, where, None, None, (), below, *asof))
+        return ShardedSelection(self, Asked(self.token(), namespace, where, None, None, (), below, *asof[:2]), asof)
 
     def token(self) -> int:
         """A name for a selection, until it is `let_go`."""
@@ -149,6 +149,10 @@ class ClusterBank:
     def documents(self, ordinals: Sequence[int]) -> list[StoredDocument]:
         """See `MemoryBank.documents`."""
         return [unflat_document(fields) for fields in self._by_ordinal("documents", ordinals)]
+
+    def dates(self, ordinals: Sequence[int]) -> list[str | None]:
+        """See `MemoryBank.dates`."""
+        return self._by_ordinal("dates", ordinals)
 
     def _by_ordinal(self, method: str, ordinals: Sequence[int], *arguments: Any) -> list[Any]:
         """One thing for each document, from the shards that hold them."""

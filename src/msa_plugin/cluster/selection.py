@@ -12,7 +12,7 @@ from torch import Tensor
 from msa_plugin.cluster.shard import Asked
 from msa_plugin.cluster.wire import unpack
 from msa_plugin.errors import ConfigError
-from msa_plugin.types import KeyBlock
+from msa_plugin.types import Asof, KeyBlock
 
 if TYPE_CHECKING:
     from msa_plugin.cluster.bank import ClusterBank
@@ -23,9 +23,9 @@ PLACES = 1 << 16  # documents whose shard a bank remembers
 class ShardedSelection:
     """See `view.Selection`. Every shard takes its part when it is first asked about it, and stays at that moment."""
 
-    def __init__(self, bank: ClusterBank, asked: Asked, missed: set[int] | None = None) -> None:
+    def __init__(self, bank: ClusterBank, asked: Asked, asof: Asof, missed: set[int] | None = None) -> None:
         """Use `ClusterBank.select`. What is narrowed from a selection shares its `missed`."""
-        self._bank, self.asked = bank, asked
+        self._bank, self.asked, self.asof = bank, asked, asof
         self._missed = set[int]() if missed is None else missed
         self._ordinals: Tensor | None = None
         weakref.finalize(self, bank.let_go, asked.token).atexit = False
@@ -65,4 +65,4 @@ class ShardedSelection:
         """Those of them that have one of `ordinals`."""
         kept = frozenset(ordinals) if self.asked.only is None else self.asked.only & frozenset(ordinals)
         asked = self.asked._replace(token=self._bank.token(), only=kept, parent=self.asked.token)
-        return ShardedSelection(self._bank, asked, self._missed)
+        return ShardedSelection(self._bank, asked, self.asof, self._missed)

@@ -221,6 +221,10 @@ class Shard:
         """See `MemoryBank.documents`; each a `wire.flat_document`."""
         return [flat_document(document) for document in self.bank.documents(ordinals)]
 
+    def dates(self, ordinals: Sequence[int]) -> list[str | None]:
+        """See `MemoryBank.dates`."""
+        return self.bank.dates(ordinals)
+
     def held(self, ordinals: Sequence[int]) -> list[int]:
         """Those of `ordinals` that are here."""
         return [ordinal for ordinal in ordinals if self._holds(ordinal)]

@@ -17,6 +17,7 @@ _COLOURS = {
     "keys": "#4a8fdc",
     "words": "#dd9317",
     "names": "#3ea37a",
+    "recency": "#cf6679",
     "encode": "#4a8fdc",
     "route": "#8a77d9",
     "passages": "#dd9317",

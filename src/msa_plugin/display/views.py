@@ -171,6 +171,7 @@ def _reasons(made: Explanation) -> list[list[str]]:
         "keys": f"the best of {many(len(made.chunks), 'chunk')}: {layers}",
         "words": each or "no word of the question is in it",
         "names": "; ".join(named) or "neither the question nor what was found names it",
+        **({"recency": "it is that new"} if "recency" in made.signals else {}),
     }
     return [
         [

@@ -17,6 +17,7 @@ from msa_plugin.config import GenerationConfig
 from msa_plugin.engine.generate import TextStream, decode
 from msa_plugin.engine.interleave import Gathered
 from msa_plugin.engine.reading import Excerpt, Prefill
+from msa_plugin.engine.recency import SHARE
 from msa_plugin.events import DocumentsChosen, DocumentsFetched, RetrievalEnded, RetrievalEvent
 from msa_plugin.events import Events as Events
 from msa_plugin.types import Answer, Passage, Source, Trace
@@ -105,9 +106,14 @@ def completed(events: Events, before: float, selection: Selected | None = None) 
         for row, event in events:
             if isinstance(event, Answer):
                 event = _with_seconds(event, {}, before + sum(event.trace.seconds.values()))
-                missed = () if selection is None else selection.missed
-                event = replace(event, trace=replace(event.trace, missed_shards=missed))
+                event = event if selection is None else _of_selection(event, selection)
             yield row, event
+
+
+def _of_selection(answer: Answer, selection: Selected) -> Answer:
+    aged = selection.asof.half_life is not None and answer.trace.rounds
+    beside = {**answer.trace.beside, **({"recency": SHARE} if aged else {})}
+    return replace(answer, trace=replace(answer.trace, beside=beside, missed_shards=selection.missed))
 
 
 def _with_seconds(answer: Answer, stages: Mapping[str, float], total: float) -> Answer:

@@ -50,8 +50,8 @@ class Ranked:
     """A routed document: its score, the routing score's parts by layer, and the chunk that scored best.
 
     `relevance` is how likely it answers the question (`engine.relevance`), None where nothing was fitted to say so.
-    `words` and `links` are what words and names added to the score beside routing keys (`engine.lexical`, `titles`,
-    `mentions`).
+    `words`, `links` and `recency` are what words, names and being new added to the score beside routing keys
+    (`engine.lexical`, `titles`, `mentions`, `recency`).
     """
 
     ordinal: int
@@ -61,13 +61,15 @@ class Ranked:
     relevance: float | None = None
     words: float = 0.0
     links: tuple[Link, ...] = ()
+    recency: float = 0.0
 
     @property
     def signals(self) -> dict[str, float]:
-        """What the score is the sum of: what `keys`, `words` and `names` gave; the latter two where they did."""
+        """What the score is the sum of: what `keys`, `words`, `names` and `recency` gave, the latter where they did."""
         names = sum(link.added for link in self.links)
-        beside = {name: value for name, value in (("words", self.words), ("names", names)) if value}
-        return {"keys": self.score - self.words - names, **beside}
+        beside = {"words": self.words, "names": names, "recency": self.recency}
+        keys = self.score - self.recency - self.words - names
+        return {"keys": keys, **{name: value for name, value in beside.items() if value}}
 
 
 ChunkScores = Callable[[Sequence[int]], list[NDArray[np.float32]]]  # of documents by ordinal: [C] of their chunks

@@ -101,8 +101,9 @@ class Relevance:
             held: list[float | None] = [None] * len(row)
             if lexical is not None and rarity:
                 held = [*self._held(row, rarity, lexical)]
-            first = slice(BESIDE)  # of a longer ranking too: what a document is worth does not depend on `k`
-            beside = _beside(keys[first]), _beside([w for w in held[first] if w is not None])
+            first = compared(row)
+            known = [w for w, r in zip(held, row, strict=True) if w is not None and r.ordinal in first]
+            beside = _beside([key for key, r in zip(keys, row, strict=True) if r.ordinal in first]), _beside(known)
             signals.append([Signal(key, beside[0], said, beside[1]) for key, said in zip(keys, held, strict=True)])
         return signals
 
@@ -123,6 +124,11 @@ class Relevance:
             title, *counted = map(Counter, lexical.stems([document.title, *pieces]))
             places = range(max(1, len(counted) - _PIECES + 1))
             yield max(_share(sum(counted[at : at + _PIECES], title), rarity) for at in places)
+
+
+def compared(row: Sequence[Ranked]) -> set[int]:
+    """Ordinals of those that all of a ranking are compared with: what one is worth depends on neither k nor recency."""
+    return {r.ordinal for r in sorted(row, key=lambda r: r.recency - r.score)[:BESIDE]}
 
 
 def _beside(values: Sequence[float]) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from msa_kernels import BackendUnavailableError, use_triton
-from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.backbone.adapter import Adapter, AdapterConfig
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.config import BesideConfig, ContentConfig, MemoryConfig, ReadingMode, RoutingConfig
@@ -33,10 +33,20 @@ def trained_reader(adapter: Adapter, config: MemoryConfig) -> Lora | None:
 
 
 def beside_keys(adapter: Adapter, config: MemoryConfig) -> BesideConfig:
-    """Weights of words and names: what was asked for, else the adapter's; under `compat` none, as in the reference."""
+    """Weights of words and names: what was asked for, else the adapter's; under `compat` none, as in the reference.
+
+    Raises ConfigError for `recency` where layers select for themselves.
+    """
+    check_recency(config.recency, adapter.config)
     own = BesideConfig() if config.compat else adapter.config.beside
     asked = {name: getattr(config, name) for name in BesideConfig.model_fields}
     return own.model_copy(update={name: weight for name, weight in asked.items() if weight is not None})
+
+
+def check_recency(half_life: float | None, adapter: AdapterConfig) -> None:
+    """Raises ConfigError where nothing could be added to one ranking."""
+    if half_life is not None and adapter.routing.selection != "shared":
+        raise ConfigError(f"recency is for adapters with one ranking for all layers; {adapter.name}'s each have theirs")
 
 
 def least_relevance(adapter: Adapter, config: MemoryConfig) -> float:

@@ -1,4 +1,4 @@
-"""One ranking for all layers: by routing keys, words and names, and judged for relevance."""
+"""One ranking for all layers: by routing keys, words, names and recency, and judged for relevance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from msa_plugin.config import RoutingConfig
 from msa_plugin.engine.lexical import Lexical, depth
 from msa_plugin.engine.mentions import Mentions
 from msa_plugin.engine.ranking import Ranked, SharedQueries, explained
-from msa_plugin.engine.relevance import Relevance, Said
+from msa_plugin.engine.recency import with_recency
+from msa_plugin.engine.relevance import Relevance, Said, compared
 from msa_plugin.engine.search import Index, Search
 from msa_plugin.engine.titles import FOLLOWED, Titles
 from msa_plugin.routing.postings import Words
@@ -46,20 +47,22 @@ class SharedRanking:
         With documents `also` come all that were considered, best first; the best `k` and these have their relevance.
         """
         wanted, k = k, self.relevance.depth(k) if judge else k
-        named = self.titles is not None or self.mentions is not None
-        wide = depth(k) if self.lexical is not None else max(k, FOLLOWED) if named else k
+        named, aged = self.titles is not None or self.mentions is not None, selection.asof.half_life is not None
+        wide = depth(k) if self.lexical is not None or aged else max(k, FOLLOWED) if named else k
         ranked = self.search.ranked(asked, wide, selection, self.prefilter)
         words = None if self.lexical is None else self.lexical.words(queries, selection)
         if self.lexical is not None and words is not None:
-            ranked = self.lexical.add(words, asked, ranked, wide if named or also else k)
+            ranked = self.lexical.add(words, asked, ranked, wide if named or also or aged else k)
         score = partial(self._scored, asked, words)
         if also:
             ranked = [[*row, *score(n, _missing(row, also))] for n, row in enumerate(ranked)]
         if self.titles is not None:
-            every = bool(also) or self.mentions is not None
+            every = bool(also) or aged or self.mentions is not None
             ranked = self.titles.add(queries, ranked, selection, score, sys.maxsize if every else k)
         if self.mentions is not None:
-            ranked = self.mentions.add(queries, ranked, selection, score, sys.maxsize if also else k)
+            ranked = self.mentions.add(queries, ranked, selection, score, sys.maxsize if also or aged else k)
+        if aged:
+            ranked = with_recency(self.bank, ranked, sys.maxsize if also else k, selection.asof)
         if also:
             each = [None] * len(queries) if words is None else [[said] for said in words]
             asked_for = zip(queries, ranked, each, strict=True)
@@ -73,7 +76,8 @@ class SharedRanking:
     ) -> list[Ranked]:
         """All that were considered, best first; the best `k` and those `also` wanted with their relevance."""
         ranked = sorted(considered, key=lambda r: (-r.score, r.ordinal))
-        judged = [*ranked[:k], *(r for r in ranked[k:] if r.ordinal in also)]
+        wanted = {*also, *compared(ranked)}
+        judged = [*ranked[:k], *(r for r in ranked[k:] if r.ordinal in wanted)]
         [judged] = self.relevance.judged([query], [judged], self.lexical, words)
         known = {r.ordinal: r for r in judged}
         return [known.get(r.ordinal, r) for r in ranked]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from msa_plugin import dates
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.conversations import day
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[3]
@@ -39,9 +41,10 @@ def test_a_graph_remembers_across_threads_and_restarts(run):
 
 @pytest.mark.slow
 def test_an_agent_recalls_what_its_visitor_said(run):
+    today = day(dates.clock())
     found = run("agent.py")
     assert found["state"]["messages"][-1].text == "Pim."
     assert found["stored"] == [
-        "user: My dog is called Pim.\nassistant: Noted.",
-        "user: What is the name of my dog?\nassistant: Pim.",
+        f"[{today}] user: My dog is called Pim.\nassistant: Noted.",
+        f"[{today}] user: What is the name of my dog?\nassistant: Pim.",
     ]

@@ -267,6 +267,18 @@ def test_fields_of_a_whole_store(tmp_path, backbone):
         assert keys(store.search(ANN, query="glacier", limit=1)) == ["b"]
 
 
+def test_newer_items_rank_higher_where_the_memory_says_so(tmp_path, backbone, monkeypatch):
+    found = {}
+    for recency in (None, 30):
+        with opened(tmp_path / str(recency), backbone, recency=recency) as memory:
+            store = MSAStore(memory)
+            for month in range(1, 4):
+                monkeypatch.setattr(dates, "clock", lambda month=month: f"2026-0{month}-01T00:00:00+00:00")
+                store.put(("a",), str(month), {"text": about("violin")})
+            found[recency] = [item.key for item in store.search(("a",), query="violin")]
+    assert found == {None: ["1", "2", "3"], 30: ["3", "2", "1"]}
+
+
 def test_two_stores_and_a_memory_on_one_bank(tmp_path, backbone):
     with opened(tmp_path, backbone) as memory, opened(tmp_path, backbone) as other:
         one, two = MSAStore(memory), MSAStore(other)

@@ -10,6 +10,8 @@ from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 
 from llama_index.indices.managed.msa import MSAIndex, MSAMemoryBlock
 from llama_index.llms.msa import MSALLM
+from msa_plugin import dates
+from msa_plugin.conversations import day
 from msa_plugin.data import sample_documents, sample_questions
 from msa_plugin.memory import LatentMemory
 
@@ -74,4 +76,4 @@ async def test_an_agents_memory(tmp_path, real_backbone):
             ("What do I play on Mondays?", "I play the viola on Mondays."),
         ):
             asked = [ChatMessage(role="user", content=question)]
-            assert await block.aget(asked, session_id="s") == f"user: {expected}"
+            assert await block.aget(asked, session_id="s") == f"[{day(dates.clock())}] user: {expected}"

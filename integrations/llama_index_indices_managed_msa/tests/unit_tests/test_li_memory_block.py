@@ -9,6 +9,7 @@ from llama_index.core.memory import InsertMethod, Memory
 
 from facade import about, opened, topics
 from llama_index.indices.managed.msa import MSAMemoryBlock
+from msa_plugin import dates
 
 
 def turn(topic):
@@ -41,6 +42,20 @@ async def test_flushed_turns_are_recalled_by_the_latest_user_message(memory):
     assert "assistant: The violin is noted." in system.content
     assert "saffron" not in system.content
     assert all("Tell me of the violin" not in m.content for m in history)
+
+
+async def test_a_turn_says_its_day_and_the_question_it_answers(memory, monkeypatch):
+    monkeypatch.setattr(dates, "clock", lambda: "2026-03-02T09:00:00+00:00")
+    block = MSAMemoryBlock(memory)
+    said = [("user", "My violin is gone."), ("assistant", "Noted. Where is it?"), ("user", "In Lisse.")]
+    await block.aput([ChatMessage(role=role, content=text) for role, text in said], session_id="s")
+    stored = memory.documents()
+    assert [document.text for document in stored] == [
+        "[2 March 2026] user: My violin is gone.\nassistant: Noted. Where is it?",
+        "[2 March 2026] assistant: Where is it?\nuser: In Lisse.",
+    ]
+    assert memory.turns_around(stored[1].id)[0].id == stored[0].id
+    assert {document.metadata["session_id"] for document in stored} == {"s"}
 
 
 async def test_a_block_recalls_its_own_session_unless_told_otherwise(memory):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.memory.memory import BaseMemoryBlock
 
+from msa_plugin.conversations import exchange
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Document, Progress
 
@@ -21,7 +22,8 @@ _BETWEEN = "\n\n"
 class MSAMemoryBlock(BaseMemoryBlock[str]):
     """Messages that leave the chat history are stored in a `LatentMemory` and recalled by the latest user message.
 
-    A user message and the replies to it are one document, so that an answer is found by its question. A block
+    A user message and the replies to it are one document, so that an answer is found by its question; the day on which
+    it was stored, and the question before it that it answers, stand in front, as in `LatentMemory.add_turns`. A block
     recalls the turns of its own session; with `across_sessions`, those of every session in the memory's namespace.
     Storing the same turn of a session twice is free. Messages without text are left out.
 
@@ -60,7 +62,9 @@ class MSAMemoryBlock(BaseMemoryBlock[str]):
 
     async def _aput(self, messages: list[ChatMessage]) -> None:
         """Store `messages` as turns. Durable on return."""
-        documents = [_document(turn) for turn in _turns(messages)]
+        turns = list(_turns(messages))
+        before = [None, *(turn[-1] for turn in turns)]
+        documents = [_document(turn, last) for turn, last in zip(turns, before, strict=False)]
         if documents:
             await self._memory.aadd(documents, on_progress=_silent)
 
@@ -87,12 +91,17 @@ def _turns(messages: Sequence[ChatMessage]) -> Iterator[list[ChatMessage]]:
         yield turn
 
 
-def _document(turn: Sequence[ChatMessage]) -> Document:
+def _document(turn: Sequence[ChatMessage], before: ChatMessage | None) -> Document:
     session = next((m.additional_kwargs[_SESSION] for m in turn if _SESSION in m.additional_kwargs), None)
-    text = "\n".join(f"{message.role.value}: {_text(message)}" for message in turn)
-    digest = hashlib.sha256(f"{session}\n{text}".encode("utf-8", "surrogatepass")).hexdigest()
-    roles = [message.role.value for message in turn]
-    return Document(f"turn-{digest[:24]}", text, metadata={_SESSION: session, _ROLES: roles})
+    said = [_said(message) for message in turn]
+    document = exchange(said, session=str(session or "conversation"), before=before and _said(before))
+    assert document is not None  # a turn's messages have text
+    own = {_SESSION: session, _ROLES: [message["role"] for message in said]}
+    return replace(document, metadata={**document.metadata, **own})
+
+
+def _said(message: ChatMessage) -> dict[str, str]:
+    return {"role": message.role.value, "content": _text(message)}
 
 
 def _text(message: ChatMessage) -> str:
