@@ -94,7 +94,9 @@ def _turns(messages: Sequence[ChatMessage]) -> Iterator[list[ChatMessage]]:
 def _document(turn: Sequence[ChatMessage], before: ChatMessage | None) -> Document:
     session = next((m.additional_kwargs[_SESSION] for m in turn if _SESSION in m.additional_kwargs), None)
     said = [_said(message) for message in turn]
-    document = exchange(said, session=str(session or "conversation"), before=before and _said(before))
+    document = exchange(
+        said, session=str(session or "conversation"), before=_said(before) if before is not None else None
+    )
     assert document is not None  # a turn's messages have text
     own = {_SESSION: session, _ROLES: [message["role"] for message in said]}
     return replace(document, metadata={**document.metadata, **own})
