@@ -7,13 +7,13 @@ import torch
 
 from facade import count_runs, opened, topics
 from msa_plugin import prompts
+from msa_plugin.answering.abstaining import _Held, prefilled
+from msa_plugin.answering.answers import Asked
+from msa_plugin.answering.reading import Prefill
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.config import RelevanceConfig, RelevanceWeights
-from msa_plugin.engine.abstaining import _Held, prefilled
-from msa_plugin.engine.answering import Asked
-from msa_plugin.engine.interleave import Gathered
-from msa_plugin.engine.reading import Prefill
 from msa_plugin.events import Abstained, Answered, AnswerPiece, DocumentsFetched, RetrievalEnded
+from msa_plugin.retrieval.interleave import Gathered
 from tiny import judging, tiny_adapter, tiny_backbone
 
 THERE, AWAY = "a text on beekeeping", "What is the capital of Peru?"
@@ -42,7 +42,7 @@ def saying(monkeypatch, text):
         ids["at"] = ids.get("at", -1) + 1
         return [said[min(ids["at"], len(said) - 1)]] * len(logits)
 
-    monkeypatch.setattr("msa_plugin.engine.generate.Sampler.pick", pick)
+    monkeypatch.setattr("msa_plugin.answering.decoding.Sampler.pick", pick)
     original = Backbone.run
 
     def run(self, *args, **kwargs):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from facade import about, count_runs, opened, topics
-from msa_plugin.engine import engine, search
-from msa_plugin.engine.ranking import rank_shared
+from msa_plugin.engine import engine
 from msa_plugin.prompts import READER
+from msa_plugin.retrieval import search
+from msa_plugin.retrieval.ranking import rank_shared
 from tiny import tiny_adapter
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from facade import PER_LAYER, TOPICS, about, opened, topics
-from msa_plugin.engine.cutting import LARGEST
 from msa_plugin.errors import InvalidQueryError
 from msa_plugin.memory import LatentMemory
+from msa_plugin.retrieval.cutting import LARGEST
 from tiny import tiny_adapter
 
 KINDS = {
@@ -174,7 +174,7 @@ def test_a_document_is_fetched_once_for_a_question_and_tokenised_once_at_all(mem
 
 
 def test_what_is_kept_for_later_questions_is_bounded(tmp_path, backbone, adapter, monkeypatch):
-    from msa_plugin.engine import passages
+    from msa_plugin.retrieval import passages
 
     monkeypatch.setattr(passages, "_KEPT", 5000)
     with opened(tmp_path, backbone, adapter, context_tokens=250) as memory:

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from msa_plugin import arguments
-from msa_plugin.engine.answering import Events, completed
+from msa_plugin.answering.answers import Events, completed
 from msa_plugin.streams import AnswerStream
 from msa_plugin.types import Answer
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 from msa_plugin import arguments
+from msa_plugin.answering.answers import Events, completed
 from msa_plugin.arguments import By, Retrieval, id_list
 from msa_plugin.async_twins import AsyncTwins
 from msa_plugin.backbone.adapter import Adapter
@@ -29,17 +30,16 @@ from msa_plugin.cluster.opening import ask_for_cluster, open_cluster
 from msa_plugin.config import ClusterConfig, MemoryConfig
 from msa_plugin.conversations import Conversations
 from msa_plugin.dates import Asof, Recency, When
+from msa_plugin.encoding.ingestion import BankIngestion, Ingestion
 from msa_plugin.engine.adapters import find_adapter
-from msa_plugin.engine.answering import Events, completed
 from msa_plugin.engine.engine import Engine
 from msa_plugin.engine.explaining import explain
-from msa_plugin.engine.ingestion import BankIngestion, Ingestion
-from msa_plugin.engine.recency import SHARE
 from msa_plugin.engine.setup import check_kernels, check_window, fingerprint
 from msa_plugin.errors import ConfigError, EmptyMemoryError, InvalidQueryError, UnknownDocumentError
 from msa_plugin.events import AnswerPiece, Event
 from msa_plugin.namespaces import Namespaces
 from msa_plugin.progress import terminal_progress
+from msa_plugin.retrieval.recency import SHARE
 from msa_plugin.streams import AnswerStream
 from msa_plugin.types import (
     AddReport,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from threading import Lock
 
+from msa_plugin.answering.answers import Events
 from msa_plugin.cancellation import on_thread
-from msa_plugin.engine.answering import Events
 from msa_plugin.events import Answered, AnswerPiece, Event
 from msa_plugin.types import Answer
 

@@ -9,9 +9,9 @@ from msa_plugin.backbone.attention import NAME, CausalRows, Pass, Sink
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.families import shift_keys
 from msa_plugin.contexts import LayerContext
-from msa_plugin.engine.assembly import encode_head
-from msa_plugin.engine.encoder import Encoder, pad_left, pad_right
+from msa_plugin.encoding.encoder import Encoder, pad_left, pad_right
 from msa_plugin.errors import UnsupportedBackboneError
+from msa_plugin.retrieval.assembly import encode_head
 from tiny import FAMILIES, tiny_adapter, tiny_backbone, tiny_model
 
 TOLERANCE = 2e-4

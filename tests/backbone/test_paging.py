@@ -9,9 +9,9 @@ from msa_plugin.backbone.attention import Pass
 from msa_plugin.backbone.joining import joined
 from msa_plugin.bank.lanes import PlainLane
 from msa_plugin.bank.tiers import Budget, ContentTier
-from msa_plugin.engine import assembly
-from msa_plugin.engine.assembly import BankSource, Span, encode_head
-from msa_plugin.engine.encoder import pad_left
+from msa_plugin.encoding.encoder import pad_left
+from msa_plugin.retrieval import assembly
+from msa_plugin.retrieval.assembly import BankSource, Span, encode_head
 from tiny import tiny_backbone
 
 READING = (2, 3)

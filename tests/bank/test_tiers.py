@@ -13,7 +13,7 @@ from msa_plugin.bank.lanes import PlainLane, lane_to
 from msa_plugin.bank.quantize import quantized
 from msa_plugin.bank.tiers import Budget, ContentTier, KeyTier
 from msa_plugin.config import RoutingConfig
-from msa_plugin.routing.key_search import KeySearch
+from msa_plugin.retrieval.key_search import KeySearch
 from msa_plugin.types import KeyBlock
 
 CONFIG = RoutingConfig(layers=(0,), heads=4, kv_heads=2, head_dim=8, pooling=8)

@@ -18,7 +18,7 @@ from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.cli import bench_compare
 from msa_plugin.config import GenerationConfig, MemoryConfig
 from msa_plugin.errors import ConfigError, IngestError
-from msa_plugin.routing.prefilter import PrefilterSpec
+from msa_plugin.retrieval.prefilter import PrefilterSpec
 from tiny import tiny_adapter
 
 

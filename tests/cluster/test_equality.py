@@ -8,7 +8,7 @@ from local import LocalActors
 
 from facade import PER_LAYER, about, topics
 from msa_plugin.cluster.search import merged
-from msa_plugin.routing.scorer import RoutedDocuments
+from msa_plugin.retrieval.scorer import RoutedDocuments
 from tiny import tiny_adapter
 
 QUESTIONS = [about("violin"), about("glacier"), "what keeps bees?"]

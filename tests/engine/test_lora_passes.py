@@ -12,9 +12,9 @@ from facade import PER_LAYER, opened, topics
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.attention import Pass
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.engine.ranking import shared_queries
 from msa_plugin.errors import FingerprintMismatchError
 from msa_plugin.memory import LatentMemory
+from msa_plugin.retrieval.ranking import shared_queries
 from tiny import merged, tiny_adapter, tiny_lora, with_lora
 
 CLOSE: dict[str, Any] = {"atol": 2e-4, "rtol": 2e-3}

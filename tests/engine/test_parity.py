@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from msa_plugin.answering.generative.compat import ReferencePass
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.attention import CausalRows, Pass
 from msa_plugin.backbone.backbone import Backbone
@@ -24,12 +25,11 @@ from msa_plugin.backbone.families import decoder_layers
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.tiers import Tiers
 from msa_plugin.config import TierConfig
-from msa_plugin.engine.assembly import BankSource, TemplateHead, encode_head
-from msa_plugin.engine.encoder import Encoder, Latents
-from msa_plugin.engine.generative.compat import ReferencePass
-from msa_plugin.engine.search import BankSearch
-from msa_plugin.routing.key_search import KeySearch
-from msa_plugin.routing.scorer import all_scores
+from msa_plugin.encoding.encoder import Encoder, Latents
+from msa_plugin.retrieval.assembly import BankSource, TemplateHead, encode_head
+from msa_plugin.retrieval.key_search import KeySearch
+from msa_plugin.retrieval.scorer import all_scores
+from msa_plugin.retrieval.search import BankSearch
 from msa_plugin.types import Document, EncodedDocument, Fingerprint
 
 ROOT = Path(os.environ.get("MSA_GOLDEN") or Path(__file__).resolve().parents[3] / "shared" / "golden")

@@ -10,8 +10,8 @@ from msa_plugin import dates
 from msa_plugin.bank.repair import repair_bank
 from msa_plugin.bank.schema import CATALOG_FILE, connect
 from msa_plugin.config import RelevanceConfig, RelevanceWeights
-from msa_plugin.engine.recency import SHARE
 from msa_plugin.errors import ConfigError, InvalidQueryError
+from msa_plugin.retrieval.recency import SHARE
 from tiny import tiny_adapter
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)

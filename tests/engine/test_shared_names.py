@@ -3,8 +3,8 @@
 import pytest
 
 from facade import PER_LAYER, opened
-from msa_plugin.engine.mentions import ASKED, BELOW
 from msa_plugin.errors import ConfigError
+from msa_plugin.retrieval.shared_names import ASKED, BELOW
 from tiny import tiny_adapter, tiny_backbone
 
 MILL = {"id": "mill", "text": "The old mill stands on a brook and was built by Anna Veld, 412 metres from here."}

@@ -12,9 +12,9 @@ from tokenizers import AddedToken
 
 from facade import opened
 from msa_plugin import prompts
+from msa_plugin.answering.generative.wire import Transcript, Wire
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.engine.generative.wire import Transcript, Wire
-from msa_plugin.engine.numbering import Numbering
+from msa_plugin.encoding.numbering import Numbering
 from reference_checkpoint import LIST_END, marker_tokenizer
 from tiny import SPECIAL, tiny_adapter, tiny_backbone, tiny_model
 

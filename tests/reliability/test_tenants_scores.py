@@ -9,7 +9,7 @@ from facade import PER_LAYER, TOPICS, about, opened
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.segment import Segment
 from msa_plugin.memory import LatentMemory
-from msa_plugin.routing.scorer import _ChunkScorer
+from msa_plugin.retrieval.scorer import _ChunkScorer
 from tiny import tiny_adapter
 
 KINDS = {

@@ -28,7 +28,7 @@ from bank_builder import FINGERPRINT  # noqa: E402
 
 from msa_plugin.bank.bank import MemoryBank  # noqa: E402
 from msa_plugin.config import RoutingConfig  # noqa: E402
-from msa_plugin.routing.scorer import RoutedDocuments, _ChunkScorer, route  # noqa: E402
+from msa_plugin.retrieval.scorer import RoutedDocuments, _ChunkScorer, route  # noqa: E402
 from msa_plugin.types import Document, EncodedDocument  # noqa: E402
 
 WIDTH, CHUNKS, PORTION = 384, 4, 500

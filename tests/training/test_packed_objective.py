@@ -10,10 +10,10 @@ import torch
 from chains import chains, corpus, packed_backbone
 
 from msa_plugin import prompts
+from msa_plugin.answering.generative.wire import Transcript, Wire
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.checkpoint import load_reference
 from msa_plugin.config import Abilities
-from msa_plugin.engine.generative.wire import Transcript, Wire
 from msa_plugin.errors import ConfigError, TrainingError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.prompts import document_text

@@ -8,9 +8,9 @@ import pytest
 import torch
 from chains import corpus
 
+from msa_plugin.answering.reading import Excerpt
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.bench.read import answer_logits
-from msa_plugin.engine.reading import Excerpt
 from msa_plugin.errors import ConfigError, TrainingError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.prompts import document_text

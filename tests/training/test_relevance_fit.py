@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from msa_plugin.config import RelevanceConfig
-from msa_plugin.engine.relevance import Signal, relevance
 from msa_plugin.errors import TrainingError
+from msa_plugin.retrieval.relevance import Signal, relevance
 from msa_plugin.training.relevance import Asked, RelevancePlan, best, fit, logistic
 
 

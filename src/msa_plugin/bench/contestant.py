@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from msa_plugin.bench.base import Cost, System, Workspace
 from msa_plugin.bench.growth import NAMESPACE
 from msa_plugin.bench.systems import Options
-from msa_plugin.engine.search import Index
 from msa_plugin.errors import ConfigError
-from msa_plugin.routing.prefilter import apart, recall_against_exact
+from msa_plugin.retrieval.prefilter import apart, recall_against_exact
+from msa_plugin.retrieval.search import Index
 
 READING = ("gather", "prefill", "decode")
 # Searching an index is what routing is for a memory; one name lets a table put them side by side.

@@ -13,7 +13,7 @@ import torch
 
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.data import sample_documents
-from msa_plugin.engine.encoder import Encoder, pad_right, plan_batches
+from msa_plugin.encoding.encoder import Encoder, pad_right, plan_batches
 from msa_plugin.memory import LatentMemory
 from msa_plugin.prompts import document_text
 from msa_plugin.types import Document

@@ -17,7 +17,7 @@ from msa_plugin.bench.metrics import bootstrap, question_scores, retrieval_score
 from msa_plugin.bench.needle_cases import answered
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.bench.timing import percentiles
-from msa_plugin.routing.prefilter import recall_against_exact
+from msa_plugin.retrieval.prefilter import recall_against_exact
 
 SCALE, LATENCY, NEEDLE = "scale", "latency", "needle"
 METRICS = ("R@5", "R@10", "nDCG@10")

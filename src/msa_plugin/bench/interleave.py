@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from msa_plugin import prompts
+from msa_plugin.answering.generative.generative import Generative
+from msa_plugin.answering.generative.wire import Transcript
+from msa_plugin.answering.per_layer import RoutedPass
+from msa_plugin.answering.resume import Earlier, in_common, kept_rows
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.data import sample_documents, sample_questions
-from msa_plugin.engine.generative.generative import Generative
-from msa_plugin.engine.generative.wire import Transcript
-from msa_plugin.engine.per_layer import RoutedPass
-from msa_plugin.engine.resume import Earlier, in_common, kept_rows
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
 

@@ -24,7 +24,7 @@ from msa_plugin.bench.indexing import Source, indexing_seconds, peak_of
 from msa_plugin.bench.store import Results
 from msa_plugin.bench.timing import percentiles, reason
 from msa_plugin.errors import ConfigError, MSAError
-from msa_plugin.routing.prefilter import PrefilterSpec
+from msa_plugin.retrieval.prefilter import PrefilterSpec
 from msa_plugin.types import Document
 
 PART, COST = LATENCY, "cost"

@@ -12,7 +12,7 @@ import torch
 
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.config import RoutingConfig
-from msa_plugin.routing.scorer import route
+from msa_plugin.retrieval.scorer import route
 from msa_plugin.types import Document, EncodedDocument, Fingerprint
 
 CHUNKS_PER_DOCUMENT = 8

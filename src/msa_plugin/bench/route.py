@@ -24,8 +24,8 @@ from torch.utils._pytree import tree_leaves
 from msa_kernels import collapse_heads
 from msa_plugin.config import RoutingConfig
 from msa_plugin.errors import ConfigError
-from msa_plugin.routing.faiss_library import load_faiss
-from msa_plugin.routing.scorer import RoutedDocuments, route
+from msa_plugin.retrieval.faiss_library import load_faiss
+from msa_plugin.retrieval.scorer import RoutedDocuments, route
 from msa_plugin.types import KeyBlock
 
 MAX_CHUNKS = 8

@@ -12,7 +12,7 @@ import numpy as np
 
 from msa_plugin.bench.base import Dataset, Question
 from msa_plugin.prompts import document_text
-from msa_plugin.routing.lexical import WordIndex
+from msa_plugin.retrieval.bm25 import WordIndex
 
 Others: TypeAlias = Literal["even", "hard"]  # which passages a small corpus has beside those that answer
 

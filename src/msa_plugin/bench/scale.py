@@ -22,7 +22,7 @@ from msa_plugin.bench.store import Results
 from msa_plugin.bench.timing import reason
 from msa_plugin.errors import ConfigError, MSAError
 from msa_plugin.memory import LatentMemory
-from msa_plugin.routing.prefilter import PrefilterSpec, apart
+from msa_plugin.retrieval.prefilter import PrefilterSpec, apart
 from msa_plugin.types import Document
 
 PART = SCALE

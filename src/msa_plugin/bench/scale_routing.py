@@ -32,8 +32,8 @@ from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.setup import fingerprint
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
-from msa_plugin.routing.prefilter import Prefilter, PrefilterSpec, recall_against_exact
-from msa_plugin.routing.scorer import route
+from msa_plugin.retrieval.prefilter import Prefilter, PrefilterSpec, recall_against_exact
+from msa_plugin.retrieval.scorer import route
 from msa_plugin.types import Fingerprint
 
 EXACT = {"torch": "float16", "int8": "int8", "triton": "float16", "triton-int8": "int8"}

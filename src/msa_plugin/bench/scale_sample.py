@@ -23,9 +23,9 @@ from msa_plugin.bank.quantize import stored_keys
 from msa_plugin.bench.base import Dataset
 from msa_plugin.bench.growth import noisy
 from msa_plugin.config import MemoryConfig, RoutingConfig
-from msa_plugin.engine.ranking import shared_queries
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
+from msa_plugin.retrieval.ranking import shared_queries
 from msa_plugin.types import Document, EncodedDocument, Fingerprint
 
 CHUNKS_PER_DOCUMENT = 32

@@ -270,7 +270,7 @@ def _config(
 
 def _behind(systems: Sequence[str], spec: str) -> list[str]:
     """The MSA systems among `systems`, behind an index."""
-    from msa_plugin.routing.prefilter import PrefilterSpec
+    from msa_plugin.retrieval.prefilter import PrefilterSpec
 
     index = PrefilterSpec.parse(spec)
     found = [f"{name}+{index}" for name in systems if name in ("msa", "msa-interleave")]

@@ -9,8 +9,8 @@ from pathlib import Path
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.cli.output import Output
 from msa_plugin.data import calibration_questions
+from msa_plugin.encoding.calibration import Calibration, CalibrationConfig
 from msa_plugin.engine.adapters import calibrated_path
-from msa_plugin.engine.calibrate import Calibration, CalibrationConfig
 from msa_plugin.errors import ConfigError
 from msa_plugin.ingest import read_paths
 from msa_plugin.progress import terminal_progress

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from msa_plugin.cancellation import check_cancelled
 from msa_plugin.cluster.bank import ClusterBank
-from msa_plugin.engine.ingestion import Changed, Ingestion
+from msa_plugin.encoding.ingestion import Changed, Ingestion
 from msa_plugin.errors import InvalidDocumentError
 from msa_plugin.types import Document
 

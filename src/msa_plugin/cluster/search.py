@@ -20,14 +20,14 @@ from msa_plugin.bank.terms import tokenizer
 from msa_plugin.cluster.bank import ClusterBank
 from msa_plugin.cluster.selection import PLACES, ShardedSelection
 from msa_plugin.cluster.wire import flat, pack, unflat_row, unpack
-from msa_plugin.engine.ranking import Ranked, SharedQueries
-from msa_plugin.engine.search import Index
 from msa_plugin.errors import ConfigError
-from msa_plugin.routing.mentions import Mention
-from msa_plugin.routing.postings import Counts, Words
-from msa_plugin.routing.prefilter import PrefilterSpec
-from msa_plugin.routing.scorer import RoutedDocuments
-from msa_plugin.routing.titles import Named, Runs, TextNames
+from msa_plugin.retrieval.mentions import Mention
+from msa_plugin.retrieval.names import Named, Runs, TextNames
+from msa_plugin.retrieval.postings import Counts, Words
+from msa_plugin.retrieval.prefilter import PrefilterSpec
+from msa_plugin.retrieval.ranking import Ranked, SharedQueries
+from msa_plugin.retrieval.scorer import RoutedDocuments
+from msa_plugin.retrieval.search import Index
 
 
 @dataclass(frozen=True)

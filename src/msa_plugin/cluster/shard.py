@@ -23,15 +23,15 @@ from msa_plugin.cluster.shipping import Shipped
 from msa_plugin.cluster.wire import Packed, flat_document, flat_row, pack, pack_all, unflat, unpack
 from msa_plugin.config import MemoryConfig, RoutingConfig
 from msa_plugin.engine.engine import Engine
-from msa_plugin.engine.ranking import SharedQueries
-from msa_plugin.engine.search import BankSearch
 from msa_plugin.engine.setup import fingerprint
 from msa_plugin.errors import BankError, ClusterError, FingerprintMismatchError
-from msa_plugin.routing.key_search import KeySearch
-from msa_plugin.routing.mentions import holders
-from msa_plugin.routing.postings import Counts, Question
-from msa_plugin.routing.prefilter import Prefilter
-from msa_plugin.routing.titles import TextNames
+from msa_plugin.retrieval.key_search import KeySearch
+from msa_plugin.retrieval.mentions import holders
+from msa_plugin.retrieval.names import TextNames
+from msa_plugin.retrieval.postings import Counts, Question
+from msa_plugin.retrieval.prefilter import Prefilter
+from msa_plugin.retrieval.ranking import SharedQueries
+from msa_plugin.retrieval.search import BankSearch
 from msa_plugin.types import Asof, Document, EncodedDocument, Filter, Fingerprint
 
 # What is asked of a shard's bank as it stands.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msa_plugin.bank.documents import StoredDocument
-from msa_plugin.engine.ranking import Ranked
+from msa_plugin.retrieval.ranking import Ranked
 from msa_plugin.types import Period, Validity
 
 _FIELDS = tuple(field.name for field in fields(StoredDocument))

@@ -1,1 +1,1 @@
-"""Engine: encoding, assembly, generation and interleave over a backbone and a bank."""
+"""Engine: one backbone, one adapter, one bank, and the parts over them put together."""

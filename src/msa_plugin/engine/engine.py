@@ -15,36 +15,21 @@ import torch
 from torch import Tensor
 
 from msa_plugin import prompts
+from msa_plugin.answering.abstaining import among, declined, parted, prefilled, told
+from msa_plugin.answering.answers import Asked, Events, answering, fetched, found_at_once, in_turn, portions
+from msa_plugin.answering.excerpts import Excerpts
+from msa_plugin.answering.gathering import hits, read_whole, to_read
+from msa_plugin.answering.generative.generative import Generative
+from msa_plugin.answering.generative.reference_loop import ReferenceLoop
+from msa_plugin.answering.per_layer import LayerRouting, RoutedPass, Row
+from msa_plugin.answering.reading import Prefill, Reader
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.bank.tiers import Tiers
 from msa_plugin.config import BesideConfig, GenerationConfig, InterleaveConfig, MemoryConfig
-from msa_plugin.engine.abstaining import among, declined, parted, prefilled, told
-from msa_plugin.engine.answering import Asked, Events, answering, fetched, found_at_once, in_turn, portions
-from msa_plugin.engine.encoder import Encoder
-from msa_plugin.engine.excerpts import Excerpts
-from msa_plugin.engine.gathering import hits, read_whole, to_read
-from msa_plugin.engine.generative.generative import Generative
-from msa_plugin.engine.generative.reference_loop import ReferenceLoop
-from msa_plugin.engine.interleave import Found, Gathered, Query, Ranking, drained, interleave_steps
-from msa_plugin.engine.lexical import Lexical
-from msa_plugin.engine.mentions import Mentions
-from msa_plugin.engine.numbering import Numbering
-from msa_plugin.engine.passages import Passages
-from msa_plugin.engine.per_layer import LayerRouting, RoutedPass, Row
-from msa_plugin.engine.ranking import (
-    ChunkScores,
-    SharedQueries,
-    blended,
-    chunks_of,
-    rank_routed,
-    routed_chunks_of,
-    shared_queries,
-)
-from msa_plugin.engine.reading import Prefill, Reader
-from msa_plugin.engine.relevance import Relevance
-from msa_plugin.engine.search import BankSearch, Index, Search
+from msa_plugin.encoding.encoder import Encoder
+from msa_plugin.encoding.numbering import Numbering
 from msa_plugin.engine.setup import (
     WHOLE_DOCUMENTS,
     batch_tokens,
@@ -57,12 +42,27 @@ from msa_plugin.engine.setup import (
     reads_updated,
     trained_reader,
 )
-from msa_plugin.engine.shared import SharedRanking
-from msa_plugin.engine.titles import Titles
 from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
 from msa_plugin.events import RetrievalEnded, RetrievalEvent, RoundStarted
-from msa_plugin.routing.key_search import KeySearch
-from msa_plugin.routing.prefilter import PrefilterSpec
+from msa_plugin.retrieval.interleave import Found, Gathered, Query, Ranking, drained, interleave_steps
+from msa_plugin.retrieval.key_search import KeySearch
+from msa_plugin.retrieval.links import Titles
+from msa_plugin.retrieval.passages import Passages
+from msa_plugin.retrieval.prefilter import PrefilterSpec
+from msa_plugin.retrieval.ranking import (
+    ChunkScores,
+    SharedQueries,
+    blended,
+    chunks_of,
+    rank_routed,
+    routed_chunks_of,
+    shared_queries,
+)
+from msa_plugin.retrieval.relevance import Relevance
+from msa_plugin.retrieval.retriever import SharedRanking
+from msa_plugin.retrieval.search import BankSearch, Index, Search
+from msa_plugin.retrieval.shared_names import Mentions
+from msa_plugin.retrieval.words import Lexical
 from msa_plugin.types import Hits
 
 

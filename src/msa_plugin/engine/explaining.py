@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from msa_plugin.bank.handle import Selected
 from msa_plugin.engine.engine import Engine
-from msa_plugin.engine.ranking import Ranked
+from msa_plugin.retrieval.ranking import Ranked
 from msa_plugin.types import ChunkScore, Explanation, NamedBy
 
 

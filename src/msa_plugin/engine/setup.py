@@ -10,7 +10,7 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.config import BesideConfig, ContentConfig, MemoryConfig, ReadingMode, RoutingConfig
 from msa_plugin.errors import ConfigError, InvalidQueryError
-from msa_plugin.routing.fused import without_kernel
+from msa_plugin.retrieval.fused import without_kernel
 from msa_plugin.types import Fingerprint
 
 

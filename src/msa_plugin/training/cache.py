@@ -22,7 +22,7 @@ from msa_plugin.backbone.attention import CausalRows, DepthReached
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.families import decoder_layers
 from msa_plugin.bench import jsonl
-from msa_plugin.engine.encoder import pad_right, plan_batches
+from msa_plugin.encoding.encoder import pad_right, plan_batches
 from msa_plugin.errors import ConfigError, TrainingError
 from msa_plugin.training.checkpoint import writing
 

@@ -27,10 +27,10 @@ from msa_plugin.backbone.cache import cache_dir
 from msa_plugin.backbone.lora import TARGETS, Lora
 from msa_plugin.backbone.router import Router, RouterLayer
 from msa_plugin.config import InterleaveConfig, Settings
-from msa_plugin.engine.calibrate import Calibration, CalibrationConfig
-from msa_plugin.engine.encoder import WindowSink, pad_right, plan_batches
-from msa_plugin.engine.ranking import RouteSink
+from msa_plugin.encoding.calibration import Calibration, CalibrationConfig
+from msa_plugin.encoding.encoder import WindowSink, pad_right, plan_batches
 from msa_plugin.errors import ConfigError
+from msa_plugin.retrieval.ranking import RouteSink
 from msa_plugin.training.data import Corpus
 from msa_plugin.training.groups import Ask, Group, GroupConfig, Groups, Pool
 from msa_plugin.training.losses import distillation_loss, routing_loss

@@ -22,7 +22,7 @@ from torch import Tensor
 from msa_plugin.config import Settings
 from msa_plugin.errors import TrainingError
 from msa_plugin.prompts import document_text
-from msa_plugin.routing.lexical import WordIndex
+from msa_plugin.retrieval.bm25 import WordIndex
 from msa_plugin.training.data import Corpus
 
 Vectors = NDArray[np.float32]

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from msa_plugin import prompts
+from msa_plugin.answering.decoding import TextStream, decode
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.attention import CausalRows, Pass
 from msa_plugin.backbone.backbone import Backbone
@@ -25,11 +26,10 @@ from msa_plugin.backbone.families import shift_keys
 from msa_plugin.backbone.lora import TARGETS, Lora
 from msa_plugin.bench.metrics import exact_match, f1
 from msa_plugin.config import Abilities, ContentConfig, GenerationConfig, Layers, Settings
+from msa_plugin.encoding.encoder import pad_left, pad_right, plan_batches
 from msa_plugin.engine.adapters import find_adapter
-from msa_plugin.engine.assembly import encode_head
-from msa_plugin.engine.encoder import pad_left, pad_right, plan_batches
-from msa_plugin.engine.generate import TextStream, decode
 from msa_plugin.errors import ConfigError, TrainingError
+from msa_plugin.retrieval.assembly import encode_head
 from msa_plugin.training.data import Corpus, held_apart
 from msa_plugin.training.reader_rows import Row, RowBuilder, RowConfig
 from msa_plugin.training.reading_objective import Chosen, Pooled

@@ -27,10 +27,10 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import TARGETS, Lora
 from msa_plugin.config import Abilities, ContentConfig, Layers, Settings, Size
 from msa_plugin.contexts import LayerContext
+from msa_plugin.encoding.encoder import pad_right, plan_batches
 from msa_plugin.engine.adapters import find_adapter
-from msa_plugin.engine.assembly import TemplateHead, encode_head, padded, with_head
-from msa_plugin.engine.encoder import pad_right, plan_batches
 from msa_plugin.errors import ConfigError, TrainingError
+from msa_plugin.retrieval.assembly import TemplateHead, encode_head, padded, with_head
 from msa_plugin.training.data import Corpus, Step, batches, held_apart
 from msa_plugin.training.samples import Lexical
 from msa_plugin.training.trainer import Losses

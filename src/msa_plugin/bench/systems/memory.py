@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from msa_plugin.answering.answers import Asked
 from msa_plugin.bench.base import Cost, Found, Reply, Scored, Workspace
 from msa_plugin.bench.systems.common import FoundInRounds, Options, merged, shared, summed
 from msa_plugin.config import BesideConfig
-from msa_plugin.engine.answering import Asked
-from msa_plugin.engine.interleave import Ranking
-from msa_plugin.engine.lexical import Lexical
-from msa_plugin.engine.mentions import Mentions
-from msa_plugin.engine.ranking import Ranked
-from msa_plugin.engine.search import Index
-from msa_plugin.engine.titles import Titles
+from msa_plugin.retrieval.interleave import Ranking
+from msa_plugin.retrieval.links import Titles
+from msa_plugin.retrieval.ranking import Ranked
+from msa_plugin.retrieval.search import Index
+from msa_plugin.retrieval.shared_names import Mentions
+from msa_plugin.retrieval.words import Lexical
 
 
 class Msa:

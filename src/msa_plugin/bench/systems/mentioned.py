@@ -8,9 +8,9 @@ from msa_plugin.bank.words import WordPart, WordTable
 from msa_plugin.bench.base import Cost, System, Workspace
 from msa_plugin.bench.systems.common import best
 from msa_plugin.bench.systems.rescored import Rescored, Scores
-from msa_plugin.engine.mentions import ASKED, BELOW, MOST, SHARE
-from msa_plugin.engine.titles import FOLLOWED
-from msa_plugin.routing.mentions import holders, mentions
+from msa_plugin.retrieval.links import FOLLOWED
+from msa_plugin.retrieval.mentions import holders, mentions
+from msa_plugin.retrieval.shared_names import ASKED, BELOW, MOST, SHARE
 from msa_plugin.stems import stems
 
 

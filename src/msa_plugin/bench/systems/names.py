@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from msa_plugin.errors import ConfigError
-from msa_plugin.routing.prefilter import KINDS, PrefilterSpec
+from msa_plugin.retrieval.prefilter import KINDS, PrefilterSpec
 
 NAMES = {
     "msa": "MSA, one round of routing; answers from what it chooses to read (+faiss:... or +coarse:... prefilters)",

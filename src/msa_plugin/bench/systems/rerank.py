@@ -14,7 +14,7 @@ from msa_plugin.backbone.attention import Pass
 from msa_plugin.bench.base import Cost, Found, Scored, System, Workspace
 from msa_plugin.bench.systems.common import FoundInRounds, Seconds, best, falling, texts, timed
 from msa_plugin.bench.systems.models import load_cross_encoder, sentence_transformers
-from msa_plugin.engine.encoder import pad_left, plan_batches
+from msa_plugin.encoding.encoder import pad_left, plan_batches
 from msa_plugin.engine.engine import Engine
 
 _LOGITS = 1 << 26  # numbers of logits computed at once, 256 MiB

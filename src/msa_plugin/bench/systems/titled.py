@@ -7,8 +7,8 @@ import numpy as np
 from msa_plugin.bench.base import Cost, System, Workspace
 from msa_plugin.bench.systems.common import best
 from msa_plugin.bench.systems.rescored import Rescored, Scores
-from msa_plugin.engine.titles import FOLLOWED
-from msa_plugin.routing.titles import TitleIndex
+from msa_plugin.retrieval.links import FOLLOWED
+from msa_plugin.retrieval.names import TitleIndex
 
 
 class Titled(Rescored):

@@ -1,0 +1,47 @@
+"""From what routing found to what is read and shown: hits with their passages, and questions on their way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from msa_plugin.answering.answers import Asked
+from msa_plugin.answering.excerpts import Excerpts
+from msa_plugin.retrieval.interleave import Found, Gathered, Ranking
+from msa_plugin.retrieval.ranking import ChunkScores, Ranked
+from msa_plugin.types import Hits, Round
+
+
+def hits(excerpts: Excerpts, questions: Sequence[str], ranking: Ranking, k: int | None) -> list[Hits]:
+    """Each row's documents with text, metadata and passages; with `k` the best passages of all of them instead.
+
+    A document that several rows found is read once.
+    """
+    began = time.perf_counter()
+    excerpts.documents(r for row in ranking.rows for r in row)
+    rows = []
+    for question, row, chunks in zip(questions, ranking.rows, ranking.chunks, strict=True):
+        found = excerpts.hits(question, row, chunks) if k is None else excerpts.passage_hits(question, row, chunks, k)
+        rows.append(Hits(found, question, excerpts.best_chunks(row)))
+    stages = {**ranking.seconds, "passages": time.perf_counter() - began}
+    for hits in rows:
+        hits.seconds = {stage: seconds / len(rows) for stage, seconds in stages.items()}
+    return rows
+
+
+def to_read(gathered: Gathered, excerpts: Excerpts, chunks: ChunkScores, budget: int, *, each: bool = False) -> Asked:
+    """What of the documents found is read, within a budget of tokens; the best is read last, by the question.
+
+    With `each`, something of every one of them.
+    """
+    ranked = [f.ranked for f in gathered.found]
+    read = excerpts.read(gathered.question, ranked, chunks, budget, each=each)
+    return Asked(gathered, read, {d.ordinal: d for d in excerpts.documents(ranked)})
+
+
+def read_whole(question: str, ranked: Sequence[Ranked], excerpts: Excerpts, seconds: Mapping[str, float]) -> Asked:
+    """One round that found all of `ranked`, whole documents."""
+    stored = excerpts.documents(ranked)
+    names, scores = tuple(d.id for d in stored), tuple(r.score for r in ranked)
+    gathered = Gathered(question, [Found(r, 1) for r in ranked], [Round(question, names, scores, seconds)])
+    return Asked(gathered, excerpts.whole(ranked), {d.ordinal: d for d in stored})

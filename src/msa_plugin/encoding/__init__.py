@@ -1,0 +1,1 @@
+"""Encoding: documents into routing keys and content, once, and into the bank."""

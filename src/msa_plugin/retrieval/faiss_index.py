@@ -1,0 +1,96 @@
+"""A FAISS index of chunk keys, as the prefilter uses one; it says in our words what FAISS refuses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msa_plugin.errors import ConfigError
+from msa_plugin.retrieval.faiss_library import faiss_threads, load_faiss
+
+_DEFAULTS = {"nprobe": 16.0, "efSearch": 128.0}
+logger = logging.getLogger(__name__)
+
+
+class FaissIndex:
+    """Nearest chunks by inner product; whether none is missed depends on the factory."""
+
+    suffix = ".faiss"
+
+    def __init__(self, index: Any, factory: str, parameters: Mapping[str, float]) -> None:
+        """Raises ConfigError for search parameters that the index does not have."""
+        self.index = index
+        for name, value in {**_DEFAULTS, **parameters}.items():
+            refused = _refused(index, name, value)
+            if refused and name in parameters:  # a default may be another kind of index's
+                raise ConfigError(f"{factory} has no search parameter {name}={value:g}: {refused}")
+
+    @classmethod
+    def build(
+        cls,
+        factory: str,
+        parameters: Mapping[str, float],
+        width: int,
+        sample: Callable[[], NDArray[np.float32]],
+        panels: Iterable[NDArray[np.float32]],
+    ) -> FaissIndex:
+        """Train on `sample()` if the factory needs it, add the panels [c, width]. Raises ConfigError."""
+        faiss = load_faiss()
+        try:
+            index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+            if not index.is_trained:
+                index.train(sample())
+            for keys in panels:
+                index.add(keys)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"FAISS cannot build {factory!r} over these keys: {_reason(error)}") from error
+        return cls(index, factory, parameters)
+
+    @classmethod
+    def read(cls, path: Path, factory: str, parameters: Mapping[str, float], width: int) -> FaissIndex | None:
+        """What `save` wrote; None where it cannot be read or is of another width."""
+        try:
+            index = load_faiss().read_index(str(path))
+        except RuntimeError as error:
+            logger.warning("%s cannot be read (%s); building it again", path, _reason(error))
+            return None
+        return cls(index, factory, parameters) if index.d == width else None
+
+    def save(self, path: Path) -> None:
+        """Write it to a file."""
+        load_faiss().write_index(self.index, str(path))
+
+    @property
+    def ntotal(self) -> int:
+        """Chunks in the index."""
+        return int(self.index.ntotal)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the index."""
+        return int(load_faiss().serialize_index(self.index).nbytes)
+
+    def search(self, vectors: NDArray[np.float32], depth: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Scores and chunk numbers [t, depth] of each vector's best, as FAISS returns them: -1 where it found fewer."""
+        with faiss_threads():
+            scores, chunks = self.index.search(vectors, depth)
+        return scores, chunks
+
+
+def _refused(index: Any, name: str, value: float) -> str:
+    """Set a search parameter; why FAISS refused, or nothing."""
+    try:
+        load_faiss().ParameterSpace().set_index_parameter(index, name, value)
+    except RuntimeError as error:
+        return _reason(error)
+    return ""
+
+
+def _reason(error: BaseException) -> str:
+    """FAISS's own words without the C++ frame in front of them."""
+    return (str(error) or type(error).__name__).splitlines()[-1].removeprefix("Error: ")

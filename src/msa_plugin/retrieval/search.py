@@ -1,0 +1,92 @@
+"""The seam between the engine and whoever scores routing keys: this process, or one for each shard of a bank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from msa_plugin.bank.handle import BankHandle, Selected
+from msa_plugin.bank.view import Selection
+from msa_plugin.config import RoutingConfig
+from msa_plugin.retrieval.key_search import KeySearch
+from msa_plugin.retrieval.mentions import Mention, holders
+from msa_plugin.retrieval.names import Named, TextNames
+from msa_plugin.retrieval.postings import Words, word_scores
+from msa_plugin.retrieval.prefilter import Prefilter, PrefilterSpec
+from msa_plugin.retrieval.ranking import Ranked, SharedQueries, rank_shared
+from msa_plugin.retrieval.scorer import RoutedDocuments
+
+
+class Index(Protocol):
+    """A prefilter that is ready: one in this process (`Prefilter`), or one in every shard."""
+
+    @property
+    def documents(self) -> int:
+        """How many it covers."""
+
+    @property
+    def bytes(self) -> int:
+        """Its memory, wherever that is."""
+
+
+class Search(Protocol):
+    """Finds the documents whose routing keys fit best, exactly; ties go to the lower ordinal."""
+
+    def ranked(self, asked: SharedQueries, k: int, selection: Selected, prefilter: Index | None) -> list[list[Ranked]]:
+        """The best `k` of each row by a shared selection, taken apart; with a `prefilter`, of its candidates."""
+
+    def route(self, layer: int, queries: Tensor, votes: Tensor, k: int, selection: Selected) -> RoutedDocuments:
+        """The best `k` of each row at one layer; `queries` [B, H, T, D], `votes` bool [B, T]."""
+
+    def words(self, texts: Sequence[str], selection: Selected) -> list[Words]:
+        """BM25 of a selection's documents for each text, counted over that selection alone."""
+
+    def names(self, texts: Sequence[str], selection: Selected, *, any_case: bool) -> list[Named]:
+        """Documents of a selection that each text names by their titles; see `TextNames`."""
+
+    def holders(self, wanted: Sequence[Mention], selection: Selected, most: int) -> list[list[int]]:
+        """Documents of a selection that have all words of each name; of more than `most` at least `most` + 1."""
+
+    def prefilter(self, spec: PrefilterSpec | str, folder: Path, selection: Selected) -> Index:
+        """An index over `selection`, kept in `folder`. Raises ConfigError and MissingExtraError."""
+
+
+class BankSearch:
+    """Search in this process, over the memory maps of one bank."""
+
+    def __init__(self, bank: BankHandle, config: RoutingConfig, search: KeySearch) -> None:
+        """`search` says where keys are kept, and in which tiles and by which kernels they are read."""
+        self.bank, self.config, self.search = bank, config, search
+
+    def ranked(
+        self, asked: SharedQueries, k: int, selection: Selected, prefilter: Index | None = None
+    ) -> list[list[Ranked]]:
+        """See `rank_shared`."""
+        assert prefilter is None or isinstance(prefilter, Prefilter)
+        return rank_shared(self.bank, self.config, asked, k, selection, self.search, prefilter)
+
+    def route(self, layer: int, queries: Tensor, votes: Tensor, k: int, selection: Selected) -> RoutedDocuments:
+        """One exact search over a layer's keys."""
+        return self.search.route(queries, votes, selection.key_blocks(str(layer)), k, self.config)
+
+    def words(self, texts: Sequence[str], selection: Selected) -> list[Words]:
+        """See `word_scores`."""
+        return word_scores(texts, self.bank.words(selection))
+
+    def names(self, texts: Sequence[str], selection: Selected, *, any_case: bool) -> list[Named]:
+        """See `TextNames`."""
+        parts = self.bank.words(selection)
+        asked = [TextNames(text, any_case=any_case) for text in texts]
+        return [names.chosen(names.runs(parts)) for names in asked]
+
+    def holders(self, wanted: Sequence[Mention], selection: Selected, most: int) -> list[list[int]]:
+        """See `mentions.holders`."""
+        return holders(wanted, self.bank.words(selection), most) if wanted else []
+
+    def prefilter(self, spec: PrefilterSpec | str, folder: Path, selection: Selected) -> Prefilter:
+        """See `Prefilter.open`."""
+        assert isinstance(selection, Selection)
+        return Prefilter.open(folder, self.bank.fingerprint, selection, self.config, spec)

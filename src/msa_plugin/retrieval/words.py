@@ -1,0 +1,86 @@
+"""Words beside routing keys: a document's score is its routing score plus a weight times its share of the best BM25.
+
+The candidates are the best by routing keys and the best by words; all of them get both scores exactly. BM25 counts over
+the documents that a question may see, so that what others stored changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from msa_plugin.backbone.router import Router
+from msa_plugin.bank.handle import BankHandle, Selected
+from msa_plugin.errors import ConfigError
+from msa_plugin.retrieval.postings import Counts, Words, rarity
+from msa_plugin.retrieval.ranking import Ranked, SharedQueries, explained
+from msa_plugin.retrieval.search import Search
+from msa_plugin.stems import stems
+
+_WORD = re.compile(r"\w+")
+_ASKING = (
+    "who whom whose what when where which why how many much do does did done has have had can could would should shall "
+    "may might must i me my you your we us our he him his she her them am were been about from than so also please tell"
+)
+
+
+def depth(k: int) -> int:
+    """How many candidates each side brings to a ranking of `k`."""
+    return max(100, 4 * k)
+
+
+class Lexical:
+    """BM25 of a bank's selections, beside its routing keys."""
+
+    def __init__(self, bank: BankHandle, router: Router, search: Search, weight: float) -> None:
+        """Raises ConfigError where layers select for themselves."""
+        if router.config.selection != "shared":
+            raise ConfigError(
+                "lexical is for adapters with one ranking for all layers; this one's layers each have theirs"
+            )
+        self.bank, self.router, self.search, self.weight = bank, router, search, weight
+        self._asking = frozenset(stems()([_ASKING])[0])
+
+    def words(self, texts: Sequence[str], selection: Selected) -> list[Words]:
+        """What words say of a selection's documents, for each text."""
+        return self.search.words(texts, selection)
+
+    def rarity(self, question: str, counts: Counts, others: int) -> dict[str, float]:
+        """What each word of a question weighs among documents; see `postings.rarity`.
+
+        Words that only ask are left out: no text that answers needs them.
+        """
+        weights = rarity(question, counts, others)
+        return {word: weight for word, weight in weights.items() if word not in self._asking}
+
+    def stems(self, texts: Sequence[str]) -> list[list[str]]:
+        """The words of texts, as they are counted."""
+        return stems()(texts)
+
+    def add(
+        self, words: Sequence[Words], asked: SharedQueries, ranked: Sequence[list[Ranked]], k: int
+    ) -> list[list[Ranked]]:
+        """The best `k` of each row by both scores; `ranked` are the best `depth(k)` by routing keys alone."""
+        rows = []
+        for row, (said, routed) in enumerate(zip(words, ranked, strict=True)):
+            missing = sorted({*said.best(depth(k))} - {r.ordinal for r in routed})
+            both = self.raised([*routed, *explained(self.bank, self.router.config, asked.of(row), missing)], said)
+            rows.append(sorted(both, key=lambda r: (-r.score, r.ordinal))[:k])
+        return rows
+
+    def raised(self, ranked: Sequence[Ranked], words: Words) -> list[Ranked]:
+        """The same documents with their words counted."""
+        shares = words.shares([r.ordinal for r in ranked])
+        added = [self.weight * share for share in shares]
+        return [replace(r, score=r.score + more, words=more) for r, more in zip(ranked, added, strict=True)]
+
+    def parts(self, text: str, selection: Selected, ordinal: int) -> dict[str, float]:
+        """What each word of a text adds to the score of one document of a selection, of those that do."""
+        times = Counter(_WORD.findall(text.lower()))
+        whole, *each = self.search.words([text, *times], selection)
+        best = float(whole.scores.max(initial=0.0))
+        scores = [float(words.of([ordinal])[0]) for words in each]
+        pairs = zip(times.items(), scores, strict=True)
+        return {word: self.weight * often * score / best for (word, often), score in pairs if score}

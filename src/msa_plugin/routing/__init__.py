@@ -1,1 +1,0 @@
-"""Routing: exact, tiled search over the routing keys."""

@@ -1,0 +1,106 @@
+"""Words beside routing keys: the sum is exact, follows what is stored, and sees nobody else's documents."""
+
+import pytest
+
+from facade import PER_LAYER, TOPICS, opened, topics
+from msa_plugin.errors import ConfigError
+from msa_plugin.prompts import document_text
+from msa_plugin.retrieval.bm25 import WordIndex
+from msa_plugin.retrieval.words import depth
+from tiny import tiny_adapter, tiny_backbone
+
+QUESTION = "Is there a text on beekeeping and the violin?"
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return tiny_backbone()
+
+
+def texts(memory):
+    return {i: memory.get([i])[i] for i in memory.ids()}
+
+
+def expected(plain, documents, weight, question=QUESTION):
+    """Every document's routing score plus its share of words, by definition."""
+    names = [d["id"] for d in documents]
+    words = WordIndex([document_text(d.get("title", ""), d["text"]) for d in documents]).asked(question)
+    routed = {hit.id: hit.score for hit in plain.retrieve(question, k=len(documents))}
+    return {n: routed[n] + weight * float(w) / max(float(words.max()), 1e-9) for n, w in zip(names, words, strict=True)}
+
+
+def test_the_score_is_the_sum(tmp_path, backbone):
+    with opened(tmp_path / "a", backbone) as plain, opened(tmp_path / "b", backbone, lexical=0.7) as both:
+        plain.add(topics())
+        both.add(topics())
+        wanted = expected(plain, topics(), 0.7)
+        hits = both.retrieve(QUESTION, k=8)
+        assert {h.id: h.score for h in hits} == pytest.approx(wanted, abs=1e-5)
+        assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
+        assert {hits[0].id, hits[1].id} == {"beekeeping", "violin"}
+        for hit in hits:  # what words added is the score beyond the layers' parts
+            words = hit.score - sum(hit.layer_scores.values())
+            assert (words > 0.05) == (hit.id in ("beekeeping", "violin")) and words > -1e-5
+        low, high = both.engine.score_bounds
+        assert all(low <= h.score <= high for h in hits) and high == plain.engine.score_bounds[1] + 0.7
+
+
+def test_words_find_what_keys_rank_low(tmp_path, backbone, monkeypatch):
+    """A candidate by words alone gets both scores too."""
+    monkeypatch.setattr("msa_plugin.retrieval.words.depth", lambda k: k)
+    monkeypatch.setattr("msa_plugin.retrieval.retriever.depth", lambda k: k)
+    with opened(tmp_path / "a", backbone) as plain, opened(tmp_path / "b", backbone, lexical=9.0) as both:
+        plain.add(topics())
+        both.add(topics())
+        last = plain.retrieve("a text", k=8)[-1].id
+        question = f"a text {last}"
+        if plain.retrieve(question, k=1)[0].id == last:
+            pytest.skip("the random router finds it by itself")
+        [hit] = both.retrieve(question, k=1)
+        assert hit.id == last
+        assert hit.score == pytest.approx(expected(plain, topics(), 9.0, question)[last], abs=1e-4)
+
+
+def test_it_follows_the_bank(tmp_path, backbone):
+    with opened(tmp_path, backbone, lexical=2.0) as memory:
+        memory.add(topics(4))
+        assert memory.retrieve("the saffron", k=1)[0].id != "saffron"
+        memory.add(topics(8)[4:])
+        assert memory.retrieve("the saffron", k=1)[0].id == "saffron"
+        memory.update({"id": "violin", "text": "saffron saffron saffron saffron", "title": "vio"})
+        assert {h.id for h in memory.retrieve("the saffron", k=2)} == {"saffron", "violin"}
+        memory.delete(["saffron", "violin"])
+        assert {h.id for h in memory.retrieve("the saffron", k=8)} == {*TOPICS} - {"saffron", "violin"}
+        even = memory.retrieve("the glacier", k=8, filter={"even": True})
+        assert even and all(h.metadata["even"] for h in even)
+
+
+def test_other_tenants_change_nothing(tmp_path, backbone):
+    def asked(path, *others):
+        with opened(path, backbone, lexical=1.0) as memory:
+            memory.add(topics(5))
+        for n, other in enumerate(others):
+            with opened(path, backbone, lexical=1.0, namespace=f"tenant-{n}") as memory:
+                memory.add(other)
+        with opened(path, backbone, lexical=1.0) as memory:
+            return [(h.id, h.score) for h in memory.retrieve(QUESTION, k=8)]
+
+    crowd = [{"id": f"x{i}", "text": "beekeeping and the violin"} for i in range(20)]
+    assert asked(tmp_path / "alone") == asked(tmp_path / "shared", crowd, topics(8))
+
+
+def test_rounds_and_answers(tmp_path, backbone):
+    with opened(tmp_path, backbone, lexical=1.0) as memory:
+        memory.add(topics())
+        answer = memory.ask("What is on saffron?", max_new_tokens=2, max_rounds=2)
+        assert answer.sources[-1].id == "saffron" or "saffron" in {s.id for s in answer.sources}
+        assert memory.retrieve("???", k=3)  # no word at all: keys alone
+
+
+def test_what_it_refuses(tmp_path, backbone):
+    with pytest.raises(ConfigError, match="lexical"):
+        opened(tmp_path / "a", backbone, lexical=-1.0)
+    adapter = tiny_adapter(backbone, **PER_LAYER)
+    with pytest.raises(ConfigError, match="one ranking"):
+        opened(tmp_path / "b", backbone, adapter, lexical=0.5)
+    assert depth(1) == 100 and depth(50) == 200
