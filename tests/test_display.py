@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from facade import about, opened, topics
-from msa_plugin.display.page import Span, escaped, spanned, window, words
+from msa_plugin.display.page import MarkedSpan, escaped, spanned, window, words
 from msa_plugin.types import Answer, Hits, Quote, Source, Trace
 from tiny import judging, tiny_adapter
 
@@ -185,7 +185,7 @@ def test_hits_outlive_their_memory_and_are_copied(tmp_path, backbone):
 
 def test_spans_may_overlap_and_windows_keep_the_focus():
     text = "one two three four"
-    outer = Span(0, 13, "<b>", "</b>")
+    outer = MarkedSpan(0, 13, "<b>", "</b>")
     assert spanned(text, [outer, *words([(4, 7)])]) == "<b>one </b><b><mark>two</mark></b><b> three</b> four"
     assert spanned(text, [outer], 4, 7) == "\u2026 <b>two</b> \u2026"
     assert spanned("", []) == ""

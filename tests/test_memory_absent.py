@@ -8,7 +8,7 @@ import torch
 from facade import count_runs, opened, topics
 from msa_plugin import prompts
 from msa_plugin.answering.abstaining import _Held, prefilled
-from msa_plugin.answering.answers import Asked
+from msa_plugin.answering.answers import AnswerJob
 from msa_plugin.answering.reading import Prefill
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.config import RelevanceConfig, RelevanceWeights
@@ -178,7 +178,7 @@ def test_a_reader_may_not_give_up_on_what_is_surely_relevant():
     backbone = SimpleNamespace(tokenize=lambda text: [3, 4])
     logits = torch.zeros(4, 6)
     plain = Prefill(None, logits, torch.zeros(4), (), (), {})
-    asked = [Asked(Gathered("?", relevance=known), [], {}) for known in (1.0, 0.5, 0.0, None)]
+    asked = [AnswerJob(Gathered("?", relevance=known), [], {}) for known in (1.0, 0.5, 0.0, None)]
     reader = SimpleNamespace(trained=True, backbone=backbone, prefill=lambda questions, excerpts: plain)
     found = prefilled(reader, asked, trust).logits
     assert found[0, 3] == -torch.inf and found[1, 3] == -1.0 and found[2, 3] > 7 and found[3, 3] == 0

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,13 @@ def test_importing_the_package_is_light() -> None:
     code = "import sys, msa_plugin.cli; print(any(m in sys.modules for m in ('torch', 'transformers')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_every_class_name_stands_once() -> None:
+    """One word for one thing: a name that two modules define is looked up twice by whoever reads."""
+    homes = defaultdict(list)
+    for folder in ("src/msa_plugin", "kernels/msa_kernels"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for name in re.findall(r"^class (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+                homes[name].append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}

@@ -35,7 +35,7 @@ def terminal_progress(label: str, given: OnProgress | None, stream: TextIO) -> I
         yield show
 
 
-class State(NamedTuple):
+class ProgressState(NamedTuple):
     """How far a command is: `done` of `total` things, tokens so far, and the share of all work that is done.
 
     `share` is 0 where it is not known.
@@ -61,8 +61,8 @@ class State(NamedTuple):
 @contextmanager
 def command_progress(
     label: str, unit: str, stream: TextIO, every: float = _LINE_SECONDS
-) -> Iterator[Callable[[State], None]]:
-    """A callback that takes `State`s: a bar if `stream` is a terminal, else a line on it every few seconds."""
+) -> Iterator[Callable[[ProgressState], None]]:
+    """A callback that takes `ProgressState`s: a bar if `stream` is a terminal, else a line on it every few seconds."""
     begun = time.monotonic()
     if not stream.isatty():
         with _Lines(label, unit, stream, every) as lines:
@@ -72,7 +72,7 @@ def command_progress(
     with Bar(*columns, console=Console(file=stream), transient=True) as bar:
         task = bar.add_task(label, total=None, words="")
 
-        def show(state: State) -> None:
+        def show(state: ProgressState) -> None:
             total = 1.0 if state.share else None
             words = state.words(unit, time.monotonic() - begun)
             bar.update(task, completed=state.share, total=total, words=words)
@@ -85,11 +85,11 @@ class _Lines:
 
     def __init__(self, label: str, unit: str, stream: TextIO, every: float) -> None:
         self._label, self._unit, self._stream, self._every = label, unit, stream, every
-        self._begun, self._state = time.monotonic(), State(0, 0, 0, 0.0)
+        self._begun, self._state = time.monotonic(), ProgressState(0, 0, 0, 0.0)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._write, daemon=True)
 
-    def show(self, state: State) -> None:
+    def show(self, state: ProgressState) -> None:
         self._state = state
 
     def _write(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from facade import about, opened
-from msa_plugin.answering.decoding import Sampler, TextStream, decode
+from msa_plugin.answering.decoding import TextStream, TokenSampler, decode
 from msa_plugin.answering.reading import Excerpt
 from msa_plugin.config import GenerationConfig
 from msa_plugin.prompts import question_part, reading_parts
@@ -97,24 +97,24 @@ def test_pieces_are_final_whatever_the_bytes(backbone):
 
 def test_greedy_takes_the_largest(backbone):
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
-    assert Sampler(GenerationConfig(), 2).pick(logits) == [1, 0]
+    assert TokenSampler(GenerationConfig(), 2).pick(logits) == [1, 0]
 
 
 def test_a_tiny_temperature_is_greedy():
     logits = torch.tensor([[-80.0, 3.0, 2.9], [5.0, -float("inf"), 1.0]], dtype=torch.bfloat16)
     for temperature in (1e-3, 1e-30, 5e-324):
-        assert Sampler(GenerationConfig(temperature=temperature, seed=1), 2).pick(logits) == [1, 0]
+        assert TokenSampler(GenerationConfig(temperature=temperature, seed=1), 2).pick(logits) == [1, 0]
 
 
 def test_a_nucleus_keeps_at_least_the_likeliest():
     logits = torch.tensor([[1.0, 1.1, 0.9]]).repeat(1, 50)
-    picks = {Sampler(GenerationConfig(temperature=1.0, top_p=1e-9, seed=s), 1).pick(logits)[0] for s in range(20)}
+    picks = {TokenSampler(GenerationConfig(temperature=1.0, top_p=1e-9, seed=s), 1).pick(logits)[0] for s in range(20)}
     assert len(picks) == 1 and picks.pop() % 3 == 1
 
 
 def test_a_nucleus_keeps_the_tokens_that_reach_its_mass():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    sampler = Sampler(GenerationConfig(temperature=1.0, top_p=0.7, seed=0), 1)
+    sampler = TokenSampler(GenerationConfig(temperature=1.0, top_p=0.7, seed=0), 1)
     picks = [sampler.pick(logits)[0] for _ in range(400)]
     assert set(picks) == {0, 1}
     assert 0.5 < picks.count(0) / 400 < 0.75  # 0.5 of 0.8
@@ -122,7 +122,7 @@ def test_a_nucleus_keeps_the_tokens_that_reach_its_mass():
 
 def test_sampling_follows_the_probabilities():
     logits = torch.tensor([[0.7, 0.2, 0.1]]).log()
-    sampler = Sampler(GenerationConfig(temperature=1.0, seed=0), 1)
+    sampler = TokenSampler(GenerationConfig(temperature=1.0, seed=0), 1)
     picks = [sampler.pick(logits)[0] for _ in range(2000)]
     assert [picks.count(i) / 2000 for i in range(3)] == pytest.approx([0.7, 0.2, 0.1], abs=0.05)
 
@@ -130,24 +130,26 @@ def test_sampling_follows_the_probabilities():
 def test_a_seed_repeats_itself_and_rows_do_not_disturb_each_other():
     config = GenerationConfig(temperature=1.0, seed=11)
     steps = torch.randn(6, 3, 40, generator=torch.Generator().manual_seed(0))
-    batch, again = ([sampler.pick(logits) for logits in steps] for sampler in (Sampler(config, 3), Sampler(config, 3)))
+    batch, again = (
+        [sampler.pick(logits) for logits in steps] for sampler in (TokenSampler(config, 3), TokenSampler(config, 3))
+    )
     assert batch == again
     for row in range(3):
-        alone = Sampler(config, 1)
+        alone = TokenSampler(config, 1)
         assert [alone.pick(logits[row : row + 1])[0] for logits in steps] == [picks[row] for picks in batch]
-    other = Sampler(GenerationConfig(temperature=1.0, seed=12), 3)
+    other = TokenSampler(GenerationConfig(temperature=1.0, seed=12), 3)
     assert [other.pick(logits) for logits in steps] != batch
 
 
 def test_without_a_seed_runs_differ():
     logits = torch.zeros(1, 10_000)
     config = GenerationConfig(temperature=1.0)
-    assert Sampler(config, 1).pick(logits) != Sampler(config, 1).pick(logits)
+    assert TokenSampler(config, 1).pick(logits) != TokenSampler(config, 1).pick(logits)
 
 
 def test_decoding_is_the_stock_model_over_the_whole_text(tmp_path, backbone, monkeypatch):
-    seen, pick = [], Sampler.pick
-    monkeypatch.setattr(Sampler, "pick", lambda self, logits: seen.append(logits.clone()) or pick(self, logits))
+    seen, pick = [], TokenSampler.pick
+    monkeypatch.setattr(TokenSampler, "pick", lambda self, logits: seen.append(logits.clone()) or pick(self, logits))
     monkeypatch.setattr(type(backbone), "end_ids", frozenset())
     questions, found = ["the violin", "a much longer question about bees"], [about("violin"), about("beekeeping") * 3]
     with opened(tmp_path, backbone) as memory:

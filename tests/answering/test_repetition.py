@@ -7,7 +7,7 @@ import random
 import pytest
 
 from facade import opened, topics
-from msa_plugin.answering.decoding import Sampler, TextStream
+from msa_plugin.answering.decoding import TextStream, TokenSampler
 from msa_plugin.config import GenerationConfig
 from msa_plugin.errors import ConfigError
 
@@ -127,7 +127,7 @@ def looping(monkeypatch, backbone):
         step = steps[id(self)] = steps.get(id(self), -1) + 1
         return [ids[step % len(ids)]] * logits.shape[0]
 
-    monkeypatch.setattr(Sampler, "pick", pick)
+    monkeypatch.setattr(TokenSampler, "pick", pick)
     return ids
 
 

@@ -13,7 +13,7 @@ import torch
 import reference_checkpoint as reference
 from facade import PER_LAYER, opened, topics
 from msa_plugin.answering.generative.scheduler import Scheduler
-from msa_plugin.answering.per_layer import LayerRouting, RoutedPass, Row
+from msa_plugin.answering.per_layer import LayerRouting, LayerRow, RoutedPass
 from msa_plugin.answering.resume import Earlier, in_common, kept_rows
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.families import decoder_layers
@@ -37,7 +37,7 @@ class Rows:
 
     def both(self, rows: dict[str, list[int]]) -> tuple[RoutedPass, RoutedPass]:
         """One prefill that goes on from what was, and one that does not; the former decodes three tokens."""
-        given = [Row(ids, [n % 3 != 1 for n in range(len(ids))]) for ids in rows.values()]
+        given = [LayerRow(ids, [n % 3 != 1 for n in range(len(ids))]) for ids in rows.values()]
         before = [self.earlier.get(name) for name in rows]
         whole = self.layers.run(given, self.head, TOP_K, self.selection, answering=True)
         ours = self.layers.resume(given, self.head, TOP_K, self.selection, before)
@@ -145,7 +145,7 @@ def test_layers_below_compute_new_tokens_only(tmp_path: Path, backbone: Backbone
         rows = Rows(memory)
         rows.both({"a": words(30, 1)})
         with layer_tokens(backbone) as counts:
-            given = [Row(words(30, 1) + words(10, 2), [True] * 40)]
+            given = [LayerRow(words(30, 1) + words(10, 2), [True] * 40)]
             rows.layers.resume(given, rows.head, TOP_K, rows.selection, [rows.earlier["a"]])
         assert counts == [10, 10, 40, 40]
 
@@ -174,7 +174,7 @@ def test_a_prefill_that_fails_leaves_the_stock_model(tmp_path: Path, backbone: B
                 rows.both({"a": words(30, 1) + words(10, 2)})
             with pytest.raises(KeyboardInterrupt):
                 rows.layers.resume(
-                    [Row(words(31, 1), [True] * 31)], rows.head, TOP_K, rows.selection, [rows.earlier["a"]]
+                    [LayerRow(words(31, 1), [True] * 31)], rows.head, TOP_K, rows.selection, [rows.earlier["a"]]
                 )
         assert not any(module._forward_hooks or "forward" in vars(module) for module in backbone.model.modules())
         assert torch.equal(backbone.model(ids).logits, wanted)

@@ -11,11 +11,15 @@ from msa_plugin.bank.lanes import PlainLane
 from msa_plugin.bank.tiers import Budget, ContentTier
 from msa_plugin.encoding.encoder import pad_left
 from msa_plugin.retrieval import assembly
-from msa_plugin.retrieval.assembly import BankSource, Span, encode_head
+from msa_plugin.retrieval.assembly import BankSource, Extent, encode_head
 from tiny import tiny_backbone
 
 READING = (2, 3)
-CHOSEN = [[Span(3), Span(1, 0, 1)], [Span(3), Span(2), Span(5)], []]  # in documents of as many chunks as their number
+CHOSEN = [
+    [Extent(3), Extent(1, 0, 1)],
+    [Extent(3), Extent(2), Extent(5)],
+    [],
+]  # in documents of as many chunks as their number
 
 
 class _Store:
@@ -61,7 +65,7 @@ def _run(backbone):
     found = [first, _step(backbone, state, one, torch.ones(3, 1).bool(), 4)]
     several, mask = pad_left([[8, 9], [10], [11, 12, 13]], backbone.device)
     found.append(_step(backbone, state, several, mask, 5))
-    other, more = _prefill(backbone, [[80, 81]], [[Span(4)]])
+    other, more = _prefill(backbone, [[80, 81]], [[Extent(4)]])
     bare, _ = _prefill(backbone, [[90]], [[]])
     both = joined([(state, [2, 0]), (other, [0]), (bare, [0])])
     four = torch.tensor([[5], [6], [7], [8]])

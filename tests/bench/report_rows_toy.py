@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from msa_plugin.bench.base import Row
+from msa_plugin.bench.base import ResultRow
 
 RUN: dict[str, Any] = {
     "hardware": "two cores",
@@ -19,8 +19,8 @@ SETS = {"one": 1.0, "two": 2.2, "three": 3.0}
 SYSTEMS = ("bm25", "msa", "dense")
 
 
-def row(part: str, dataset: str, system: str, metric: str, value: float, **more: Any) -> Row:
-    return Row(part, dataset, system, metric, value, **{**RUN, **more})
+def row(part: str, dataset: str, system: str, metric: str, value: float, **more: Any) -> ResultRow:
+    return ResultRow(part, dataset, system, metric, value, **{**RUN, **more})
 
 
 def score(dataset: str, system: str, metric: str) -> float:
@@ -28,7 +28,7 @@ def score(dataset: str, system: str, metric: str) -> float:
     return 0.1 + 0.001 * (sum(map(ord, f"{dataset}/{system}/{metric}")) * 37 % 800)
 
 
-def retrieval() -> list[Row]:
+def retrieval() -> list[ResultRow]:
     rows = []
     for dataset, hops in SETS.items():
         for system in SYSTEMS:
@@ -43,7 +43,7 @@ def retrieval() -> list[Row]:
     return rows
 
 
-def qa(datasets: tuple[str, ...] = ("one", "two")) -> list[Row]:
+def qa(datasets: tuple[str, ...] = ("one", "two")) -> list[ResultRow]:
     rows = []
     for dataset in datasets:
         for system, reads in (("msa", ("adaptive",)), ("bm25", (10, 1, 5)), ("closed-book", (None,))):
@@ -56,7 +56,7 @@ def qa(datasets: tuple[str, ...] = ("one", "two")) -> list[Row]:
     return rows
 
 
-def scale(dataset: str = "one") -> list[Row]:
+def scale(dataset: str = "one") -> list[ResultRow]:
     rows = []
     for system, falls in (("msa", 0.9), ("bm25", 0.8)):
         for step, size in enumerate((16_384, 65_536, 1_048_576)):
@@ -70,7 +70,7 @@ def scale(dataset: str = "one") -> list[Row]:
     return rows
 
 
-def needles() -> list[Row]:
+def needles() -> list[ResultRow]:
     return [
         row("needle", "needle", system, metric, value / (1 + (metric == "answered")), n=2,
             settings={"task": task, "length": length, "depth": depth})
@@ -82,7 +82,7 @@ def needles() -> list[Row]:
     ]  # fmt: skip
 
 
-def latency() -> list[Row]:
+def latency() -> list[ResultRow]:
     rows = []
     for system, slow in (("msa", 1), ("iterative", 3)):
         for size in (16_384, 1_048_576):
@@ -95,7 +95,7 @@ def latency() -> list[Row]:
     return rows
 
 
-def costs() -> list[Row]:
+def costs() -> list[ResultRow]:
     values = {"index_seconds_per_1k_tokens": 0.2, "disk_bytes_per_token": 27.0, "peak_rss_bytes": 3 * 2**30}
     return [
         row("cost", "one", system, metric, value * times)
@@ -104,11 +104,11 @@ def costs() -> list[Row]:
     ]
 
 
-def everything() -> list[Row]:
+def everything() -> list[ResultRow]:
     return [*retrieval(), *qa(), *scale(), *needles(), *latency(), *costs()]
 
 
-def saved(out: Path, rows: list[Row], **config: Any) -> Path:
+def saved(out: Path, rows: list[ResultRow], **config: Any) -> Path:
     """The folder of a run that holds these rows."""
     out.mkdir(exist_ok=True)
     lines = "".join(json.dumps(r.to_dict()) + "\n" for r in rows)

@@ -37,16 +37,16 @@ def test_the_area_is_the_chance_of_being_above():
 
 def test_a_sample_keeps_gold_and_prefers_the_same_articles():
     dataset = small()
-    sample = absence.Sample.of(dataset, questions=2, passages=3)
+    sample = absence.AbsenceSample.of(dataset, questions=2, passages=3)
     gold = {name for q in sample.dataset.questions for name in q.positives}
     kept = {d.id for d in sample.dataset.documents}
     assert len(sample.dataset.questions) == 2 and gold < kept and len(kept) == 3
     with pytest.raises(IngestError, match="names no passage"):
-        absence.Sample.of(Dataset("none", dataset.documents, (Question("q", "Who?"),)), 1, 1)
+        absence.AbsenceSample.of(Dataset("none", dataset.documents, (Question("q", "Who?"),)), 1, 1)
 
 
 def test_what_holds_the_answer_is_taken_away_too(tmp_path, backbone):
-    sample = absence.Sample.of(small(), 12, 100)
+    sample = absence.AbsenceSample.of(small(), 12, 100)
     [asked] = [q for q in sample.dataset.questions if q.id == "Anna"]
     assert sample.holding(asked) == {"Anna", "twin"}
     with opened(tmp_path, backbone, judging(tiny_adapter(backbone)), lexical=1.0) as memory:
@@ -58,7 +58,7 @@ def test_what_holds_the_answer_is_taken_away_too(tmp_path, backbone):
 
 
 def test_rows_say_how_often_it_says_so(tmp_path, backbone):
-    sample = absence.Sample.of(small(), 12, 100)
+    sample = absence.AbsenceSample.of(small(), 12, 100)
     with opened(tmp_path, backbone, judging(tiny_adapter(backbone)), lexical=1.0, instruction=None) as memory:
         row = absence.run(absence.Room(memory, sample), answers=2, max_new_tokens=2)
     assert row["auc"]["answer"] > 0.9 and row["below"]["answerable"] == 0.0

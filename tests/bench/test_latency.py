@@ -9,10 +9,10 @@ import pytest
 from growth_toys import corpus, distractors
 from toy_systems import create
 
-from msa_plugin.bench.contestant import At, Contestant
+from msa_plugin.bench.contestant import AtSize, Contestant
 from msa_plugin.bench.growth import Banks
-from msa_plugin.bench.indexing import Source
-from msa_plugin.bench.latency import Latency, Settings
+from msa_plugin.bench.indexing import TextSource
+from msa_plugin.bench.latency import Latency, LatencySettings
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.config import MemoryConfig
 from msa_plugin.errors import ConfigError
@@ -36,7 +36,7 @@ def measure(tmp_path, made):
         settings = {"questions": 4, "repeats": 2, "encode_tokens": 300, **settings}
         with Results(tmp_path / "out") as results:
             options = {"create": create, "generation": {"max_new_tokens": 2}, "source": source}
-            chosen = Settings(systems=systems, sizes=sizes, **settings)
+            chosen = LatencySettings(systems=systems, sizes=sizes, **settings)
             planned = Latency(chosen, results, banks, tmp_path / "cache", **options).run(corpus(), distractors())
             return planned, results.rows()
 
@@ -46,24 +46,24 @@ def measure(tmp_path, made):
 def times(rows, system, metric="seconds_p50", size=700):
     found = [r for r in rows if (r.part, r.system, r.metric) == ("latency", system, metric)]
     here = [r for r in found if r.settings["memory_tokens"] == size]
-    return {At(r.settings.get("hop", 0), r.settings["stage"]): r.value for r in here}
+    return {AtSize(r.settings.get("hop", 0), r.settings["stage"]): r.value for r in here}
 
 
 def test_stages_of_every_hop_and_of_the_whole_question(measure):
     planned, rows = measure(hops=2)
     for size in SIZES:
         mine = times(rows, "msa-interleave", size=size)
-        assert {At(h, s) for h in (1, 2) for s in ("encode", "route")} <= set(mine)
+        assert {AtSize(h, s) for h in (1, 2) for s in ("encode", "route")} <= set(mine)
         theirs = times(rows, "iterative:words", size=size)
-        assert {at for at in theirs if at.hop} == {At(1, "route"), At(2, "route")}
+        assert {at for at in theirs if at.hop} == {AtSize(1, "route"), AtSize(2, "route")}
         single = times(rows, "words", size=size)
-        assert {at for at in single if at.hop} == {At(1, "route")}
+        assert {at for at in single if at.hop} == {AtSize(1, "route")}
         for found in (mine, theirs, single):
-            assert {At(0, s) for s in ("prefill", "decode", "total")} <= set(found)
-            assert found[At(0, "total")] >= found[At(0, "prefill")]
+            assert {AtSize(0, s) for s in ("prefill", "decode", "total")} <= set(found)
+            assert found[AtSize(0, "total")] >= found[AtSize(0, "prefill")]
     row = next(r for r in rows if r.part == "latency" and r.settings.get("stage") == "total")
     assert (row.n, row.documents, row.tokens) == (8, planned.steps[0].documents, planned.steps[0].tokens)
-    p50, p95 = (times(rows, "words", m)[At(0, "total")] for m in ("seconds_p50", "seconds_p95"))
+    p50, p95 = (times(rows, "words", m)[AtSize(0, "total")] for m in ("seconds_p50", "seconds_p95"))
     assert p50 <= p95
 
 
@@ -138,7 +138,7 @@ def test_a_system_that_cannot_run_is_skipped_and_tried_again(measure):
         return create("words" if name == "absent" else name, workspace, options)
 
     _, after = measure(create=now_there, systems=("words", "absent"), sizes=SIZES[:1])
-    assert At(0, "total") in times(after, "absent")
+    assert AtSize(0, "total") in times(after, "absent")
     assert times(after, "words") != before  # all are measured anew, side by side
     assert not [r for r in after if r.metric == SKIPPED]
 
@@ -154,7 +154,7 @@ def test_a_system_that_does_not_search_is_skipped(measure):
         return Knows() if name == "knows" else create(name, workspace, options)
 
     _, rows = measure(create=answering, systems=("words", "knows"), sizes=SIZES[:1])
-    assert At(0, "total") in times(rows, "words")
+    assert AtSize(0, "total") in times(rows, "words")
     [skip] = [r for r in rows if r.metric == SKIPPED]
     assert (skip.system, "does not search" in skip.settings["reason"]) == ("knows", True)
 
@@ -169,7 +169,7 @@ def test_routing_and_searching_of_one_hop_add_up(measure):
         return system
 
     _, rows = measure(create=fused, systems=("words",), sizes=SIZES[:1])
-    assert times(rows, "words")[At(1, "route")] == 5
+    assert times(rows, "words")[AtSize(1, "route")] == 5
 
 
 def test_a_system_that_fails_midway_leaves_the_others(measure):
@@ -191,7 +191,7 @@ def test_a_system_that_fails_midway_leaves_the_others(measure):
         return system
 
     _, rows = measure(create=failing, systems=("words", "broken"), sizes=SIZES[:1])
-    assert At(0, "total") in times(rows, "words")
+    assert AtSize(0, "total") in times(rows, "words")
     assert times(rows, "broken") == {}
     [skip] = [r for r in rows if r.metric == SKIPPED]
     assert "OSError: the line is dead" in skip.settings["reason"]
@@ -200,7 +200,7 @@ def test_a_system_that_fails_midway_leaves_the_others(measure):
 def test_msa_behind_an_index(measure):
     _, rows = measure(systems=("msa-interleave",), sizes=SIZES[:1], prefilter="coarse:all@candidates=8")
     found = times(rows, "msa-interleave+coarse:all@candidates=8")
-    assert {At(1, "route"), At(2, "route"), At(0, "total")} <= set(found)
+    assert {AtSize(1, "route"), AtSize(2, "route"), AtSize(0, "total")} <= set(found)
     recalls = [r for r in rows if r.metric.startswith("prefilter_recall")]
     assert [(r.system, r.value) for r in recalls] == [("msa-interleave+coarse:all@candidates=8", 1.0)]
 
@@ -222,7 +222,7 @@ def test_peak_memory_is_measured_in_a_process_of_its_own(measure, tmp_path):
     backbone = Backbone.load(str(model), device="cpu", dtype="float32")
     loaded = tiny_adapter(backbone)
     loaded.save(adapter)
-    source = Source(str(model), adapter, CONFIG.model_copy(update={"device": "cpu"}))
+    source = TextSource(str(model), adapter, CONFIG.model_copy(update={"device": "cpu"}))
     _, rows = measure(systems=("msa", "words"), sizes=SIZES[:1], source=source, parts=(backbone, loaded))
     peaks = {r.system: r.value for r in rows if r.metric == "peak_rss_bytes"}
     assert set(peaks) == {"msa", "words"}
@@ -232,7 +232,7 @@ def test_peak_memory_is_measured_in_a_process_of_its_own(measure, tmp_path):
 def test_bad_settings():
     for wrong in ({"systems": ()}, {"hops": 0}, {"per_round": 0}, {"repeats": 0}, {"budget": -1}, {"prefilter": "x"}):
         with pytest.raises(ConfigError):
-            Settings(**wrong)
+            LatencySettings(**wrong)
 
 
 def test_a_peak_that_cannot_be_measured_costs_nothing_else(measure, made, monkeypatch):
@@ -240,7 +240,7 @@ def test_a_peak_that_cannot_be_measured_costs_nothing_else(measure, made, monkey
         raise BrokenProcessPool("the system ended it")
 
     monkeypatch.setattr("msa_plugin.bench.latency.peak_of", ended)
-    _, rows = measure(systems=("words",), sizes=SIZES[:1], source=Source(None, None, CONFIG))
+    _, rows = measure(systems=("words",), sizes=SIZES[:1], source=TextSource(None, None, CONFIG))
     assert times(rows, "words")
     [note] = [r.settings["reason"] for r in rows if r.metric == NOTE and "peak memory" in r.settings["reason"]]
     assert note.startswith("peak memory of words at 700 tokens was not measured: BrokenProcessPool: the system")

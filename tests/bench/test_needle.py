@@ -11,7 +11,7 @@ import pytest
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.base import Cost, Dataset, Found, Reply, Row, Scored, Workspace
+from msa_plugin.bench.base import Cost, Dataset, Found, Reply, ResultRow, Scored, Workspace
 from msa_plugin.bench.needle import TASKS, NeedleConfig, answered, make_task, run, run_needle
 from msa_plugin.bench.store import SKIPPED, Results
 from msa_plugin.errors import ConfigError, MissingExtraError
@@ -177,7 +177,9 @@ def test_intervals_need_more_than_one_haystack(tmp_path: Path) -> None:
         assert all(r.low is not None and r.low <= r.value <= r.high for r in _run(two, ["oracle"]))
 
 
-def _run(results: Results, systems: list[str], depths: tuple[float, ...] = (0.0, 1.0), samples: int = 2) -> list[Row]:
+def _run(
+    results: Results, systems: list[str], depths: tuple[float, ...] = (0.0, 1.0), samples: int = 2
+) -> list[ResultRow]:
     return run_needle(
         no_memory, systems, [1000], depths, ["single-1", "multivalue"],
         results=results, count_tokens=count, create=made, samples=samples,
@@ -194,7 +196,7 @@ def test_a_run_on_a_memory_is_kept_and_goes_on(tmp_path: Path, backbone: Backbon
     config: dict[str, Any] = {"systems": ("msa",), "out": tmp_path, "lengths": (2500,), "depths": (0.5,)}
     steps: list[str] = []
 
-    def go(**changes: Any) -> list[Row]:
+    def go(**changes: Any) -> list[ResultRow]:
         return run(
             NeedleConfig(**{**config, "tasks": ("single-1",), **changes}),
             create=Routed,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from msa_plugin.bench import operate
-from msa_plugin.bench.operate import Plan
+from msa_plugin.bench.operate import OperatePlan
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
 from tiny import tiny_adapter
@@ -16,7 +16,7 @@ def adapter(backbone):
 
 
 def test_every_size_is_opened_asked_and_changed_and_files_are_added(tmp_path, backbone, adapter):
-    plan = Plan(passages=(30, 60), files=5, changes=3, repeats=1, keep=True)
+    plan = OperatePlan(passages=(30, 60), files=5, changes=3, repeats=1, keep=True)
     *opened, files = operate.run(backbone, adapter, tmp_path, plan)
     assert [row["passages"] for row in opened] == [30, 60] and files["files"] == 5
     for row in opened:
@@ -32,7 +32,7 @@ def test_every_size_is_opened_asked_and_changed_and_files_are_added(tmp_path, ba
 
 
 def test_banks_are_gone_unless_they_are_kept(tmp_path, backbone, adapter):
-    [row] = operate.run(backbone, adapter, tmp_path, Plan(passages=(10,), files=0, changes=0, repeats=1))
+    [row] = operate.run(backbone, adapter, tmp_path, OperatePlan(passages=(10,), files=0, changes=0, repeats=1))
     assert "update_s" not in row and not list(tmp_path.iterdir())
 
 
@@ -40,7 +40,7 @@ def test_passages_of_a_folder_fill_banks(tmp_path, backbone, adapter):
     (tmp_path / "given").mkdir()
     line = '{"_id": "k", "title": "Kestrel Mill", "text": "Anna Veld built it."}'
     (tmp_path / "given" / "a.jsonl").write_text(f"{line}\n")
-    plan = Plan(passages=(4,), files=0, changes=0, repeats=1, keep=True, distractors=tmp_path / "given")
+    plan = OperatePlan(passages=(4,), files=0, changes=0, repeats=1, keep=True, distractors=tmp_path / "given")
     list(operate.run(backbone, adapter, tmp_path, plan))
     with LatentMemory.open(tmp_path / "passages-4", model=backbone, adapter=adapter, reading="text") as memory:
         documents = memory.get(list(memory.ids()))
@@ -50,10 +50,10 @@ def test_passages_of_a_folder_fill_banks(tmp_path, backbone, adapter):
 @pytest.mark.parametrize("numbers", [{"passages": (0,)}, {"repeats": 0}, {"files": -1}, {"changes": -1}])
 def test_numbers_that_make_no_sense(numbers):
     with pytest.raises(ConfigError):
-        Plan(**numbers)
+        OperatePlan(**numbers)
 
 
 def test_seconds_of_several_threads_are_not_added_up(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     with pytest.raises(ConfigError, match="with one"):
-        Plan(cpu_clock=True)
+        OperatePlan(cpu_clock=True)

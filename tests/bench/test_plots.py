@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from report_rows_toy import everything, latency, needles, qa, retrieval, row, scale
 
 from msa_plugin.bench import plot_style, plots
-from msa_plugin.bench.base import Row
+from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.plot_style import End, apart, beside, canvas, colours, short, style
 from msa_plugin.bench.report_rows import Saved
 
@@ -35,7 +35,7 @@ def shape(png: bytes) -> tuple[int, int]:
         ("latency", latency, ["latency-stages-1.png", "latency-total.png"]),
     ],
 )
-def test_each_part_has_its_plots(part: str, make: Callable[[], list[Row]], names: list[str]) -> None:
+def test_each_part_has_its_plots(part: str, make: Callable[[], list[ResultRow]], names: list[str]) -> None:
     found = plots.figures(Saved.of(make()))
     assert [f.name for f in found[part]] == names
     assert not any(some for other, some in found.items() if other != part)

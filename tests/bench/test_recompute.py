@@ -13,11 +13,11 @@ from toy_systems import Words, create
 from msa_plugin.bench.base import Reply, Workspace
 from msa_plugin.bench.growth import Banks
 from msa_plugin.bench.latency import Latency
-from msa_plugin.bench.latency import Settings as LatencySettings
+from msa_plugin.bench.latency import LatencySettings as LatencySettings
 from msa_plugin.bench.needle import run_needle
 from msa_plugin.bench.packing import pack
 from msa_plugin.bench.recompute import recompute
-from msa_plugin.bench.scale import Scale, Settings
+from msa_plugin.bench.scale import Scale, ScaleSettings
 from msa_plugin.bench.store import Results
 from msa_plugin.config import MemoryConfig
 from tiny import tiny_adapter, tiny_backbone
@@ -43,7 +43,7 @@ def done(tmp_path_factory):
     banks = Banks(folder / "cache", backbone, tiny_adapter(backbone), CONFIG)
     with Results(folder / "out") as results:
         results.configure("scale", {"seed": 0})
-        scale = Settings(("msa", "words"), (700, 1500, 2500), 8, answers=3, passages=2, prefilter=COARSE)
+        scale = ScaleSettings(("msa", "words"), (700, 1500, 2500), 8, answers=3, passages=2, prefilter=COARSE)
         Scale(scale, results, banks, folder / "cache", create=create).run(corpus(), distractors())
         latency = LatencySettings(("msa-interleave", "iterative:words"), (700, 1500), 3, repeats=2, prefilter=COARSE)
         options = {"create": create, "generation": {"max_new_tokens": 2}}

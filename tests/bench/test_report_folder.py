@@ -14,7 +14,7 @@ import pytest
 from report_rows_toy import SYSTEMS, costs, everything, latency, needles, qa, retrieval, row, saved, scale, score
 
 from msa_plugin.bench import plots, report
-from msa_plugin.bench.base import Row
+from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.plot_style import style
 from msa_plugin.bench.report import table, write_report
 from msa_plugin.bench.report_rows import Saved
@@ -139,7 +139,7 @@ def test_values_that_are_no_numbers_are_counted_and_left_out() -> None:
 # Names are data
 
 
-def hostile(name: str) -> list[Row]:
+def hostile(name: str) -> list[ResultRow]:
     rows = [
         replace(r, system=name if r.system == "bm25" else r.system, dataset=name if r.dataset == "one" else r.dataset)
         for r in everything()

@@ -7,7 +7,7 @@ import builtins
 import pytest
 import torch
 
-from msa_plugin.bench.route import SHAPES, Shape, peak_bytes, run, table
+from msa_plugin.bench.route import SHAPES, RouteShape, peak_bytes, run, table
 from msa_plugin.errors import ConfigError, MissingExtraError
 
 FIELDS = {
@@ -19,7 +19,7 @@ FIELDS = {
 
 def test_rows_and_agreement(capsys):
     pytest.importorskip("faiss")
-    shapes = (*SHAPES, Shape("tiny", heads=2, kv_heads=1, head_dim=8, tokens=3))
+    shapes = (*SHAPES, RouteShape("tiny", heads=2, kv_heads=1, head_dim=8, tokens=3))
     rows = run(chunks=(5, 300), shapes=shapes, k=4, seed=1, repeats=1, copy_bytes=1 << 20)
     assert [(r["name"], r["chunks"]) for r in rows] == [(s.name, c) for s in shapes for c in (5, 300)]
     for row in rows:

@@ -9,7 +9,7 @@ from toy_systems import create
 from msa_plugin.bench.base import Workspace
 from msa_plugin.bench.growth import Banks
 from msa_plugin.bench.growth_rows import losses
-from msa_plugin.bench.scale import Scale, Settings
+from msa_plugin.bench.scale import Scale, ScaleSettings
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.config import MemoryConfig
 from msa_plugin.errors import BankError, ConfigError
@@ -31,7 +31,7 @@ def measure(tmp_path, made):
     def run(create=create, sizes=SIZES, systems=("msa", "words"), out="out", more=(), **settings):
         banks = Banks(tmp_path / "cache", *made, CONFIG)
         with Results(tmp_path / out) as results:
-            chosen = Settings(systems=systems, sizes=sizes, questions=8, **settings)
+            chosen = ScaleSettings(systems=systems, sizes=sizes, questions=8, **settings)
             planned = Scale(chosen, results, banks, tmp_path / "cache", create=create).run(
                 corpus(), [*distractors(), *more]
             )
@@ -184,7 +184,7 @@ def test_a_budget_cuts_questions_evenly_and_says_so(measure):
 def test_bad_settings():
     for wrong in ({"systems": ()}, {"answers": -1}, {"passages": 0}, {"budget": 0.0}, {"prefilter": "annoy"}):
         with pytest.raises(ConfigError):
-            Settings(**wrong)
+            ScaleSettings(**wrong)
 
 
 def test_each_size_has_a_workspace_of_just_its_passages(measure):

@@ -8,7 +8,7 @@ import torch
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bench import scale_routing as bench
 from msa_plugin.bench.datasets import sample_dataset
-from msa_plugin.bench.scale_sample import CHUNKS_PER_DOCUMENT, Shape, build, encoded_sample, reference_shape
+from msa_plugin.bench.scale_sample import CHUNKS_PER_DOCUMENT, BankShape, build, encoded_sample, reference_shape
 from msa_plugin.errors import ConfigError
 from msa_plugin.types import Fingerprint
 from tiny import tiny_adapter, tiny_backbone
@@ -51,7 +51,7 @@ def test_every_backend_is_measured_and_exact_ones_agree(tiny, tmp_path):
 
 
 def test_both_precisions_hold_the_same_keys(sample, tiny, tmp_path):
-    shape = Shape("default", tiny[1].config.routing, sample, 1)
+    shape = BankShape("default", tiny[1].config.routing, sample, 1)
     made, keys = Fingerprint("b", "t", "a", "r", "none", "k", "x", 128), {}
     for dtype in (torch.float32, torch.int8):
         path = tmp_path / str(dtype)
@@ -67,7 +67,7 @@ def test_both_precisions_hold_the_same_keys(sample, tiny, tmp_path):
 
 
 def test_synthetic_documents_stay_near_the_real_one_they_come_from(sample, tiny, tmp_path):
-    shape, made = Shape("default", tiny[1].config.routing, sample, 1), Fingerprint(*"btarnkx", 128)
+    shape, made = BankShape("default", tiny[1].config.routing, sample, 1), Fingerprint(*"btarnkx", 128)
     build(tmp_path, made, shape, TOKENS, torch.float32, seed=4)
     with MemoryBank.open(tmp_path, made) as bank:
         for rows in bank.key_rows([1, 7, 20], shape.group):

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from msa_plugin.bench import jsonl
-from msa_plugin.bench.base import Row, Scored
+from msa_plugin.bench.base import ResultRow, Scored
 from msa_plugin.bench.provenance import command_line
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.config import MemoryConfig
@@ -18,7 +18,7 @@ from msa_plugin.errors import ConfigError
 
 
 def row(system="msa", metric="F1", value=0.5, **settings):
-    return Row("qa", "toy", system, metric, value, n=3, settings=settings)
+    return ResultRow("qa", "toy", system, metric, value, n=3, settings=settings)
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_a_resumed_run_must_be_the_same(results):
     results.configure("qa", {"seed": 1, "k": 5})
     with pytest.raises(ConfigError, match=r"k: 5 then, 6 now.*--fresh"):
         results.configure("qa", {"k": 6, "seed": 1})
-    results.add([row(), Row("retrieval", "toy", "msa", "AP", 1.0)])
+    results.add([row(), ResultRow("retrieval", "toy", "msa", "AP", 1.0)])
     results.add_questions("qa", "toy", "msa", [{"id": "1"}])
     results.configure("qa", {"k": 6, "seed": 1}, fresh=True)
     assert [r.part for r in results.rows()] == ["retrieval"]

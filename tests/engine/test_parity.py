@@ -25,7 +25,7 @@ from msa_plugin.backbone.families import decoder_layers
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.tiers import Tiers
 from msa_plugin.config import TierConfig
-from msa_plugin.encoding.encoder import Encoder, Latents
+from msa_plugin.encoding.encoder import Encoder, WindowLatents
 from msa_plugin.retrieval.assembly import BankSource, TemplateHead, encode_head
 from msa_plugin.retrieval.key_search import KeySearch
 from msa_plugin.retrieval.scorer import all_scores
@@ -59,7 +59,7 @@ class Case:
     adapter: Adapter
     inputs: dict[str, Tensor]
     expected: dict[str, Tensor]
-    latents: list[Latents]
+    latents: list[WindowLatents]
     documents: list[list[int]]
     bank: MemoryBank
     head: TemplateHead

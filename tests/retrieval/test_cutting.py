@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msa_plugin.retrieval.cutting import LARGEST, SMALLEST, Span, cut
+from msa_plugin.retrieval.cutting import LARGEST, SMALLEST, TextSpan, cut
 
 PARAGRAPH = "The mill stands by the river. It was built in 1821 by Anna Veld, who came from Holland. "
 CHINESE = "\u4eca\u5929\u5929\u6c14\u5f88\u597d\u3002\u6211\u4eec\u53bb\u6cb3\u8fb9\u6563\u6b65"
 
 
-def spans(text: str, per_token: int = 1, **sizes: int) -> list[Span]:
+def spans(text: str, per_token: int = 1, **sizes: int) -> list[TextSpan]:
     """Cut with a token every `per_token` characters."""
     return cut(text, np.arange(0, len(text), per_token, dtype=np.int32), **sizes)
 
@@ -36,7 +36,7 @@ def test_passages_are_in_order_within_bounds_and_lose_nothing_but_blanks_and_hea
 ) -> None:
     found = spans(text, per_token, smallest=8, largest=24)
     if len(range(0, len(text), per_token)) <= 24:
-        assert found == [Span(0, len(text), 0, len(range(0, len(text), per_token)))]
+        assert found == [TextSpan(0, len(text), 0, len(range(0, len(text), per_token)))]
         return
     at = 0
     for span in found:
@@ -52,7 +52,7 @@ def test_passages_are_in_order_within_bounds_and_lose_nothing_but_blanks_and_hea
 
 def test_a_short_text_is_one_passage_as_it_stands() -> None:
     text = "# Title\n\nOne line.  "
-    assert spans(text) == [Span(0, len(text), 0, len(text), "")]
+    assert spans(text) == [TextSpan(0, len(text), 0, len(text), "")]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from msa_plugin.bank.words import WordPart, WordTable
 from msa_plugin.retrieval.bm25 import WordIndex
-from msa_plugin.retrieval.postings import Counts, Question, Words, word_scores
+from msa_plugin.retrieval.postings import Counts, QuestionPostings, Words, word_scores
 
 WORDS = ("lighthouse", "lighthouses", "violin", "glacier", "the", "", "keeper", "!!")
 NOTHING = Counts(0, 0, ())
@@ -41,7 +41,7 @@ def test_scores_are_those_of_the_library_over_the_selection(texts, question, dat
     assert found.scores.dtype == np.float32 and (found.scores > 0).all()
     assert dense(found, chosen) == pytest.approx(WordIndex([texts[n] for n in chosen]).asked(question), rel=1e-5)
     # Counted apart and added up, as over several processes, to the last bit.
-    counted = [Question(question).over(half) for half in (parts[::2], parts[1::2])]
+    counted = [QuestionPostings(question).over(half) for half in (parts[::2], parts[1::2])]
     over = Counts.summed(one.counts for one in counted)
     again = Words.joined([one.words(over) for one in counted], over)
     assert again.counts == found.counts == over

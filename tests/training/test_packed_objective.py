@@ -20,7 +20,7 @@ from msa_plugin.prompts import document_text
 from msa_plugin.training.losses import IGNORED
 from msa_plugin.training.packed_objective import PackedConfig, PackedObjective
 from msa_plugin.training.recipe_run import export
-from msa_plugin.training.samples import Batch, Lexical, Sampler
+from msa_plugin.training.samples import Batch, LexicalNegatives, Sampler
 from msa_plugin.training.settings import TrainConfig
 from msa_plugin.training.trainer import Trainer
 from tiny import tiny_backbone, tiny_model, tiny_tokenizer
@@ -160,7 +160,7 @@ def test_negatives_are_mined_random_and_of_the_batch(backbone):
     assert any("born in Arno 33" in s for s in found) and not any("Tarn 34" in s for s in found)
     made = sampler(backbone, memory_tokens=150).sample(big, step, ["p44"], random.Random(0))
     assert any("born in Veld 44" in text(backbone, d) for d in documents(made))
-    assert Lexical([big])(big, step)[0] == "m0"
+    assert LexicalNegatives([big])(big, step)[0] == "m0"
 
 
 def test_no_copy_of_a_right_passage_counts_as_wrong(backbone, data):

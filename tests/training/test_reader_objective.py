@@ -20,7 +20,7 @@ from msa_plugin.training.data import Corpus
 from msa_plugin.training.dressing import CutPassage, dressed
 from msa_plugin.training.identifiers import coded
 from msa_plugin.training.reader_objective import ReaderConfig, ReaderObjective
-from msa_plugin.training.reader_rows import Row, RowBuilder, RowConfig, cut
+from msa_plugin.training.reader_rows import ReaderRow, RowBuilder, RowConfig, cut
 from msa_plugin.training.recipes import load_recipe
 from msa_plugin.training.settings import TrainConfig
 from msa_plugin.training.trainer import Trainer
@@ -62,7 +62,7 @@ def test_rows_are_what_a_memory_computes(tmp_path, backbone, data, reading):
     made = moved(objective(backbone, data, kv=0.5))
     names = ("m1", "p1")
     texts = tuple(prompts.document_text(data.documents[n].title, data.documents[n].text) for n in names)
-    row = made.tokens(Row(texts, "Where was Bo born?", "Lisse"))
+    row = made.tokens(ReaderRow(texts, "Where was Bo born?", "Lisse"))
     with torch.no_grad():
         logits, _ = (made.read if reading == "text" else made.read_stored)([row])
     with LatentMemory.open(tmp_path / "bank", model=backbone, adapter=made.adapter({}), reading=reading) as memory:

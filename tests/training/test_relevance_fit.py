@@ -6,7 +6,7 @@ import pytest
 from msa_plugin.config import RelevanceConfig
 from msa_plugin.errors import TrainingError
 from msa_plugin.retrieval.relevance import Signal, relevance
-from msa_plugin.training.relevance import Asked, RelevancePlan, best, fit, logistic
+from msa_plugin.training.relevance import RelevanceCase, RelevancePlan, best, fit, logistic
 
 
 def test_the_regression_finds_what_made_the_labels():
@@ -36,7 +36,7 @@ def asked(generator, answerable):
         words = generator.normal(0.6 if right else 0.3, 0.1)
         signals.append(Signal(key, 0.2, words, 0.2))
         answers.append(right)
-    return Asked(answerable, tuple(signals), tuple(answers))
+    return RelevanceCase(answerable, tuple(signals), tuple(answers))
 
 
 def test_it_tells_what_is_there_from_what_is_not():
@@ -68,4 +68,4 @@ def test_data_that_teach_nothing_are_refused():
     with pytest.raises(TrainingError, match="none does"):
         fit([asked(generator, False) for _ in range(5)], RelevancePlan())
     with pytest.raises(TrainingError, match="at least 8"):
-        fit([Asked(True, (Signal(0.5, None),), (True,))], RelevancePlan())
+        fit([RelevanceCase(True, (Signal(0.5, None),), (True,))], RelevancePlan())

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from msa_plugin import prompts
-from msa_plugin.answering.answers import Asked, Events, stages
+from msa_plugin.answering.answers import AnswerJob, Events, stages
 from msa_plugin.answering.grounding import grounded
 from msa_plugin.answering.reading import Prefill, Reader
 from msa_plugin.config import RelevanceConfig
@@ -27,7 +27,7 @@ _SURE = 0.98  # from here on a reader may not give up: held-out rows where it ri
 _UNSURE = 0.002  # less counts as this little
 
 
-def parted(asked: Sequence[Asked], least: float) -> tuple[list[int], list[int]]:
+def parted(asked: Sequence[AnswerJob], least: float) -> tuple[list[int], list[int]]:
     """Rows of questions to read for, and of those that found nothing that is known to be at least so relevant."""
     rows: tuple[list[int], list[int]] = [], []
     for row, one in enumerate(asked):
@@ -36,7 +36,7 @@ def parted(asked: Sequence[Asked], least: float) -> tuple[list[int], list[int]]:
 
 
 def declined(
-    asked: Sequence[Asked], rows: Sequence[int], mode: str, abilities: tuple[str, ...], beside: Mapping[str, float]
+    asked: Sequence[AnswerJob], rows: Sequence[int], mode: str, abilities: tuple[str, ...], beside: Mapping[str, float]
 ) -> Events:
     """The answers of `rows`, of which nothing is read."""
     for row in rows:
@@ -59,7 +59,7 @@ def declined(
         yield row, Answer(prompts.UNKNOWN, (), trace, abstained=True)
 
 
-def told(events: Events, asked: Sequence[Asked], *, may_abstain: bool) -> Events:
+def told(events: Events, asked: Sequence[AnswerJob], *, may_abstain: bool) -> Events:
     """What `answering` yields of `asked`: answers say where their words stand, or that nothing was found.
 
     `may_abstain` is whether the reader was asked to say when the answer is not there.
@@ -83,7 +83,7 @@ def told(events: Events, asked: Sequence[Asked], *, may_abstain: bool) -> Events
                 yield row, event
 
 
-def prefilled(reader: Reader, asked: Sequence[Asked], trust: RelevanceConfig | None) -> Prefill:
+def prefilled(reader: Reader, asked: Sequence[AnswerJob], trust: RelevanceConfig | None) -> Prefill:
     """Prefill what is read for `asked`; a trained reader's `prompts.ABSENT` is less likely as that is more relevant."""
     prefill = reader.prefill([one.gathered.question for one in asked], [one.excerpts for one in asked])
     if trust is None or not reader.trained or not (trust.absent_weight or trust.absent_bias):

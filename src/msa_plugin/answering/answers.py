@@ -26,7 +26,7 @@ _Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
-class Asked:
+class AnswerJob:
     """A question on its way: what was gathered for it, the excerpts that will be read, seconds outside any round."""
 
     gathered: Gathered
@@ -37,7 +37,7 @@ class Asked:
 
 def answering(
     backbone: Backbone,
-    asked: Sequence[Asked],
+    asked: Sequence[AnswerJob],
     prefill: Prefill,
     generation: GenerationConfig,
     mode: str,
@@ -124,7 +124,7 @@ def _with_seconds(answer: Answer, stages: Mapping[str, float], total: float) -> 
     return replace(answer, trace=replace(answer.trace, seconds=seconds))
 
 
-def found_at_once(asked: Sequence[Asked]) -> Iterator[tuple[int, RetrievalEvent]]:
+def found_at_once(asked: Sequence[AnswerJob]) -> Iterator[tuple[int, RetrievalEvent]]:
     """What a forward that routed and read in one go found."""
     for row, one in enumerate(asked):
         [only] = one.gathered.rounds
@@ -132,7 +132,7 @@ def found_at_once(asked: Sequence[Asked]) -> Iterator[tuple[int, RetrievalEvent]
         yield row, RetrievalEnded(1, "scores")
 
 
-def fetched(asked: Sequence[Asked]) -> Iterator[tuple[int, RetrievalEvent]]:
+def fetched(asked: Sequence[AnswerJob]) -> Iterator[tuple[int, RetrievalEvent]]:
     """What each question is about to be answered from, by the round that found it."""
     for row, one in enumerate(asked):
         sources = _sources(one)
@@ -140,7 +140,7 @@ def fetched(asked: Sequence[Asked]) -> Iterator[tuple[int, RetrievalEvent]]:
             yield row, DocumentsFetched(number, tuple(s for s in sources if s.round == number))
 
 
-def stages(asked: Asked) -> dict[str, float]:
+def stages(asked: AnswerJob) -> dict[str, float]:
     """Seconds by stage, over all rounds and what was done outside them."""
     stages: dict[str, float] = {"encode": 0.0, "route": 0.0}
     for seconds in (*(r.seconds for r in asked.gathered.rounds), asked.seconds):
@@ -149,7 +149,7 @@ def stages(asked: Asked) -> dict[str, float]:
     return stages
 
 
-def _sources(asked: Asked) -> tuple[Source, ...]:
+def _sources(asked: AnswerJob) -> tuple[Source, ...]:
     """What was read, in the order it was found: by round and, within one, best first; so are a document's passages."""
     read: dict[int, list[Passage]] = {}
     for excerpt in asked.excerpts:

@@ -19,7 +19,7 @@ from msa_plugin.config import GenerationConfig
 _OPEN = ",;: \t\n"  # a text that is cut does not end with these
 
 
-class Sampler:
+class TokenSampler:
     """Greedy at temperature 0, otherwise nucleus sampling with a generator for each row (reproducible by seed).
 
     Rows do not share a generator, so that a question gets the same answer alone and in a batch.
@@ -130,7 +130,7 @@ def decode(
     `logits` [B, V] of each row's last token, `positions` [B] of the next one. A row that has ended keeps being fed
     its last token, masked, so that the others can go on. Routing does not happen here (golden spec section 5).
     """
-    sampler = Sampler(config, len(streams))
+    sampler = TokenSampler(config, len(streams))
     ends = backbone.end_ids
     alive = [True] * len(streams)
     for step in range(config.max_new_tokens):

@@ -10,8 +10,8 @@ from msa_plugin.answering.reading import Excerpt, allowances, around
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.documents import StoredDocument
 from msa_plugin.bank.handle import BankHandle
-from msa_plugin.retrieval.cutting import LARGEST, Span
-from msa_plugin.retrieval.passages import BestChunks, Passages, Scored
+from msa_plugin.retrieval.cutting import LARGEST, TextSpan
+from msa_plugin.retrieval.passages import BestChunks, Passages, ScoredPassage
 from msa_plugin.retrieval.ranking import ChunkScores, Ranked
 from msa_plugin.types import Hit, Passage
 
@@ -74,7 +74,7 @@ class Excerpts:
         if sum(d.tokens for d in documents) <= budget:
             return self.whole(ranked)[::-1]
         passages = self._passages.ranked(question, list(zip(documents, ranked, strict=True)), chunks)
-        chosen: dict[int, list[Scored]] = {}
+        chosen: dict[int, list[ScoredPassage]] = {}
         if each:
             first = {p.place: p for p in reversed(passages)}
             costs = {place: self._cost(documents[place], p.span) for place, p in first.items()}
@@ -126,17 +126,17 @@ class Excerpts:
             hits.append(replace(hit, passages=(passage,), passage=passage))
         return hits
 
-    def _cost(self, document: StoredDocument, span: Span) -> int:
+    def _cost(self, document: StoredDocument, span: TextSpan) -> int:
         """Tokens of a passage with title and heading."""
         if span.stop - span.first >= document.tokens:
             return document.tokens
         above = prompts.passage_text(document.title, span.heading, "")
         return span.stop - span.first + (len(self._backbone.tokenize(above)) if above else 0)
 
-    def _parts(self, document: StoredDocument, chosen: Sequence[Scored]) -> list[Excerpt]:
+    def _parts(self, document: StoredDocument, chosen: Sequence[ScoredPassage]) -> list[Excerpt]:
         """Passages of one document in its order; neighbours below one heading are read as one."""
         parts: list[Excerpt] = []
-        last: Scored | None = None
+        last: ScoredPassage | None = None
         for passage in sorted(chosen, key=lambda p: p.number):
             span, score = passage.span, passage.score
             if last is not None and (last.number + 1, last.span.heading) == (passage.number, span.heading):
@@ -148,12 +148,12 @@ class Excerpts:
             last = passage._replace(span=span, score=score)
         return parts
 
-    def _part(self, document: StoredDocument, span: Span, score: float, *, above: bool = True) -> Excerpt:
+    def _part(self, document: StoredDocument, span: TextSpan, score: float, *, above: bool = True) -> Excerpt:
         passage = Passage(document.text[span.start : span.end], score, span.start, span.end, span.heading)
         text = prompts.passage_text(document.title, span.heading, passage.text) if above else passage.text
         return Excerpt(document.ordinal, text, span.first, span.stop, passage)
 
-    def _trimmed(self, document: StoredDocument, passage: Scored, budget: int) -> Excerpt:
+    def _trimmed(self, document: StoredDocument, passage: ScoredPassage, budget: int) -> Excerpt:
         """As much of a passage as fits, around its best chunk; without title and heading if these do not."""
         span = passage.span
         above = prompts.passage_text(document.title, span.heading, "")
@@ -163,7 +163,7 @@ class Excerpts:
         start, stop = around(max(0, passage.token - span.first), size, span.stop - span.first)
         first, stop = span.first + start, span.first + stop
         begin, end = self._passages.characters(document, first, stop)
-        part = Span(max(begin, 0), max(end, 0), first, stop, span.heading)
+        part = TextSpan(max(begin, 0), max(end, 0), first, stop, span.heading)
         return self._part(document, part, passage.score, above=fits)
 
     def _around(self, document: StoredDocument, ranked: Ranked, size: int) -> Excerpt:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from msa_plugin.answering.answers import Asked
+from msa_plugin.answering.answers import AnswerJob
 from msa_plugin.answering.excerpts import Excerpts
-from msa_plugin.retrieval.interleave import Found, Gathered, Ranking
+from msa_plugin.retrieval.interleave import FoundDocument, Gathered, Ranking
 from msa_plugin.retrieval.ranking import ChunkScores, Ranked
 from msa_plugin.types import Hits, Round
 
@@ -29,19 +29,21 @@ def hits(excerpts: Excerpts, questions: Sequence[str], ranking: Ranking, k: int 
     return rows
 
 
-def to_read(gathered: Gathered, excerpts: Excerpts, chunks: ChunkScores, budget: int, *, each: bool = False) -> Asked:
+def to_read(
+    gathered: Gathered, excerpts: Excerpts, chunks: ChunkScores, budget: int, *, each: bool = False
+) -> AnswerJob:
     """What of the documents found is read, within a budget of tokens; the best is read last, by the question.
 
     With `each`, something of every one of them.
     """
     ranked = [f.ranked for f in gathered.found]
     read = excerpts.read(gathered.question, ranked, chunks, budget, each=each)
-    return Asked(gathered, read, {d.ordinal: d for d in excerpts.documents(ranked)})
+    return AnswerJob(gathered, read, {d.ordinal: d for d in excerpts.documents(ranked)})
 
 
-def read_whole(question: str, ranked: Sequence[Ranked], excerpts: Excerpts, seconds: Mapping[str, float]) -> Asked:
+def read_whole(question: str, ranked: Sequence[Ranked], excerpts: Excerpts, seconds: Mapping[str, float]) -> AnswerJob:
     """One round that found all of `ranked`, whole documents."""
     stored = excerpts.documents(ranked)
     names, scores = tuple(d.id for d in stored), tuple(r.score for r in ranked)
-    gathered = Gathered(question, [Found(r, 1) for r in ranked], [Round(question, names, scores, seconds)])
-    return Asked(gathered, excerpts.whole(ranked), {d.ordinal: d for d in stored})
+    gathered = Gathered(question, [FoundDocument(r, 1) for r in ranked], [Round(question, names, scores, seconds)])
+    return AnswerJob(gathered, excerpts.whole(ranked), {d.ordinal: d for d in stored})

@@ -20,12 +20,12 @@ from msa_plugin.backbone.router import Router
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.bank.tiers import ContentTier
 from msa_plugin.encoding.encoder import pad_left
-from msa_plugin.retrieval.assembly import BankSource, Span, TemplateHead
+from msa_plugin.retrieval.assembly import BankSource, Extent, TemplateHead
 from msa_plugin.retrieval.scorer import RoutedDocuments
 from msa_plugin.retrieval.search import Search
 
 
-class Row(NamedTuple):
+class LayerRow(NamedTuple):
     """A question's tokens, and which of them vote in routing."""
 
     ids: list[int]
@@ -75,7 +75,7 @@ class LayerRouting:
         return min(self.router.config.layers + self.reading)
 
     def run(
-        self, rows: Sequence[Row], head: TemplateHead, k: int, selection: Selected, *, answering: bool
+        self, rows: Sequence[LayerRow], head: TemplateHead, k: int, selection: Selected, *, answering: bool
     ) -> RoutedPass:
         """Prefill `rows` behind `head`; `k` documents a layer.
 
@@ -85,7 +85,7 @@ class LayerRouting:
 
     def resume(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[LayerRow],
         head: TemplateHead,
         k: int,
         selection: Selected,
@@ -104,7 +104,7 @@ class LayerRouting:
         state.lower = None  # every layer decodes
         return run._replace(seconds=time.perf_counter() - began, hidden=hidden)
 
-    def _padded(self, rows: Sequence[Row], head: TemplateHead) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _padded(self, rows: Sequence[LayerRow], head: TemplateHead) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Ids, mask, votes and positions [B, T] of the rows, padded on the left."""
         ids, mask = pad_left([row.ids for row in rows], self.backbone.device)
         votes, _ = pad_left([row.votes for row in rows], self.backbone.device)
@@ -140,7 +140,7 @@ class LayerRouting:
         source = BankSource(self._store, self.reading, head, votes.shape[0], route=route, kernels=self.router.kernels)
         return kind(source=source, router=self.router, keep_cache=True, lora=self.lora), source
 
-    def read(self, rows: Sequence[Row], head: TemplateHead, selected: Sequence[Sequence[Span]]) -> RoutedPass:
+    def read(self, rows: Sequence[LayerRow], head: TemplateHead, selected: Sequence[Sequence[Extent]]) -> RoutedPass:
         """Prefill `rows` that read what was `selected` for each, without routing."""
         ids, mask = pad_left([row.ids for row in rows], self.backbone.device)
         positions = head.length + self.top_k + (mask.cumsum(1) - 1).clamp(min=0)

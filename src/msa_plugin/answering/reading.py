@@ -24,7 +24,7 @@ from msa_plugin.bank.tiers import ContentTier
 from msa_plugin.config import ContentConfig, ReadingMode
 from msa_plugin.encoding.encoder import pad_left
 from msa_plugin.errors import InvalidQueryError
-from msa_plugin.retrieval.assembly import BankSource, Span, TemplateHead, encode_head
+from msa_plugin.retrieval.assembly import BankSource, Extent, TemplateHead, encode_head
 from msa_plugin.types import Passage
 
 
@@ -175,7 +175,7 @@ class Reader:
         context = [sum(e.stop - e.start for e in chosen) for chosen in excerpts]
         return self._run(rows, [start for _, start in placed], context, source, self.lora)
 
-    def _placed(self, chosen: Sequence[Excerpt], pooling: int) -> tuple[list[Span], int]:
+    def _placed(self, chosen: Sequence[Excerpt], pooling: int) -> tuple[list[Extent], int]:
         """What to read of each document, and the position of the question's first token.
 
         Latents stay at the positions they were encoded at, and the question starts where it did in training: after
@@ -188,15 +188,15 @@ class Reader:
         for span in (self._whole(e, pooling) for e in chosen):
             for start, stop in self._by_window(span, pooling):
                 position = start % self.layout.chunks_per_window(pooling) * pooling
-                spans.append(Span(span.ordinal, start, stop, at - position))
+                spans.append(Extent(span.ordinal, start, stop, at - position))
                 at += (stop - start) * pooling
         return spans, at
 
-    def _whole(self, excerpt: Excerpt, pooling: int) -> Span:
+    def _whole(self, excerpt: Excerpt, pooling: int) -> Extent:
         first = self.layout.chunk_of_token(excerpt.start, pooling) if excerpt.start else 0
-        return Span(excerpt.ordinal, first, self.layout.chunk_of_token(max(excerpt.stop - 1, 0), pooling) + 1)
+        return Extent(excerpt.ordinal, first, self.layout.chunk_of_token(max(excerpt.stop - 1, 0), pooling) + 1)
 
-    def _by_window(self, span: Span, pooling: int) -> Iterator[tuple[int, int]]:
+    def _by_window(self, span: Extent, pooling: int) -> Iterator[tuple[int, int]]:
         """First and last chunk (exclusive) of the span's part in each window: positions start again with a window."""
         size, start = self.layout.chunks_per_window(pooling), span.start
         while span.stop is not None and start < span.stop:

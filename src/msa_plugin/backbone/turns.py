@@ -32,12 +32,12 @@ class Turns:
         self._kept: tuple[int, float] | None = None  # whose turn it stays, and until when
 
     @contextmanager
-    def turn(self, timeout: float | None) -> Iterator[Turn]:
+    def turn(self, timeout: float | None) -> Iterator[ModelTurn]:
         """A place in the queue, given up at the end; `timeout` bounds each wait, in seconds (None: nothing does)."""
         with self._changed:
             number = next(self._numbers)
         try:
-            yield Turn(self, number, timeout)
+            yield ModelTurn(self, number, timeout)
         finally:
             self._give_up(number)
 
@@ -83,7 +83,7 @@ class Turns:
 
 
 @dataclass(frozen=True)
-class Turn:
+class ModelTurn:
     """One place in the queue."""
 
     _turns: Turns

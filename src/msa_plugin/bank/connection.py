@@ -19,7 +19,7 @@ from msa_plugin.bank.schema import connect
 from msa_plugin.errors import BankMovedError
 
 
-class Turn(Protocol):
+class ConnectionTurn(Protocol):
     """A lock that its holder may take again."""
 
     def acquire(self, blocking: bool = True) -> bool:
@@ -35,7 +35,7 @@ class Connection:
     def __init__(self, path: Path, *, writable: bool, same_as: Connection | None = None) -> None:
         """Raises sqlite3.Error, OSError, and BankMovedError where it is not the file that `same_as` has open."""
         self.path = path
-        self.turn: Turn | None = None
+        self.turn: ConnectionTurn | None = None
         self._inode: tuple[int, int] | None = _inode(path) if same_as is None else same_as._inode
         self._connected = Connected(path)
         self._rest: Rest | None = None

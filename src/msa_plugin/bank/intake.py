@@ -9,26 +9,26 @@ import torch
 from torch import Tensor
 
 from msa_plugin.bank.quantize import content_scale_names, is_scale, scale_name
-from msa_plugin.bank.segment import DTYPES, Latents
+from msa_plugin.bank.segment import DTYPES, StoredLatents
 from msa_plugin.errors import DuplicateDocumentError, InvalidDocumentError
 from msa_plugin.types import Document, EncodedDocument
 
 
-def check_documents(documents: Sequence[EncodedDocument]) -> list[Latents]:
+def check_documents(documents: Sequence[EncodedDocument]) -> list[StoredLatents]:
     """The documents' tensors, once everything fits together.
 
     Raises InvalidDocumentError for a document or tensors that cannot be stored, DuplicateDocumentError for an id that
     occurs twice.
     """
     seen: set[str] = set()
-    latents: list[Latents] = []
+    latents: list[StoredLatents] = []
     for item in documents:
         Document.of(item.document)
         name = item.document.id
         if name in seen:
             raise DuplicateDocumentError(f"document {name!r} occurs twice in one commit; keep one of them")
         seen.add(name)
-        latents.append(_checked(name, Latents(item.keys, item.content, item.content_scales)))
+        latents.append(_checked(name, StoredLatents(item.keys, item.content, item.content_scales)))
         if latents[-1].signature != latents[0].signature:
             raise InvalidDocumentError(
                 f"document {name!r}: its latents are {latents[-1].signature}, the first document's are "
@@ -50,7 +50,7 @@ def check_ordinals(given: Sequence[int] | None, last: int, count: int) -> list[i
     return ordinals
 
 
-def _checked(name: str, latents: Latents) -> Latents:
+def _checked(name: str, latents: StoredLatents) -> StoredLatents:
     tensors = latents.all
     if any(tensor.dtype not in DTYPES for tensor in tensors):
         raise InvalidDocumentError(
@@ -82,7 +82,7 @@ def _check_scales(name: str, keys: Mapping[str, Tensor]) -> None:
             raise InvalidDocumentError(f"document {name!r}: scales of int8 keys are float32 [chunks, 1] and positive")
 
 
-def _check_content_scales(name: str, latents: Latents) -> None:
+def _check_content_scales(name: str, latents: StoredLatents) -> None:
     """int8 content has the positive scales that `quantized_content` makes, and no other content has any."""
     wanted: dict[str, tuple[int, ...]] = {}
     for layer, stored in latents.content.items():

@@ -42,7 +42,7 @@ SALVAGE = "salvage"
 _ROWS_AT_ONCE = 256
 
 
-class _Row(NamedTuple):
+class _RepairedRow(NamedTuple):
     ordinal: int
     namespace: str
     id: str
@@ -90,7 +90,7 @@ def repair_bank(path: str | Path, lock_timeout: float = 10.0) -> RepairReport:
     )
 
 
-def _texts_of(folder: Path, check: Check) -> tuple[list[_Row], list[str]]:
+def _texts_of(folder: Path, check: Check) -> tuple[list[_RepairedRow], list[str]]:
     """Live documents of damaged latents with their texts, and the ids of those whose text cannot be trusted."""
     doomed, altered, spoiled = set(check.damaged), set(check.altered), set(check.spoiled)
     salvaged, lost = [], []
@@ -105,7 +105,7 @@ def _texts_of(folder: Path, check: Check) -> tuple[list[_Row], list[str]]:
             elif segment in doomed or ordinal in spoiled:
                 record = {"id": name, "title": title, "text": text, "metadata": json.loads(metadata)}
                 record |= _period_of(PeriodRows(db), ordinal)
-                salvaged.append(_Row(ordinal, namespace, name, record))
+                salvaged.append(_RepairedRow(ordinal, namespace, name, record))
     return salvaged, lost
 
 
@@ -117,7 +117,7 @@ def _period_of(periods: PeriodRows, ordinal: int) -> dict[str, Any]:
     return {name: value for name, value in found._asdict().items() if value}
 
 
-def _write(folder: Path, rows: Sequence[_Row]) -> list[Path]:
+def _write(folder: Path, rows: Sequence[_RepairedRow]) -> list[Path]:
     """One file of JSON lines for each namespace, on the disk before anything is dropped; never over an older one."""
     files = []
     for namespace in sorted({row.namespace for row in rows}):

@@ -53,7 +53,7 @@ DTYPES = {
 }
 
 
-class Latents(NamedTuple):
+class StoredLatents(NamedTuple):
     """One document's tensors: `keys` per group [C, W], `content` per layer [C', 2, KV, D] (empty: none kept).
 
     Beside int8 keys stand their scales, float32 [C, 1], under the name that `quantize.scale_name` gives. int8 content
@@ -224,11 +224,11 @@ class Segment:
             if [None if t is None else (t.shape, t.dtype) for t in found] != [(s, torch.bfloat16) for s in shapes]:
                 raise self._damaged(f"its int8 content of layer {layer} has no scales that fit")
 
-    def latents(self, position: int) -> Latents:
+    def latents(self, position: int) -> StoredLatents:
         """Everything kept of the document at `position`, as slices of the memory maps; see `key_numbers`."""
         keys = {name: self._rows_of(stored, position) for name, stored in self._stored.items()}
         content = {layer: self.content_rows(position, layer) for layer in self.content}
-        return Latents(keys, content, {name: self._scale_rows(position, name) for name in self._content_scales})
+        return StoredLatents(keys, content, {name: self._scale_rows(position, name) for name in self._content_scales})
 
     def altered(self) -> list[int]:
         """Positions of the documents whose rows are not what was written; reads everything. Call `check` first."""
@@ -264,13 +264,13 @@ class Segment:
 
     @property
     def signature(self) -> tuple[tuple[object, ...], ...]:
-        """See `Latents.signature`."""
+        """See `StoredLatents.signature`."""
         return self._all.signature
 
     @property
-    def _all(self) -> Latents:
+    def _all(self) -> StoredLatents:
         """Its tensors, of all documents."""
-        return Latents(self._stored, self.content, self._content_scales)
+        return StoredLatents(self._stored, self.content, self._content_scales)
 
     def _damaged(self, why: str) -> BankCorruptError:
         return BankCorruptError(

@@ -17,7 +17,7 @@ from msa_plugin.types import KeyBlock
 TILE_CHUNKS = 16384
 
 
-class Span(NamedTuple):
+class ChunkSpan(NamedTuple):
     """A run of whole documents that may be returned.
 
     `ordinals` int64 [n]; `offsets` int64 [n + 1], chunk range of each; `rows`: where their keys are in the block, a
@@ -31,7 +31,7 @@ class Span(NamedTuple):
     fits: bool
 
 
-def spans(block: KeyBlock, tile_chunks: int) -> Iterator[Span]:
+def spans(block: KeyBlock, tile_chunks: int) -> Iterator[ChunkSpan]:
     """Cut a block into runs of whole documents of at most `tile_chunks` chunks; a larger document stands alone."""
     offsets = block.offsets.cpu()
     if block.allowed is not None:
@@ -43,11 +43,11 @@ def spans(block: KeyBlock, tile_chunks: int) -> Iterator[Span]:
         fitting = int(torch.searchsorted(offsets, start + tile_chunks, right=True)) - 1
         last = max(fitting, first + 1)
         rows = slice(start, int(offsets[last]))
-        yield Span(block.ordinals[first:last], offsets[first : last + 1], rows, fits=fitting > first)
+        yield ChunkSpan(block.ordinals[first:last], offsets[first : last + 1], rows, fits=fitting > first)
         first = last
 
 
-def _allowed_spans(offsets: Tensor, ordinals: Tensor, allowed: Tensor, tile_chunks: int) -> Iterator[Span]:
+def _allowed_spans(offsets: Tensor, ordinals: Tensor, allowed: Tensor, tile_chunks: int) -> Iterator[ChunkSpan]:
     """The same of the allowed documents, however far apart they lie; looks at a tile's worth of the mask at a time."""
     held = torch.empty(0, dtype=torch.int64)
     for start in range(0, allowed.shape[0], tile_chunks):
@@ -61,7 +61,7 @@ def _allowed_spans(offsets: Tensor, ordinals: Tensor, allowed: Tensor, tile_chun
             span = bounds[first : last + 1] - bounds[first]
             at = int(starts[first])
             rows = _rows(starts[first:last], span) if full > first else slice(at, at + int(span[-1]))
-            yield Span(ordinals[held[first:last].to(ordinals.device)], span, rows, fits=full > first)
+            yield ChunkSpan(ordinals[held[first:last].to(ordinals.device)], span, rows, fits=full > first)
             first = last
         held = held[first:]
 

@@ -19,7 +19,7 @@ from msa_plugin.bank.disk import fsync_folder, make_folder
 from msa_plugin.bank.faults import reached
 from msa_plugin.bank.records import CONTENT_FILE, KEYS_FILE, FileRecord, SegmentRecord, WordsRecord, words_name
 from msa_plugin.bank.rows import fold, memory_of
-from msa_plugin.bank.segment import DTYPES, Latents
+from msa_plugin.bank.segment import DTYPES, StoredLatents
 from msa_plugin.bank.terms import tokenizer
 from msa_plugin.bank.words import STRUCTURE, WordTable
 
@@ -31,7 +31,7 @@ _DTYPES = DTYPES | {torch.int32: "I32"}
 def write_segment(
     root: Path,
     ordinals: Sequence[int],
-    latents: Sequence[Latents],
+    latents: Sequence[StoredLatents],
     namespace: str | None,
     words: WordTable | None,
 ) -> SegmentRecord:
@@ -80,7 +80,7 @@ def _write_words(path: Path, words: WordTable) -> WordsRecord:
     return WordsRecord(*_write_file(path, {name: [part] for name, part in words.tensors().items()}), tokenizer())
 
 
-def _key_tensors(ordinals: Sequence[int], latents: Sequence[Latents]) -> dict[str, list[Tensor]]:
+def _key_tensors(ordinals: Sequence[int], latents: Sequence[StoredLatents]) -> dict[str, list[Tensor]]:
     tensors = {
         "ordinals": [torch.tensor(ordinals)],
         "key_offsets": [_offsets(item.chunks for item in latents)],
@@ -89,7 +89,7 @@ def _key_tensors(ordinals: Sequence[int], latents: Sequence[Latents]) -> dict[st
     return tensors | {f"key.{group}": [item.keys[group] for item in latents] for group in latents[0].keys}
 
 
-def _content_tensors(latents: Sequence[Latents]) -> dict[str, list[Tensor]]:
+def _content_tensors(latents: Sequence[StoredLatents]) -> dict[str, list[Tensor]]:
     lengths = (next(iter(item.content.values())).shape[0] for item in latents)
     tensors = {
         "content_offsets": [_offsets(lengths)],

@@ -33,13 +33,13 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
-class Sample:
+class AbsenceSample:
     """Some questions of a data set, and passages that hold their answers among others of the same articles."""
 
     dataset: Dataset
 
     @classmethod
-    def of(cls, dataset: Dataset, questions: int, passages: int, seed: int = 0) -> Sample:
+    def of(cls, dataset: Dataset, questions: int, passages: int, seed: int = 0) -> AbsenceSample:
         """At most so many of both, gold passages always. Raises IngestError where no question names one."""
         generator = random.Random(seed)
         asked = [q for q in dataset.questions if q.positives]
@@ -69,7 +69,7 @@ class Sample:
 class Room:
     """A memory that holds a sample (and maybe more), and selections of the sample by id."""
 
-    def __init__(self, memory: LatentMemory, sample: Sample) -> None:
+    def __init__(self, memory: LatentMemory, sample: AbsenceSample) -> None:
         """Encodes what of the sample the memory does not hold yet."""
         missing = [d for d in sample.dataset.documents if d.id not in set(memory.ids())]
         if missing:

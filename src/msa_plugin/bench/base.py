@@ -179,7 +179,7 @@ class Workspace:
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One measurement, a line of results.jsonl.
 
     `part` is the kind of run (retrieval, qa, scale, needle, latency); `settings` what distinguishes rows of one metric

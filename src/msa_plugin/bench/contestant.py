@@ -29,7 +29,7 @@ def registry() -> Create:
     return made
 
 
-class At(NamedTuple):
+class AtSize(NamedTuple):
     """Where time was spent: a stage, of a hop (1-based) or of the question as a whole (0)."""
 
     hop: int
@@ -71,7 +71,7 @@ class Contestant:
         if hasattr(self.system, "close"):
             self.system.close()
 
-    def ask(self, question: str) -> dict[At, float]:
+    def ask(self, question: str) -> dict[AtSize, float]:
         """Answer one question; seconds by hop and stage, and in all."""
         if not self.msa:
             return self._search_and_read(question)
@@ -97,28 +97,28 @@ class Contestant:
         finally:
             engine.prefilter = None
 
-    def _remember(self, question: str) -> dict[At, float]:
+    def _remember(self, question: str) -> dict[AtSize, float]:
         """MSA's rounds; the cut is lifted, so that as many rounds take place as hops are wanted."""
         hops = self.hops if "interleave" in self.name else 1
         passages = self.per_round * self.hops // hops
         options = {**self.workspace.generation, "max_rounds": hops, "per_round": passages, "cut": 0.0}
         start = time.perf_counter()
         answer = self.workspace.memory.ask(question, **options)
-        spent = {At(0, "total"): time.perf_counter() - start}
+        spent = {AtSize(0, "total"): time.perf_counter() - start}
         for number, one in enumerate(answer.trace.rounds, start=1):
-            spent |= {At(number, stage): seconds for stage, seconds in one.seconds.items()}
-        return spent | {At(0, s): answer.trace.seconds[s] for s in READING if s in answer.trace.seconds}
+            spent |= {AtSize(number, stage): seconds for stage, seconds in one.seconds.items()}
+        return spent | {AtSize(0, s): answer.trace.seconds[s] for s in READING if s in answer.trace.seconds}
 
-    def _search_and_read(self, question: str) -> dict[At, float]:
+    def _search_and_read(self, question: str) -> dict[AtSize, float]:
         """Search, then read as many passages as MSA may read."""
         passages = self.per_round * self.hops
         start = time.perf_counter()
         [found] = self.system.find([question], passages)
         [reply] = self.workspace.read([question], [[hit.id for hit in found.ranking]])
-        spent = {At(0, "total"): time.perf_counter() - start}
+        spent = {AtSize(0, "total"): time.perf_counter() - start}
         rounds = getattr(found, "rounds", ()) or (found.seconds,)
         for number, seconds in enumerate(rounds, start=1):
             for stage, value in seconds.items():
-                at = At(number, _STAGES.get(stage, stage))
+                at = AtSize(number, _STAGES.get(stage, stage))
                 spent[at] = spent.get(at, 0.0) + value  # a fusion routes and searches
-        return spent | {At(0, s): reply.seconds[s] for s in READING if s in reply.seconds}
+        return spent | {AtSize(0, s): reply.seconds[s] for s in READING if s in reply.seconds}

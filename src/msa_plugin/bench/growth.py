@@ -42,7 +42,7 @@ Tokens = Callable[[Sequence[Document]], list[int]]
 
 
 @dataclass(frozen=True)
-class Step:
+class GrowthStep:
     """One size: the first `documents` passages hold `tokens` tokens; `synthetic` ones, without a text, come on top."""
 
     size: int
@@ -52,16 +52,16 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GrowthPlan:
     """Questions, the passages in the order in which they are added, and the sizes at which to measure."""
 
     name: str
     questions: tuple[Question, ...]
     documents: tuple[Document, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[GrowthStep, ...]
     notes: tuple[str, ...]
 
-    def dataset(self, step: Step) -> Dataset:
+    def dataset(self, step: GrowthStep) -> Dataset:
         """The data set of one size."""
         return Dataset(self.name, self.documents[: step.documents], self.questions, self.notes)
 
@@ -81,7 +81,7 @@ def plan(
     questions: int,
     seed: int = 0,
     synthetic: bool = False,
-) -> Plan:
+) -> GrowthPlan:
     """Order passages and find where each size is reached.
 
     So many questions are taken that their passages fit the smallest size. Sizes beyond the last passage are filled up
@@ -106,12 +106,12 @@ def plan(
     total = sum(counts[d.id] for d in chosen)
     for size in wanted[len(steps) :]:
         if synthetic and chosen:
-            steps.append(Step(size, len(chosen), total, round((size - total) * len(chosen) / total)))
+            steps.append(GrowthStep(size, len(chosen), total, round((size - total) * len(chosen) / total)))
         else:
             notes.append(f"{size:,} tokens were not reached: corpus and distractors together hold {total:,}")
     if not steps:
         raise ConfigError(f"no size can be measured: {'; '.join(notes)}")
-    return Plan(dataset.name, tuple(asked), tuple(chosen), tuple(steps), tuple(notes))
+    return GrowthPlan(dataset.name, tuple(asked), tuple(chosen), tuple(steps), tuple(notes))
 
 
 def distractors(folder: Path, size: int, tokens: Tokens) -> tuple[Document, ...]:
@@ -184,16 +184,16 @@ def _counted(
             yield document, count
 
 
-def _steps(stream: Iterator[tuple[Document, int]], sizes: Sequence[int]) -> tuple[list[Document], list[Step]]:
+def _steps(stream: Iterator[tuple[Document, int]], sizes: Sequence[int]) -> tuple[list[Document], list[GrowthStep]]:
     """Passages up to the largest size, and for each size the first beginning that reaches it."""
     chosen: list[Document] = []
-    steps: list[Step] = []
+    steps: list[GrowthStep] = []
     total = 0
     for document, count in stream:
         chosen.append(document)
         total += count
         while len(steps) < len(sizes) and total >= sizes[len(steps)]:
-            steps.append(Step(sizes[len(steps)], len(chosen), total))
+            steps.append(GrowthStep(sizes[len(steps)], len(chosen), total))
         if len(steps) == len(sizes):
             break
     return chosen, steps

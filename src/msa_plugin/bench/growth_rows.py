@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from msa_plugin.bench.base import Question, Row
+from msa_plugin.bench.base import Question, ResultRow
 from msa_plugin.bench.metrics import bootstrap, question_scores, retrieval_scores
 from msa_plugin.bench.needle_cases import answered
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
@@ -53,7 +53,7 @@ def scored(record: dict[str, Any], question: Question | None = None) -> dict[str
 # Rows of one size
 
 
-def scale_rows(records: Sequence[Record]) -> Iterator[Row]:
+def scale_rows(records: Sequence[Record]) -> Iterator[ResultRow]:
     """What answers, times and rankings of one system at one size come to; the last ones say that the size is done."""
     replies = [r for r in records if "passages" in r]
     for metric in ANSWERS if replies else ():
@@ -68,7 +68,7 @@ def scale_rows(records: Sequence[Record]) -> Iterator[Row]:
         yield _mean(SCALE, metric, [r[metric] for r in found])
 
 
-def _stages(records: Sequence[Record]) -> Iterator[Row]:
+def _stages(records: Sequence[Record]) -> Iterator[ResultRow]:
     """p50 and p95 of the search as a whole and of its stages, and of answering."""
     spent: dict[str, list[float]] = {}
     for record in records:
@@ -79,10 +79,10 @@ def _stages(records: Sequence[Record]) -> Iterator[Row]:
     for prefix, values in spent.items():
         p5, p50, p95 = percentiles(values)
         for name, value in (("p50", p50), ("p95", p95)):
-            yield Row(SCALE, "", "", f"{prefix}seconds_{name}", value, p5, p95, len(values))
+            yield ResultRow(SCALE, "", "", f"{prefix}seconds_{name}", value, p5, p95, len(values))
 
 
-def loss_rows(records: Iterable[Record], seed: int) -> Iterator[Row]:
+def loss_rows(records: Iterable[Record], seed: int) -> Iterator[ResultRow]:
     """The relative loss of one system from its smallest to its largest size, over the questions that both have."""
     sizes = _blocks(records, ("memory_tokens",), ("id",))
     if len(sizes) > 1:
@@ -93,7 +93,7 @@ def loss_rows(records: Iterable[Record], seed: int) -> Iterator[Row]:
             yield replace(row, settings={**row.settings, **ends})
 
 
-def losses(first: Mapping[str, Record], last: Mapping[str, Record], seed: int = 0) -> list[Row]:
+def losses(first: Mapping[str, Record], last: Mapping[str, Record], seed: int = 0) -> list[ResultRow]:
     """(first - last) / first of each metric's mean, with the 95 % interval over questions; records by question id."""
     rows = []
     for metric in (*METRICS, *ANSWERS):
@@ -107,12 +107,14 @@ def losses(first: Mapping[str, Record], last: Mapping[str, Record], seed: int = 
         low, high = np.percentile(drawn, [2.5, 97.5])
         value = 1 - float(after.mean() / before.mean())
         rows.append(
-            Row(SCALE, "", "", "relative_loss", value, float(low), float(high), len(shared), settings={"of": metric})
+            ResultRow(
+                SCALE, "", "", "relative_loss", value, float(low), float(high), len(shared), settings={"of": metric}
+            )
         )
     return rows
 
 
-def latency_rows(records: Sequence[Record]) -> Iterator[Row]:
+def latency_rows(records: Sequence[Record]) -> Iterator[ResultRow]:
     """p50 and p95 of each stage of each hop (hop 0: the question as a whole); the last says that the size is done."""
     spent: dict[tuple[int, str], list[float]] = {}
     for record in records:
@@ -121,15 +123,15 @@ def latency_rows(records: Sequence[Record]) -> Iterator[Row]:
     told = [r for r in records if "prefilter_recall" in r]
     if told:
         value, asked = told[0]["prefilter_recall"], len({r["id"] for r in records})
-        yield Row(LATENCY, "", "", f"prefilter_recall@{DEPTH}", value, n=asked)
+        yield ResultRow(LATENCY, "", "", f"prefilter_recall@{DEPTH}", value, n=asked)
     for hop, stage in sorted(spent, key=lambda at: (at == (0, "total"), at[0] or 99, at[1])):
         p5, p50, p95 = percentiles(spent[hop, stage])
         for metric, value in (("seconds_p50", p50), ("seconds_p95", p95)):
             settings = {"stage": stage} | ({"hop": hop} if hop else {})
-            yield Row(LATENCY, "", "", metric, value, p5, p95, len(spent[hop, stage]), settings=settings)
+            yield ResultRow(LATENCY, "", "", metric, value, p5, p95, len(spent[hop, stage]), settings=settings)
 
 
-def needle_rows(records: Sequence[Record]) -> Iterator[Row]:
+def needle_rows(records: Sequence[Record]) -> Iterator[ResultRow]:
     """Recall and share of values answered of one cell: means over samples of the means over a haystack's questions."""
     samples: dict[int, list[Record]] = {}
     for record in records:
@@ -142,7 +144,7 @@ def needle_rows(records: Sequence[Record]) -> Iterator[Row]:
     for metric, values in scores.items():
         if values:
             low, high = bootstrap(values) if len(values) > 1 else (None, None)
-            yield Row(NEEDLE, "", "", metric, _average(values), low, high, len(values))
+            yield ResultRow(NEEDLE, "", "", metric, _average(values), low, high, len(values))
 
 
 def _needles_found(record: Record) -> float:
@@ -157,12 +159,12 @@ def _answered(record: Record) -> float:
 # Rows of a folder
 
 
-def rows_of(results: Results, part: str, dataset: str) -> list[Row]:
+def rows_of(results: Results, part: str, dataset: str) -> list[ResultRow]:
     """All rows of a part and data set that its records give.
 
     The rows that are there say how large each memory was and which sizes were finished; values come from the records.
     """
-    rows: list[Row] = []
+    rows: list[ResultRow] = []
     seed = int(results.config().get("parts", {}).get(part, {}).get("seed", 0))
     make, group, block = _PARTS[part]
     for system in (system for name, system in results.question_sets(part) if name == dataset):
@@ -192,7 +194,7 @@ PARTS = tuple(_PARTS)
 
 def _finished(
     results: Results, part: str, dataset: str, system: str, group: Sequence[str]
-) -> dict[tuple[Hashable, ...], Row]:
+) -> dict[tuple[Hashable, ...], ResultRow]:
     """One row of each size that was finished."""
     return {
         tuple(row.settings[n] for n in group): row
@@ -216,9 +218,9 @@ def _blocks(
     return {where: list(some.values()) for where, some in found.items()}
 
 
-def _mean(part: str, metric: str, values: Sequence[float], settings: Mapping[str, Any] | None = None) -> Row:
+def _mean(part: str, metric: str, values: Sequence[float], settings: Mapping[str, Any] | None = None) -> ResultRow:
     low, high = bootstrap(values)
-    return Row(part, "", "", metric, sum(values) / len(values), low, high, len(values), settings=settings or {})
+    return ResultRow(part, "", "", metric, sum(values) / len(values), low, high, len(values), settings=settings or {})
 
 
 def _average(values: Iterable[float]) -> float:

@@ -75,7 +75,7 @@ def _index(name: str, sample: Dataset, banks: Banks, create: Create) -> float:
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """What another process loads the backbone and its adapter from, and the settings of the memory."""
 
     model: str | None
@@ -84,7 +84,7 @@ class Source:
 
 
 def peak_of(
-    source: Source,
+    source: TextSource,
     banks: Path,
     cache: Path,
     dataset: Dataset,
@@ -105,7 +105,14 @@ def peak_of(
 
 
 def _peak(
-    source: Source, folder: Path, cache: Path, dataset: Dataset, name: str, create: Create, hops: int, per_round: int
+    source: TextSource,
+    folder: Path,
+    cache: Path,
+    dataset: Dataset,
+    name: str,
+    create: Create,
+    hops: int,
+    per_round: int,
 ) -> int:
     config = source.config
     backbone = Backbone.load(source.model, device=config.device, dtype=config.dtype)

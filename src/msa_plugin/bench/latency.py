@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from msa_plugin.bench.base import Cost, Dataset, OnStep, Question, Row, Workspace
-from msa_plugin.bench.contestant import At, Contestant, Create, registry
-from msa_plugin.bench.growth import Banks, Plan, Step, plan
+from msa_plugin.bench.base import Cost, Dataset, OnStep, Question, ResultRow, Workspace
+from msa_plugin.bench.contestant import AtSize, Contestant, Create, registry
+from msa_plugin.bench.growth import Banks, GrowthPlan, GrowthStep, plan
 from msa_plugin.bench.growth_rows import DEPTH, LATENCY, latency_rows
-from msa_plugin.bench.indexing import Source, indexing_seconds, peak_of
+from msa_plugin.bench.indexing import TextSource, indexing_seconds, peak_of
 from msa_plugin.bench.store import Results
 from msa_plugin.bench.timing import percentiles, reason
 from msa_plugin.errors import ConfigError, MSAError
@@ -35,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
+class LatencySettings:
     """What is measured: `hops` rounds of `per_round` passages each, `questions` asked `repeats` times at each size.
 
     `encode_tokens` is the sample that indexing is timed on. `prefilter` adds MSA behind that index.
@@ -66,7 +66,7 @@ class Latency:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: LatencySettings,
         results: Results,
         banks: Banks,
         cache: Path,
@@ -74,7 +74,7 @@ class Latency:
         create: Create | None = None,
         generation: Mapping[str, Any] | None = None,
         on_step: OnStep = lambda what, done, total: None,
-        source: Source | None = None,
+        source: TextSource | None = None,
     ) -> None:
         """`create` makes a system for a workspace (None: from the registry); `cache` is for the systems' indexes.
 
@@ -94,7 +94,7 @@ class Latency:
         spec = str(PrefilterSpec.parse(chosen.prefilter))
         return (*chosen.systems, *(f"{name}+{spec}" for name in chosen.systems if name in ("msa", "msa-interleave")))
 
-    def run(self, dataset: Dataset, distractors: Iterable[Document]) -> Plan:
+    def run(self, dataset: Dataset, distractors: Iterable[Document]) -> GrowthPlan:
         """Measure every system at every size, and what indexing costs; returns what was planned."""
         chosen = self.settings
         planned = plan(
@@ -107,7 +107,7 @@ class Latency:
             self._size(planned, step, len(planned.steps) - number)
         return planned
 
-    def _size(self, planned: Plan, step: Step, left: int) -> None:
+    def _size(self, planned: GrowthPlan, step: GrowthStep, left: int) -> None:
         """All systems in turns: when one was not measured yet all are, since only times of one run compare."""
         done = {"stage": "total", "memory_tokens": step.size}
         missing = {n for n in self.names if not self.results.has((PART, planned.name, n, done))}
@@ -133,7 +133,7 @@ class Latency:
             rows += [replace(row, settings={**at, **row.settings}) for row in latency_rows(records)]
             self._store(rows, planned.name, contestant.name, stats.documents, stats.tokens)
 
-    def _store(self, rows: Sequence[Row], dataset: str, system: str, documents: int, tokens: int) -> None:
+    def _store(self, rows: Sequence[ResultRow], dataset: str, system: str, documents: int, tokens: int) -> None:
         where: dict[str, Any] = {"dataset": dataset, "system": system, "documents": documents, "tokens": tokens}
         self.results.add(replace(row, **where) for row in rows)
 
@@ -155,12 +155,12 @@ class Latency:
         return made
 
     def _ask(
-        self, ready: Sequence[Contestant], planned: Plan, step: Step, left: int
-    ) -> dict[str, list[dict[At, float]]]:
+        self, ready: Sequence[Contestant], planned: GrowthPlan, step: GrowthStep, left: int
+    ) -> dict[str, list[dict[AtSize, float]]]:
         """Seconds of each question by system; the systems take turns, in an order that rotates."""
         chosen, began = self.settings, time.monotonic()
         allowed = None if chosen.budget is None else (chosen.budget - self._asking) / left
-        spent: dict[str, list[dict[At, float]]] = defaultdict(list)
+        spent: dict[str, list[dict[AtSize, float]]] = defaultdict(list)
         playing = list(ready)
         turns = [q for _ in range(chosen.repeats) for q in planned.questions]
         for number, question in enumerate(turns):
@@ -176,7 +176,9 @@ class Latency:
         self._asking += time.monotonic() - began
         return spent
 
-    def _turn(self, one: Contestant, question: Question, spent: dict[str, list[dict[At, float]]], dataset: str) -> None:
+    def _turn(
+        self, one: Contestant, question: Question, spent: dict[str, list[dict[AtSize, float]]], dataset: str
+    ) -> None:
         """One question; a system that fails is out, and what it did so far is dropped."""
         try:
             spent[one.name].append(one.ask(question.text))
@@ -185,7 +187,7 @@ class Latency:
             spent.pop(one.name, None)
             self.results.skip(PART, dataset, one.name, reason(error))
 
-    def _peak(self, name: str, dataset: Dataset, step: Step) -> list[Row]:
+    def _peak(self, name: str, dataset: Dataset, step: GrowthStep) -> list[ResultRow]:
         if self.source is None:
             return []
         chosen = self.settings
@@ -198,9 +200,9 @@ class Latency:
             note = f"peak memory of {name} at {step.size:,} tokens was not measured: {reason(error)}"
             self.results.note(PART, dataset.name, note)
             return []
-        return [Row(COST, "", "", "peak_rss_bytes", float(peak), n=1, settings={"memory_tokens": step.size})]
+        return [ResultRow(COST, "", "", "peak_rss_bytes", float(peak), n=1, settings={"memory_tokens": step.size})]
 
-    def _indexing(self, planned: Plan) -> None:
+    def _indexing(self, planned: GrowthPlan) -> None:
         """What indexing 1,000 tokens takes, per system that indexes: MSA's encoding beside an embedding model's."""
         chosen = self.settings
         settings = {"sample_tokens": chosen.encode_tokens}
@@ -213,7 +215,7 @@ class Latency:
             self.results.note(COST, planned.name, f"indexing with {name}: {why}")
         for name, seconds in found.seconds.items():
             p5, p50, p95 = (1000 * value / tokens for value in percentiles(seconds))
-            row = Row(COST, "", "", "index_seconds_per_1k_tokens", p50, p5, p95, len(seconds), settings=settings)
+            row = ResultRow(COST, "", "", "index_seconds_per_1k_tokens", p50, p5, p95, len(seconds), settings=settings)
             self._store([row], planned.name, name, len(sample.documents), tokens)
 
 
@@ -226,7 +228,7 @@ def _indexed(name: str) -> str:
     return (base or "dense") if kind in ("iterative", "decompose") else plain
 
 
-def _sample(planned: Plan, banks: Banks, tokens: int) -> tuple[Dataset, int]:
+def _sample(planned: GrowthPlan, banks: Banks, tokens: int) -> tuple[Dataset, int]:
     """The first passages of the corpus that have at least `tokens` tokens, and how many they have."""
     chosen: list[Document] = []
     total = 0
@@ -238,16 +240,16 @@ def _sample(planned: Plan, banks: Banks, tokens: int) -> tuple[Dataset, int]:
     return Dataset(planned.name, tuple(chosen), planned.questions), total
 
 
-def _costs(cost: Cost | None, step: Step) -> Iterator[Row]:
+def _costs(cost: Cost | None, step: GrowthStep) -> Iterator[ResultRow]:
     """Bytes that an index keeps on the disk and in memory, per token."""
     if cost is None or not cost.tokens:
         return
     for metric, value in (("disk_bytes_per_token", cost.disk_bytes), ("memory_bytes_per_token", cost.memory_bytes)):
-        yield Row(COST, "", "", metric, value / step.tokens, n=1, settings={"memory_tokens": step.size})
+        yield ResultRow(COST, "", "", metric, value / step.tokens, n=1, settings={"memory_tokens": step.size})
 
 
 def _records(
-    spent: Sequence[Mapping[At, float]], questions: Sequence[Question], recall: float | None
+    spent: Sequence[Mapping[AtSize, float]], questions: Sequence[Question], recall: float | None
 ) -> list[dict[str, Any]]:
     """What is kept of each turn: the question and its seconds by hop and stage; first what a prefilter let through."""
     records: list[dict[str, Any]] = [

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.base import Answers, Dataset, OnStep, Question, Row, System, Workspace
+from msa_plugin.bench.base import Answers, Dataset, OnStep, Question, ResultRow, System, Workspace
 from msa_plugin.bench.datasets import load_distractors
 from msa_plugin.bench.growth import BANKS, Banks, keys_alone
 from msa_plugin.bench.growth_rows import NEEDLE, needle_rows
@@ -92,7 +92,7 @@ class Store(Protocol):
     def has(self, key: tuple[str, str, str, Any], /) -> bool:
         """Whether there are rows of (part, dataset, system, settings)."""
 
-    def add(self, rows: Iterable[Row], /) -> None:
+    def add(self, rows: Iterable[ResultRow], /) -> None:
         """Keep rows."""
 
     def add_questions(self, part: str, dataset: str, system: str, records: Iterable[Mapping[str, Any]], /) -> None:
@@ -122,7 +122,7 @@ def run(
     backbone: Backbone | None = None,
     adapter: Adapter | None = None,
     on_step: OnStep = lambda what, done, total: None,
-) -> list[Row]:
+) -> list[ResultRow]:
     """Run what is missing of `config` in its folder and return all rows of the part "needle".
 
     `create` makes systems (by default the registry's), `backbone` and `adapter` replace the configured ones.
@@ -174,13 +174,13 @@ def run_needle(
     answers: bool = True,
     filler: Sequence[Document] = (),
     on_step: OnStep = lambda what, done, total: None,
-) -> list[Row]:
+) -> list[ResultRow]:
     """Measure the cells that `results` lacks, shortest haystacks first, and return their rows.
 
     A system that fails is recorded as skipped, with the reason, and not tried again here; the others go on.
     """
     cells = [_Cell(t, n, d) for n, t, d in product(sorted(lengths), tasks, depths)]
-    found: list[Row] = []
+    found: list[ResultRow] = []
     failed: set[str] = set()
     for number, cell in enumerate(cells):
         missing = [s for s in systems if not results.has((PART, DATASET, s, cell.settings))]

@@ -28,7 +28,7 @@ from msa_plugin.bench import peak
 from msa_plugin.bench.datasets import approximate_tokens, load_distractors, sample_dataset
 from msa_plugin.bench.growth import noisy
 from msa_plugin.bench.scale_routing import own_bytes, resident_bytes
-from msa_plugin.bench.scale_sample import Sample, encoded_sample
+from msa_plugin.bench.scale_sample import KeySample, encoded_sample
 from msa_plugin.config import BesideConfig, MemoryConfig
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.setup import fingerprint
@@ -44,7 +44,7 @@ _FILE_WORDS = 12  # of a file: what is measured is what a file costs beside enco
 
 
 @dataclass(frozen=True)
-class Plan:
+class OperatePlan:
     """What to measure. `distractors` is a folder of passages to fill banks with; `keep` leaves the banks.
 
     `changes` documents are replaced and then deleted by one handle while another one asks.
@@ -73,7 +73,7 @@ class Plan:
 
 
 def run(
-    model: str | Backbone | None, adapter: Path | Adapter | None, folder: Path, plan: Plan
+    model: str | Backbone | None, adapter: Path | Adapter | None, folder: Path, plan: OperatePlan
 ) -> Iterator[dict[str, Any]]:
     """One row for each size of bank, and one for files, as they are measured; `folder` holds the banks.
 
@@ -100,7 +100,7 @@ def run(
         yield {"what": "files", "files": plan.files} | _files(folder, backbone, chosen, plan)
 
 
-def fill(path: Path, made_with: Fingerprint, sample: Sample, pooling: int, passages: int, plan: Plan) -> None:
+def fill(path: Path, made_with: Fingerprint, sample: KeySample, pooling: int, passages: int, plan: OperatePlan) -> None:
     """Write a bank of so many passages: their texts, and keys of the sample for as many chunks as they have tokens."""
     generator = torch.Generator().manual_seed(plan.seed)
     documents = islice(_passages(plan), passages)
@@ -120,7 +120,7 @@ def fill(path: Path, made_with: Fingerprint, sample: Sample, pooling: int, passa
             )
 
 
-def _passages(plan: Plan) -> Iterator[Document]:
+def _passages(plan: OperatePlan) -> Iterator[Document]:
     """Endless: first the passages as they are, then halves of two joined, under the title of one."""
     rng = random.Random(plan.seed)
     given = [*load_distractors(plan.distractors, 1 << 40)] if plan.distractors else _made_up(rng)
@@ -140,7 +140,9 @@ def _made_up(rng: random.Random) -> list[Document]:
     return [Document(f"d{n}", " ".join(rng.choices(words, k=_WORDS)), title) for n, title in enumerate(titles)]
 
 
-def _opened(path: Path, backbone: Backbone, adapter: Adapter, questions: tuple[str, ...], plan: Plan) -> dict[str, Any]:
+def _opened(
+    path: Path, backbone: Backbone, adapter: Adapter, questions: tuple[str, ...], plan: OperatePlan
+) -> dict[str, Any]:
     """Open, ask once, ask more; medians over repetitions, each with a handle of its own."""
     found: dict[str, list[float]] = {}
     before, own, _ = resident_bytes(), own_bytes(), peak.reset_peak()
@@ -166,7 +168,7 @@ def _opened(path: Path, backbone: Backbone, adapter: Adapter, questions: tuple[s
     return row | {"beyond_keys_bytes": held - stats.bytes_keys, "own_bytes": mine, "peak_bytes": peak.peak_bytes()}
 
 
-def _stages(memory: LatentMemory, questions: Sequence[str], plan: Plan) -> dict[str, float]:
+def _stages(memory: LatentMemory, questions: Sequence[str], plan: OperatePlan) -> dict[str, float]:
     """Median seconds of a warm question: by keys alone, with words, with titles too, and with all that counts."""
     engine, found = memory.engine, dict[str, list[float]]()
     each = (engine.lexical, engine.titles, engine.mentions)
@@ -181,7 +183,7 @@ def _stages(memory: LatentMemory, questions: Sequence[str], plan: Plan) -> dict[
     return {name: median(values) for name, values in found.items()}
 
 
-def _changed(path: Path, backbone: Backbone, adapter: Adapter, question: str, plan: Plan) -> dict[str, Any]:
+def _changed(path: Path, backbone: Backbone, adapter: Adapter, question: str, plan: OperatePlan) -> dict[str, Any]:
     """Replace some documents and delete them, while another handle asks after each change."""
     row: dict[str, float] = {}
     settings: dict[str, Any] = {"model": backbone, "adapter": adapter, "reading": "text"}
@@ -198,7 +200,7 @@ def _changed(path: Path, backbone: Backbone, adapter: Adapter, question: str, pl
     return row
 
 
-def _look(memory: LatentMemory, plan: Plan, times: int = 200) -> float:
+def _look(memory: LatentMemory, plan: OperatePlan, times: int = 200) -> float:
     """Of seeing that nobody else has written, which every call does."""
     began = plan.now()
     for _ in range(times):
@@ -206,7 +208,7 @@ def _look(memory: LatentMemory, plan: Plan, times: int = 200) -> float:
     return (plan.now() - began) / times
 
 
-def _files(folder: Path, backbone: Backbone, adapter: Adapter, plan: Plan) -> dict[str, Any]:
+def _files(folder: Path, backbone: Backbone, adapter: Adapter, plan: OperatePlan) -> dict[str, Any]:
     """Add a folder of small files, as `msa add` does, and the same texts in one call."""
     rng = random.Random(plan.seed)
     words = [word for document in sample_dataset().documents for word in document.text.split()]

@@ -7,7 +7,7 @@ from typing import Any
 
 from msa_plugin.bench import report_growth as growth
 from msa_plugin.bench import report_quality as quality
-from msa_plugin.bench.base import Row
+from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.plot_style import (
     BLUE,
     COLOURS,
@@ -79,7 +79,7 @@ def _qa(saved: Saved) -> list[Figure]:
     return [_dots("answers.png", panels, "", caption)]
 
 
-def _dot(name: str, row: Row | None) -> Dot:
+def _dot(name: str, row: ResultRow | None) -> Dot:
     return (name, float("nan"), None, None) if row is None else (name, row.value, row.low, row.high)
 
 
@@ -156,7 +156,7 @@ def _totals(saved: Saved) -> list[Figure]:
     return [_lines("latency-total.png", panels, caption, systems(saved.rows))] if panels else []
 
 
-def _lines(name: str, panels: Sequence[tuple[str, list[Row]]], caption: str, every: Sequence[str]) -> Figure:
+def _lines(name: str, panels: Sequence[tuple[str, list[ResultRow]]], caption: str, every: Sequence[str]) -> Figure:
     across = min(2, len(panels))
     down = -(-len(panels) // across)
     figure, axes = canvas(9.2 if across > 1 else 6.4, 3.1 * down, down, across)
@@ -172,7 +172,7 @@ def _lines(name: str, panels: Sequence[tuple[str, list[Row]]], caption: str, eve
     return Figure(name, png(figure), f"Line plots against tokens in memory: {said}.", caption)
 
 
-def _panel(ax: Any, title: str, rows: list[Row], paint: dict[str, tuple[str, str]]) -> list[End]:
+def _panel(ax: Any, title: str, rows: list[ResultRow], paint: dict[str, tuple[str, str]]) -> list[End]:
     """Draw the lines of a metric; the names to write beside them."""
     sizes = distinct(rows, growth.memory_tokens)
     ends = []
@@ -224,7 +224,7 @@ def _needle(saved: Saved) -> list[Figure]:
     return [_heat_maps([r for r in rows if r.metric == metric], metric) for metric in metrics]
 
 
-def _heat_maps(rows: list[Row], metric: str) -> Figure:
+def _heat_maps(rows: list[ResultRow], metric: str) -> Figure:
     names = systems(rows)
     lengths, depths = distinct(rows, growth.length), distinct(rows, growth.depth)
     across = min(4, len(names))
@@ -282,7 +282,7 @@ def _latency(saved: Saved) -> list[Figure]:
     return [*found, *_totals(saved)]
 
 
-def _stages(name: str, panels: Sequence[tuple[Any, list[Row]]], dataset: str) -> Figure:
+def _stages(name: str, panels: Sequence[tuple[Any, list[ResultRow]]], dataset: str) -> Figure:
     """Bars of stages, one after another and hop after hop, for each system."""
     bars = max(len(growth.labels(rows)) for _, rows in panels)
     figure, axes = canvas(9.2, 0.55 + len(panels) * (0.75 + 0.3 * bars), len(panels), 1, sharex=True)
@@ -303,7 +303,7 @@ def _stages(name: str, panels: Sequence[tuple[Any, list[Row]]], dataset: str) ->
     return Figure(name, png(figure), alt, caption)
 
 
-def _bar(ax: Any, y: int, rows: list[Row], stages: dict[str, str]) -> None:
+def _bar(ax: Any, y: int, rows: list[ResultRow], stages: dict[str, str]) -> None:
     left, before = 0.0, None
     for row in sorted(rows, key=growth.place):
         stage, hop = str(growth.stage(row)), growth.hop(row)

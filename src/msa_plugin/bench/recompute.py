@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from msa_plugin.bench import growth_rows, scoring
-from msa_plugin.bench.base import Row
+from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.errors import ConfigError
 
@@ -44,5 +44,5 @@ def recompute(out: Path) -> int:
         return len(fresh) + len(stamped) - others
 
 
-def _name(row: Row) -> str:
+def _name(row: ResultRow) -> str:
     return repr((row.part, row.dataset, row.system, row.metric, sorted(row.settings.items(), key=str)))

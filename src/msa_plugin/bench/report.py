@@ -9,7 +9,7 @@ from pathlib import Path
 from msa_plugin.bench import plots
 from msa_plugin.bench import report_growth as growth
 from msa_plugin.bench import report_quality as quality
-from msa_plugin.bench.base import Row
+from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.jsonl import write_atomic
 from msa_plugin.bench.page import page
 from msa_plugin.bench.report_rows import Saved, distinct, whole
@@ -63,7 +63,7 @@ def write_report(out: Path) -> Path:
     return out / "report.html"
 
 
-def table(rows: Iterable[Row]) -> str:
+def table(rows: Iterable[ResultRow]) -> str:
     """The report's tables of these rows as plain text for a terminal; folded ones are left out."""
     saved = Saved.of(rows)
     tables = [t for _, _, make in _CHAPTERS.values() for t in make(saved) if not t.folded]
@@ -197,7 +197,7 @@ def _others(saved: Saved) -> list[Table]:
     return [Table("Measurements that no table above holds", columns, tuple(body), folded=True)] if body else []
 
 
-def _has_a_place(row: Row, *, whole: bool) -> bool:
+def _has_a_place(row: ResultRow, *, whole: bool) -> bool:
     if row.metric in growth.COSTS:
         return True
     allowed = {"retrieval": {"versus", "hops"}, "qa": {"versus", "hops", "passages"}}

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from msa_plugin.bench.base import Row
+from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.report_quality import interval, intervals
 from msa_plugin.bench.report_rows import BASE, Saved, comparable, distinct, ratio, setting, spelled, systems, timed
 from msa_plugin.bench.report_tables import DASH, Cell, Column, Table, bold_best, number, times, tokens
@@ -30,13 +30,13 @@ _PEAK = "Peak resident memory is that of the whole process, model and libraries 
 _WHOLE = 10**6  # where the whole of a question stands among its hops
 
 
-def label(row: Row) -> str:
+def label(row: ResultRow) -> str:
     """A system with how much it read, as one line of a table or plot."""
     read = passages(row)
     return row.system if read is None or isinstance(read, str) else f"{row.system} R@{read:g}"
 
 
-def labels(rows: Iterable[Row]) -> list[str]:
+def labels(rows: Iterable[ResultRow]) -> list[str]:
     """Labels in the order of their systems."""
     given = list(rows)
     there = {(r.system, label(r)) for r in given}
@@ -54,12 +54,12 @@ def scale(saved: Saved) -> list[Table]:
     return [_scale([r for r in rows if (r.dataset, r.metric) == group], losses) for group in groups]
 
 
-def sized(saved: Saved) -> list[Row]:
+def sized(saved: Saved) -> list[ResultRow]:
     """Rows of the part "scale" at some memory size."""
     return [r for r in saved.part("scale") if memory_tokens(r) is not None and not r.metric.startswith("p:")]
 
 
-def _scale(rows: list[Row], losses: Mapping[tuple[str, str, Any], Row]) -> Table:
+def _scale(rows: list[ResultRow], losses: Mapping[tuple[str, str, Any], ResultRow]) -> Table:
     dataset, metric = rows[0].dataset, rows[0].metric
     sizes, names = distinct(rows, memory_tokens), labels(rows)
     at = {(label(r), memory_tokens(r)): r for r in rows}
@@ -93,7 +93,7 @@ def _scale(rows: list[Row], losses: Mapping[tuple[str, str, Any], Row]) -> Table
     )
 
 
-def _grown(row: Row | None, base: Row | None) -> Cell:
+def _grown(row: ResultRow | None, base: ResultRow | None) -> Cell:
     if row is None:
         return Cell(DASH)
     over = ratio(row, base) if timed(row.metric) and base is not row else None
@@ -101,7 +101,7 @@ def _grown(row: Row | None, base: Row | None) -> Cell:
     return Cell(number(row.value, row.metric), ", ".join(s for s in small if s))
 
 
-def _lost(loss: Row) -> Cell:
+def _lost(loss: ResultRow) -> Cell:
     """A loss that the run itself measured, over the questions that both sizes share."""
     bounds = "" if loss.low is None or loss.high is None else f"{100 * loss.low:.1f}{DASH}{100 * loss.high:.1f} %, "
     ends = [loss.settings.get(end) for end in ("from", "to")]
@@ -110,7 +110,7 @@ def _lost(loss: Row) -> Cell:
     )
 
 
-def _change(first: Row | None, last: Row | None) -> str:
+def _change(first: ResultRow | None, last: ResultRow | None) -> str:
     """Growth of a cost as a ratio, loss of quality in percent of the first."""
     quotient = None if first is last else ratio(last, first)
     if quotient is None or last is None:
@@ -133,7 +133,7 @@ def needle(saved: Saved) -> list[Table]:
     return tables
 
 
-def _means(rows: list[Row], by: Callable[[Row], Any], what: str, shown: Callable[[Any], str]) -> Table:
+def _means(rows: list[ResultRow], by: Callable[[ResultRow], Any], what: str, shown: Callable[[Any], str]) -> Table:
     names = systems(rows)
     lines = [(shown(v), [r for r in rows if by(r) == v]) for v in distinct(rows, by)]
     lines += [("all", rows)] if len(lines) > 1 else []
@@ -151,7 +151,7 @@ def _means(rows: list[Row], by: Callable[[Row], Any], what: str, shown: Callable
     return Table(f"Needles, {rows[0].metric}, by {what}", head, tuple(body), notes, summary=summary)
 
 
-def _heat(rows: list[Row], system: str) -> Table:
+def _heat(rows: list[ResultRow], system: str) -> Table:
     values = heat(rows, system)
     lengths, depths = sorted({k[0] for k in values}), sorted({k[1] for k in values})
     body = []
@@ -162,29 +162,29 @@ def _heat(rows: list[Row], system: str) -> Table:
     return Table(f"Needles, {rows[0].metric}, {system}: depth against tokens", head, tuple(body), folded=True)
 
 
-def heat(rows: Iterable[Row], system: str) -> dict[tuple[Any, Any], float]:
+def heat(rows: Iterable[ResultRow], system: str) -> dict[tuple[Any, Any], float]:
     """Mean over tasks by (length, depth), where the system has all tasks that any system has there."""
-    places: dict[tuple[Any, Any], list[Row]] = {}
+    places: dict[tuple[Any, Any], list[ResultRow]] = {}
     for row in rows:
         places.setdefault((length(row), depth(row)), []).append(row)
     found = {place: _whole_mean(some, system) for place, some in places.items()}
     return {place: value for place, value in found.items() if value is not None}
 
 
-def _whole_mean(rows: Iterable[Row], system: str) -> float | None:
+def _whole_mean(rows: Iterable[ResultRow], system: str) -> float | None:
     """A system's mean over the cells of `rows`; None when it lacks one, as its mean would be one of other cells."""
     given = list(rows)
     own = [r for r in given if r.system == system]
     return mean(own) if len(own) == len({(task(r), length(r), depth(r)) for r in given}) else None
 
 
-def mean(rows: Iterable[Row]) -> float | None:
+def mean(rows: Iterable[ResultRow]) -> float | None:
     """Of the values; None when there are none."""
     values = [r.value for r in rows]
     return sum(values) / len(values) if values else None
 
 
-def _cases(rows: Iterable[Row], system: str) -> int:
+def _cases(rows: Iterable[ResultRow], system: str) -> int:
     return sum(max(r.n, 1) for r in rows if r.system == system)
 
 
@@ -209,7 +209,7 @@ def latency(saved: Saved) -> list[Table]:
     return tables
 
 
-def place(row: Row) -> tuple[int, int, str]:
+def place(row: ResultRow) -> tuple[int, int, str]:
     """Where in a question's course a row belongs, sortable: hop (0: none), rank of the stage, its name."""
     name, at = str(stage(row)), hop(row)
     rank = STAGES.index(name) if name in STAGES else len(STAGES)
@@ -223,7 +223,12 @@ def _placed(at: tuple[int, int, str]) -> str:
 
 
 def _latency(
-    rows: list[Row], title: str, by: Callable[[Row], Any], what: str, shown: Callable[[Any], str], folded: bool = False
+    rows: list[ResultRow],
+    title: str,
+    by: Callable[[ResultRow], Any],
+    what: str,
+    shown: Callable[[Any], str],
+    folded: bool = False,
 ) -> Table:
     names = labels(rows)
     at = {(by(r), label(r), r.metric): r for r in rows}
@@ -242,7 +247,7 @@ def _latency(
     return Table(title, head, tuple(body), tuple(notes), folded, small=small)
 
 
-def _timing(row: Row | None, p95: Row | None, base: Row | None) -> Cell:
+def _timing(row: ResultRow | None, p95: ResultRow | None, base: ResultRow | None) -> Cell:
     if row is None:
         return Cell(DASH)
     over = ratio(row, base) if base is not row else None
@@ -256,7 +261,7 @@ def _timing(row: Row | None, p95: Row | None, base: Row | None) -> Cell:
 def cost(saved: Saved) -> list[Table]:
     """Systems against what indexing and keeping a corpus costs; of several memory sizes all but the largest folded."""
     rows = [r for r in saved.rows if r.metric in COSTS]
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, str], list[ResultRow]] = {}
     for row in sorted(rows, key=lambda r: -(memory_tokens(r) or 0)):
         groups.setdefault((row.dataset, json.dumps(row.settings, sort_keys=True, default=str)), []).append(row)
     tables, seen = [], set()
@@ -269,7 +274,7 @@ def cost(saved: Saved) -> list[Table]:
     return tables
 
 
-def _cost(rows: list[Row], *, folded: bool) -> Table:
+def _cost(rows: list[ResultRow], *, folded: bool) -> Table:
     names = systems(rows)
     base = names[0] if names[0].startswith(BASE) else None
     at = {(r.system, r.metric): r for r in rows}
@@ -292,7 +297,7 @@ def _cost(rows: list[Row], *, folded: bool) -> Table:
     return Table(f"Cost, {rows[0].dataset}{where}", head, tuple(body), tuple(notes), folded, small=small)
 
 
-def _priced(row: Row | None, base: Row | None) -> Cell:
+def _priced(row: ResultRow | None, base: ResultRow | None) -> Cell:
     if row is None:
         return Cell(DASH)
     over = ratio(row, base) if base is not row else None

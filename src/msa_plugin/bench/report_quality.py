@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from msa_plugin.bench.base import Row
+from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.report_rows import BASE, Saved, comparable, costs, distinct, plain, setting, systems, timed, whole
 from msa_plugin.bench.report_tables import DASH, Cell, Column, Table, bold_best, joined, number, times
 
@@ -28,7 +28,7 @@ def retrieval(saved: Saved) -> list[Table]:
     return [t for t in tables if t is not None]
 
 
-def _retrieval(saved: Saved, rows: list[Row], tests: dict[Any, float], metric: str) -> Table | None:
+def _retrieval(saved: Saved, rows: list[ResultRow], tests: dict[Any, float], metric: str) -> Table | None:
     if not rows:
         return None
     columns: list[Series] = [(name, None) for name in systems(rows)]
@@ -52,7 +52,7 @@ def qa(saved: Saved) -> list[Table]:
     return tables
 
 
-def _overview(rows: list[Row], metric: str, tests: dict[Any, float]) -> Table:
+def _overview(rows: list[ResultRow], metric: str, tests: dict[Any, float]) -> Table:
     """Systems against passages read, averaged over the data sets where there are several."""
     datasets, names = datasets_of(rows), systems(rows)
     reads = order({setting("passages")(r) for r in rows})
@@ -92,7 +92,13 @@ def _over_base(
 
 
 def by_dataset(
-    saved: Saved, rows: Sequence[Row], columns: Sequence[Series], title: str, tests: dict[Any, float], *, folded: bool
+    saved: Saved,
+    rows: Sequence[ResultRow],
+    columns: Sequence[Series],
+    title: str,
+    tests: dict[Any, float],
+    *,
+    folded: bool,
 ) -> Table:
     """Data sets against series, with averages (all sets, those of several hops, those without titles) and ratios."""
     datasets, metric = datasets_of(rows), rows[0].metric
@@ -128,7 +134,7 @@ def by_dataset(
 
 
 def _ratios(
-    at: dict[Any, Row], datasets: Sequence[str], columns: Sequence[Series]
+    at: dict[Any, ResultRow], datasets: Sequence[str], columns: Sequence[Series]
 ) -> tuple[tuple[Cell, ...] | None, str]:
     """The last line: each series over the base, of averages over all data sets."""
     first = next((name for name, _ in columns if name.startswith(BASE)), None)
@@ -149,14 +155,14 @@ def _ratios(
     return (Cell(f"ratio to {base[0]}"), Cell(""), *cells), note
 
 
-def average(at: dict[Any, Row], datasets: Sequence[str], of: Series) -> float | None:
+def average(at: dict[Any, ResultRow], datasets: Sequence[str], of: Series) -> float | None:
     """Mean of a series over data sets, from rows by (data set, series); None when it lacks one of them."""
     found = [at.get((d, of)) for d in datasets]
     values = [r.value for r in found if r is not None]
     return sum(values) / len(values) if values and len(values) == len(datasets) else None
 
 
-def _cell(row: Row | None, tests: dict[Any, float]) -> Cell:
+def _cell(row: ResultRow | None, tests: dict[Any, float]) -> Cell:
     if row is None:
         return Cell(DASH)
     p = tests.get((row.dataset, series_of(row), row.metric))
@@ -164,7 +170,7 @@ def _cell(row: Row | None, tests: dict[Any, float]) -> Cell:
     return Cell(number(row.value, row.metric), interval(row), mark)
 
 
-def interval(row: Row) -> str:
+def interval(row: ResultRow) -> str:
     """Its bounds, empty where there are none."""
     if row.low is None or row.high is None:
         return ""
@@ -178,7 +184,7 @@ def intervals(metric: str) -> str:
     return "Small print: " + ("5th to 95th percentile." if timed(metric) else "95 % intervals over questions.")
 
 
-def _tests(rows: Iterable[Row]) -> dict[Any, float]:
+def _tests(rows: Iterable[ResultRow]) -> dict[Any, float]:
     """p-values against the base by (dataset, series, metric)."""
     tests = [r for r in rows if r.metric.startswith(_P) and r.settings.get("versus") == BASE]
     return {(r.dataset, series_of(r), r.metric.removeprefix(_P)): r.value for r in tests}
@@ -193,19 +199,19 @@ def _marks_note(cells: Iterable[Cell]) -> list[str]:
     ]
 
 
-def datasets_of(rows: Iterable[Row]) -> list[str]:
+def datasets_of(rows: Iterable[ResultRow]) -> list[str]:
     """Names as they first appear."""
     return list(dict.fromkeys(r.dataset for r in rows))
 
 
-def series(rows: Sequence[Row]) -> list[Series]:
+def series(rows: Sequence[ResultRow]) -> list[Series]:
     """Systems with what they read, in the order of `systems`."""
     reads = order(distinct(rows, setting("passages")))
     there = {series_of(r) for r in rows}
     return [(s, p) for s in systems(rows) for p in [None, *reads] if (s, p) in there]
 
 
-def series_of(row: Row) -> Series:
+def series_of(row: ResultRow) -> Series:
     """The series that a row belongs to."""
     return row.system, setting("passages")(row)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from msa_plugin.bench.base import Row
+from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.errors import ConfigError
 
@@ -31,7 +31,7 @@ class Skip(NamedTuple):
     reason: str
 
 
-class Origin(NamedTuple):
+class RowOrigin(NamedTuple):
     """What makes a run: rows that differ here are not compared as ratios."""
 
     commit: str
@@ -43,7 +43,7 @@ class Origin(NamedTuple):
 class Saved:
     """Measurements with a finite value, and everything that is said beside them."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ResultRow, ...]
     skipped: tuple[Skip, ...] = ()
     notes: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Saved:
         return cls(found.rows, tuple(dict.fromkeys([*found.skipped, *more])), found.notes, found.config)
 
     @classmethod
-    def of(cls, rows: Iterable[Row], config: Mapping[str, Any] | None = None) -> Saved:
+    def of(cls, rows: Iterable[ResultRow], config: Mapping[str, Any] | None = None) -> Saved:
         """From rows, the skips and notes among them set apart."""
         given = list(rows)
         config = config or {}
@@ -74,13 +74,13 @@ class Saved:
             said.append(f"{len(numbers) - len(finite)} measurements are not finite numbers and are not shown.")
         return cls(tuple(finite), tuple(dict.fromkeys(skips)), tuple(dict.fromkeys(said)), config)
 
-    def part(self, name: str) -> list[Row]:
+    def part(self, name: str) -> list[ResultRow]:
         """Rows of one part."""
         return [r for r in self.rows if r.part == name]
 
-    def origins(self) -> dict[Origin, list[Row]]:
+    def origins(self) -> dict[RowOrigin, list[ResultRow]]:
         """The rows of each run, in the order in which the runs began."""
-        found: dict[Origin, list[Row]] = {}
+        found: dict[RowOrigin, list[ResultRow]] = {}
         for row in sorted(self.rows, key=lambda r: r.date):
             found.setdefault(origin(row), []).append(row)
         return found
@@ -116,19 +116,19 @@ def untitled(config: Mapping[str, Any]) -> list[str]:
     return [name for name, about in known.items() if "titled" in about and about["titled"] < _TITLED]
 
 
-def origin(row: Row) -> Origin:
+def origin(row: ResultRow) -> RowOrigin:
     """The run that a row comes from."""
-    return Origin(row.commit, row.hardware, row.command)
+    return RowOrigin(row.commit, row.hardware, row.command)
 
 
-def ratio(row: Row | None, over: Row | None) -> float | None:
+def ratio(row: ResultRow | None, over: ResultRow | None) -> float | None:
     """The quotient of two values of one run; None where it would compare runs, or divide by zero."""
     if row is None or over is None or not comparable([row, over]) or over.value == 0:
         return None
     return row.value / over.value
 
 
-def comparable(rows: Sequence[Row]) -> bool:
+def comparable(rows: Sequence[ResultRow]) -> bool:
     """Whether rows come from one run. Quality does not depend on the command that measured it; time may."""
     command = any(timed(r.metric) for r in rows)
     return len({(r.commit, r.hardware, r.command if command else "") for r in rows}) <= 1
@@ -152,13 +152,13 @@ def costs(metric: str) -> bool:
     return timed(metric) or metric in ("input_tokens", "output_tokens", "rounds")
 
 
-def systems(rows: Iterable[Row]) -> list[str]:
+def systems(rows: Iterable[ResultRow]) -> list[str]:
     """Names as they first appear, the base and its variants in front."""
     names = list(dict.fromkeys(r.system for r in rows))
     return sorted(names, key=lambda name: (name != BASE, not name.startswith(BASE), names.index(name)))
 
 
-def distinct(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[Any]:
+def distinct(rows: Iterable[ResultRow], key: Callable[[ResultRow], Any]) -> list[Any]:
     """Values of `key`, sorted where they can be compared, else as they appear; None is left out."""
     found = list(dict.fromkeys(v for v in map(key, rows) if v is not None))
     try:
@@ -167,27 +167,27 @@ def distinct(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[Any]:
         return found
 
 
-def setting(name: str) -> Callable[[Row], Any]:
+def setting(name: str) -> Callable[[ResultRow], Any]:
     """A function that reads one setting of a row; what cannot be a key counts as text."""
 
-    def read(row: Row) -> Any:
+    def read(row: ResultRow) -> Any:
         value = row.settings.get(name)
         return value if isinstance(value, (str, int, float, type(None))) else json.dumps(value, sort_keys=True)
 
     return read
 
 
-def plain(rows: Iterable[Row], *known: str) -> list[Row]:
+def plain(rows: Iterable[ResultRow], *known: str) -> list[ResultRow]:
     """Rows without settings other than `known` (annotations of the data set do not count)."""
     return [r for r in rows if set(r.settings) <= {*known, "hops"}]
 
 
-def whole(rows: Sequence[Row]) -> list[Row]:
+def whole(rows: Sequence[ResultRow]) -> list[ResultRow]:
     """Rows over all questions: those over the questions of some number of hops are left out."""
     return [r for r in rows if not _is_slice(r, rows)]
 
 
-def _is_slice(row: Row, rows: Iterable[Row]) -> bool:
+def _is_slice(row: ResultRow, rows: Iterable[ResultRow]) -> bool:
     """Whether "hops" names a share of the questions: another row of the same measurement has other hops, or none."""
     if "hops" not in row.settings:
         return False
@@ -199,7 +199,7 @@ def _is_slice(row: Row, rows: Iterable[Row]) -> bool:
     )
 
 
-def _without_hops(row: Row) -> dict[str, Any]:
+def _without_hops(row: ResultRow) -> dict[str, Any]:
     return {name: value for name, value in row.settings.items() if name != "hops"}
 
 
@@ -216,7 +216,7 @@ def _mean_hops(value: Any) -> float | None:
         return None
 
 
-def _reason(row: Row) -> str:
+def _reason(row: ResultRow) -> str:
     return str(row.settings.get("reason", "no reason was recorded"))
 
 

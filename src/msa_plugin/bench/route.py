@@ -35,7 +35,7 @@ SCORE_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
-class Shape:
+class RouteShape:
     """One question shape: heads, key/value heads, head dim and question tokens."""
 
     name: str
@@ -55,15 +55,15 @@ class Shape:
 
 
 SHAPES = (
-    Shape("tokens", heads=9, kv_heads=3, head_dim=64, tokens=24),
-    Shape("pooled-384", heads=18, kv_heads=6, head_dim=64, tokens=1),
-    Shape("pooled-512", heads=16, kv_heads=4, head_dim=128, tokens=1),
+    RouteShape("tokens", heads=9, kv_heads=3, head_dim=64, tokens=24),
+    RouteShape("pooled-384", heads=18, kv_heads=6, head_dim=64, tokens=1),
+    RouteShape("pooled-512", heads=16, kv_heads=4, head_dim=128, tokens=1),
 )
 
 
 @dataclass(frozen=True)
 class _Workload:
-    shape: Shape
+    shape: RouteShape
     block: KeyBlock
     queries: Tensor
     mask: Tensor
@@ -73,7 +73,7 @@ class _Workload:
 
 def run(
     chunks: Sequence[int] = (10**4, 10**5, 10**6),
-    shapes: Sequence[Shape] = SHAPES,
+    shapes: Sequence[RouteShape] = SHAPES,
     k: int = 16,
     seed: int = 0,
     repeats: int = 7,
@@ -169,7 +169,7 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _workload(faiss: Any, shape: Shape, chunks: int, k: int, seed: int) -> _Workload:
+def _workload(faiss: Any, shape: RouteShape, chunks: int, k: int, seed: int) -> _Workload:
     """Random unit-norm keys and queries, made in pieces: FAISS holds float32, twice the keys' own size."""
     generator = torch.Generator().manual_seed(seed)
     keys = torch.empty((chunks, shape.width), dtype=torch.float16)

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.base import Answers, Dataset, Question, Row, System, Workspace
+from msa_plugin.bench.base import Answers, Dataset, Question, ResultRow, System, Workspace
 from msa_plugin.bench.datasets import (
     dataset_hash,
     find_datasets,
@@ -32,7 +32,7 @@ from msa_plugin.bench.judging import judge_replies, unjudged
 from msa_plugin.bench.sampling import Others, Pace, affordable, in_order, thinned
 from msa_plugin.bench.scoring import exact_twin, rows_of
 from msa_plugin.bench.store import NOTE, Results
-from msa_plugin.bench.turn import Turn
+from msa_plugin.bench.turn import SystemTurn
 from msa_plugin.bench.watch import Watch
 from msa_plugin.bench.workspaces import made_with, open_workspace
 from msa_plugin.config import GenerationConfig, MemoryConfig, Place, Settings
@@ -131,7 +131,7 @@ def compare(
     adapter: Adapter | None = None,
     judge: Judge | None = None,
     watch: Watch | None = None,
-) -> list[Row]:
+) -> list[ResultRow]:
     """Run what is missing of `config` and return the rows of its part and of "cost".
 
     `make` creates systems (by default the registry's), `backbone` and `adapter` replace the configured ones, `judge`
@@ -314,7 +314,7 @@ def _ask(session: _Session, dataset: Dataset, questions: Sequence[Question], *, 
         results.describe(dataset.name, {**facts, "tokens": workspace.tokens})
         if c.part == "qa":  # every answer is read through the memory; where nobody asks MSA, finding needs none
             _ = workspace.memory
-        turn = Turn(c.part, results, workspace, session.watch, c.k, c.passages, c.batch)
+        turn = SystemTurn(c.part, results, workspace, session.watch, c.k, c.passages, c.batch)
         for system in c.systems:
             if (dataset.name, system) not in session.failed:
                 _guarded(session, turn, system, questions)
@@ -329,7 +329,7 @@ def _warm(part: str, memory: LatentMemory) -> None:
         memory.ask("Is everything ready?", documents=[], max_new_tokens=1)
 
 
-def _guarded(session: _Session, turn: Turn, name: str, questions: Sequence[Question]) -> None:
+def _guarded(session: _Session, turn: SystemTurn, name: str, questions: Sequence[Question]) -> None:
     """One system's turn; what goes wrong in it is recorded, and nothing of the others is lost."""
     dataset, results, part = turn.workspace.dataset.name, session.results, session.config.part
     try:
@@ -349,7 +349,7 @@ def _judge(session: _Session, judge: Judge, datasets: Sequence[str]) -> None:
     for dataset in datasets:
         results.put(rows_of(results, "qa", dataset))
     notes = [
-        Row(
+        ResultRow(
             "qa",
             dataset,
             system,

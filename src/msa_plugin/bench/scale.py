@@ -16,7 +16,7 @@ from typing import Any
 
 from msa_plugin.bench.base import Dataset, OnStep, Question, Workspace, find_others
 from msa_plugin.bench.contestant import Create, registry
-from msa_plugin.bench.growth import NAMESPACE, NOISE, Banks, Plan, Step, plan
+from msa_plugin.bench.growth import NAMESPACE, NOISE, Banks, GrowthPlan, GrowthStep, plan
 from msa_plugin.bench.growth_rows import DEPTH, SCALE, loss_rows, scale_rows, scored
 from msa_plugin.bench.store import Results
 from msa_plugin.bench.timing import reason
@@ -37,7 +37,7 @@ def _nothing(what: str, done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ScaleSettings:
     """What is measured: `sizes` in tokens, `questions` at most, `answers` of them also answered from `passages`.
 
     `synthetic` fills sizes that the texts do not reach with passages made of noise. `prefilter` adds each MSA system a
@@ -77,13 +77,13 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class _Cell:
+class _ScaleCell:
     """One system at one size."""
 
     name: str
     system: str
     prefilter: str | None
-    step: Step
+    step: GrowthStep
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class Scale:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: ScaleSettings,
         results: Results,
         banks: Banks,
         cache: Path,
@@ -111,7 +111,7 @@ class Scale:
         self.generation, self.on_step = dict(generation or {}), on_step
         self._asking = 0.0  # seconds spent on questions so far
 
-    def run(self, dataset: Dataset, distractors: Iterable[Document]) -> Plan:
+    def run(self, dataset: Dataset, distractors: Iterable[Document]) -> GrowthPlan:
         """Measure every system at every size; returns what was planned."""
         chosen = self.settings
         planned = plan(
@@ -142,13 +142,13 @@ class Scale:
         self._losses(planned)
         return planned
 
-    def _cells(self, planned: Plan) -> Iterator[_Cell]:
+    def _cells(self, planned: GrowthPlan) -> Iterator[_ScaleCell]:
         for step in planned.steps:
             for name, system, prefilter in self.settings.variants:
                 if step.synthetic and system not in _SYNTHETIC:
                     self.results.note(PART, planned.name, f"{name} needs texts: not run on synthetic passages")
                     continue
-                yield _Cell(name, system, prefilter, step)
+                yield _ScaleCell(name, system, prefilter, step)
 
     def _say(self, dataset: str, failures: Mapping[str, Sequence[str]]) -> None:
         """A system that ran at no size is skipped; one that failed at some size keeps the others, with a note."""
@@ -159,7 +159,7 @@ class Scale:
             else:
                 self.results.skip(PART, dataset, name, reasons[0])
 
-    def _measure(self, planned: Plan, cell: _Cell, allowed: float | None) -> None:
+    def _measure(self, planned: GrowthPlan, cell: _ScaleCell, allowed: float | None) -> None:
         with self._memory(planned, cell.step) as memory:
             workspace = Workspace(planned.dataset(cell.step), memory, self.cache, self.generation, self.on_step)
             system = self.create(cell.system, workspace)
@@ -235,13 +235,13 @@ class Scale:
         return {"reply": reply.text, "read": list(reply.read), "passages": passages, "answer_seconds": spent}
 
     @contextmanager
-    def _memory(self, planned: Plan, step: Step) -> Iterator[LatentMemory]:
+    def _memory(self, planned: GrowthPlan, step: GrowthStep) -> Iterator[LatentMemory]:
         documents = planned.dataset(step).documents
         self.banks.encode(documents, self.on_step)
         with self.banks.open(documents, step.synthetic, planned.fillers, self.settings.seed) as memory:
             yield memory
 
-    def _losses(self, planned: Plan) -> None:
+    def _losses(self, planned: GrowthPlan) -> None:
         for name, _, _ in self.settings.variants:
             rows = loss_rows(self.results.questions(PART, planned.name, name), self.settings.seed)
             self.results.put(replace(row, dataset=planned.name, system=name) for row in rows)

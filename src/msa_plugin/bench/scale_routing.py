@@ -26,7 +26,7 @@ from msa_plugin.bank.view import Selection
 from msa_plugin.bench import peak
 from msa_plugin.bench.base import Dataset
 from msa_plugin.bench.route import copy_bandwidth
-from msa_plugin.bench.scale_sample import Sample, Shape, build, encoded_sample, reference_shape, store_sample
+from msa_plugin.bench.scale_sample import BankShape, KeySample, build, encoded_sample, reference_shape, store_sample
 from msa_plugin.config import MemoryConfig
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.setup import fingerprint
@@ -43,7 +43,7 @@ COPY_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """What to measure. `backends`: of `EXACT`, or a prefilter such as `coarse:128` (over the float16 bank).
 
     `reference` adds one router layer of MSA-4B's shape, searched exactly. `keep` leaves the banks where they are.
@@ -78,7 +78,7 @@ class Plan:
         return time.process_time() if self.cpu_clock else time.perf_counter()
 
 
-class Found(NamedTuple):
+class SearchOutcome(NamedTuple):
     """What a backend gave: per question its documents, and seconds; `bytes` it reads for one question."""
 
     rankings: list[list[int]]
@@ -98,7 +98,7 @@ def sizes(text: str) -> tuple[int, ...]:
 
 
 def run(
-    model: str | Backbone | None, adapter: Path | Adapter | None, dataset: Dataset, folder: Path, plan: Plan
+    model: str | Backbone | None, adapter: Path | Adapter | None, dataset: Dataset, folder: Path, plan: SearchPlan
 ) -> Iterator[dict[str, Any]]:
     """Measure every shape, size and backend; yields one row each, for JSON, as it is measured.
 
@@ -109,7 +109,7 @@ def run(
     chosen = find_adapter(backbone, adapter)
     sample = encoded_sample(backbone, chosen, dataset, plan.passages, plan.questions)
     copy = _copy_bandwidth(plan) if plan.cpu_clock else copy_bandwidth(COPY_BYTES)
-    shapes = [Shape("default", chosen.config.routing, sample, 1)]
+    shapes = [BankShape("default", chosen.config.routing, sample, 1)]
     for shape in [*shapes, reference_shape(sample)] if plan.reference else shapes:
         # The sample as it is says what a backend loses on real keys; the reference's shape has none.
         for tokens in (*((None,) if shape.searches == 1 else ()), *plan.tokens):
@@ -122,7 +122,7 @@ def run(
                     shutil.rmtree(place, ignore_errors=True)
 
 
-def _copy_bandwidth(plan: Plan) -> float:
+def _copy_bandwidth(plan: SearchPlan) -> float:
     """As `route.copy_bandwidth`, by the plan's clock."""
     source, times = torch.ones(COPY_BYTES, dtype=torch.uint8), []
     target = source.clone()
@@ -134,7 +134,7 @@ def _copy_bandwidth(plan: Plan) -> float:
 
 
 def _head(
-    shape: Shape, sample: Sample, tokens: int | None, dataset: Dataset, copy: float, plan: Plan
+    shape: BankShape, sample: KeySample, tokens: int | None, dataset: Dataset, copy: float, plan: SearchPlan
 ) -> dict[str, Any]:
     real = f"{len(sample.offsets) - 1} documents of {dataset.name}"
     return {
@@ -162,7 +162,7 @@ def _ratios(row: dict[str, Any], copy: float) -> dict[str, Any]:
 
 
 def _size(
-    shape: Shape, tokens: int | None, place: Path, backbone: Backbone, adapter: Adapter, plan: Plan
+    shape: BankShape, tokens: int | None, place: Path, backbone: Backbone, adapter: Adapter, plan: SearchPlan
 ) -> Iterator[dict[str, Any]]:
     """Rows of one size (None: the sample as it is): build the banks, search them with each backend, ask the facade."""
     wanted = {EXACT.get(backend, "float16") for backend in plan.backends} | {"float16"}
@@ -188,14 +188,14 @@ def _size(
         yield {"chunks": chunks} | _facade(shape.sample, place / "float16", backbone, adapter, plan)
 
 
-def _made_with(shape: Shape, backbone: Backbone, adapter: Adapter, dtype: str) -> Fingerprint:
+def _made_with(shape: BankShape, backbone: Backbone, adapter: Adapter, dtype: str) -> Fingerprint:
     config = MemoryConfig.model_validate({"reading": "text", "keys_dtype": dtype})
     made = fingerprint(backbone, adapter, config)
     return made if shape.searches == 1 else Fingerprint(shape.name, "", "", shape.name, "none", dtype, "", 1)
 
 
 def _measured(
-    shape: Shape, bank: MemoryBank, backend: str, place: Path, plan: Plan
+    shape: BankShape, bank: MemoryBank, backend: str, place: Path, plan: SearchPlan
 ) -> tuple[dict[str, Any], list[list[int]]]:
     selection = bank.select("default")
     began = plan.now()
@@ -230,7 +230,7 @@ def _measured(
 Search = Callable[[Tensor, Tensor], tuple[list[int], int | None]]  # one question -> documents, bytes read if not all
 
 
-def _timed(sample: Sample, search: Search, everything: int, plan: Plan) -> Found:
+def _timed(sample: KeySample, search: Search, everything: int, plan: SearchPlan) -> SearchOutcome:
     rankings, seconds, read = [], [], everything
     search(sample.questions[:1], sample.votes[:1])
     for row in range(len(sample.questions)):
@@ -240,15 +240,15 @@ def _timed(sample: Sample, search: Search, everything: int, plan: Plan) -> Found
         seconds.append(plan.now() - began)
         rankings.append(documents)
         read = everything if some is None else some
-    return Found(rankings, seconds, read)
+    return SearchOutcome(rankings, seconds, read)
 
 
-def _exactly(shape: Shape, selection: Selection, queries: Tensor, votes: Tensor) -> tuple[list[int], int | None]:
+def _exactly(shape: BankShape, selection: Selection, queries: Tensor, votes: Tensor) -> tuple[list[int], int | None]:
     found = route(queries, votes, selection.key_blocks(shape.group), DEPTH, shape.config)
     return found.ordinals[0].tolist(), None
 
 
-def _prefiltered(shape: Shape, selection: Selection, spec: str, place: Path, bank: MemoryBank) -> Search:
+def _prefiltered(shape: BankShape, selection: Selection, spec: str, place: Path, bank: MemoryBank) -> Search:
     index = Prefilter.open(place / "index", bank.fingerprint, selection, shape.config, spec)
     mean = selection.documents and sum(len(s.keys[shape.group]) for s, _ in selection.parts) / selection.documents
     width = next(iter(shape.config.key_groups.values()))
@@ -261,7 +261,7 @@ def _prefiltered(shape: Shape, selection: Selection, spec: str, place: Path, ban
     return search
 
 
-def _triton(shape: Shape, selection: Selection) -> Search:
+def _triton(shape: BankShape, selection: Selection) -> Search:
     """All keys on the GPU, and the fused kernel."""
     device = torch.device("cuda")
     blocks = list(selection.key_blocks(shape.group))
@@ -283,7 +283,7 @@ def _triton(shape: Shape, selection: Selection) -> Search:
     return search
 
 
-def _facade(sample: Sample, path: Path, backbone: Backbone, adapter: Adapter, plan: Plan) -> dict[str, Any]:
+def _facade(sample: KeySample, path: Path, backbone: Backbone, adapter: Adapter, plan: SearchPlan) -> dict[str, Any]:
     """Open the bank as a user does, ask it questions, and let it answer one (rounds of routing, reading, decoding)."""
     peak.reset_peak()
     began = plan.now()

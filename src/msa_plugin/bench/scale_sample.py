@@ -32,7 +32,7 @@ CHUNKS_PER_DOCUMENT = 32
 _PORTION = 1 << 16  # chunks of one commit: 48 MiB of float16 keys of width 384
 
 
-class Sample(NamedTuple):
+class KeySample(NamedTuple):
     """Real routing keys [C, W] float32 with `offsets` int64 [n + 1], questions [Q, H, T, D] and their votes [Q, T]."""
 
     keys: Tensor
@@ -42,7 +42,7 @@ class Sample(NamedTuple):
     texts: tuple[str, ...]
 
 
-class Shape(NamedTuple):
+class BankShape(NamedTuple):
     """What is searched: a routing configuration, its sample, and the one key group that is measured.
 
     `searches` is how many such searches a question takes: one for a shared selection, else one for each router layer.
@@ -50,7 +50,7 @@ class Shape(NamedTuple):
 
     name: str
     config: RoutingConfig
-    sample: Sample
+    sample: KeySample
     searches: int
 
     @property
@@ -59,7 +59,7 @@ class Shape(NamedTuple):
         return next(iter(self.config.key_groups))
 
 
-def encoded_sample(backbone: Backbone, adapter: Adapter, dataset: Dataset, passages: int, questions: int) -> Sample:
+def encoded_sample(backbone: Backbone, adapter: Adapter, dataset: Dataset, passages: int, questions: int) -> KeySample:
     """Encode the first `passages` documents and `questions` questions. Raises ConfigError for a per-layer adapter."""
     if adapter.config.routing.selection != "shared":
         raise ConfigError("scale-routing takes its keys from an adapter with one shared selection; choose another one")
@@ -75,10 +75,10 @@ def encoded_sample(backbone: Backbone, adapter: Adapter, dataset: Dataset, passa
             prefix, longest = engine.encoder.prefix, engine.encoder.layout.text
             rows = [prefix + ids[:longest] for ids in backbone.tokenize_batch(list(texts))]
             asked = shared_queries(backbone, engine.router, rows, engine.batch_tokens, engine.lora)
-    return Sample(keys, offsets.cumsum(0), asked.queries.cpu(), asked.votes.cpu(), texts)
+    return KeySample(keys, offsets.cumsum(0), asked.queries.cpu(), asked.votes.cpu(), texts)
 
 
-def reference_shape(sample: Sample, tokens: int = 16, layers: int = 18) -> Shape:
+def reference_shape(sample: KeySample, tokens: int = 16, layers: int = 18) -> BankShape:
     """MSA-4B's shape (8 KV heads of 128, P 64), one of its router layers, without its weights.
 
     The sample's keys and questions turned into 1,024 numbers by a random map with orthonormal rows; a question's
@@ -92,10 +92,10 @@ def reference_shape(sample: Sample, tokens: int = 16, layers: int = 18) -> Shape
     asked = torch.stack([noisy(vectors @ turn, generator) for _ in range(tokens)], 1)
     votes = torch.ones(asked.shape[:2], dtype=torch.bool)
     turned = sample._replace(keys=sample.keys @ turn, questions=asked, votes=votes)
-    return Shape("msa-4b layer", config, turned, layers)
+    return BankShape("msa-4b layer", config, turned, layers)
 
 
-def build(path: Path, made_with: Fingerprint, shape: Shape, tokens: int, dtype: torch.dtype, seed: int) -> int:
+def build(path: Path, made_with: Fingerprint, shape: BankShape, tokens: int, dtype: torch.dtype, seed: int) -> int:
     """Write a bank of about `tokens` tokens (whole documents) to `path`; returns its chunks.
 
     Equal arguments but for `dtype` give the same numbers in another precision. Memory: one commit's keys.
@@ -107,7 +107,7 @@ def build(path: Path, made_with: Fingerprint, shape: Shape, tokens: int, dtype: 
     return documents * CHUNKS_PER_DOCUMENT
 
 
-def store_sample(path: Path, made_with: Fingerprint, shape: Shape, dtype: torch.dtype) -> int:
+def store_sample(path: Path, made_with: Fingerprint, shape: BankShape, dtype: torch.dtype) -> int:
     """Write a bank of the sample's own documents, nothing resampled, to `path`; returns its chunks."""
     kept = stored_keys({shape.group: shape.sample.keys}, dtype)
     sizes = shape.sample.offsets.diff().tolist()
@@ -126,7 +126,7 @@ def store_sample(path: Path, made_with: Fingerprint, shape: Shape, dtype: torch.
     return sum(sizes)
 
 
-def _portions(shape: Shape, documents: int, dtype: torch.dtype, seed: int) -> Iterator[list[EncodedDocument]]:
+def _portions(shape: BankShape, documents: int, dtype: torch.dtype, seed: int) -> Iterator[list[EncodedDocument]]:
     generator = torch.Generator().manual_seed(seed)
     sizes = shape.sample.offsets.diff()
     together = max(1, _PORTION // CHUNKS_PER_DOCUMENT)

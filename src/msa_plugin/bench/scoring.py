@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from msa_plugin.bench import metrics
-from msa_plugin.bench.base import Question, Row
+from msa_plugin.bench.base import Question, ResultRow
 from msa_plugin.bench.store import Results
 
 BASE = "msa"  # what other systems are tested against
@@ -31,7 +31,7 @@ Values: TypeAlias = dict[str, dict[str, float]]  # metric -> question id -> valu
 Series: TypeAlias = tuple[str, Any]  # system, and for qa the passages that were read (else None)
 
 
-def rows_of(results: Results, part: str, dataset: str) -> list[Row]:
+def rows_of(results: Results, part: str, dataset: str) -> list[ResultRow]:
     """All rows of one part and data set that its records give; systems that did not finish give none."""
     measured = retrieval_values(results, dataset) if part == "retrieval" else _qa(results, dataset)
     facts = results.dataset_facts(dataset)
@@ -144,23 +144,23 @@ def _judged(results: Results, dataset: str, system: str) -> dict[Any, dict[str, 
     return scores
 
 
-def _mean(metric: str, values: list[float], seed: int) -> Row:
+def _mean(metric: str, values: list[float], seed: int) -> ResultRow:
     mean = float(np.mean(values))
     if metric == "seconds":
         low, high = (float(p) for p in np.percentile(values, [5, 95]))
     else:
         low, high = metrics.bootstrap(values, seed=seed)
-    return Row("", "", "", metric, mean, low, high, n=len(values))
+    return ResultRow("", "", "", metric, mean, low, high, n=len(values))
 
 
-def _tests(values: Values, base: Values, settings: Mapping[str, Any]) -> list[Row]:
+def _tests(values: Values, base: Values, settings: Mapping[str, Any]) -> list[ResultRow]:
     rows = []
     for metric in TESTED:
         ours, theirs = base.get(metric, {}), values.get(metric, {})
         if ours and ours.keys() == theirs.keys():
             p = metrics.p_value([ours[q] for q in ours], [theirs[q] for q in ours])
             versus = {**settings, "versus": BASE}
-            rows.append(Row("", "", "", f"p:{metric}", p, n=len(ours), settings=versus))
+            rows.append(ResultRow("", "", "", f"p:{metric}", p, n=len(ours), settings=versus))
     return rows
 
 

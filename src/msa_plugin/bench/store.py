@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from msa_plugin.bench import archive, jsonl
-from msa_plugin.bench.base import Row, Scored
+from msa_plugin.bench.base import ResultRow, Scored
 from msa_plugin.bench.provenance import Provenance, now
 from msa_plugin.config import GenerationConfig, MemoryConfig, problems
 from msa_plugin.errors import ConfigError
@@ -35,8 +35,8 @@ Key: TypeAlias = tuple[str, str, str, Mapping[str, Any]]  # part, dataset, syste
 SKIPPED = "skipped"  # a metric: the system did not run; settings["reason"] says why
 PACKED = "questions.tar.xz"
 NOTE = "note"  # a metric: settings["reason"] is something that a reader of the results must know
-_FIELDS = {f.name for f in fields(Row)}
-_ROW = TypeAdapter(Row)
+_FIELDS = {f.name for f in fields(ResultRow)}
+_ROW = TypeAdapter(ResultRow)
 _CONFIG = TypeAdapter(dict[str, dict[str, dict[str, Any]]])
 
 
@@ -48,7 +48,7 @@ class Results:
         self.out, self.seed, self._command = Path(out).resolve(), seed, command
         self._provenance: Provenance | None = None
         self._lock = FileLock(str(self.out / ".lock"))
-        self._loaded: list[Row] | None = None
+        self._loaded: list[ResultRow] | None = None
         self._cut: int | None = None  # where results.jsonl is to be cut before the first write
 
     @property
@@ -58,9 +58,9 @@ class Results:
 
     # Rows
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ResultRow]:
         """The rows that hold: of several for one measurement the last, and no skips of systems that ran after all."""
-        latest: dict[tuple[str, ...], Row] = {}
+        latest: dict[tuple[str, ...], ResultRow] = {}
         ran: dict[tuple[str, str, str], int] = {}
         for number, row in enumerate(self._load()):
             name: tuple[str, ...] = (_name(row.part, row.dataset, row.system, row.settings), row.metric)
@@ -79,7 +79,7 @@ class Results:
         rows = (r for r in self._load() if r.metric not in (SKIPPED, NOTE))
         return any(_name(r.part, r.dataset, r.system, r.settings) == wanted for r in rows)
 
-    def add(self, rows: Iterable[Row]) -> None:
+    def add(self, rows: Iterable[ResultRow]) -> None:
         """Store rows, stamped with this run's provenance and the date; on the disk when it returns."""
         stamped = [self._stamped(row) for row in rows]
         if not stamped:
@@ -90,7 +90,7 @@ class Results:
         self._cut = None
         known.extend(stamped)
 
-    def put(self, rows: Iterable[Row]) -> None:
+    def put(self, rows: Iterable[ResultRow]) -> None:
         """`add` those rows that are new or say something else than the stored ones."""
         self.claim()
         known = {_measured(row) for row in self.rows()}
@@ -98,20 +98,20 @@ class Results:
 
     def skip(self, part: str, dataset: str, system: str, reason: str) -> None:
         """Record that a system (or, with system "", a whole data set) did not run, and why."""
-        self.add([Row(part, dataset, system, SKIPPED, 0.0, settings={"reason": reason})])
+        self.add([ResultRow(part, dataset, system, SKIPPED, 0.0, settings={"reason": reason})])
 
     def note(self, part: str, dataset: str, reason: str) -> None:
         """Record something that a reader of the results must know; once, however often it is said."""
-        self.put([Row(part, dataset, "", NOTE, 0.0, settings={"reason": reason})])
+        self.put([ResultRow(part, dataset, "", NOTE, 0.0, settings={"reason": reason})])
 
-    def rewrite(self, rows: Iterable[Row]) -> None:
+    def rewrite(self, rows: Iterable[ResultRow]) -> None:
         """Replace all rows by these, as they are: stamps stay."""
         self.claim()
         kept = list(rows)
         jsonl.write_atomic(self.path, jsonl.text_of(self.path, (row.to_dict() for row in kept)))
         self._loaded, self._cut = kept, None
 
-    def _stamped(self, row: Row) -> Row:
+    def _stamped(self, row: ResultRow) -> ResultRow:
         if self._provenance is None:
             self._provenance = Provenance.here(self._command)
         p = self._provenance
@@ -125,7 +125,7 @@ class Results:
             command=p.command,
         )
 
-    def _load(self) -> list[Row]:
+    def _load(self) -> list[ResultRow]:
         if self._loaded is None:
             found = jsonl.read(self.path)
             lines = found.lines
@@ -343,20 +343,20 @@ def _name(part: str, dataset: str, system: str, settings: Mapping[str, Any]) -> 
     return json.dumps([part, dataset, system, dict(settings)], sort_keys=True, default=str)
 
 
-def _key_of(row: Row) -> str:
+def _key_of(row: ResultRow) -> str:
     return _name(row.part, row.dataset, row.system, row.settings)
 
 
-def _where(row: Row) -> tuple[str, str, str]:
+def _where(row: ResultRow) -> tuple[str, str, str]:
     return row.part, row.dataset, row.system
 
 
-def _measured(row: Row) -> str:
+def _measured(row: ResultRow) -> str:
     numbers = [row.metric, row.value, row.low, row.high, row.n, row.documents, row.tokens]
     return json.dumps([_name(row.part, row.dataset, row.system, row.settings), *numbers])
 
 
-def _row(record: Mapping[str, Any], path: Path) -> Row:
+def _row(record: Mapping[str, Any], path: Path) -> ResultRow:
     try:
         return _ROW.validate_python({name: value for name, value in record.items() if name in _FIELDS})
     except ValidationError as error:

@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from msa_plugin.bench.base import Answers, Cost, Found, Question, Reply, Row, Scored, System, Workspace, find_others
+from msa_plugin.bench.base import (
+    Answers,
+    Cost,
+    Found,
+    Question,
+    Reply,
+    ResultRow,
+    Scored,
+    System,
+    Workspace,
+    find_others,
+)
 from msa_plugin.bench.peak import peak_bytes, reset_peak
 from msa_plugin.bench.scoring import ADAPTIVE, Record, finished
 from msa_plugin.bench.store import Results
@@ -16,7 +27,7 @@ from msa_plugin.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Turn:
+class SystemTurn:
     """`part` is retrieval or qa; `k` passages are ranked, or for qa the best of each number in `passages` are read."""
 
     part: str
@@ -79,7 +90,7 @@ class Turn:
         known = {r.metric for r in self.results.rows() if (r.part, r.dataset, r.system) == ("cost", dataset.name, name)}
         new = {metric: value for metric, value in values.items() if metric not in known}
         size, tokens = len(dataset.documents), self.workspace.tokens
-        rows = [Row("cost", dataset.name, name, m, v, n=1, documents=size, tokens=tokens) for m, v in new.items()]
+        rows = [ResultRow("cost", dataset.name, name, m, v, n=1, documents=size, tokens=tokens) for m, v in new.items()]
         self.results.add(rows)
 
     def _batch(self, name: str, system: System | Answers, questions: Sequence[Question]) -> None:

@@ -21,7 +21,7 @@ from msa_plugin.cli.options import (
     word_of,
 )
 from msa_plugin.cli.output import Output, seconds
-from msa_plugin.progress import State, command_progress
+from msa_plugin.progress import ProgressState, command_progress
 
 if TYPE_CHECKING:
     from msa_plugin.ingest import FilesReport
@@ -100,9 +100,9 @@ def add(
         raise typer.Exit(1)
 
 
-def _state(progress: FilesProgress) -> State:
+def _state(progress: FilesProgress) -> ProgressState:
     share = progress.bytes / progress.all_bytes if progress.all_bytes else 0.0
-    return State(progress.files, progress.all_files, progress.tokens, share)
+    return ProgressState(progress.files, progress.all_files, progress.tokens, share)
 
 
 def _say(out: Output, report: FilesReport) -> None:

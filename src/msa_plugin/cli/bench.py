@@ -105,7 +105,7 @@ def scale_routing(
     from msa_plugin.bench.datasets import load_dataset, sample_dataset
 
     out = Output(as_json)
-    plan = bench.Plan(
+    plan = bench.SearchPlan(
         tokens=bench.sizes(tokens),
         backends=tuple(part.strip() for part in backends.split(";") if part.strip()),
         questions=questions,
@@ -347,7 +347,7 @@ def operate(
     from msa_plugin.bench.scale_routing import sizes
 
     out = Output(as_json)
-    plan = bench.Plan(
+    plan = bench.OperatePlan(
         passages=sizes(passages),
         files=files,
         changes=changes,

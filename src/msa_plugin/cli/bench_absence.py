@@ -50,7 +50,7 @@ def absence(
     backbone = Backbone.load(model)
     rows = []
     for path in paths:
-        sample = bench.Sample.of(load_dataset(path), questions, passages, seed)
+        sample = bench.AbsenceSample.of(load_dataset(path), questions, passages, seed)
         with LatentMemory.open(banks / sample.dataset.name, model=backbone, adapter=adapter) as memory:
             room = bench.Room(memory, sample)
             rows.append(bench.run(room, answers=answers, on_step=_noted(out), max_new_tokens=max_new_tokens))

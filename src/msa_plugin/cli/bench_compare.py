@@ -16,7 +16,7 @@ from msa_plugin.cli.output import Output
 from msa_plugin.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
-    from msa_plugin.bench.base import Row
+    from msa_plugin.bench.base import ResultRow
     from msa_plugin.bench.judge import Judge
     from msa_plugin.bench.runner import CompareConfig
 
@@ -329,7 +329,7 @@ def _run(out: Output, configs: Mapping[Way, CompareConfig], judge: Judge | None)
     from msa_plugin.bench.runner import compare
     from msa_plugin.bench.watch import Watch
 
-    found: dict[Way, list[Row]] = {}
+    found: dict[Way, list[ResultRow]] = {}
     for way, config in configs.items():
         out.note(f"{', '.join(config.systems)}; results go to {config.out}; the same command goes on where one stopped")
         found[way] = compare(config, judge=judge, watch=Watch(sys.stderr))
@@ -370,7 +370,7 @@ def _shown(metric: str, values: dict[str, float]) -> str:
     return f"{values[metric]:.4f}" if metric == "seconds" else f"{values[metric]:.3f}"
 
 
-def _table(found: Mapping[Way, Iterable[Row]], part: Part) -> list[str]:
+def _table(found: Mapping[Way, Iterable[ResultRow]], part: Part) -> list[str]:
     """A line per way, data set, system and number of passages, and the means over data sets where there are several."""
     wanted = (*MAIN[part], "seconds")
     lines: dict[tuple[str, ...], dict[str, float]] = {}

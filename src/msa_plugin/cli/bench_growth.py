@@ -16,7 +16,7 @@ from msa_plugin.cli.output import Output
 from msa_plugin.errors import ConfigError, MissingExtraError, MSAError
 
 if TYPE_CHECKING:
-    from msa_plugin.bench.base import Dataset, Row
+    from msa_plugin.bench.base import Dataset, ResultRow
     from msa_plugin.bench.growth import Banks
     from msa_plugin.bench.store import Results
     from msa_plugin.bench.watch import Watch
@@ -82,9 +82,9 @@ def scale(
 
     Example: msa bench scale --data DATA/dev/nq --distractors DATA/distractors --out results
     """
-    from msa_plugin.bench.scale import PART, Scale, Settings
+    from msa_plugin.bench.scale import PART, Scale, ScaleSettings
 
-    settings = Settings(
+    settings = ScaleSettings(
         systems=parse_names(systems),
         sizes=parse_sizes(sizes),
         questions=questions,
@@ -129,10 +129,10 @@ def latency(
 
     Example: msa bench latency --data DATA/dev/hotpotqa --distractors DATA/distractors --out results
     """
-    from msa_plugin.bench.indexing import Source
-    from msa_plugin.bench.latency import PART, Latency, Settings
+    from msa_plugin.bench.indexing import TextSource
+    from msa_plugin.bench.latency import PART, Latency, LatencySettings
 
-    settings = Settings(
+    settings = LatencySettings(
         systems=parse_names(systems),
         sizes=parse_sizes(sizes),
         questions=questions,
@@ -146,7 +146,7 @@ def latency(
     _check(data, distractors)
     told = {"hops": hops, "per_round": per_round, "repeats": repeats, **_told(settings, distractors)}
     with _running(PART, Output(as_json), out, cache, model, adapter, told, fresh=fresh, seed=seed) as run:
-        source = Source(model, adapter, run.banks.config) if peak else None
+        source = TextSource(model, adapter, run.banks.config) if peak else None
         for dataset in run.datasets(data, PART):
             more = run.distractors(distractors, max(settings.sizes))
             measured = Latency(
@@ -326,7 +326,7 @@ def _running(
     _report(out, folder, rows)
 
 
-def _report(out: Output, folder: Path, rows: Sequence[Row]) -> None:
+def _report(out: Output, folder: Path, rows: Sequence[ResultRow]) -> None:
     from msa_plugin.bench.report import table, write_report
 
     for row in rows:

@@ -75,7 +75,7 @@ def shell(
     check_not_empty(bank, namespace, snapshot)
     with open_memory(out, bank, model, adapter, namespace, must_exist=True, snapshot=snapshot, **settings) as memory:
         out.note("ask, or /help; /quit ends")
-        session = _Session(out, memory, wanted, frozen=snapshot is not None, time={"at": at, "history": history})
+        session = _ShellSession(out, memory, wanted, frozen=snapshot is not None, time={"at": at, "history": history})
         with _lines(interactive=sys.stdin.isatty() and not as_json) as lines:
             for line in lines:
                 if not session.take(line.strip()):
@@ -83,7 +83,7 @@ def shell(
     out.result(session.results)
 
 
-class _Session:
+class _ShellSession:
     """One shell's state: what it asks, and what it has answered."""
 
     def __init__(

@@ -21,7 +21,7 @@ from msa_plugin.bank.scopes import check_namespace
 from msa_plugin.bank.words import WordPart
 from msa_plugin.cluster.manifest import Manifest, home
 from msa_plugin.cluster.selection import PLACES, ShardedSelection
-from msa_plugin.cluster.shard import Asked
+from msa_plugin.cluster.shard import ShardQuestion
 from msa_plugin.cluster.shards import Shards
 from msa_plugin.cluster.shipping import Shipped
 from msa_plugin.cluster.wire import unflat_document, unpack
@@ -107,7 +107,9 @@ class ClusterBank:
             compile_filter(where)
         elif where is not None and not callable(where):
             raise InvalidQueryError(f"a filter is a mapping or a function of the metadata, not {type(where).__name__}")
-        return ShardedSelection(self, Asked(self.token(), namespace, where, None, None, (), below, *asof[:2]), asof)
+        return ShardedSelection(
+            self, ShardQuestion(self.token(), namespace, where, None, None, (), below, *asof[:2]), asof
+        )
 
     def token(self) -> int:
         """A name for a selection, until it is `let_go`."""

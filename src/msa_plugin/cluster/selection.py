@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from msa_plugin.cluster.shard import Asked
+from msa_plugin.cluster.shard import ShardQuestion
 from msa_plugin.cluster.wire import unpack
 from msa_plugin.errors import ConfigError
 from msa_plugin.types import Asof, KeyBlock
@@ -23,7 +23,7 @@ PLACES = 1 << 16  # documents whose shard a bank remembers
 class ShardedSelection:
     """See `view.Selection`. Every shard takes its part when it is first asked about it, and stays at that moment."""
 
-    def __init__(self, bank: ClusterBank, asked: Asked, asof: Asof, missed: set[int] | None = None) -> None:
+    def __init__(self, bank: ClusterBank, asked: ShardQuestion, asof: Asof, missed: set[int] | None = None) -> None:
         """Use `ClusterBank.select`. What is narrowed from a selection shares its `missed`."""
         self._bank, self.asked, self.asof = bank, asked, asof
         self._missed = set[int]() if missed is None else missed

@@ -1,6 +1,6 @@
 """What runs in a shard's process: an ordinary bank, exact search over its keys, and a backbone once it is needed.
 
-Nothing in here knows of Ray or of other shards. Tensors come and go as `wire.Packed`.
+Nothing in here knows of Ray or of other shards. Tensors come and go as `wire.Sent`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from msa_plugin.bank.terms import tokenizer
 from msa_plugin.bank.tiers import Tiers
 from msa_plugin.bank.view import Selection
 from msa_plugin.cluster.shipping import Shipped
-from msa_plugin.cluster.wire import Packed, flat_document, flat_row, pack, pack_all, unflat, unpack
+from msa_plugin.cluster.wire import Sent, flat_document, flat_row, pack, pack_all, unflat, unpack
 from msa_plugin.config import MemoryConfig, RoutingConfig
 from msa_plugin.engine.engine import Engine
 from msa_plugin.engine.setup import fingerprint
@@ -28,7 +28,7 @@ from msa_plugin.errors import BankError, ClusterError, FingerprintMismatchError
 from msa_plugin.retrieval.key_search import KeySearch
 from msa_plugin.retrieval.mentions import holders
 from msa_plugin.retrieval.names import TextNames
-from msa_plugin.retrieval.postings import Counts, Question
+from msa_plugin.retrieval.postings import Counts, QuestionPostings
 from msa_plugin.retrieval.prefilter import Prefilter
 from msa_plugin.retrieval.ranking import SharedQueries
 from msa_plugin.retrieval.search import BankSearch
@@ -56,7 +56,7 @@ class ShardSpec:
     threads: int
 
 
-class Asked(NamedTuple):
+class ShardQuestion(NamedTuple):
     """A selection of the driver's. The shard keeps its own under `token` until it is told to `forget` it.
 
     `only` narrows what `parent` selected, so that both are of one moment.
@@ -78,7 +78,7 @@ class Asked(NamedTuple):
 
 
 class Shard:
-    """One shard. Methods may be called from several threads at once; `asked` are the fields of an `Asked`."""
+    """One shard. Methods may be called from several threads at once; `asked` are the fields of an `ShardQuestion`."""
 
     bank: MemoryBank
 
@@ -131,18 +131,20 @@ class Shard:
         """Of each text, a `Counts` as a list: documents of the selection here, their words, and who has the text's."""
         _check_tokenizer(split_by)
         parts = self.bank.words(self._selected(asked))
-        return [list(Question(text).over(parts).counts) for text in texts]
+        return [list(QuestionPostings(text).over(parts).counts) for text in texts]
 
     def word_scores(
         self, asked: Sequence[Any], texts: list[str], split_by: str, sums: list[Any]
-    ) -> list[tuple[Packed, Packed]]:
+    ) -> list[tuple[Sent, Sent]]:
         """Of each text, ordinals and scores of the documents here that have a word of it, by the `sums` of all shards.
 
         Twelve bytes a document travel.
         """
         _check_tokenizer(split_by)
         parts = self.bank.words(self._selected(asked))
-        found = [Question(text).over(parts).words(Counts(*over)) for text, over in zip(texts, sums, strict=True)]
+        found = [
+            QuestionPostings(text).over(parts).words(Counts(*over)) for text, over in zip(texts, sums, strict=True)
+        ]
         return [(pack(torch.from_numpy(words.ordinals)), pack(torch.from_numpy(words.scores))) for words in found]
 
     def names(self, asked: Sequence[Any], texts: list[str], any_case: bool, split_by: str) -> list[list[Any]]:
@@ -165,7 +167,7 @@ class Shard:
 
     def _prefilter(self, asked: Sequence[Any], spec: str, folder: str) -> Prefilter | None:
         """None where the selection has nothing here: whatever comes later is scored exactly."""
-        selection, key = self._selected(asked), (Asked(*asked).token, spec)
+        selection, key = self._selected(asked), (ShardQuestion(*asked).token, spec)
         with self._indexing:
             if key not in self._prefilters:
                 here, made_with = Path(folder) / self._spec.path.name, self._spec.fingerprint
@@ -176,7 +178,7 @@ class Shard:
                 )
             return self._prefilters[key]
 
-    def route(self, asked: Sequence[Any], layer: int, queries: Packed, votes: Packed, k: int) -> tuple[Packed, ...]:
+    def route(self, asked: Sequence[Any], layer: int, queries: Sent, votes: Sent, k: int) -> tuple[Sent, ...]:
         """Ordinals and scores of the best `k` of each row at one layer; see `Search.route`."""
         where = self._spec.device
         found = self._search.route(layer, unpack(queries).to(where), unpack(votes).to(where), k, self._selected(asked))
@@ -186,12 +188,12 @@ class Shard:
         """Documents of a selection."""
         return self._selected(asked).documents
 
-    def ordinals(self, asked: Sequence[Any]) -> Packed:
+    def ordinals(self, asked: Sequence[Any]) -> Sent:
         """Their ordinals, ascending."""
         return pack(self._selected(asked).ordinals())
 
     def _selected(self, fields: Sequence[Any]) -> Selection:
-        asked = Asked(*fields)
+        asked = ShardQuestion(*fields)
         for token in asked.forget:
             self._selections.pop(token, None)
             for key in [key for key in list(self._prefilters) if key[0] == token]:
@@ -203,17 +205,17 @@ class Shard:
             self._selections[asked.token] = kept
         return kept
 
-    def _newly_selected(self, asked: Asked) -> Selection:
+    def _newly_selected(self, asked: ShardQuestion) -> Selection:
         asof = Asof(asked.at, asked.history)
         return self.bank.select(asked.namespace, asked.where, below=asked.below, asof=asof)
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    def key_rows(self, ordinals: Sequence[int], group: str) -> list[Packed]:
+    def key_rows(self, ordinals: Sequence[int], group: str) -> list[Sent]:
         """See `MemoryBank.key_rows`."""
         return pack_all(self.bank.key_rows(ordinals, group))
 
-    def content(self, ordinals: Sequence[int], layer: int) -> list[Packed]:
+    def content(self, ordinals: Sequence[int], layer: int) -> list[Sent]:
         """See `MemoryBank.content`."""
         return pack_all(self.bank.content(ordinals, layer))
 

@@ -23,29 +23,29 @@ _FIELDS = tuple(field.name for field in fields(StoredDocument))
 _AS_INTEGERS = {torch.bfloat16: torch.int16}  # numpy knows no bfloat16
 
 
-class Packed(NamedTuple):
+class Sent(NamedTuple):
     """A tensor's numbers, and the dtype that they had."""
 
     numbers: NDArray[Any]
     dtype: str
 
 
-def pack(tensor: Tensor) -> Packed:
+def pack(tensor: Tensor) -> Sent:
     """A tensor for the journey."""
     here = tensor.detach().cpu().contiguous()
     stored = _AS_INTEGERS.get(here.dtype)
     numbers = here if stored is None else here.view(stored)
-    return Packed(numbers.numpy(), str(tensor.dtype).removeprefix("torch."))
+    return Sent(numbers.numpy(), str(tensor.dtype).removeprefix("torch."))
 
 
-def unpack(packed: Packed) -> Tensor:
+def unpack(packed: Sent) -> Tensor:
     """The tensor again, in memory of its own: what Ray hands out cannot be written to."""
     dtype = getattr(torch, packed.dtype)
     tensor = torch.from_numpy(packed.numbers.copy())
     return tensor.view(dtype) if dtype in _AS_INTEGERS else tensor
 
 
-def pack_all(tensors: Sequence[Tensor]) -> list[Packed]:
+def pack_all(tensors: Sequence[Tensor]) -> list[Sent]:
     """Several."""
     return [pack(tensor) for tensor in tensors]
 

@@ -47,7 +47,7 @@ _STYLE = """\
 .msa .answer{font-size:1.25em}"""
 
 
-class Span(NamedTuple):
+class MarkedSpan(NamedTuple):
     """Characters [start, end) of a text, and the elements that open and close around them."""
 
     start: int
@@ -82,24 +82,24 @@ def line(*parts: str, dim: bool = False) -> str:
     return f"<p{kind}>{' '.join(parts)}</p>" if any(parts) else ""
 
 
-def words(spans: Iterable[tuple[int, int]]) -> list[Span]:
+def words(spans: Iterable[tuple[int, int]]) -> list[MarkedSpan]:
     """Words of the question."""
-    return [Span(start, end, "<mark>", "</mark>") for start, end in spans]
+    return [MarkedSpan(start, end, "<mark>", "</mark>") for start, end in spans]
 
 
-def quoted(spans: Iterable[tuple[int, int]]) -> list[Span]:
+def quoted(spans: Iterable[tuple[int, int]]) -> list[MarkedSpan]:
     """Words that say what an answer says."""
-    return [Span(start, end, "<u>", "</u>") for start, end in spans]
+    return [MarkedSpan(start, end, "<u>", "</u>") for start, end in spans]
 
 
-def chunk(start: int, end: int, score: float | None = None, strength: float | None = None) -> Span:
+def chunk(start: int, end: int, score: float | None = None, strength: float | None = None) -> MarkedSpan:
     """What one routing key was made of, shaded by `strength` (0 to 1), and its score to point at."""
     shade = "" if strength is None else f' style="background:rgba(74,143,220,{0.45 * strength:.2f})"'
     said = "" if score is None else f' title="{score:.3f}"'
-    return Span(start, end, f'<span class="chunk"{shade}{said}>', "</span>")
+    return MarkedSpan(start, end, f'<span class="chunk"{shade}{said}>', "</span>")
 
 
-def spanned(text: str, spans: Sequence[Span], start: int = 0, end: int | None = None) -> str:
+def spanned(text: str, spans: Sequence[MarkedSpan], start: int = 0, end: int | None = None) -> str:
     """Characters [start, end) of a text, with elements around spans, which may overlap; ellipses where it goes on."""
     end = len(text) if end is None else min(end, len(text))
     edges = {start, end, *(at for span in spans for at in span[:2] if start < at < end)}

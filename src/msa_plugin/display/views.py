@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from msa_plugin.display.page import (
-    Span,
+    MarkedSpan,
     bar,
     chunk,
     escaped,
@@ -223,7 +223,7 @@ def _item(*parts: str) -> str:
     return f'<div class="item">{"".join(parts)}</div>'
 
 
-def _clipped(text: str, spans: Sequence[Span], focus: tuple[int, int]) -> str:
+def _clipped(text: str, spans: Sequence[MarkedSpan], focus: tuple[int, int]) -> str:
     """A passage, or what of it fits around the `focus`."""
     return f'<p dir="auto">{spanned(text, spans, *window(text, focus, _SHOWN))}</p>'
 

@@ -33,7 +33,7 @@ _LOOKAHEAD_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
-class Latents:
+class WindowLatents:
     """What is kept of one window: routing keys by key group [C, W], and content by layer [C', 2, KV, D]."""
 
     keys: dict[str, Tensor]
@@ -115,8 +115,8 @@ class WindowSink(Sink):
         """Stop once the deepest layer's K and V are pooled: its output would be read by nobody."""
         return layer == self.deepest
 
-    def latents(self, keys_dtype: torch.dtype, content_dtype: torch.dtype | None = None) -> list[Latents]:
-        """One `Latents` a row, on the CPU, keys in `keys_dtype`, content in `content_dtype` (None: as computed)."""
+    def latents(self, keys_dtype: torch.dtype, content_dtype: torch.dtype | None = None) -> list[WindowLatents]:
+        """One `WindowLatents` a row, on the CPU: keys in `keys_dtype`, content in `content_dtype` (None: as it is)."""
         split_keys = {
             name: keys.cpu().split_with_sizes(self.key_chunks.tolist())
             for name, keys in stored_keys(self.router.finish_keys(self.keys), keys_dtype).items()
@@ -127,7 +127,7 @@ class WindowSink(Sink):
         }
         rows = range(self.mask.shape[0])
         return [
-            Latents({n: k[row] for n, k in split_keys.items()}, {n: v[row] for n, v in split_content.items()})
+            WindowLatents({n: k[row] for n, k in split_keys.items()}, {n: v[row] for n, v in split_content.items()})
             for row in rows
         ]
 
@@ -137,7 +137,7 @@ class _Pending:
     document: Document
     windows: list[list[int]]
     tokens: int
-    latents: list[Latents | None] = field(default_factory=list)
+    latents: list[WindowLatents | None] = field(default_factory=list)
 
 
 class Encoder:
@@ -214,9 +214,9 @@ class Encoder:
         pieces = [ids[start : start + size] for start in range(0, len(ids), size)] or [[]]
         return [self.prefix + piece for piece in pieces if self.prefix or piece]
 
-    def encode_windows(self, windows: Sequence[list[int]]) -> list[Latents]:
+    def encode_windows(self, windows: Sequence[list[int]]) -> list[WindowLatents]:
         """Latents of each window of token ids, in order; windows of like length share a forward."""
-        result: list[Latents | None] = [None] * len(windows)
+        result: list[WindowLatents | None] = [None] * len(windows)
         for batch in plan_batches([len(w) for w in windows], self.batch_tokens):
             check_cancelled()
             for index, latents in zip(batch, self._forward([windows[i] for i in batch]), strict=True):
@@ -232,7 +232,7 @@ class Encoder:
             numbers, scales = quantized_content(content) if self.content_dtype == torch.int8 else (content, {})
             yield EncodedDocument(pending.document, pending.tokens, keys, numbers, scales)
 
-    def _forward(self, windows: list[list[int]]) -> list[Latents]:
+    def _forward(self, windows: list[list[int]]) -> list[WindowLatents]:
         ids, mask = pad_right(windows, self.backbone.device)
         if self.content is None or self.lora is self.content_lora:
             return self._run(ids, mask, self.content, self.lora)
@@ -240,14 +240,14 @@ class Encoder:
         content = self._run(ids, mask, self.content, self.content_lora)
         return [replace(mine, content=theirs.content) for mine, theirs in zip(keys, content, strict=True)]
 
-    def _run(self, ids: Tensor, mask: Tensor, content: ContentConfig | None, lora: Lora | None) -> list[Latents]:
+    def _run(self, ids: Tensor, mask: Tensor, content: ContentConfig | None, lora: Lora | None) -> list[WindowLatents]:
         sink = WindowSink(self.router, content, ids, mask)
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         self.backbone.run(CausalRows(sink=sink, lora=lora), ids, mask, positions, logits="none")
         return sink.latents(self.keys_dtype, None if self.content_dtype == torch.int8 else self.content_dtype)
 
 
-def _joined(parts: list[Latents]) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+def _joined(parts: list[WindowLatents]) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
     if len(parts) == 1:
         return parts[0].keys, parts[0].content
     keys = {name: torch.cat([p.keys[name] for p in parts]) for name in parts[0].keys}

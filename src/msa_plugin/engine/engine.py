@@ -16,12 +16,12 @@ from torch import Tensor
 
 from msa_plugin import prompts
 from msa_plugin.answering.abstaining import among, declined, parted, prefilled, told
-from msa_plugin.answering.answers import Asked, Events, answering, fetched, found_at_once, in_turn, portions
+from msa_plugin.answering.answers import AnswerJob, Events, answering, fetched, found_at_once, in_turn, portions
 from msa_plugin.answering.excerpts import Excerpts
 from msa_plugin.answering.gathering import hits, read_whole, to_read
 from msa_plugin.answering.generative.generative import Generative
 from msa_plugin.answering.generative.reference_loop import ReferenceLoop
-from msa_plugin.answering.per_layer import LayerRouting, RoutedPass, Row
+from msa_plugin.answering.per_layer import LayerRouting, LayerRow, RoutedPass
 from msa_plugin.answering.reading import Prefill, Reader
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
@@ -44,7 +44,7 @@ from msa_plugin.engine.setup import (
 )
 from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
 from msa_plugin.events import RetrievalEnded, RetrievalEvent, RoundStarted
-from msa_plugin.retrieval.interleave import Found, Gathered, Query, Ranking, drained, interleave_steps
+from msa_plugin.retrieval.interleave import FoundDocument, Gathered, Query, Ranking, drained, interleave_steps
 from msa_plugin.retrieval.key_search import KeySearch
 from msa_plugin.retrieval.links import Titles
 from msa_plugin.retrieval.passages import Passages
@@ -62,7 +62,7 @@ from msa_plugin.retrieval.relevance import Relevance
 from msa_plugin.retrieval.retriever import SharedRanking
 from msa_plugin.retrieval.search import BankSearch, Index, Search
 from msa_plugin.retrieval.shared_names import Mentions
-from msa_plugin.retrieval.words import Lexical
+from msa_plugin.retrieval.words import WordSignal
 from msa_plugin.types import Hits
 
 
@@ -143,7 +143,7 @@ class Engine:
     def use_beside(self, weights: BesideConfig) -> None:
         """What counts beside routing keys: BM25, titles, shared names; 0: it does not. Raises as these do."""
         given = self.bank, self.router, self.search
-        self.lexical = Lexical(*given, weights.lexical) if weights.lexical else None
+        self.lexical = WordSignal(*given, weights.lexical) if weights.lexical else None
         self.titles = Titles(*given, weights.titles) if weights.titles else None
         self.mentions = Mentions(*given, weights.mentions) if weights.mentions else None
 
@@ -201,7 +201,7 @@ class Engine:
         asked = self.backbone.tokenize_batch([prompts.question_part(q, briefly=briefly) for q in queries])
         asked = [ids[: self.encoder.layout.text] for ids in asked]  # a follow-up may hold a long document
         tail = self.reader.tail_ids
-        rows = [Row(ids + tail, [True] * len(ids) + [False] * len(tail)) for ids in asked]
+        rows = [LayerRow(ids + tail, [True] * len(ids) + [False] * len(tail)) for ids in asked]
         return self._layers.run(rows, self.reader.head_with(self.lora), k, selection, answering=answering)
 
     def check_question(self, text: object) -> None:
@@ -315,7 +315,7 @@ class Engine:
 
     def _chat(self, messages: Sequence[Mapping[str, str]], generation: GenerationConfig) -> Events:
         prefill = self.reader.converse(messages, generation.max_new_tokens)
-        asked = [Asked(Gathered(""), [], {})]
+        asked = [AnswerJob(Gathered(""), [], {})]
         yield from answering(self.backbone, asked, prefill, generation, "chat", self._abilities)
 
     @property
@@ -327,23 +327,25 @@ class Engine:
     def _abilities(self) -> tuple[str, ...]:
         return tuple(name for name, has in self.adapter.config.abilities.model_dump().items() if has)
 
-    def _given(self, questions: Sequence[str], ordinals: Sequence[Sequence[int]], selection: Selected) -> list[Asked]:
+    def _given(
+        self, questions: Sequence[str], ordinals: Sequence[Sequence[int]], selection: Selected
+    ) -> list[AnswerJob]:
         """The documents chosen for each question, in that order; routing says where long ones are cut."""
         wanted = sorted({o for row in ordinals for o in row})
         if not wanted:
-            return [Asked(Gathered(question), [], {}) for question in questions]
+            return [AnswerJob(Gathered(question), [], {}) for question in questions]
         ranking = self.rank(questions, len(wanted), selection.only(wanted))
         share = {stage: seconds / len(questions) for stage, seconds in ranking.seconds.items()}
         asked, excerpts = [], self._excerpts()
         for question, row, ranked, chunks in zip(questions, ordinals, ranking.rows, ranking.chunks, strict=True):
             scored = {r.ordinal: r for r in ranked}
             relevance = max((r.relevance for r in ranked if r.relevance is not None and r.ordinal in row), default=None)
-            gathered = Gathered(question, [Found(scored[o], 1) for o in row], relevance=relevance)
+            gathered = Gathered(question, [FoundDocument(scored[o], 1) for o in row], relevance=relevance)
             read = to_read(gathered, excerpts, chunks, self.context_tokens, each=True)
             asked.append(replace(read, seconds=share))
         return asked
 
-    def _read_while_routing(self, questions: Sequence[str], selection: Selected) -> tuple[list[Asked], Prefill]:
+    def _read_while_routing(self, questions: Sequence[str], selection: Selected) -> tuple[list[AnswerJob], Prefill]:
         """The reference's way: one forward routes and reads, each layer what it selected itself (paper section 3.3).
 
         The sources are the documents that any layer read. There is one round: further ones are the model's to ask for.
@@ -362,13 +364,13 @@ class Engine:
         logits, head = run.logits[:, -1], self.reader.head.length
         return asked, Prefill(run.state, logits, run.positions, lengths, context, seconds, head)
 
-    def gather(self, questions: Sequence[str], selection: Selected, rounds: InterleaveConfig) -> list[Asked]:
+    def gather(self, questions: Sequence[str], selection: Selected, rounds: InterleaveConfig) -> list[AnswerJob]:
         """Run the rounds of routing and fit what was found to the context budget."""
         return drained(self._gathering(questions, selection, rounds))
 
     def _gathering(
         self, questions: Sequence[str], selection: Selected, rounds: InterleaveConfig
-    ) -> Generator[tuple[int, RetrievalEvent], None, list[Asked]]:
+    ) -> Generator[tuple[int, RetrievalEvent], None, list[AnswerJob]]:
         excerpts, chunks = self._excerpts(), list[ChunkScores]()
 
         def rank(queries: Sequence[Query], k: int) -> Ranking:

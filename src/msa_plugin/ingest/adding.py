@@ -44,7 +44,7 @@ class FilesReport:
     not_pruned: tuple[str, ...] = ()
 
 
-class Engine(Protocol):
+class FileMemory(Protocol):
     """What is asked of a memory's engine."""
 
     @property
@@ -58,7 +58,7 @@ class Memory(Protocol):
     namespace: str
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> FileMemory:
         """The engine below the facade."""
 
     def add(

@@ -30,7 +30,7 @@ Route = Callable[[int, Tensor], RoutedDocuments]
 Shift = Callable[[int, Tensor, int], Tensor]
 
 
-class Span(NamedTuple):
+class Extent(NamedTuple):
     """Part of a document's content: chunks `start` to `stop` (None: to the end), read `shift` positions further on."""
 
     ordinal: int
@@ -81,7 +81,7 @@ class BankSource:
         rows: int,
         *,
         route: Route | None = None,
-        selected: Sequence[Sequence[Span]] | None = None,
+        selected: Sequence[Sequence[Extent]] | None = None,
         shift: Shift | None = None,
         kernels: Backend = "torch",
     ) -> None:
@@ -125,20 +125,20 @@ class BankSource:
         self.seconds["gather"] += time.perf_counter() - began
         return context
 
-    def _part(self, layer: int, span: Span, content: Tensor) -> Tensor:
+    def _part(self, layer: int, span: Extent, content: Tensor) -> Tensor:
         part = content[span.start : span.stop]
         if not span.shift or self._shift is None:
             return part
         part = part.to(self._head.keys[layer].device)
         return torch.stack([self._shift(layer, part[:, 0], span.shift), part[:, 1]], dim=1)
 
-    def _spans(self, layer: int) -> list[list[Span]]:
+    def _spans(self, layer: int) -> list[list[Extent]]:
         if self._selected is not None:
             return [sorted(row) for row in self._selected]
-        return [[Span(int(o)) for o in sorted(row.tolist())] for row in self.routed[layer].ordinals]
+        return [[Extent(int(o)) for o in sorted(row.tolist())] for row in self.routed[layer].ordinals]
 
 
-def _distinct(rows: Sequence[Sequence[Span]]) -> list[int]:
+def _distinct(rows: Sequence[Sequence[Extent]]) -> list[int]:
     """Ordinals of the rows' documents, ascending: one that several rows chose is read once."""
     return sorted({span.ordinal for row in rows for span in row})
 
@@ -153,7 +153,7 @@ def with_head(keys: Tensor, values: Tensor, content: Tensor | None) -> tuple[Ten
 
 
 def _paged(
-    rows: Sequence[Sequence[Span]], parts: Mapping[Span, Tensor], keys: Tensor, values: Tensor, kernels: Backend
+    rows: Sequence[Sequence[Extent]], parts: Mapping[Extent, Tensor], keys: Tensor, values: Tensor, kernels: Backend
 ) -> LayerContext:
     """The head [KV, T, D] for every row, and pages of the documents' parts, each of them stored once."""
     content = torch.cat([*parts.values()]).to(device=keys.device, dtype=keys.dtype)

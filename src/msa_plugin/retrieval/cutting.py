@@ -31,7 +31,7 @@ _SHORTENED = re.compile(r"(?:\b[A-Z]|\n *\d+|\b(?:Mr|Mrs|Ms|Dr|St|Prof|Sr|Jr|vs|
 _LONGEST_HEADING, _LONG_LINE = 100, 80  # characters
 
 
-class Span(NamedTuple):
+class TextSpan(NamedTuple):
     """A passage: characters [start, end) of the text, tokens [first, stop) of it as encoded, and its heading."""
 
     start: int
@@ -49,7 +49,7 @@ class Heading(NamedTuple):
     words: str
 
 
-def cut(text: str, starts: Positions, smallest: int = SMALLEST, largest: int = LARGEST) -> list[Span]:
+def cut(text: str, starts: Positions, smallest: int = SMALLEST, largest: int = LARGEST) -> list[TextSpan]:
     """Passages of `text`, in order, of `smallest` to `largest` tokens, each with the nearest heading before it.
 
     `starts` [T], ascending, are the characters at which the encoded document's tokens start; those of a title in front
@@ -59,10 +59,10 @@ def cut(text: str, starts: Positions, smallest: int = SMALLEST, largest: int = L
     starts = starts.astype(np.int64)  # numpy would convert all of them for every search
     first, total = int(np.searchsorted(starts, 0)), len(starts)
     if total - first <= largest:
-        return [Span(0, len(text), 0, total)]
+        return [TextSpan(0, len(text), 0, total)]
     headings, positions, strengths = _places(text)
     at_tokens = np.searchsorted(starts, positions)
-    spans: list[Span] = []
+    spans: list[TextSpan] = []
     at, token, heading, words = 0, first, 0, ""
     while token < total:
         if total - token <= largest:
@@ -99,7 +99,7 @@ def _best(
     return space + 1 if space >= 0 else end
 
 
-def _span(text: str, starts: Positions, at: int, end: int, words: str, inside: list[Heading]) -> Iterator[Span]:
+def _span(text: str, starts: Positions, at: int, end: int, words: str, inside: list[Heading]) -> Iterator[TextSpan]:
     """The passage [at, end), without blanks around it and headings that it begins with; none where all is blank.
 
     `words` are of the heading before it, `inside` are those within it.
@@ -113,7 +113,7 @@ def _span(text: str, starts: Positions, at: int, end: int, words: str, inside: l
     first, stop = np.searchsorted(starts, [start, end])
     # A token may begin before the first character, with the space in front of it.
     first -= first > 0 and (first == len(starts) or starts[first] > start)
-    yield Span(start, end, int(first), max(int(stop), int(first) + 1), words)
+    yield TextSpan(start, end, int(first), max(int(stop), int(first) + 1), words)
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:

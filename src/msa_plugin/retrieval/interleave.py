@@ -42,7 +42,7 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundDocument:
     """A document worth reading, and the 1-based round that found it."""
 
     ranked: Ranked
@@ -63,7 +63,7 @@ class Gathered:
     """
 
     question: str
-    found: list[Found] = field(default_factory=list)
+    found: list[FoundDocument] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     relevance: float | None = None
     least: float = 0.0
@@ -105,7 +105,7 @@ class Gathered:
                 seconds=seconds,
             )
         )
-        self.found += [Found(ranked, number) for ranked in new]
+        self.found += [FoundDocument(ranked, number) for ranked in new]
         self._open = [Query(self.question, piece) for _, pieces in texts for piece in pieces]
         if number >= config.max_rounds or (self.relevance is not None and self.relevance < self.least):
             self.close()

@@ -21,7 +21,7 @@ from msa_plugin.backbone.positions import WindowLayout
 from msa_plugin.bank.documents import StoredDocument
 from msa_plugin.bank.words import WordPart, WordTable
 from msa_plugin.cancellation import check_cancelled
-from msa_plugin.retrieval.cutting import LARGEST, Positions, Span, cut
+from msa_plugin.retrieval.cutting import LARGEST, Positions, TextSpan, cut
 from msa_plugin.retrieval.postings import word_scores
 from msa_plugin.retrieval.ranking import ChunkScores, Ranked
 from msa_plugin.types import Passage
@@ -31,12 +31,12 @@ _KEPT = 16_000_000  # tokens of documents whose passages are kept for later ques
 _PORTION, _AT_ONCE = 1 << 16, 16  # characters of a text that are tokenised in one piece; pieces side by side
 
 
-class Scored(NamedTuple):
+class ScoredPassage(NamedTuple):
     """Passage `number` of the document at `place` among those found; `token` is where what fits best begins."""
 
     place: int
     number: int
-    span: Span
+    span: TextSpan
     score: float
     token: int
 
@@ -49,7 +49,7 @@ class Scored(NamedTuple):
 class Laid(NamedTuple):
     """A document's passages, the chunks (first and last) that each overlaps, and the words of each."""
 
-    spans: list[Span]
+    spans: list[TextSpan]
     chunks: list[tuple[int, int]]
     words: WordTable
 
@@ -92,7 +92,7 @@ class Passages:
 
     def ranked(
         self, question: str, found: Sequence[tuple[StoredDocument, Ranked]], chunks: ChunkScores | None
-    ) -> list[Scored]:
+    ) -> list[ScoredPassage]:
         """Every passage of documents that a question found, best first; ties go to the document found earlier.
 
         Without `chunks` the best chunk of each document is the only one known.
@@ -107,7 +107,7 @@ class Passages:
             keys, tokens = self._by_keys(ranked, cuts, None if scores is None else scores[place])
             for number, (span, key, token) in enumerate(zip(cuts.spans, keys, tokens, strict=True)):
                 score = ranked.score + KEYS * key + WORDS * next(shares)
-                passages.append(Scored(place, number, span, score, token))
+                passages.append(ScoredPassage(place, number, span, score, token))
         return sorted(passages, key=lambda p: -p.score)
 
     def _by_keys(self, ranked: Ranked, laid: Laid, scores: NDArray[np.float32] | None) -> tuple[list[float], list[int]]:
@@ -130,7 +130,7 @@ class Passages:
             check_cancelled()
             text = document.text
             short = document.tokens <= LARGEST  # most are, and need no tokens to be counted
-            spans = [Span(0, len(text), 0, document.tokens)] if short else cut(text, self._started(document))
+            spans = [TextSpan(0, len(text), 0, document.tokens)] if short else cut(text, self._started(document))
             place = self.layout_of(document.ordinal).chunk_of_token
             edges = [(s.first, max(s.first, s.stop - 1)) for s in spans]
             chunks = [(place(a, self.pooling), place(b, self.pooling)) for a, b in edges]

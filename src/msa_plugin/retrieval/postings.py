@@ -81,7 +81,7 @@ class Words(NamedTuple):
         return shares
 
 
-class Question:
+class QuestionPostings:
     """A question's words, each once, and how often it has them."""
 
     def __init__(self, question: str) -> None:
@@ -158,7 +158,7 @@ def _words(part: WordPart) -> int:
 
 def word_scores(questions: Sequence[str], parts: Sequence[WordPart]) -> list[Words]:
     """BM25 of each question for the documents of a selection in this process. Raises BankCorruptError."""
-    found = [Question(question).over(parts) for question in questions]
+    found = [QuestionPostings(question).over(parts) for question in questions]
     return [counted.words(counted.counts) for counted in found]
 
 
@@ -167,7 +167,7 @@ def rarity(question: str, counts: Counts, others: int = 0) -> dict[str, float]:
 
     `counts` are those of a selection for the question; `others` more documents have none of the words.
     """
-    times = Question(question).times
+    times = QuestionPostings(question).times
     having = counts.having or (0,) * len(times)
     return {
         word: often * _rarity(held, counts.documents + others)

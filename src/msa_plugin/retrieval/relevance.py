@@ -21,7 +21,7 @@ from msa_plugin.config import RelevanceConfig, RelevanceWeights
 from msa_plugin.retrieval.bm25 import K1, B
 from msa_plugin.retrieval.postings import Words
 from msa_plugin.retrieval.ranking import Ranked
-from msa_plugin.retrieval.words import Lexical
+from msa_plugin.retrieval.words import WordSignal
 
 BESIDE = 8  # the document that the best are compared with is the eighth best
 _OTHERS = 100  # documents without a question's words that a memory counts as holding besides: a small one has no rarity
@@ -77,7 +77,7 @@ class Relevance:
         return k if self.config is None else max(k, BESIDE)
 
     def judged(
-        self, questions: Sequence[str], rows: Sequence[list[Ranked]], lexical: Lexical | None, words: Said
+        self, questions: Sequence[str], rows: Sequence[list[Ranked]], lexical: WordSignal | None, words: Said
     ) -> list[list[Ranked]]:
         """The same rankings, at least `BESIDE` long where there are so many documents, with relevance."""
         if self.config is None:
@@ -89,7 +89,7 @@ class Relevance:
         return judged
 
     def signals(
-        self, questions: Sequence[str], rows: Sequence[list[Ranked]], lexical: Lexical | None, words: Said
+        self, questions: Sequence[str], rows: Sequence[list[Ranked]], lexical: WordSignal | None, words: Said
     ) -> list[list[Signal]]:
         """What can be compared between questions, for each ranked document; `words` where `lexical` counts them."""
         signals = []
@@ -107,7 +107,7 @@ class Relevance:
             signals.append([Signal(key, beside[0], said, beside[1]) for key, said in zip(keys, held, strict=True)])
         return signals
 
-    def _held(self, row: Sequence[Ranked], rarity: Mapping[str, float], lexical: Lexical) -> Iterator[float]:
+    def _held(self, row: Sequence[Ranked], rarity: Mapping[str, float], lexical: WordSignal) -> Iterator[float]:
         """The best share of the words that some place of each document holds, its title always beside it.
 
         Documents of a shard that was lost meanwhile hold none.

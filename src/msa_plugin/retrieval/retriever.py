@@ -16,7 +16,7 @@ from msa_plugin.retrieval.recency import with_recency
 from msa_plugin.retrieval.relevance import Relevance, Said, compared
 from msa_plugin.retrieval.search import Index, Search
 from msa_plugin.retrieval.shared_names import Mentions
-from msa_plugin.retrieval.words import Lexical, depth
+from msa_plugin.retrieval.words import WordSignal, depth
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class SharedRanking:
     routing: RoutingConfig
     search: Search
     prefilter: Index | None
-    lexical: Lexical | None
+    lexical: WordSignal | None
     titles: Titles | None
     mentions: Mentions | None
     relevance: Relevance

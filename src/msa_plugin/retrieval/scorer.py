@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from msa_kernels import Backend
-from msa_plugin.bank.spans import TILE_CHUNKS, Span, check_block, spans
+from msa_plugin.bank.spans import TILE_CHUNKS, ChunkSpan, check_block, spans
 from msa_plugin.config import RoutingConfig
 from msa_plugin.errors import InvalidQueryError
 from msa_plugin.retrieval.fused import fused_search
@@ -116,7 +116,7 @@ class _ChunkScorer:
         self._products = torch.empty((min(2, first.parts.shape[0]), height, self._rows), device=self.device)
         self._scores = torch.empty((queries.shape[0], 0), device=self.device)
 
-    def scan(self, block: KeyBlock) -> Iterator[tuple[Span, Tensor]]:
+    def scan(self, block: KeyBlock) -> Iterator[tuple[ChunkSpan, Tensor]]:
         """Walk a block: a span with its chunk scores [B, c]; a document larger than a tile comes with its score [B, 1].
 
         The scores are valid until the next step.
@@ -236,7 +236,7 @@ def _combine(tile: TokenTile, by_token: Tensor, out: Tensor) -> None:
     out.copy_(part if tile.first else torch.maximum(out, part))
 
 
-def _documents(span: Span, scores: Tensor, config: RoutingConfig) -> tuple[Tensor, Tensor]:
+def _documents(span: ChunkSpan, scores: Tensor, config: RoutingConfig) -> tuple[Tensor, Tensor]:
     """Scores [B, n] and ordinals [n] of the documents of a span."""
     ordinals = span.ordinals.to(scores.device)
     if not span.fits:
@@ -255,7 +255,7 @@ def _segments(scores: Tensor, offsets: Tensor, how: str) -> Tensor:
     return _without_nan(torch.stack(reduced))
 
 
-def _offer(best: _TopK, span: Span, scores: Tensor, config: RoutingConfig) -> None:
+def _offer(best: _TopK, span: ChunkSpan, scores: Tensor, config: RoutingConfig) -> None:
     """Offer a span's documents; once k are held, only those with a chunk that reaches the k-th score."""
     bar = best.bar()
     if bar is None or not span.fits or config.chunk_reduce == "mean":

@@ -31,7 +31,7 @@ def depth(k: int) -> int:
     return max(100, 4 * k)
 
 
-class Lexical:
+class WordSignal:
     """BM25 of a bank's selections, beside its routing keys."""
 
     def __init__(self, bank: BankHandle, router: Router, search: Search, weight: float) -> None:

@@ -29,7 +29,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # as torch's AdamW names them
 
 
 @dataclass(frozen=True)
-class State:
+class RunState:
     """Where a training stands after `step` steps: seconds and tokens spent, and the best held-out figure so far."""
 
     step: int = 0
@@ -65,7 +65,9 @@ class Checkpoints:
                 "set these back to go on with it, or choose another folder"
             )
 
-    def save(self, state: State, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, keep: int) -> Path:
+    def save(
+        self, state: RunState, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, keep: int
+    ) -> Path:
         """Write a checkpoint, then delete all but the last `keep`. Raises TrainingError when the disk refuses."""
         final = self.folder / f"step-{state.step:08d}"
         if final.exists():
@@ -91,14 +93,14 @@ class Checkpoints:
         """The newest checkpoint; None before the first."""
         return next(iter(reversed(self._all())), None)
 
-    def restore(self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> State:
+    def restore(self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> RunState:
         """Set parameters and moments as they were at the newest checkpoint, if there is one; in place.
 
         Raises TrainingError for a damaged checkpoint and for one of other parameters.
         """
         path = self.latest()
         if path is None:
-            return State()
+            return RunState()
         try:
             tensors = load_file(str(path / _TENSORS))
         except (OSError, SafetensorError) as error:
@@ -116,7 +118,7 @@ class Checkpoints:
                     optimizer.state[parameter] = {
                         m: t if m == "step" else t.to(parameter.device) for m, t in moments.items()
                     }
-        return State(**_read_json(path / _STATE))
+        return RunState(**_read_json(path / _STATE))
 
     def _all(self) -> list[Path]:
         if not self.folder.is_dir():

@@ -18,7 +18,7 @@ from msa_plugin.types import Document
 
 
 @dataclass(frozen=True)
-class Step:
+class Hop:
     """One retrieval step: `question` with the passages `found` so far asks for `wanted`; all are passages' ids.
 
     `answer` is set on the step after the last one, which wants nothing more.
@@ -37,7 +37,7 @@ class Corpus:
 
     name: str
     documents: dict[str, Document]
-    steps: tuple[Step, ...]
+    steps: tuple[Hop, ...]
     notes: tuple[str, ...] = ()
 
     @cached_property
@@ -61,26 +61,26 @@ def corpus_of(dataset: Dataset, seed: int = 0) -> Corpus:
     return Corpus(dataset.name, {d.id: d for d in dataset.documents}, tuple(steps), dataset.notes)
 
 
-def steps_of(corpus: str, question: Question) -> Iterator[Step]:
+def steps_of(corpus: str, question: Question) -> Iterator[Hop]:
     """A step for each hop, its passages in the order in which the data set names them, and one with the answer.
 
     At every step all passages that are still missing count as right: which comes first often does not matter.
     """
     chain = tuple(question.positives)
     for hop in range(len(chain)):
-        yield Step(corpus, question.text, chain[:hop], chain[hop:])
+        yield Hop(corpus, question.text, chain[:hop], chain[hop:])
     if question.answers:
-        yield Step(corpus, question.text, chain, (), question.answers[0])
+        yield Hop(corpus, question.text, chain, (), question.answers[0])
 
 
-def routing_steps(corpora: Sequence[Corpus]) -> list[tuple[Corpus, Step]]:
+def routing_steps(corpora: Sequence[Corpus]) -> list[tuple[Corpus, Hop]]:
     """The steps that ask for passages, of all corpora."""
     return [(corpus, step) for corpus in corpora for step in corpus.steps if step.wanted]
 
 
 def batches(
-    items: Sequence[tuple[Corpus, Step]], size: int, seed: int, *, first: int = 0
-) -> Iterator[list[tuple[Corpus, Step]]]:
+    items: Sequence[tuple[Corpus, Hop]], size: int, seed: int, *, first: int = 0
+) -> Iterator[list[tuple[Corpus, Hop]]]:
     """Endless batches, every epoch in an order of its own; `first` is the number of the first batch wanted.
 
     The same seed gives the same batches, wherever one starts: a resumed training goes on with the next one.
@@ -110,10 +110,10 @@ def drawn_numbers(count: int, width: int, generator: random.Random) -> list[int]
 
 def held_apart(
     data: Sequence[Corpus], held_out: int, seed: int
-) -> tuple[list[tuple[Corpus, Step]], list[tuple[Corpus, Step]]]:
+) -> tuple[list[tuple[Corpus, Hop]], list[tuple[Corpus, Hop]]]:
     """Steps to train on, and those of `held_out` questions of each data set: a question's steps stay together."""
-    training: list[tuple[Corpus, Step]] = []
-    aside: list[tuple[Corpus, Step]] = []
+    training: list[tuple[Corpus, Hop]] = []
+    aside: list[tuple[Corpus, Hop]] = []
     for corpus in data:
         questions = sorted({step.question for step in corpus.steps})
         if held_out >= len(questions) > 0:

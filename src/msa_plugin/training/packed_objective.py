@@ -35,7 +35,7 @@ from msa_plugin.errors import ConfigError, TrainingError
 from msa_plugin.training.data import Corpus, batches, held_apart
 from msa_plugin.training.losses import Method, auxiliary_loss, token_loss
 from msa_plugin.training.packed import PackedPass
-from msa_plugin.training.samples import Batch, Lexical, Miner, Sampler
+from msa_plugin.training.samples import Batch, LexicalNegatives, Miner, Sampler
 from msa_plugin.training.trainer import Losses
 
 _BACKBONE = "backbone."
@@ -108,7 +108,7 @@ class PackedObjective:
         self.lora = _lora(backbone, config, adapter, seed) if config.trains == "lora" else None
         if config.trains == "all":
             backbone.model.float().requires_grad_(True)
-        miners: list[Miner] = [Lexical(data)] if config.hard else []
+        miners: list[Miner] = [LexicalNegatives(data)] if config.hard else []
         self.sampler = Sampler(
             backbone, config.top_k, config.id_width, config.memory_tokens, config.window, config.hard, config.latent
         )

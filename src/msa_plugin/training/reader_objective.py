@@ -31,7 +31,7 @@ from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.errors import ConfigError, TrainingError
 from msa_plugin.retrieval.assembly import encode_head
 from msa_plugin.training.data import Corpus, held_apart
-from msa_plugin.training.reader_rows import Row, RowBuilder, RowConfig
+from msa_plugin.training.reader_rows import ReaderRow, RowBuilder, RowConfig
 from msa_plugin.training.reading_objective import Chosen, Pooled
 from msa_plugin.training.trainer import Losses
 
@@ -198,7 +198,7 @@ class ReaderObjective:
                 found["em"].append(exact_match(reply, [row.answer]))
         return {name: sum(values) / len(values) for name, values in found.items() if values}
 
-    def answers(self, rows: Sequence[Row]) -> list[str]:
+    def answers(self, rows: Sequence[ReaderRow]) -> list[str]:
         """What the backbone answers now, greedily."""
         replies = [""] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i].passages)))
@@ -248,7 +248,7 @@ class ReaderObjective:
             self._drawn = group, [row for part in order for row in rows[part * size : (part + 1) * size]]
         return self._drawn[1][place * size : (place + 1) * size]
 
-    def tokens(self, row: Row) -> TokenRow:
+    def tokens(self, row: ReaderRow) -> TokenRow:
         """Token ids, as `Reader` feeds them."""
         tokenize = self.backbone.tokenize_batch
         passages = tokenize(prompts.reading_parts(row.passages)) if row.passages else []

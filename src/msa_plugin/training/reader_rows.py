@@ -18,10 +18,10 @@ from pydantic import Field, model_validator
 from msa_plugin import prompts
 from msa_plugin.config import Settings
 from msa_plugin.errors import TrainingError
-from msa_plugin.training.data import Corpus, Step
+from msa_plugin.training.data import Corpus, Hop
 from msa_plugin.training.dressing import CutPassage, dressed
 from msa_plugin.training.identifiers import coded
-from msa_plugin.training.samples import Lexical
+from msa_plugin.training.samples import LexicalNegatives
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)")
 _CLAIMS = {"SUPPORTS": "yes", "REFUTES": "no"}
@@ -59,7 +59,7 @@ class RowConfig(Settings):
 
 
 @dataclass(frozen=True)
-class Row:
+class ReaderRow:
     """Passages in the order in which they are read, the question, and what is to be answered."""
 
     passages: tuple[str, ...]
@@ -78,7 +78,7 @@ class RowBuilder:
     def __init__(self, data: Sequence[Corpus], config: RowConfig) -> None:
         """Indexes every corpus by words, to find passages that look right."""
         self.config = config
-        self._mine = Lexical(data)
+        self._mine = LexicalNegatives(data)
         self._siblings: dict[str, dict[str, list[str]]] = {}
         for corpus in data:
             titled: dict[str, list[str]] = defaultdict(list)
@@ -87,12 +87,12 @@ class RowBuilder:
                     titled[document.title].append(name)
             self._siblings[corpus.name] = titled
 
-    def drawn(self, steps: Sequence[tuple[Corpus, Step]], count: int, draw: random.Random) -> list[Row]:
+    def drawn(self, steps: Sequence[tuple[Corpus, Hop]], count: int, draw: random.Random) -> list[ReaderRow]:
         """`count` rows of `steps`, each data set with its share of the mix.
 
         Raises TrainingError for a mix that names none of the data sets.
         """
-        by_set: dict[str, list[tuple[Corpus, Step]]] = defaultdict(list)
+        by_set: dict[str, list[tuple[Corpus, Hop]]] = defaultdict(list)
         for corpus, step in steps:
             by_set[corpus.name].append((corpus, step))
         names = sorted(by_set)
@@ -102,7 +102,7 @@ class RowBuilder:
             raise TrainingError(f"mix: none of {', '.join(names)} has a share")
         return [self.row(*draw.choice(by_set[name]), draw) for name in draw.choices(names, shares, k=count)]
 
-    def row(self, corpus: Corpus, step: Step, draw: random.Random) -> Row:
+    def row(self, corpus: Corpus, step: Hop, draw: random.Random) -> ReaderRow:
         """A row for a step that has an answer. Raises TrainingError for passages that the corpus lacks."""
         if absent := [name for name in step.found if name not in corpus.documents]:
             raise TrainingError(f"{corpus.name}: {step.question!r} needs {absent[0]!r}, which its corpus lacks")
@@ -117,9 +117,9 @@ class RowBuilder:
         if draw.random() < self.config.dressed:
             passages = dressed(passages, answer, draw)
         texts = tuple(prompts.passage_text(p.title, p.heading, p.text) for p in passages)
-        return Row(texts, question, prompts.ABSENT if without else answer)
+        return ReaderRow(texts, question, prompts.ABSENT if without else answer)
 
-    def _exchange(self, step: Step, draw: random.Random) -> tuple[str, str]:
+    def _exchange(self, step: Hop, draw: random.Random) -> tuple[str, str]:
         question, answer = step.question.strip(), step.answer.strip()
         if answer in _CLAIMS:  # a claim is no question: it becomes one
             return draw.choice(_ASKED).format(question), _CLAIMS[answer]
@@ -127,14 +127,14 @@ class RowBuilder:
             question = question.lower().rstrip("?").rstrip()
         return question, answer
 
-    def _without(self, corpus: Corpus, step: Step, draw: random.Random) -> list[str]:
+    def _without(self, corpus: Corpus, step: Hop, draw: random.Random) -> list[str]:
         """What is left of the right passages when those with the answer are gone, or one of them where none has it."""
         kept = [name for name in step.found if not _holds(corpus.documents[name].text, step.answer)]
         if len(kept) == len(step.found):
             kept.remove(draw.choice(kept))
         return kept
 
-    def _others(self, corpus: Corpus, step: Step, count: int, draw: random.Random, *, without: bool) -> list[str]:
+    def _others(self, corpus: Corpus, step: Hop, count: int, draw: random.Random, *, without: bool) -> list[str]:
         """Passages that the answer does not need: from the same article, similar ones, and any."""
         gold = {corpus.documents[name].content_hash for name in step.found}
         found: list[str] = []
@@ -147,7 +147,7 @@ class RowBuilder:
                 found.append(name)
         return found
 
-    def _candidates(self, corpus: Corpus, step: Step, draw: random.Random, near: float) -> Iterator[str]:
+    def _candidates(self, corpus: Corpus, step: Hop, draw: random.Random, near: float) -> Iterator[str]:
         mined = list(self._mine(corpus, replace(step, found=())))
         titles = [corpus.documents[name].title for name in step.found]
         siblings = [n for t in titles if t for n in self._siblings[corpus.name][t]]

@@ -31,8 +31,8 @@ from msa_plugin.encoding.encoder import pad_right, plan_batches
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.errors import ConfigError, TrainingError
 from msa_plugin.retrieval.assembly import TemplateHead, encode_head, padded, with_head
-from msa_plugin.training.data import Corpus, Step, batches, held_apart
-from msa_plugin.training.samples import Lexical
+from msa_plugin.training.data import Corpus, Hop, batches, held_apart
+from msa_plugin.training.samples import LexicalNegatives
 from msa_plugin.training.trainer import Losses
 
 _BATCH_TOKENS = 1024  # of documents in a forward
@@ -69,7 +69,7 @@ class ReadingConfig(Settings):
 
 
 @dataclass(frozen=True)
-class Row:
+class LatentRow:
     """Documents by id with their windows of token ids, and the ids of what is asked and what is to be said."""
 
     names: tuple[str, ...]
@@ -143,7 +143,7 @@ class ReadingObjective:
         if not self.training:
             raise TrainingError("the data hold no question with an answer and the passages it is in")
         backbone.model.requires_grad_(False)
-        self._mine = Lexical(data) if config.documents > 1 else None
+        self._mine = LexicalNegatives(data) if config.documents > 1 else None
         generator = torch.Generator().manual_seed(seed)
         fresh = Lora.fresh(backbone.model, range(routing.layers[-1], last), config.rank, config.modules, generator)
         self._trained = fresh.trainable(backbone.device)
@@ -196,12 +196,12 @@ class ReadingObjective:
         }
         return replace(self.start, config=self.start.config.model_copy(update=update), lora=lora)
 
-    def _loss(self, rows: Sequence[Row], pooling: int) -> tuple[Tensor, int]:
+    def _loss(self, rows: Sequence[LatentRow], pooling: int) -> tuple[Tensor, int]:
         """Mean cross entropy of what the rows say, and how many tokens went through the backbone for it."""
         logits, said, tokens = self.logits(rows, pooling)
         return F.cross_entropy(logits.float(), torch.tensor(said, device=logits.device)), tokens
 
-    def logits(self, rows: Sequence[Row], pooling: int) -> tuple[Tensor, list[int], int]:
+    def logits(self, rows: Sequence[LatentRow], pooling: int) -> tuple[Tensor, list[int], int]:
         """Logits [N, V] before every token that the rows say, those tokens, and backbone tokens in all."""
         head = encode_head(self.backbone, self._head, self.lora)
         content, encoded = self._encoded([w for row in rows for w in row.windows], pooling)
@@ -237,7 +237,7 @@ class ReadingObjective:
 
     # Rows
 
-    def row(self, corpus: Corpus, step: Step, draw: random.Random, *, repeats: bool) -> Row:
+    def row(self, corpus: Corpus, step: Hop, draw: random.Random, *, repeats: bool) -> LatentRow:
         """A question and its answer or, where it `repeats`, one of the documents by its title.
 
         Raises TrainingError for a step whose passages the corpus lacks.
@@ -251,9 +251,9 @@ class ReadingObjective:
             document = corpus.documents[names[place]]
             asked = prompts.repeat_part(document.title or " ".join(document.text.split()[:6]))
             said = windows[place][len(self._prefix) :]
-        return Row(tuple(names), windows, self.backbone.tokenize(asked) + self._tail, [*said, self._end])
+        return LatentRow(tuple(names), windows, self.backbone.tokenize(asked) + self._tail, [*said, self._end])
 
-    def _documents(self, corpus: Corpus, step: Step, draw: random.Random) -> list[str]:
+    def _documents(self, corpus: Corpus, step: Hop, draw: random.Random) -> list[str]:
         """What the answer needs, and what looks like it, in random order."""
         if absent := [name for name in step.found if name not in corpus.documents]:
             raise TrainingError(f"{corpus.name}: {step.question!r} needs {absent[0]!r}, which its corpus lacks")

@@ -24,7 +24,7 @@ else:
 _FOLDER = "recipes"
 
 
-class Phase(Settings):
+class RecipePhase(Settings):
     """Part of a schedule: what differs from the recipe's own `training` and `settings`."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -46,12 +46,12 @@ class Recipe(Settings):
     seed: int = 0
     training: Mapping[str, Any] = Field(default_factory=dict)
     settings: Mapping[str, Any] = Field(default_factory=dict)
-    phases: tuple[Phase, ...] = ()
+    phases: tuple[RecipePhase, ...] = ()
 
     def plan(self, steps: int | None = None) -> list[Planned]:
         """The phases with all their settings; `steps` replaces the steps of each. Raises ConfigError naming both."""
         kind = kind_of(self.objective)
-        whole = self.phases or (Phase(name="training"),)
+        whole = self.phases or (RecipePhase(name="training"),)
         if len({p.name for p in whole}) < len(whole):
             raise ConfigError(f"recipe {self.name}: phases must have different names")
         found = []

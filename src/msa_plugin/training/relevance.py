@@ -19,7 +19,7 @@ from pydantic import Field
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.absence import OnStep, Room, Sample, auc
+from msa_plugin.bench.absence import AbsenceSample, OnStep, Room, auc
 from msa_plugin.bench.datasets import dataset_hash, find_datasets, load_dataset
 from msa_plugin.config import RelevanceConfig, RelevanceWeights, Settings
 from msa_plugin.errors import ConfigError, IngestError, TrainingError
@@ -45,7 +45,7 @@ class RelevancePlan(Settings):
     seed: int = 0
 
 
-class Asked(NamedTuple):
+class RelevanceCase(NamedTuple):
     """One question asked of one selection: signals of what was found, and which of it answers (None: nobody knows)."""
 
     answerable: bool
@@ -53,7 +53,7 @@ class Asked(NamedTuple):
     answers: tuple[bool | None, ...]
 
 
-def ask(room: Room, plan: RelevancePlan, on_step: OnStep) -> Iterator[Asked]:
+def ask(room: Room, plan: RelevancePlan, on_step: OnStep) -> Iterator[RelevanceCase]:
     """Every question, asked of the whole sample and of a few documents, with and without what answers it."""
     engine, sample = room.memory.engine, room.sample
     generator = random.Random(plan.seed)
@@ -71,7 +71,7 @@ def ask(room: Room, plan: RelevancePlan, on_step: OnStep) -> Iterator[Asked]:
                 [signals] = engine.relevance.signals([question.text], [row], lexical, words)
                 found = [room.names[r.ordinal] for r in row]
                 answers = [name in gold or (None if name in holding else False) for name in found]
-                yield Asked(answerable, tuple(signals), tuple(answers))
+                yield RelevanceCase(answerable, tuple(signals), tuple(answers))
 
 
 def fit_adapter(
@@ -95,12 +95,12 @@ def fit_adapter(
     paths = {path.resolve().name: path for path in find_datasets(data)}
     if absent := [name for name in sets or () if name not in paths]:
         raise IngestError(f"{data} lacks the data set {absent[0]!r}; it holds {', '.join(sorted(paths))}")
-    asked: dict[str, list[Asked]] = {}
+    asked: dict[str, list[RelevanceCase]] = {}
     hashes = {}
     for name in sets or sorted(paths):
         dataset = load_dataset(paths[name])
         hashes[name] = dataset_hash(dataset)
-        sample = Sample.of(dataset, plan.questions, plan.passages, plan.seed)
+        sample = AbsenceSample.of(dataset, plan.questions, plan.passages, plan.seed)
         with LatentMemory.open(folder / name, model=backbone, adapter=adapter) as memory:
             asked[name] = list(ask(Room(memory, sample), plan, on_step))
     config = fit([one for some in asked.values() for one in some], plan)
@@ -111,13 +111,13 @@ def fit_adapter(
     return replace(adapter, config=adapter.config.model_copy(update=update)), measured
 
 
-def _reached(asked: Sequence[Asked], config: RelevanceConfig) -> dict[str, float]:
+def _reached(asked: Sequence[RelevanceCase], config: RelevanceConfig) -> dict[str, float]:
     """On the questions that it was fitted on."""
     found = {way: [best(a, config) for a in asked if a.answerable is way] for way in (True, False)}
     return {"asked": len(asked), "auc": round(auc(found[True], found[False]), 4)}
 
 
-def fit(asked: Sequence[Asked], plan: RelevancePlan) -> RelevanceConfig:
+def fit(asked: Sequence[RelevanceCase], plan: RelevancePlan) -> RelevanceConfig:
     """The regression with words and the one without. Raises TrainingError where there is nothing to tell apart."""
     beside = [a.signals[0].key_beside for a in asked if a.signals and a.signals[0].key_beside is not None]
     if not beside:
@@ -134,12 +134,12 @@ def fit(asked: Sequence[Asked], plan: RelevancePlan) -> RelevanceConfig:
     return config.model_copy(update={"least": float(min(least))})
 
 
-def best(asked: Asked, config: RelevanceConfig) -> float:
+def best(asked: RelevanceCase, config: RelevanceConfig) -> float:
     """The relevance of the best that a question found; 0 where it found nothing."""
     return max((relevance(signal, config) for signal in asked.signals), default=0.0)
 
 
-def _fitted(asked: Sequence[Asked], unrelated: float, plan: RelevancePlan, count: int) -> RelevanceWeights:
+def _fitted(asked: Sequence[RelevanceCase], unrelated: float, plan: RelevancePlan, count: int) -> RelevanceWeights:
     pairs = [
         (signal.features(unrelated)[:count], right)
         for one in asked

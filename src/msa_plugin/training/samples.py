@@ -15,21 +15,21 @@ from torch import Tensor
 
 from msa_plugin import prompts
 from msa_plugin.answering.generative.wire import Transcript, Wire
-from msa_plugin.answering.per_layer import Row
+from msa_plugin.answering.per_layer import LayerRow
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.encoding.numbering import FIRST_ORDINAL, Numbering
 from msa_plugin.errors import TrainingError
 from msa_plugin.prompts import document_text
 from msa_plugin.retrieval.bm25 import WordIndex
-from msa_plugin.training.data import Corpus, Step, drawn_numbers
+from msa_plugin.training.data import Corpus, Hop, drawn_numbers
 from msa_plugin.training.losses import IGNORED
 from msa_plugin.training.packed import QUESTION, RESPONSE, TEMPLATE, Packed
 
-Miner = Callable[[Corpus, Step], Sequence[str]]  # ids of passages that look right and are not, worst mistake first
+Miner = Callable[[Corpus, Hop], Sequence[str]]  # ids of passages that look right and are not, worst mistake first
 
 
 @dataclass(frozen=True)
-class Sample:
+class PackedSample:
     """One row: `ids`, `positions`, `documents` and `labels` a token; `positives` says of its documents which are right.
 
     `labels` are the token itself where it is learnt, IGNORED elsewhere.
@@ -52,7 +52,7 @@ class Batch:
     columns: Tensor
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], device: torch.device, pad: int = 0) -> Batch:
+    def of(cls, samples: Sequence[PackedSample], device: torch.device, pad: int = 0) -> Batch:
         """Right padded to the longest."""
         width = max(len(s.ids) for s in samples)
 
@@ -94,14 +94,14 @@ class Sampler:
         self._numbering = Numbering(self.backbone, self.width)
         self._head = self.backbone.tokenize_frame(prompts.TEMPLATE_HEAD)
 
-    def samples(self, steps: Sequence[tuple[Corpus, Step]], generator: random.Random) -> list[Sample]:
+    def samples(self, steps: Sequence[tuple[Corpus, Hop]], generator: random.Random) -> list[PackedSample]:
         """One a step. Raises TrainingError naming a step that cannot be made into a row."""
         asked: dict[str, list[str]] = {}
         for corpus, step in steps:
             asked.setdefault(corpus.name, []).extend(step.wanted)
         return [self.sample(corpus, step, asked[corpus.name], generator) for corpus, step in steps]
 
-    def sample(self, corpus: Corpus, step: Step, others: Sequence[str], generator: random.Random) -> Sample:
+    def sample(self, corpus: Corpus, step: Hop, others: Sequence[str], generator: random.Random) -> PackedSample:
         """The row of one step; `others` are passages of its corpus that other rows want."""
         chain = (*step.found, *step.wanted)
         if absent := [i for i in chain if i not in corpus.documents]:
@@ -128,7 +128,7 @@ class Sampler:
         ids += [*row.ids, *written]
         positions += range(start, start + len(row.ids) + len(written))
         documents += [QUESTION if vote else RESPONSE for vote in row.votes] + [RESPONSE] * len(written)
-        return Sample(ids, positions, documents, labels, [name in wanted for name, _ in windows])
+        return PackedSample(ids, positions, documents, labels, [name in wanted for name, _ in windows])
 
     def _numbers(self, least: int, generator: random.Random) -> list[int]:
         """Enough for the row, of any width that gives so many: small memories have short numbers."""
@@ -140,7 +140,7 @@ class Sampler:
     def _documents(
         self,
         corpus: Corpus,
-        step: Step,
+        step: Hop,
         wanted: Sequence[str],
         others: Sequence[str],
         numbered: Mapping[str, int],
@@ -168,7 +168,7 @@ class Sampler:
         generator.shuffle(found)
         return found
 
-    def _candidates(self, corpus: Corpus, step: Step, others: Sequence[str], generator: random.Random) -> Iterator[str]:
+    def _candidates(self, corpus: Corpus, step: Hop, others: Sequence[str], generator: random.Random) -> Iterator[str]:
         chain = {*step.found, *step.wanted}
         for mine in self.miners:
             yield from [name for name in mine(corpus, step)[: self.hard + len(chain)] if name not in chain][: self.hard]
@@ -183,8 +183,8 @@ class Sampler:
         return self._numbering.windows(text, number + FIRST_ORDINAL, self.window)[0][0]
 
     def _exchange(
-        self, corpus: Corpus, step: Step, numbered: Mapping[str, int], latent: bool
-    ) -> tuple[Row, list[tuple[int, bool]]]:
+        self, corpus: Corpus, step: Hop, numbered: Mapping[str, int], latent: bool
+    ) -> tuple[LayerRow, list[tuple[int, bool]]]:
         """The row as inference feeds it, and what follows with whether it is learnt."""
         wire = self._wire
         transcript = Transcript(wire, step.question)
@@ -203,7 +203,7 @@ class Sampler:
         return transcript.row(), [*zip(start, learnt, strict=True), *((t, True) for t in said)]
 
 
-class Lexical:
+class LexicalNegatives:
     """Mines the best passages by BM25 for the question and what was found, whatever is right among them."""
 
     def __init__(self, corpora: Sequence[Corpus], depth: int = 32) -> None:
@@ -213,7 +213,7 @@ class Lexical:
             c.name: WordIndex([document_text(d.title, d.text) for d in c.documents.values()]).asked for c in corpora
         }
 
-    def __call__(self, corpus: Corpus, step: Step) -> list[str]:
+    def __call__(self, corpus: Corpus, step: Hop) -> list[str]:
         """Ids, best first."""
         found = [corpus.documents[i].text for i in step.found[-1:]]
         scores = torch.from_numpy(self._score[corpus.name](" ".join([step.question, *found])))

@@ -25,7 +25,7 @@ from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.cpu import trains_faster_in_bfloat16
 from msa_plugin.bench.provenance import Provenance, now
 from msa_plugin.errors import MissingExtraError, TrainingError
-from msa_plugin.training.checkpoint import Checkpoints, State, writing
+from msa_plugin.training.checkpoint import Checkpoints, RunState, writing
 from msa_plugin.training.curves import HELD_OUT, Curve
 from msa_plugin.training.devices import Devices
 from msa_plugin.training.interrupts import Wish, graceful
@@ -130,7 +130,7 @@ class Trainer:
 
     # The loop
 
-    def _train(self, state: State, curve: Curve | None, wish: Wish, on_progress: OnProgress | None) -> Trained:
+    def _train(self, state: RunState, curve: Curve | None, wish: Wish, on_progress: OnProgress | None) -> Trained:
         self._show(on_progress, state, 0)
         begun, before, tokens = time.perf_counter(), state.seconds, state.tokens
         if state.step == 0 and self.config.evaluate_every:
@@ -155,7 +155,7 @@ class Trainer:
                          self.config.steps)  # fmt: skip
         return self._ended(state, finished=finished)
 
-    def _step(self, state: State, wish: Wish) -> dict[str, Any]:
+    def _step(self, state: RunState, wish: Wish) -> dict[str, Any]:
         """One step: micro-batches, averaged gradients, clipping, update. Returns the curve's line."""
         step = state.step + 1
         said = self.devices.gather({"micro": self._micro_batches(step), "stop": wish.stop})
@@ -197,7 +197,7 @@ class Trainer:
             (losses.total / share).backward()  # type: ignore[no-untyped-call]
         return found
 
-    def _refuse(self, state: State, what: str) -> None:
+    def _refuse(self, state: RunState, what: str) -> None:
         """Keep what the steps before taught, and raise TrainingError."""
         good = all(bool(torch.isfinite(p).all()) for p in self.parameters.values())
         if good and self.devices.main and state.step:
@@ -211,7 +211,7 @@ class Trainer:
 
     # What is written
 
-    def _evaluate(self, state: State, line: dict[str, Any], curve: Curve | None) -> State:
+    def _evaluate(self, state: RunState, line: dict[str, Any], curve: Curve | None) -> RunState:
         """Measure held-out figures into `line` and write it; save the adapter if it is the best so far."""
         if curve is not None:
             with torch.no_grad():
@@ -225,11 +225,11 @@ class Trainer:
         self.devices.wait()
         return state
 
-    def _add(self, curve: Curve, line: Mapping[str, Any], state: State) -> None:
+    def _add(self, curve: Curve, line: Mapping[str, Any], state: RunState) -> None:
         with writing(curve.path, f"checkpoints up to step {state.step} stand"):
             curve.add(line)
 
-    def _save(self, state: State, curve: Curve | None) -> None:
+    def _save(self, state: RunState, curve: Curve | None) -> None:
         if curve is not None:
             if state.step == self.config.steps:  # before the checkpoint, which says that all is done
                 self._save_adapter("adapter" if state.best is None else "adapter-last", state)
@@ -248,7 +248,7 @@ class Trainer:
         except MissingExtraError as error:
             _LOG.info("no curve.png: %s", error)
 
-    def _save_adapter(self, name: str, state: State) -> None:
+    def _save_adapter(self, name: str, state: RunState) -> None:
         measured = {"step": state.step, **self.measured}
         adapter = self.objective.adapter(measured)
         notes = {**adapter.config.provenance, **self._provenance(state)}
@@ -256,7 +256,7 @@ class Trainer:
         with writing(self.out / name, "checkpoints stand"):
             replace_folder(self.out / name, dataclasses.replace(adapter, config=config).save)
 
-    def _provenance(self, state: State) -> dict[str, Any]:
+    def _provenance(self, state: RunState) -> dict[str, Any]:
         here = Provenance.here()
         return {
             **self.about,
@@ -271,12 +271,12 @@ class Trainer:
             "date": now(),
         }
 
-    def _ended(self, state: State, *, finished: bool) -> Trained:
+    def _ended(self, state: RunState, *, finished: bool) -> Trained:
         folder = self.out / "adapter"
         there = folder if (folder / "adapter.json").exists() else None
         return Trained(state.step, finished, state.seconds, state.tokens, self.measured, there)
 
-    def _show(self, on_progress: OnProgress | None, state: State, tokens: int) -> None:
+    def _show(self, on_progress: OnProgress | None, state: RunState, tokens: int) -> None:
         if on_progress is not None and self.devices.main:
             on_progress(Progress(state.step, tokens, self.config.steps))
 

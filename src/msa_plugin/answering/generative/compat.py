@@ -15,7 +15,7 @@ from torch import Tensor
 
 from msa_plugin import prompts
 from msa_plugin.answering.generative import reference_text as text_level
-from msa_plugin.answering.per_layer import Row
+from msa_plugin.answering.per_layer import LayerRow
 from msa_plugin.backbone.attention import Pass
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.contexts import LayerContext
@@ -68,7 +68,7 @@ class _RowState:
 class ReferenceCall:
     """Rows of one call, and everything that was fed to the model for them."""
 
-    def __init__(self, backbone: Backbone, texts: Mapping[int, str], rows: Sequence[Row], top_k: int) -> None:
+    def __init__(self, backbone: Backbone, texts: Mapping[int, str], rows: Sequence[LayerRow], top_k: int) -> None:
         """`texts` are all documents by number; rows start at 3 + `top_k`."""
         self.backbone, self.texts = backbone, texts
         self.pad = backbone.special(text_level.PADDING)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from msa_plugin.answering.answers import Events, source
-from msa_plugin.answering.decoding import Sampler, TextStream
+from msa_plugin.answering.decoding import TextStream, TokenSampler
 from msa_plugin.answering.excerpts import Excerpts, all_of
 from msa_plugin.answering.generative.ids import Ids, Menu
 from msa_plugin.answering.generative.scheduler import Prefill, Scheduler, Started
@@ -23,7 +23,7 @@ from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.config import GenerationConfig, InterleaveConfig, RoutingConfig
 from msa_plugin.encoding.numbering import Numbering
 from msa_plugin.events import DocumentsFetched, RetrievalEnded
-from msa_plugin.retrieval.assembly import BankSource, Span
+from msa_plugin.retrieval.assembly import BankSource, Extent
 from msa_plugin.retrieval.ranking import Ranked, score_routed
 from msa_plugin.types import Answer, Source, Trace
 
@@ -130,7 +130,7 @@ class Generative:
             transcript=Transcript(self.wire, question),
             shelf=library,
             stream=TextStream(self.backbone, generation.stop, generation.repetition),
-            sampler=Sampler(generation, 1),
+            sampler=TokenSampler(generation, 1),
             rounds_allowed=rounds,
             max_new_tokens=generation.max_new_tokens,
             budget=self.context_tokens,
@@ -162,7 +162,7 @@ class Generative:
     def _chosen(self, starting: Sequence[Conversation], earlier: Sequence[Earlier | None]) -> Started:
         """Prefill rows that read the latents of the documents they were given, whole, in every reading layer."""
         rows = [c.prompt() for c in starting]
-        run = self.layers.read(rows, self.wire.head, [[Span(o) for o in c.known] for c in starting])
+        run = self.layers.read(rows, self.wire.head, [[Extent(o) for o in c.known] for c in starting])
         assert run.logits is not None
         lengths = [len(row.ids) for row in rows]
         seconds = {"prefill": run.seconds}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from msa_plugin import prompts
 from msa_plugin.answering.answers import Events, source
-from msa_plugin.answering.decoding import Sampler
+from msa_plugin.answering.decoding import TokenSampler
 from msa_plugin.answering.excerpts import all_of
 from msa_plugin.answering.generative import reference_text
 from msa_plugin.answering.generative.compat import ReferenceCall, ReferencePass, Start
@@ -93,7 +93,7 @@ class ReferenceLoop:
     ) -> list[str]:
         rows = [reference_text.request(self.backbone, prompt) for prompt in prompts_]
         call = ReferenceCall(self.backbone, texts, rows, self.top_k)
-        sampler = Sampler(generation, len(rows))
+        sampler = TokenSampler(generation, len(rows))
         limit = max(MAX_TOKENS, generation.max_new_tokens)
         return call.run(self.start(selection), sampler.pick, limit, self.backbone.end_ids)
 

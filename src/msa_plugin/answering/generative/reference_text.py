@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 
 from msa_plugin import prompts
-from msa_plugin.answering.per_layer import Row
+from msa_plugin.answering.per_layer import LayerRow
 from msa_plugin.backbone.backbone import Backbone
 
 AGAIN = "<regenerate>"
@@ -21,19 +21,19 @@ _NUMBER = re.compile(r"\[(\d+)\]")
 _JUST_INSERTED = f"]{prompts.LIST_END}["
 
 
-def request(backbone: Backbone, prompt: str) -> Row:
+def request(backbone: Backbone, prompt: str) -> LayerRow:
     """Token ids of a question, or of a transcript to go on with, and who votes (golden spec 4.1 and 6.7)."""
     if not prompt.startswith(AGAIN):
         question = backbone.tokenize_frame(prompts.memory_question(prompt))
         frame = backbone.tokenize_frame(prompts.TEMPLATE_TAIL) + backbone.tokenize_frame(prompts.TURN_START)
-        return Row(question + frame, [True] * len(question) + [False] * len(frame))
+        return LayerRow(question + frame, [True] * len(question) + [False] * len(frame))
     text = prompt.removeprefix(AGAIN)
     ids = backbone.tokenize_frame(text)
     votes = [False] * len(ids)
     for start, stop in _voting(text):
         first, last = (len(backbone.tokenize_frame(text[:at])) if at else 0 for at in (start, stop))
         votes[first:last] = [True] * (last - first)
-    return Row(ids, votes)
+    return LayerRow(ids, votes)
 
 
 def _voting(text: str) -> list[tuple[int, int]]:

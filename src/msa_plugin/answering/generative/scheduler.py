@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from msa_plugin.answering.generative.state import Conversation, Phase, Routed, Step
+from msa_plugin.answering.generative.state import Conversation, IdPhase, Routed, Step
 from msa_plugin.answering.resume import Earlier, Kept
 from msa_plugin.backbone.attention import Pass
 from msa_plugin.backbone.backbone import Backbone
@@ -61,12 +61,12 @@ class Scheduler:
             check_cancelled()
             while waiting and len(live) < self._rows:
                 live.append(waiting.popleft())
-            starting = [c for c in live if c.phase is Phase.PREFILL]
+            starting = [c for c in live if c.phase is IdPhase.PREFILL]
             if starting:
                 yield from self._start(starting)
             else:
                 yield from self._step()
-            for c in [c for c in live if c.phase is Phase.DONE]:
+            for c in [c for c in live if c.phase is IdPhase.DONE]:
                 self._kept.pop(c, None)
                 live.remove(c)
                 yield c, None
@@ -82,7 +82,7 @@ class Scheduler:
             yield from ((c, step) for step in c.take(run.logits[index]))
         self._join(run.state, starting)
         # A question that answers needs no further prefill.
-        self._kept |= {c: kept for c, kept in zip(starting, run.kept, strict=False) if c.phase is Phase.CHOOSING}
+        self._kept |= {c: kept for c, kept in zip(starting, run.kept, strict=False) if c.phase is IdPhase.CHOOSING}
 
     def _earlier(self, conversation: Conversation) -> Earlier | None:
         """What the conversation's last prefill left, with the row that has decoded since."""
@@ -93,7 +93,7 @@ class Scheduler:
 
     def _join(self, state: Pass, rows: Sequence[Conversation]) -> None:
         """Let rows that have tokens to feed decode with the others; rows that have none any more leave."""
-        arriving = [i for i, c in enumerate(rows) if c.pending and c.phase is not Phase.DONE]
+        arriving = [i for i, c in enumerate(rows) if c.pending and c.phase is not IdPhase.DONE]
         staying = [i for i, c in enumerate(self._batch) if self._decodes(c) and c not in rows]
         parts = [] if self._state is None or not staying else [(self._state, staying)]
         parts += [(state, arriving)] if arriving else []
@@ -102,7 +102,7 @@ class Scheduler:
 
     @staticmethod
     def _decodes(conversation: Conversation) -> bool:
-        return bool(conversation.pending) and conversation.phase in (Phase.CHOOSING, Phase.ANSWERING)
+        return bool(conversation.pending) and conversation.phase in (IdPhase.CHOOSING, IdPhase.ANSWERING)
 
     def _step(self) -> Iterator[tuple[Conversation, Step]]:
         """One forward for all rows that decode; a row feeds one token, or several that were decided at once."""

@@ -12,11 +12,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from msa_plugin.answering.decoding import Sampler, TextStream
+from msa_plugin.answering.decoding import TextStream, TokenSampler
 from msa_plugin.answering.generative.constraint import IdList
 from msa_plugin.answering.generative.ids import Menu
 from msa_plugin.answering.generative.wire import Transcript
-from msa_plugin.answering.per_layer import Row
+from msa_plugin.answering.per_layer import LayerRow
 from msa_plugin.config import InterleaveConfig
 from msa_plugin.events import DocumentsChosen, DocumentsFetched, EndReason, RetrievalEnded, RetrievalEvent, RoundStarted
 from msa_plugin.retrieval.ranking import Ranked
@@ -25,7 +25,7 @@ from msa_plugin.types import Round, Source
 Step = str | RetrievalEvent
 
 
-class Phase(Enum):
+class IdPhase(Enum):
     """What a question needs next: a prefill, a token of its list of ids, or of its answer; or nothing."""
 
     PREFILL = auto()
@@ -66,11 +66,11 @@ class Conversation:
     transcript: Transcript
     shelf: Shelf
     stream: TextStream
-    sampler: Sampler
+    sampler: TokenSampler
     rounds_allowed: InterleaveConfig
     max_new_tokens: int
     budget: int
-    phase: Phase = Phase.PREFILL
+    phase: IdPhase = IdPhase.PREFILL
     final: bool = False  # the next prefill ends where the answer begins
     pending: list[int] = field(default_factory=list)
     position: int = 0
@@ -86,7 +86,7 @@ class Conversation:
     _menu: Menu | None = None
     _round_began: dict[str, float] = field(default_factory=dict)
 
-    def prompt(self) -> Row:
+    def prompt(self) -> LayerRow:
         """The row to prefill."""
         return self.transcript.row(answering=self.final)
 
@@ -101,7 +101,7 @@ class Conversation:
     def prefilled(self, routed: Routed | None, position: int, tokens: int) -> None:
         """After a prefill of `tokens`: what it routed to, and the position of the next token."""
         self.routed, self.position, self.prompt_tokens = routed, position, tokens
-        self.phase = Phase.ANSWERING if self.final else Phase.CHOOSING
+        self.phase = IdPhase.ANSWERING if self.final else IdPhase.CHOOSING
         if self.final:
             return
         assert routed is not None
@@ -116,9 +116,9 @@ class Conversation:
 
     def take(self, logits: Tensor) -> Iterator[Step]:
         """The logits [V] behind the last token fed: choose the next one."""
-        if self.phase is Phase.CHOOSING:
+        if self.phase is IdPhase.CHOOSING:
             yield from self._choose(logits)
-        elif self.phase is Phase.ANSWERING:
+        elif self.phase is IdPhase.ANSWERING:
             yield from self._answer(logits)
 
     def _choose(self, logits: Tensor) -> Iterator[Step]:
@@ -153,7 +153,7 @@ class Conversation:
             yield self._end(without)
             self.pending = self.transcript.wire.answer_start(self.transcript.question)
             self.prompt_tokens += len(self.pending)
-            self.phase = Phase.ANSWERING
+            self.phase = IdPhase.ANSWERING
         elif not new:
             yield self._end("repeated")
             self._conclude()
@@ -171,7 +171,7 @@ class Conversation:
         self.known |= {o: named[o] for o in texts}
         self.transcript.add({n: texts[o] for o, n in named.items() if o in texts})
         yield DocumentsFetched(number, tuple(sources))
-        self.phase = Phase.PREFILL
+        self.phase = IdPhase.PREFILL
         if number >= self.rounds_allowed.generated_rounds:
             yield self._end("rounds")
             self.final = True
@@ -182,7 +182,7 @@ class Conversation:
 
     def _conclude(self) -> None:
         """Answer from what is known: the list that led nowhere is left out of the transcript."""
-        self.final, self.phase = True, Phase.PREFILL
+        self.final, self.phase = True, IdPhase.PREFILL
 
     def _answer(self, logits: Tensor) -> Iterator[Step]:
         token = self.sampler.pick(logits[None])[0]
@@ -195,7 +195,7 @@ class Conversation:
             if self.stream.tokens >= self.max_new_tokens:
                 piece += self.stream.end("length")
         if self.stream.finish:
-            self.phase = Phase.DONE
+            self.phase = IdPhase.DONE
         if piece:
             yield piece
 

@@ -13,7 +13,7 @@ from functools import cached_property
 
 from msa_plugin import prompts
 from msa_plugin.answering.generative.constraint import IdVocabulary
-from msa_plugin.answering.per_layer import Row
+from msa_plugin.answering.per_layer import LayerRow
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.errors import ConfigError
@@ -58,10 +58,10 @@ class Wire:
     def _frame(self) -> list[int]:
         return [*self.backbone.tokenize_frame(prompts.TEMPLATE_TAIL), self.start]
 
-    def question(self, question: str) -> Row:
+    def question(self, question: str) -> LayerRow:
         """The first round's row: the question and the words around it vote, the template does not."""
         ids = self.backbone.tokenize(prompts.memory_question(question))
-        return Row(ids + self._frame, [True] * len(ids) + [False] * len(self._frame))
+        return LayerRow(ids + self._frame, [True] * len(ids) + [False] * len(self._frame))
 
     def answer_start(self, question: str) -> list[int]:
         """What follows the last round: retrieval is over, the question once more, and the answer's first words."""
@@ -95,7 +95,7 @@ class Transcript:
         """
         self.rounds.append((list(fetched), dict(sorted(fetched.items()))))
 
-    def row(self, *, answering: bool = False) -> Row:
+    def row(self, *, answering: bool = False) -> LayerRow:
         """The row of the next prefill; `answering` ends it where the answer begins.
 
         From the second round on the question votes without its last newline, and of the documents only those that
@@ -117,4 +117,4 @@ class Transcript:
             start = self.wire.answer_start(self.question)
             ids += start
             votes += [False] * len(start)
-        return Row(ids, votes)
+        return LayerRow(ids, votes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from msa_plugin.answering.answers import Asked
+from msa_plugin.answering.answers import AnswerJob
 from msa_plugin.bench.base import Cost, Found, Reply, Scored, Workspace
 from msa_plugin.bench.systems.common import FoundInRounds, Options, merged, shared, summed
 from msa_plugin.config import BesideConfig
@@ -18,7 +18,7 @@ from msa_plugin.retrieval.links import Titles
 from msa_plugin.retrieval.ranking import Ranked
 from msa_plugin.retrieval.search import Index
 from msa_plugin.retrieval.shared_names import Mentions
-from msa_plugin.retrieval.words import Lexical
+from msa_plugin.retrieval.words import WordSignal
 
 
 class Msa:
@@ -29,7 +29,7 @@ class Msa:
         self.name, self.workspace, self.options = name, workspace, options
         self.memory = workspace.memory
         self._prefilter: Index | None = None
-        self._lexical: Lexical | None = None
+        self._lexical: WordSignal | None = None
         self._titles: Titles | None = None
         self._mentions: Mentions | None = None
 
@@ -142,7 +142,7 @@ class Interleaved(Msa):
         rows = zip(asked, self._scored(first.rows), strict=True)
         return [self._found(one, below, fill, k) for one, below in rows]
 
-    def _found(self, asked: Asked, below: list[Scored], fill: dict[str, float], k: int) -> FoundInRounds:
+    def _found(self, asked: AnswerJob, below: list[Scored], fill: dict[str, float], k: int) -> FoundInRounds:
         gathered = asked.gathered
         kept = [[Scored(*hit) for hit in zip(r.selected, r.scores, strict=True)] for r in gathered.rounds]
         rounds = tuple(dict(r.seconds) for r in gathered.rounds)
