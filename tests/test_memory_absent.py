@@ -42,7 +42,7 @@ def saying(monkeypatch, text):
         ids["at"] = ids.get("at", -1) + 1
         return [said[min(ids["at"], len(said) - 1)]] * len(logits)
 
-    monkeypatch.setattr("msa_plugin.answering.decoding.Sampler.pick", pick)
+    monkeypatch.setattr("msa_plugin.answering.decoding.TokenSampler.pick", pick)
     original = Backbone.run
 
     def run(self, *args, **kwargs):

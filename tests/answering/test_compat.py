@@ -121,7 +121,7 @@ def test_a_question_from_end_to_end(memory: LatentMemory, monkeypatch: Any) -> N
     """Scenario 1 through the facade: three calls, the answer, and its sources by the round that fetched them."""
     written = [t for call in trace()["scenario1"] for t in call["scripts"][0] if t != 93]
     monkeypatch.setattr(_Scripted, "tokens", iter(written), raising=False)
-    monkeypatch.setattr(reference_loop, "Sampler", _Scripted)
+    monkeypatch.setattr(reference_loop, "TokenSampler", _Scripted)
     answer = memory.ask(trace()["questions"][0])
     assert answer.text == "Vell"
     assert [(s.id, s.round) for s in answer.sources] == [("d3", 1), ("d0", 1), ("d1", 2)]
@@ -135,7 +135,7 @@ def test_what_would_never_end_is_given_up(memory: LatentMemory, monkeypatch: Any
     monkeypatch.setattr(
         _Scripted, "tokens", repeat(memory.engine.backbone.special("<|object_ref_end|>")), raising=False
     )
-    monkeypatch.setattr(reference_loop, "Sampler", _Scripted)
+    monkeypatch.setattr(reference_loop, "TokenSampler", _Scripted)
     monkeypatch.setattr(reference_loop, "MAX_CALLS", 3)
     [first, second] = memory.ask(["What?", "And what?"])
     assert (first.text, first.trace.finish, len(first.trace.rounds)) == ("", "length", 3)
@@ -145,7 +145,7 @@ def test_what_would_never_end_is_given_up(memory: LatentMemory, monkeypatch: Any
 def test_text_without_a_marker_crashes_nothing(memory: LatentMemory, monkeypatch: Any) -> None:
     """More than 1,000 characters end retrieval in the reference, which then feeds nothing and crashes."""
     monkeypatch.setattr(_Scripted, "tokens", repeat(64), raising=False)
-    monkeypatch.setattr(reference_loop, "Sampler", _Scripted)
+    monkeypatch.setattr(reference_loop, "TokenSampler", _Scripted)
     monkeypatch.setattr(reference_loop, "MAX_TOKENS", 1005)
     answer = memory.ask("What?")
     assert answer.text == "" and len(answer.trace.rounds) == 1

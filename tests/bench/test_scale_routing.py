@@ -28,7 +28,7 @@ def sample(tiny):
 
 
 def test_every_backend_is_measured_and_exact_ones_agree(tiny, tmp_path):
-    plan = bench.Plan(tokens=(TOKENS,), backends=("torch", "int8", "coarse:all"), questions=4, passages=6)
+    plan = bench.SearchPlan(tokens=(TOKENS,), backends=("torch", "int8", "coarse:all"), questions=4, passages=6)
     rows = list(bench.run(*tiny, sample_dataset(), tmp_path, plan))
     drawn = [row for row in rows if "noise" in row["keys_from"]]
     default = {row["backend"]: row for row in drawn if row["shape"] == "default"}
@@ -88,13 +88,13 @@ def test_the_reference_shape_keeps_products(sample):
 )
 def test_what_cannot_be_measured(wrong):
     with pytest.raises(ConfigError):
-        bench.Plan(**wrong)
+        bench.SearchPlan(**wrong)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_triton_needs_a_gpu():
     with pytest.raises(ConfigError, match="CUDA"):
-        bench.Plan(backends=("triton",))
+        bench.SearchPlan(backends=("triton",))
 
 
 def test_sizes_are_read_as_people_write_them():

@@ -37,7 +37,7 @@ def absent(monkeypatch):
         return [ids[min(len(said) - 2, len(ids) - 1)]] * len(logits)
 
     original = Backbone.run
-    monkeypatch.setattr("msa_plugin.answering.decoding.Sampler.pick", pick)
+    monkeypatch.setattr("msa_plugin.answering.decoding.TokenSampler.pick", pick)
     monkeypatch.setattr(
         Backbone, "run", lambda self, *a, **k: (said[:1] or said.append(self), original(self, *a, **k))[1]
     )
