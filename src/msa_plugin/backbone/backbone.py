@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterable
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -19,7 +18,6 @@ from msa_plugin.backbone.attention import KEYWORD, DepthReached, Pass, installed
 from msa_plugin.backbone.cache import cache_dir
 from msa_plugin.backbone.cpu import avoid_faulty_amx, fast_bfloat16
 from msa_plugin.backbone.families import BackboneSpec, describe
-from msa_plugin.backbone.few_rows import FewRows
 from msa_plugin.backbone.forks import survive_forks
 from msa_plugin.backbone.placement import BALANCED, pick_device
 from msa_plugin.backbone.turns import Turns
@@ -83,10 +81,6 @@ class Backbone:
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
-    @cached_property
-    def _few_rows(self) -> FewRows:
-        return FewRows(self.model)
-
     @property
     def dtype(self) -> torch.dtype:
         """The weights' dtype."""
@@ -124,7 +118,7 @@ class Backbone:
         """
         state.feed(mask)
         arguments = {"input_ids": ids, "position_ids": positions, "use_cache": False, KEYWORD: state}
-        with self._lock, self._few_rows.installed(ids.numel()), installed(self.model, state):
+        with self._lock, installed(self.model, state):
             try:
                 if isinstance(logits, str) and logits == "none":
                     self.model.model(**arguments)

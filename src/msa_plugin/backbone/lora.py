@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from msa_plugin.backbone.families import decoder_layers
-from msa_plugin.backbone.few_rows import product
 from msa_plugin.backbone.lower import standing_in
 from msa_plugin.config import LoraConfig
 from msa_plugin.errors import AdapterError
@@ -185,7 +184,7 @@ def _merges(linear: nn.Linear) -> bool:
 
 def _multiplying_by(weight: Tensor, linear: nn.Linear) -> AbstractContextManager[None]:
     """`linear` computes with `weight`."""
-    return standing_in(linear, lambda x: product(x, weight, linear.bias))
+    return standing_in(linear, lambda x: F.linear(x, weight, linear.bias))
 
 
 def _hook(update: Update) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
