@@ -1,8 +1,14 @@
-"""A FAISS index of chunk keys, as the prefilter uses one; it says in our words what FAISS refuses."""
+"""A FAISS index of chunk keys, as the prefilter uses one; it says in our words what FAISS refuses.
+
+Where FAISS was built for GPUs and sees one, searches run on a copy there, if this kind of index can live there; the one
+in host memory is what is built, saved and searched otherwise.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +20,7 @@ from msa_plugin.errors import ConfigError
 from msa_plugin.retrieval.faiss_library import faiss_threads, load_faiss
 
 _DEFAULTS = {"nprobe": 16.0, "efSearch": 128.0}
+_DEEPEST = 2048  # neighbours of a vector that FAISS finds on a GPU
 logger = logging.getLogger(__name__)
 
 
@@ -29,6 +36,8 @@ class FaissIndex:
             refused = _refused(index, name, value)
             if refused and name in parameters:  # a default may be another kind of index's
                 raise ConfigError(f"{factory} has no search parameter {name}={value:g}: {refused}")
+        self._card = on_card(index, factory, {**_DEFAULTS, **parameters})
+        self._lock = threading.Lock()  # a card's scratch memory serves one search at a time
 
     @classmethod
     def build(
@@ -77,9 +86,29 @@ class FaissIndex:
 
     def search(self, vectors: NDArray[np.float32], depth: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Scores and chunk numbers [t, depth] of each vector's best, as FAISS returns them: -1 where it found fewer."""
+        if self._card is not None and depth <= _DEEPEST:
+            with self._lock:
+                scores, chunks = self._card.search(vectors, depth)
+            return scores, chunks
         with faiss_threads():
             scores, chunks = self.index.search(vectors, depth)
         return scores, chunks
+
+
+def on_card(index: Any, factory: str, parameters: Mapping[str, float]) -> Any | None:
+    """A copy of `index` on the first GPU; None without one, and for kinds that FAISS keeps in host memory (HNSW)."""
+    faiss = load_faiss()
+    if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
+        return None
+    try:
+        copy = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+    except (RuntimeError, AssertionError) as error:
+        logger.info("%s is searched on the CPU: %s", factory, _reason(error))
+        return None
+    for name, value in parameters.items():
+        with contextlib.suppress(RuntimeError):  # the index in host memory has taken or refused it already
+            faiss.GpuParameterSpace().set_index_parameter(copy, name, value)
+    return copy
 
 
 def _refused(index: Any, name: str, value: float) -> str:
