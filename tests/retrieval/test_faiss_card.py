@@ -5,6 +5,8 @@ It stands for the three names of a FAISS that was built for GPUs; what a real on
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -24,16 +26,16 @@ class Card:
         return getattr(faiss, name)
 
     def StandardGpuResources(self):
-        return "memory"
+        return Resources()
 
     def get_num_gpus(self):
         return self.cards
 
     def index_cpu_to_gpu(self, resources, number, index):
-        assert (resources, number) == ("memory", 0)
+        assert resources.bytes and number == 0
         if isinstance(index, faiss.IndexHNSW):
             raise RuntimeError("Error: This index type is not implemented on GPU.")
-        return Copy(self, faiss.clone_index(index))
+        return Copy(self, faiss.clone_index(index), weakref.ref(resources))
 
     def GpuParameterSpace(self):
         return self
@@ -44,11 +46,19 @@ class Card:
         self.set[name] = value
 
 
+class Resources:
+    bytes = None
+
+    def setTempMemory(self, count):
+        self.bytes = count
+
+
 class Copy:
-    def __init__(self, card, index):
-        self.card, self.index = card, index
+    def __init__(self, card, index, resources):
+        self.card, self.index, self.resources = card, index, resources
 
     def search(self, vectors, depth):
+        assert self.resources() is not None  # else FAISS crashes
         self.card.searches.append(depth)
         return self.index.search(vectors, depth)
 

@@ -21,6 +21,7 @@ from msa_plugin.retrieval.faiss_library import faiss_threads, load_faiss
 
 _DEFAULTS = {"nprobe": 16.0, "efSearch": 128.0}
 _DEEPEST = 2048  # neighbours of a vector that FAISS finds on a GPU
+_SCRATCH = 256 << 20  # bytes of a card for searches; FAISS would take a sixth of it from the model
 logger = logging.getLogger(__name__)
 
 
@@ -36,7 +37,8 @@ class FaissIndex:
             refused = _refused(index, name, value)
             if refused and name in parameters:  # a default may be another kind of index's
                 raise ConfigError(f"{factory} has no search parameter {name}={value:g}: {refused}")
-        self._card = on_card(index, factory, {**_DEFAULTS, **parameters})
+        # The second is never named again: a card's memory lives as long as what manages it.
+        self._card, self._resources = _on_card(index, factory, {**_DEFAULTS, **parameters}) or (None, None)
         self._lock = threading.Lock()  # a card's scratch memory serves one search at a time
 
     @classmethod
@@ -95,20 +97,25 @@ class FaissIndex:
         return scores, chunks
 
 
-def on_card(index: Any, factory: str, parameters: Mapping[str, float]) -> Any | None:
-    """A copy of `index` on the first GPU; None without one, and for kinds that FAISS keeps in host memory (HNSW)."""
+def _on_card(index: Any, factory: str, parameters: Mapping[str, float]) -> tuple[Any, Any] | None:
+    """A copy of `index` on the first GPU, and what manages its memory.
+
+    None without a GPU, and for kinds that FAISS keeps in host memory (HNSW).
+    """
     faiss = load_faiss()
     if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
         return None
+    resources = faiss.StandardGpuResources()
+    resources.setTempMemory(_SCRATCH)
     try:
-        copy = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+        copy = faiss.index_cpu_to_gpu(resources, 0, index)
     except (RuntimeError, AssertionError) as error:
         logger.info("%s is searched on the CPU: %s", factory, _reason(error))
         return None
     for name, value in parameters.items():
         with contextlib.suppress(RuntimeError):  # the index in host memory has taken or refused it already
             faiss.GpuParameterSpace().set_index_parameter(copy, name, value)
-    return copy
+    return copy, resources
 
 
 def _refused(index: Any, name: str, value: float) -> str:
