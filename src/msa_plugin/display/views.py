@@ -118,7 +118,8 @@ def _trace(made: Trace) -> str:
     taken = {stage: value for stage, value in made.seconds.items() if value > 0}
     total = sum(taken.values())
     tokens = f"{made.context_tokens:,} tokens of documents read as {escaped(made.mode)}, {made.new_tokens:,} written"
-    beside = ", ".join(f"{name} (weight {weight:g})" for name, weight in made.beside.items())
+    called = {"mentions": "shared names"}
+    beside = ", ".join(f"{called.get(name, name)} (weight {weight:g})" for name, weight in made.beside.items())
     ended = f"The rounds ended: {escaped(made.ended)}." if made.ended else ""
     relevance = "" if made.relevance is None else f"The best document's relevance is {made.relevance:.0%}."
     rounds = [_round(number, one) for number, one in enumerate(made.rounds, 1)]
