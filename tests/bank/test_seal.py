@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from msa_plugin.bank import seal as module
 from msa_plugin.bank.seal import _checked, _with_sum, broken, seal
 
 SIZES = (4096, 3 * 4096, (256 << 10) + 4096 + 8, 100)
@@ -14,7 +15,8 @@ SIZES = (4096, 3 * 4096, (256 << 10) + 4096 + 8, 100)
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kept", [("crc32", "folds"), ("crc32",), ("folds",)])
-def test_a_changed_byte_is_told(tmp_path, size, kept):
+def test_a_changed_byte_is_told(tmp_path, monkeypatch, size, kept):
+    monkeypatch.setattr(module, "_LARGE", 0)
     catalog = tmp_path / "catalog.sqlite"
     draw = random.Random(size)
     data = bytearray(draw.randbytes(size))
@@ -33,7 +35,9 @@ def test_a_changed_byte_is_told(tmp_path, size, kept):
         assert f"bytes {first} to {min(first + (256 << 10), size) - 1} differ" in problem
 
 
-def test_pages_in_each_others_place_are_told(tmp_path):
+@pytest.mark.parametrize("large", [0, 1 << 20])
+def test_pages_in_each_others_place_are_told(tmp_path, monkeypatch, large):
+    monkeypatch.setattr(module, "_LARGE", large)
     catalog = tmp_path / "catalog.sqlite"
     one, two = random.Random(0).randbytes(4096), random.Random(1).randbytes(4096)
     catalog.write_bytes(one + two)

@@ -14,10 +14,8 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import numpy as np
 
 from msa_plugin.bank.descriptors import unconnected
 from msa_plugin.bank.disk import fsync_folder
@@ -25,7 +23,8 @@ from msa_plugin.bank.faults import reached
 from msa_plugin.errors import BankCorruptError
 
 SEAL_FILE, HEAD_FILE = "catalog.seal", "catalog.head"
-_BLOCK, _ROW = 256 << 10, 4 << 10
+_BLOCK, _PIECE, _ROW = 256 << 10, 64 << 10, 4 << 10
+_LARGE = 32 << 20  # bytes; to load numpy for the faster checksum takes longer than the CRC-32 of less
 _HELP = "run `msa bank verify`, then restore the bank from a backup or run `msa bank repair`"
 
 
@@ -33,9 +32,9 @@ def seal(catalog: Path) -> None:
     """Seal the database file `catalog`, whose log is empty, unless this process is connected. Raises OSError."""
     with unconnected(catalog) as alone:
         if alone:
-            sums = [(zlib.crc32(block), _fold(block)) for block in _blocks(catalog)]
-            crc32, folds = [s[0] for s in sums], [s[1] for s in sums]
-            text = json.dumps({"bytes": catalog.stat().st_size, "crc32": crc32, "folds": folds})
+            size = catalog.stat().st_size
+            faster = {"folds": list(_sums(catalog, _fold))} if size >= _LARGE else {}
+            text = json.dumps({"bytes": size, "crc32": list(_sums(catalog, zlib.crc32)), **faster})
             _replace(catalog.with_name(SEAL_FILE), _with_sum(text), durable=True)
             reached("seal.written")
 
@@ -133,28 +132,37 @@ def _differences(catalog: Path, text: str) -> list[str]:
     except ValueError:
         return [f"{catalog.with_name(SEAL_FILE)} is damaged"]
     size = known["bytes"]
-    sums, check = (known["folds"], _fold) if "folds" in known else (known["crc32"], zlib.crc32)
+    sums, add = (known["folds"], _fold) if "folds" in known else (known["crc32"], zlib.crc32)
     if catalog.stat().st_size != size:
         return [f"{catalog} has {catalog.stat().st_size} bytes, its seal says {size}"]
     return [
         f"{catalog}: bytes {n * _BLOCK} to {min((n + 1) * _BLOCK, size) - 1} differ from its seal"
-        for n, (block, known_sum) in enumerate(zip(_blocks(catalog), sums, strict=True))
-        if check(block) != known_sum
+        for n, pair in enumerate(zip(_sums(catalog, add), sums, strict=True))
+        if pair[0] != pair[1]
     ]
 
 
-def _blocks(path: Path) -> Iterator[memoryview]:
-    """Each block of a file, in a buffer that the next one takes."""
-    block = memoryview(bytearray(_BLOCK))
+def _sums(path: Path, add: Callable[[memoryview, int], int]) -> Iterator[int]:
+    """The checksum of each block of a file, read in small pieces, each of which is added to those before."""
+    piece = memoryview(bytearray(_PIECE))
+    total = done = 0
     with path.open("rb") as file:
-        while count := file.readinto(block):
-            yield block[:count]
+        while count := file.readinto(piece):
+            total = add(piece[:count], total)
+            done += count
+            if done % _BLOCK == 0:
+                yield total
+                total = 0
+    if done % _BLOCK:
+        yield total
 
 
-def _fold(block: memoryview) -> int:
-    """A checksum that differs where one row does, or where rows change places: that of the rows' sums, as integers."""
-    whole = np.frombuffer(bytes(block) + bytes(-len(block) % _ROW) if len(block) % _ROW else block, dtype=np.int64)
-    return zlib.crc32(whole.reshape(-1, _ROW // 8).sum(axis=1))
+def _fold(piece: memoryview, total: int) -> int:
+    """The CRC-32 of the sums of rows, as integers: it differs where one row does, or where rows change places."""
+    import numpy as np
+
+    whole = bytes(piece) + bytes(-len(piece) % _ROW) if len(piece) % _ROW else piece
+    return zlib.crc32(np.frombuffer(whole, dtype=np.int64).reshape(-1, _ROW // 8).sum(axis=1), total)
 
 
 def _replace(path: Path, text: str, *, durable: bool) -> None:
