@@ -157,7 +157,7 @@ class BesideConfig(Settings):
 
 
 class RelevanceWeights(Settings):
-    """A logistic regression: `bias` and a weight for each signal (`engine.relevance`), none of which counts against."""
+    """A logistic regression: `bias` and a weight a signal (`retrieval.relevance`), none of which counts against."""
 
     bias: float
     key: float = Field(ge=0.0)
@@ -220,7 +220,7 @@ class GenerationConfig(Settings):
     """Decoding: greedy at temperature 0, otherwise sampling from the `top_p` nucleus; `stop` strings end the answer.
 
     So does a repetition of `repetition` bytes, which is cut off (0: none does): words that come again right behind
-    themselves, twice at least. Lists, tables and code may repeat themselves longer (`engine.repetition`).
+    themselves, twice at least. Lists, tables and code may repeat themselves longer (`answering.repetition`).
     """
 
     max_new_tokens: int = Field(default=64, gt=0)

@@ -40,7 +40,7 @@ class LayerContext(NamedTuple):
 
 
 class MemorySource(Protocol):
-    """What the attention function asks of memory; `engine.assembly` implements it over the bank."""
+    """What the attention function asks of memory; `retrieval.assembly` implements it over the bank."""
 
     def select(self, layer: int, queries: Tensor) -> None:
         """Route `queries` [B, H, T, D] at a router layer, and remember the documents for `context(layer)`."""

@@ -40,7 +40,7 @@ UNBOUNDED = Validity()
 class Asof(NamedTuple):
     """Of which time documents are: `at` (None: the present), or with `history` of any.
 
-    With a `half_life` (days) newer ones rank higher among them; see `engine.recency`.
+    With a `half_life` (days) newer ones rank higher among them; see `retrieval.recency`.
     """
 
     at: str | None = None

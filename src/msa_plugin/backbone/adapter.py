@@ -49,7 +49,7 @@ class AdapterConfig(Settings):
     stock model answers) describes those that answers are made with; nothing that a bank keeps depends on them, unless
     it keeps K and V for them to read.
     `beside` is what counts beside routing keys where a memory's settings do not say: what it was measured best with.
-    `relevance` says what a hit's signals mean (`engine.relevance`); None: nothing was fitted, and hits have none.
+    `relevance` says what a hit's signals mean (`retrieval.relevance`); None: nothing was fitted, and hits have none.
     `provenance` and `measured` are for people.
     """
 

@@ -2,10 +2,10 @@
 
 SQLite checks its structure here and there, never what pages hold: a flipped bit in an index hides a document, and one
 in `deleted` revives it. So a bank at rest is sealed: `catalog.seal` has two checksums of every 256 KiB of its catalog,
-whose log is empty then: the CRC-32, and a faster one, since every opening reads them all. The first write removes the
-seal, durably, before anything else changes; a bank whose writer died, or still lives, has none. For the log of such a
-bank `catalog.head` has the newest version that was committed: SQLite drops what follows a damaged part of its log
-without a word.
+whose log is empty then: the CRC-32 and, of large ones, a faster one, since every opening reads them all. The first
+write removes the seal, durably, before anything else changes; a bank whose writer died, or still lives, has none. For
+the log of such a bank `catalog.head` has the newest version that was committed: SQLite drops what follows a damaged
+part of its log without a word.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class ShardIndexes:
 
 
 class ClusterSearch:
-    """`engine.search.Search` over a cluster, one round trip a call."""
+    """`retrieval.search.Search` over a cluster, one round trip a call."""
 
     def __init__(self, bank: ClusterBank) -> None:
         """Search in `bank`."""

@@ -1,6 +1,6 @@
 """BM25 by postings, counted for any selection of documents, over what segments keep of a question's words.
 
-The scores are those of `lexical.WordIndex` for the texts of a selection alone. Its library puts a corpus's statistics
+The scores are those of `bm25.WordIndex` for the texts of a selection alone. Its library puts a corpus's statistics
 into the index, so that each change and each filter would take a new one; here they are counted when a question is
 asked. That has two steps, because a selection may lie in several processes: what each part counts is added up, and
 each then scores its documents by the sums.

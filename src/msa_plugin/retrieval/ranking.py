@@ -49,9 +49,9 @@ class Link(NamedTuple):
 class Ranked:
     """A routed document: its score, the routing score's parts by layer, and the chunk that scored best.
 
-    `relevance` is how likely it answers the question (`engine.relevance`), None where nothing was fitted to say so.
+    `relevance` is how likely it answers the question (`relevance`), None where nothing was fitted to say so.
     `words`, `links` and `recency` are what words, names and being new added to the score beside routing keys
-    (`engine.lexical`, `titles`, `mentions`, `recency`).
+    (`words`, `links`, `shared_names`, `recency`).
     """
 
     ordinal: int

@@ -1,6 +1,6 @@
 """Names that documents share, without titles: what is found leads to what has a rare name in common with it.
 
-The best few are read. A document that has a name of one of them ("Anna Veld", "412 metres"; `routing.mentions`) which
+The best few are read. A document that has a name of one of them ("Anna Veld", "412 metres"; `mentions`) which
 few others have gains a share `weight` of its score, over the square root of how many others have it. So a chain's
 second document, which shares neither words nor meaning with the question, is found although nothing has a title.
 

@@ -1,6 +1,6 @@
 """A step of a chain as one packed row: template head, documents with numbers, question and what was found, response.
 
-The words are those of inference (`engine.generative.wire`): what the model is to write has labels, what the engine
+The words are those of inference (`answering.generative.wire`): what the model is to write has labels, what the engine
 puts there has none. A step after the first has what was found in its transcript and not among its documents.
 """
 

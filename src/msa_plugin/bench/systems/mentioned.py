@@ -29,7 +29,7 @@ class Mentioned(Rescored):
         return self.base.prepare()
 
     def again(self, question: str, scores: Scores) -> Scores:
-        """Gains of what shares a name with the best (`engine.mentions`)."""
+        """Gains of what shares a name with the best (`retrieval.shared_names`)."""
         documents = self.workspace.dataset.documents
         asked, most = {*stems()([question])[0]}, min(MOST, len(documents) // SHARE)
         if len(asked) > ASKED or most < 2:

@@ -24,7 +24,7 @@ class Titled(Rescored):
         return self.base.prepare()
 
     def again(self, question: str, scores: Scores) -> Scores:
-        """Gains of what the question names, and then of what the best name (`engine.titles`)."""
+        """Gains of what the question names, and then of what the best name (`retrieval.links`)."""
         scores[self.titles.in_question(question)] += self.weight * max(float(scores.max()), 0.0)
         gains = np.zeros_like(scores)
         documents = self.workspace.dataset.documents

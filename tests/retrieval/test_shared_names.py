@@ -31,7 +31,7 @@ def scores(memory, question=QUESTION, **options):
 
 
 def lifted(base, weight, groups):
-    """What `engine.mentions` says it does, on every document's score; `groups` share a name."""
+    """What `retrieval.shared_names` says it does, on every document's score; `groups` share a name."""
     found = dict(base)
     for top in sorted(base, key=lambda n: -base[n])[:3]:
         for group in groups:
