@@ -38,6 +38,8 @@ class FaissIndex:
             if refused and name in parameters:  # a default may be another kind of index's
                 raise ConfigError(f"{factory} has no search parameter {name}={value:g}: {refused}")
         # The second is never named again: a card's memory lives as long as what manages it.
+        self._card: Any | None
+        self._resources: Any | None
         self._card, self._resources = _on_card(index, factory, {**_DEFAULTS, **parameters}) or (None, None)
         self._lock = threading.Lock()  # a card's scratch memory serves one search at a time
 
