@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 CORE := $(VENV)/.installed-core
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INTEGRATIONS := $(wildcard integrations/*)
-CODE := conftest.py src kernels integrations notebooks tests
+CODE := conftest.py src kernels integrations notebooks tests tools
 
 .PHONY: install lock demo test fast lint docs gpu-check gpu-parts bench bench-operate compare compare-large results matrix kills refusals flips load fuzz hostile hostile-paired tenants manuals dist sbom clean
 
@@ -107,34 +107,34 @@ matrix: install
 
 # Reliability, at full length (minutes to hours each); `make test` runs short versions. Figures: docs/reliability.md.
 kills: install
-	$(BIN)/python tests/reliability/kills.py --kills 1000 --every-point --hits 3 --facade 100
+	$(BIN)/python tools/reliability/kills.py --kills 1000 --every-point --hits 3 --facade 100
 
 refusals: install
-	$(BIN)/python tests/reliability/refusals.py --most 10
+	$(BIN)/python tools/reliability/refusals.py --most 10
 
 flips: install
-	$(BIN)/python tests/reliability/flips.py --every 1 --repair-every 25
+	$(BIN)/python tools/reliability/flips.py --every 1 --repair-every 25
 
 load: install
-	$(BIN)/python tests/reliability/load.py --minutes 17 --documents 100000 --questions 1000 --cancel 150 --seed 1
+	$(BIN)/python tools/reliability/load.py --minutes 17 --documents 100000 --questions 1000 --cancel 150 --seed 1
 
 fuzz: install
-	$(BIN)/python tests/reliability/fuzz.py --inputs 100000 --seed 1
+	$(BIN)/python tools/reliability/fuzz.py --inputs 100000 --seed 1
 
 hostile: install
-	$(BIN)/python tests/reliability/hostile.py --questions 12 --answers 4
+	$(BIN)/python tools/reliability/hostile.py --questions 12 --answers 4
 
 hostile-paired: install
-	$(BIN)/python tests/reliability/hostile_paired.py --seeds 2 --seed 200
+	$(BIN)/python tools/reliability/hostile_paired.py --seeds 2 --seed 200
 
 tenants: install
-	$(BIN)/python tests/reliability/timing.py
+	$(BIN)/python tools/reliability/timing.py
 
 # Questions about real manuals, collected from what is installed (WORK holds them and the banks; CHECKOUTS compares).
 WORK ?= $(OUT)/manuals
 CHECKOUTS ?= .
 manuals: install
-	$(BIN)/python tests/manuals/measure.py --work $(WORK) $(addprefix --package-path ,$(CHECKOUTS))
+	$(BIN)/python tools/manuals/measure.py --work $(WORK) $(addprefix --package-path ,$(CHECKOUTS))
 
 # One GPU in minutes: docs/gpu.md. DRY=1 tries all steps on a CPU. `gpu-parts` collects what a machine without network
 # needs beside PyTorch and transformers, as wheels and as the backbone in parts that are small enough to be carried.

@@ -1,6 +1,7 @@
-"""The builders of tiny banks, shared with the bank's own tests."""
+"""The tools that these tests run in small, and the builders of tiny banks, shared with the bank's own tests."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "bank"))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tools" / "reliability"), str(ROOT / "tests" / "bank"), str(ROOT / "tests" / "golden_banks")]

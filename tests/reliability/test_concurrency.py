@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -12,9 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "bank"))
-
 from bank_builder import NS, encoded, open_bank, picture, run_child, start_child
 
 from msa_plugin.bank import catalog as catalogs

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from cancelling import cancelling, group, whole
 from load import batch, growing, sustained
 from vitals import Vitals, judged, supported

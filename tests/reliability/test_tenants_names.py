@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import unicodedata
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "bank"))
-
 from bank_builder import encoded, open_bank
 from tenants import BREAKOUTS
 

@@ -1,4 +1,4 @@
-"""Whether markers in a question harm retrieval more than other tokens: `python tests/reliability/hostile_paired.py`.
+"""Whether markers in a question harm retrieval more than other tokens: `python tools/reliability/hostile_paired.py`.
 
 Each marker is put into each question, and so are, at the same place, as many tokens of neutral words, and the marker's
 own tokens in another order, which say nothing. Counts in how many trials the best document is another one than without
@@ -11,14 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 from random import Random
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from hostile import TEXTS, insert, neutral
 

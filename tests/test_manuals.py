@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools" / "manuals"))
 
 import collect
 import measure
-import pytest
 
 from facade import TOPICS, topics
 from msa_plugin.bench.datasets import load_dataset
 from tiny import tiny_adapter
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS, QUESTIONS = collect.listed("documents"), collect.listed("questions")
 WHEELS = [d for d in DOCUMENTS if not d["package"].startswith(collect.SYSTEM)]
 

@@ -1,16 +1,15 @@
 """Load: hours compressed into minutes. Each mode prints one line of JSON.
 
-python tests/reliability/load.py --minutes 15          sustained use of one memory, watched for leaks
-python tests/reliability/load.py --documents 100000    one memory that grows, with questions on the way
-python tests/reliability/load.py --questions 1000      a batch of questions against the same ones one by one
-python tests/reliability/load.py --cancel 300          cancellation and Ctrl-C at random moments
+python tools/reliability/load.py --minutes 15          sustained use of one memory, watched for leaks
+python tools/reliability/load.py --documents 100000    one memory that grows, with questions on the way
+python tools/reliability/load.py --questions 1000      a batch of questions against the same ones one by one
+python tools/reliability/load.py --cancel 300          cancellation and Ctrl-C at random moments
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import threading
 import time
@@ -21,14 +20,13 @@ from random import Random
 from statistics import median
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+import places  # noqa: F401
+from vitals import Vitals, judged, vitals
 
-from vitals import Vitals, judged, vitals  # noqa: E402
-
-from msa_plugin.backbone.backbone import Backbone  # noqa: E402
-from msa_plugin.bench.peak import peak_bytes, reset_peak  # noqa: E402
-from msa_plugin.memory import LatentMemory  # noqa: E402
-from tiny import tiny_adapter, tiny_backbone  # noqa: E402
+from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.bench.peak import peak_bytes, reset_peak
+from msa_plugin.memory import LatentMemory
+from tiny import tiny_adapter, tiny_backbone
 
 WORDS = ("lighthouse", "beekeeping", "glacier", "violin", "harbour", "compiler", "saffron", "meteor", "canal", "loom")
 SHORT = {"max_new_tokens": 3}

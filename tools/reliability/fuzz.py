@@ -1,4 +1,4 @@
-"""Fuzz every reader of files: `python tests/reliability/fuzz.py --inputs 100000 --seed 0`.
+"""Fuzz every reader of files: `python tools/reliability/fuzz.py --inputs 100000 --seed 0`.
 
 Each target runs in a child process with limited memory, under an audit of what it opens and runs. Input number N of a
 target depends on the seed and N alone: `--only TARGET --first N --inputs 1` repeats it. Prints one line of JSON.
@@ -19,11 +19,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-
-from fuzz_guard import judge, limited_memory  # noqa: E402
-from fuzz_models import MODELS  # noqa: E402
-from fuzz_targets import PLAIN, Target  # noqa: E402
+import places  # noqa: F401
+from fuzz_guard import judge, limited_memory
+from fuzz_models import MODELS
+from fuzz_targets import PLAIN, Target
 
 TARGETS = {target.name: target for target in (*PLAIN, *MODELS)}
 # Of every hundred inputs; those that load a model cost a hundred times what the others cost.

@@ -1,7 +1,7 @@
 """Questions about real manuals: answers that are right, seconds, and what is said where no document says it.
 
-    python tests/manuals/measure.py --work FOLDER
-    python tests/manuals/measure.py --work FOLDER --package-path . --package-path ../older --questions 10
+    python tools/manuals/measure.py --work FOLDER
+    python tools/manuals/measure.py --work FOLDER --package-path . --package-path ../older --questions 10
 
 Every `--package-path` is a checkout of this project, whose own code answers in a process of its own; settings of its
 memory may follow, as in `.:reader=stock,context_tokens=512`. Questions are asked in turns, so that times of one run can

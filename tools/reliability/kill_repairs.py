@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bank_builder import NS, counted_from_texts, open_bank, picture, words_of
 from operations import damage, fresh, make_seed
+from places import TESTS
 
 from msa_plugin.bank import faults
 from msa_plugin.bank.bank import MemoryBank
@@ -23,7 +24,7 @@ from msa_plugin.errors import BankError
 REPAIR = tuple(point for point in faults.POINTS if point.startswith("repair."))
 MIGRATE = tuple(point for point in faults.POINTS if point.startswith("migrate."))
 APART = (*REPAIR, *MIGRATE, "segment.words-named")  # what no change of a bank passes
-GOLDEN = [Path(__file__).parents[1] / "golden_banks" / old / "bank" for old in ("v1", "v2")]
+GOLDEN = [TESTS / "golden_banks" / old / "bank" for old in ("v1", "v2")]
 
 
 def kills_of_repairs(root: Path) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """What a cluster adds to a question, and where it goes: the same documents in one process and in two actors.
 
-python tests/cluster/overhead.py --documents 2000 --questions 200
+python tools/cluster_overhead.py --documents 2000 --questions 200
 
 A random model of two routing layers makes keys of 384 numbers, as wide as the default's. Every question is asked in one
 process, in the cluster, and of each shard's bank opened in this process, in turns, so that whatever else the machine
@@ -24,7 +24,7 @@ import psutil
 import ray
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from msa_plugin.bench.timing import percentiles
 from msa_plugin.cluster.manifest import shard_folder

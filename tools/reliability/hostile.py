@@ -1,4 +1,4 @@
-"""What hostile text does to the default backbone: `python tests/reliability/hostile.py --questions 12 --answers 4`.
+"""What hostile text does to the default backbone: `python tools/reliability/hostile.py --questions 12 --answers 4`.
 
 Each text is put into the document that a question needs, or into the question, and compared with as many tokens of
 neutral words there. Prints one line of JSON: how many retrievals changed, how many turns ended early, how many answers
@@ -16,8 +16,6 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from hostile_text import INJECTIONS, INVISIBLE, NEUTRAL, TURNS, WORD
 

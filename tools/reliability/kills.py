@@ -1,6 +1,6 @@
 """Kill a process that changes a bank, again and again, and look at what it left.
 
-    python tests/reliability/kills.py --kills 1000 --every-point --hits 3 --facade 100
+    python tools/reliability/kills.py --kills 1000 --every-point --hits 3 --facade 100
 
 A child makes seeded random changes, one after another, and acknowledges each. The parent kills it (SIGKILL): at random
 moments of a change, or, with `--every-point`, when it passes a named fault point for the n-th time. Then the bank must
@@ -23,17 +23,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
-HERE = Path(__file__).parent
-for place in (HERE, HERE.parent, HERE.parent / "bank", HERE.parents[1] / "src"):
-    if str(place) not in sys.path:
-        sys.path.insert(0, str(place))
+import places  # noqa: F401
+from kill_levels import BankLevel, FacadeLevel, matching
+from kill_model import Generator, Model, Op
+from kill_repairs import APART, kills_of_migrations, kills_of_repairs
 
-from kill_levels import BankLevel, FacadeLevel, matching  # noqa: E402
-from kill_model import Generator, Model, Op  # noqa: E402
-from kill_repairs import APART, kills_of_migrations, kills_of_repairs  # noqa: E402
-
-from msa_plugin.bank import faults  # noqa: E402
-from msa_plugin.bank.verify import verify_bank  # noqa: E402
+from msa_plugin.bank import faults
+from msa_plugin.bank.verify import verify_bank
 
 POINTS = tuple(faults.POINTS)
 _PATIENCE = 120.0  # seconds; a child that says nothing for so long hangs

@@ -1,7 +1,7 @@
 """Damage every file of a bank, a byte or a page at a time, and see what opening, reading, verify and repair make of it.
 
-    python tests/reliability/flips.py --every 1      # each byte of each file, hours
-    python tests/reliability/flips.py --every 97 --repair-every 5
+    python tools/reliability/flips.py --every 1      # each byte of each file, hours
+    python tools/reliability/flips.py --every 97 --repair-every 5
 
 Prints one JSON line of counts. A damage is `refused` (some reads raise an error of ours, all others are right) or
 `harmless` (all are right); a repair is `repaired`, or `beyond` (it says that only a backup helps). Failures: `silent`
@@ -25,8 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "bank"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "golden_banks"))
+import places  # noqa: F401
 from bank_builder import FINGERPRINT, encoded, picture, words_of
 from make import NAMESPACES, SNAPSHOTS, write_bank
 

@@ -1,6 +1,6 @@
 """Real manuals with questions about them: a data set that is put together from what is installed.
 
-    python tests/manuals/collect.py FOLDER
+    python tools/manuals/collect.py FOLDER
 
 `documents.jsonl` names each document: the file of a package (`METADATA`: the long description of a wheel), its version,
 the hash of its bytes and its licence. `questions.jsonl` holds our own questions, each with the document that answers it

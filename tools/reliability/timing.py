@@ -1,6 +1,6 @@
 """What another tenant's documents cost a tenant: time and work of its questions, and whether time tells who has an id.
 
-python tests/reliability/timing.py --mine 200 --others 0,2000,20000
+python tools/reliability/timing.py --mine 200 --others 0,2000,20000
 
 One bank for each number of others, both tenants' documents mixed, then compacted into segments that they share (the
 worst case). All times are medians of interleaved repeats of one run; only their ratios mean something elsewhere. No
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,15 +20,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent.parent / "bank")]
+import places  # noqa: F401
+import torch
+from bank_builder import FINGERPRINT
 
-import torch  # noqa: E402
-from bank_builder import FINGERPRINT  # noqa: E402
-
-from msa_plugin.bank.bank import MemoryBank  # noqa: E402
-from msa_plugin.config import RoutingConfig  # noqa: E402
-from msa_plugin.retrieval.scorer import RoutedDocuments, _ChunkScorer, route  # noqa: E402
-from msa_plugin.types import Document, EncodedDocument  # noqa: E402
+from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.config import RoutingConfig
+from msa_plugin.retrieval.scorer import RoutedDocuments, _ChunkScorer, route
+from msa_plugin.types import Document, EncodedDocument
 
 WIDTH, CHUNKS, PORTION = 384, 4, 500
 CONFIG = RoutingConfig(layers=(0,), heads=1, kv_heads=1, head_dim=WIDTH, pooling=32, query_reduce="pooled")

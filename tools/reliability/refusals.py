@@ -1,6 +1,6 @@
 """A disk that refuses: system calls below the bank fail one after another, in every operation, and it must hold.
 
-    python tests/reliability/refusals.py --most 1000
+    python tools/reliability/refusals.py --most 1000
 
 Python's and SQLite's calls are met alike, by a small library (`refuse.c`, built on the spot) that a child process
 preloads. For each operation and each kind of refusal, the n-th call fails, for n up to the number of calls (or for
@@ -25,16 +25,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-HERE = Path(__file__).parent
-for place in (HERE.parent / "bank", HERE.parents[1] / "src"):
-    if str(place) not in sys.path:
-        sys.path.insert(0, str(place))
+import places  # noqa: F401
+from bank_builder import NS, encoded, open_bank, picture, segment_folders
+from operations import OPERATIONS, fresh, make_seed, outcome, state
 
-from bank_builder import NS, encoded, open_bank, picture, segment_folders  # noqa: E402
-from operations import OPERATIONS, fresh, make_seed, outcome, state  # noqa: E402
-
-from msa_plugin.bank.verify import verify_bank  # noqa: E402
-from msa_plugin.errors import BankError, BankReadOnlyError  # noqa: E402
+from msa_plugin.bank.verify import verify_bank
+from msa_plugin.errors import BankError, BankReadOnlyError
 
 # Name: the call, the error number, and whether a refused write leaves half of itself behind.
 KINDS = {
@@ -77,7 +73,7 @@ def build(folder: Path) -> Path:
     if compiler is None or sys.platform != "linux":
         raise FileNotFoundError("a C compiler on Linux is needed")
     library = folder / "refuse.so"
-    source = str(HERE / "refuse.c")
+    source = str(Path(__file__).parent / "refuse.c")
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(library), source, "-ldl"], check=True)
     return library
 
