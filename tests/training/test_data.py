@@ -7,8 +7,9 @@ from itertools import islice
 import pytest
 
 from msa_plugin.bench.base import Dataset, Question
+from msa_plugin.bench.datasets import load_dataset
 from msa_plugin.errors import IngestError, TrainingError
-from msa_plugin.training.data import batches, corpus_of, drawn_numbers, load_corpora, routing_steps, steps_of
+from msa_plugin.training.data import batches, corpus_of, drawn_numbers, named_sets, steps_of
 from msa_plugin.types import Document
 
 TWO = Question("q", "Who?", ("Ann", "Anna"), {"b": 1, "a": 1}, hops=2)
@@ -31,24 +32,27 @@ def test_a_chain_is_a_step_a_hop_and_the_answer():
 def test_a_corpus():
     corpus = corpus_of(toy(TWO))
     assert len(corpus.steps) == 3
-    assert [s.found for _, s in routing_steps([corpus])] in ([(), ("b",)], [("b",), ()])
+    assert [s.found for s in corpus.steps if s.wanted] in ([(), ("b",)], [("b",), ()])
     assert corpus.documents["c"].text == "text c"
 
 
 def test_folders(tmp_path):
     with pytest.raises(IngestError):
-        load_corpora(tmp_path / "absent")
+        named_sets(tmp_path / "absent", None)
     (tmp_path / "corpus.jsonl").write_text('{"id": "a", "text": "some"}\n')
     known, lost = ({"id": q, "question": "Who?", "answers": ["x"], "positive_ids": [q]} for q in "ab")
     (tmp_path / "queries.jsonl").write_text("".join(json.dumps(q) + "\n" for q in (known, lost)))
-    [corpus] = load_corpora(tmp_path)
+    assert [*named_sets(tmp_path, None)] == [*named_sets(tmp_path, [tmp_path.name])] == [tmp_path.name]
+    with pytest.raises(IngestError, match=f"it holds {tmp_path.name}"):
+        named_sets(tmp_path, ["other"])
+    corpus = corpus_of(load_dataset(tmp_path))
     assert [s.wanted for s in corpus.steps if s.wanted] == [("a",)]
     assert any("b" in note for note in corpus.notes)
 
 
 def items(count):
     corpus = corpus_of(toy(*(Question(f"q{i}", f"Who {i}?", (), {"a": 1}) for i in range(count))))
-    return routing_steps([corpus])
+    return [(corpus, step) for step in corpus.steps if step.wanted]
 
 
 def texts(found):

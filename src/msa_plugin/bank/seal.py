@@ -92,11 +92,6 @@ def check_version(catalog: Path, noted: int, version: int) -> None:
         )
 
 
-def forget_version(catalog: Path) -> None:
-    """Forget what was noted: repair goes on with the version that is there."""
-    catalog.with_name(HEAD_FILE).unlink(missing_ok=True)
-
-
 def noted_version(catalog: Path) -> int:
     """The newest version that is known to have been committed; 0 where none was noted, or nobody can tell."""
     with contextlib.suppress(OSError, ValueError):

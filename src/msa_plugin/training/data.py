@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 
 from msa_plugin.bench.base import Dataset, Question
-from msa_plugin.bench.datasets import find_datasets, load_dataset
-from msa_plugin.errors import TrainingError
+from msa_plugin.bench.datasets import find_datasets
+from msa_plugin.errors import IngestError, TrainingError
 from msa_plugin.types import Document
 
 
@@ -46,12 +46,15 @@ class Corpus:
         return tuple(self.documents)
 
 
-def load_corpora(folder: str | Path, seed: int = 0) -> list[Corpus]:
-    """Every data set in `folder` (or the one that it is), steps in random order.
+def named_sets(folder: Path, sets: Sequence[str] | None) -> dict[str, Path]:
+    """The data sets in `folder` (or the one that it is) by name, only those in `sets` where it is given.
 
-    Raises IngestError for what is no data set, and for one without a question that has a gold passage.
+    Raises IngestError for what cannot be read and for sets that are missing, naming those there are.
     """
-    return [corpus_of(load_dataset(path), seed) for path in find_datasets(folder)]
+    paths = {path.resolve().name: path for path in find_datasets(folder)}
+    if absent := [name for name in sets or () if name not in paths]:
+        raise IngestError(f"{folder} lacks the data set {absent[0]!r}; it holds {', '.join(sorted(paths))}")
+    return {name: path for name, path in paths.items() if sets is None or name in sets}
 
 
 def corpus_of(dataset: Dataset, seed: int = 0) -> Corpus:
@@ -71,11 +74,6 @@ def steps_of(corpus: str, question: Question) -> Iterator[Hop]:
         yield Hop(corpus, question.text, chain[:hop], chain[hop:])
     if question.answers:
         yield Hop(corpus, question.text, chain, (), question.answers[0])
-
-
-def routing_steps(corpora: Sequence[Corpus]) -> list[tuple[Corpus, Hop]]:
-    """The steps that ask for passages, of all corpora."""
-    return [(corpus, step) for corpus in corpora for step in corpus.steps if step.wanted]
 
 
 def batches(

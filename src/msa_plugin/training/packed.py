@@ -7,7 +7,6 @@ Shapes: B rows, T tokens, H heads, KV key/value heads, D head dim, N documents a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -269,8 +268,3 @@ def _compact(votes: Tensor) -> tuple[Tensor, Tensor]:
     width = int(votes.sum(1).max())
     order = torch.argsort((~votes).to(torch.int8), dim=1, stable=True)[:, :width]
     return order, votes.gather(1, order)
-
-
-def own_scores(scores: Mapping[int | str, Tensor], row: int, documents: int) -> dict[int | str, Tensor]:
-    """Scores [n] of one row's documents by router layer."""
-    return {name: values[row, 1 : documents + 1] for name, values in scores.items()}

@@ -14,12 +14,12 @@ import torch
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.convert import to_reference
-from msa_plugin.bench.datasets import dataset_hash, find_datasets, load_dataset
+from msa_plugin.bench.datasets import dataset_hash, load_dataset
 from msa_plugin.bench.peak import peak_bytes, reset_peak
 from msa_plugin.engine.adapters import find_adapter
-from msa_plugin.errors import IngestError, TrainingError
+from msa_plugin.errors import TrainingError
 from msa_plugin.training.checkpoint import Checkpoints, writing
-from msa_plugin.training.data import Corpus, corpus_of
+from msa_plugin.training.data import Corpus, corpus_of, named_sets
 from msa_plugin.training.devices import Devices
 from msa_plugin.training.objectives import kind_of
 from msa_plugin.training.recipes import Planned, Recipe
@@ -40,14 +40,8 @@ class Data:
 
     @classmethod
     def load(cls, folder: Path, sets: Sequence[str] | None, seed: int) -> Data:
-        """The data sets in `folder` (or the one that it is), only those in `sets` where it is given.
-
-        Raises IngestError for what cannot be read and for sets that are missing, naming those there are.
-        """
-        paths = {path.resolve().name: path for path in find_datasets(folder)}
-        if absent := [name for name in sets or () if name not in paths]:
-            raise IngestError(f"{folder} lacks the data set {absent[0]!r}; it holds {', '.join(sorted(paths))}")
-        loaded = [load_dataset(path) for name, path in paths.items() if sets is None or name in sets]
+        """Those that `named_sets` finds. Raises as it does."""
+        loaded = [load_dataset(path) for path in named_sets(folder, sets).values()]
         return cls(tuple(corpus_of(d, seed) for d in loaded), {d.name: dataset_hash(d) for d in loaded})
 
     def described(self) -> list[dict[str, Any]]:

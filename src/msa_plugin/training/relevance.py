@@ -20,11 +20,12 @@ from pydantic import Field
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.absence import AbsenceSample, OnStep, Room, auc
-from msa_plugin.bench.datasets import dataset_hash, find_datasets, load_dataset
+from msa_plugin.bench.datasets import dataset_hash, load_dataset
 from msa_plugin.config import RelevanceConfig, RelevanceWeights, Settings
-from msa_plugin.errors import ConfigError, IngestError, TrainingError
+from msa_plugin.errors import ConfigError, TrainingError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.retrieval.relevance import BESIDE, Signal, relevance
+from msa_plugin.training.data import named_sets
 
 Numbers = NDArray[np.float64]
 _STEPS = 60  # of Newton's method, which takes about ten
@@ -92,9 +93,7 @@ def fit_adapter(
         raise ConfigError(
             "relevance is for adapters with one ranking for all layers; this one's layers each have theirs"
         )
-    paths = {path.resolve().name: path for path in find_datasets(data)}
-    if absent := [name for name in sets or () if name not in paths]:
-        raise IngestError(f"{data} lacks the data set {absent[0]!r}; it holds {', '.join(sorted(paths))}")
+    paths = named_sets(data, sets)
     asked: dict[str, list[RelevanceCase]] = {}
     hashes = {}
     for name in sets or sorted(paths):
