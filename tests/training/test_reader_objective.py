@@ -42,7 +42,7 @@ def backbone():
 
 def objective(backbone, data, start=None, **settings):
     start = start or with_lora(tiny_adapter(backbone), tiny_lora(backbone.model, layers=(0,)))
-    return ReaderObjective(backbone, start, ReaderConfig(**{**SETTINGS, **settings}), [data], seed=1)
+    return ReaderObjective(backbone, ReaderConfig(**{**SETTINGS, **settings}), [data], seed=1, adapter=start)
 
 
 def moved(made):
@@ -243,4 +243,4 @@ def test_the_recipe_trains_any_backbone(backbone):
     assert [p.settings.rank for p in planned] and planned[0].settings.layers[-1] == 29
     assert ReaderConfig().layers is None
     start = tiny_adapter(backbone)
-    assert ReaderObjective(backbone, start, ReaderConfig(rank=2, held_out=1), [corpus()], 0).lora.deepest == 3
+    assert ReaderObjective(backbone, ReaderConfig(rank=2, held_out=1), [corpus()], adapter=start).lora.deepest == 3

@@ -37,7 +37,7 @@ def backbone():
 
 def objective(backbone, data, start=None, **settings):
     start = start or with_lora(tiny_adapter(backbone, **ROUTER), tiny_lora(backbone.model, layers=(0,)))
-    return ReadingObjective(backbone, start, ReadingConfig(**{**SETTINGS, **settings}), [data], seed=1)
+    return ReadingObjective(backbone, ReadingConfig(**{**SETTINGS, **settings}), [data], seed=1, adapter=start)
 
 
 def moved(made):

@@ -177,8 +177,8 @@ class Adapter:
         tensors = {
             f"router.{index}.{part}": value.contiguous()
             for index, layer in self.router.layers.items()
-            for part in _PARTS
-            if (value := getattr(layer, part)) is not None
+            for part, value in vars(layer).items()
+            if value is not None
         }
         if self.router.token_weights is not None:
             tensors[_TOKENS] = self.router.token_weights.contiguous()

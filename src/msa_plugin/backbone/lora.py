@@ -115,8 +115,11 @@ class Lora:
 
     def trainable(self, device: torch.device) -> Lora:
         """A float32 copy on `device` whose numbers are leaves that train."""
-        found = self.to(device, torch.float32)
-        return Lora({w: Update(u.down.requires_grad_(), u.up.requires_grad_()) for w, u in found.updates.items()})
+
+        def leaf(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(device, torch.float32, copy=True).requires_grad_()
+
+        return Lora({where: Update(leaf(u.down), leaf(u.up)) for where, u in self.updates.items()})
 
     def detached(self) -> Lora:
         """A copy on the CPU, without gradients."""

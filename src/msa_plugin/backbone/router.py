@@ -5,7 +5,7 @@ Shapes: B rows, T tokens, C chunks, H heads, KV key heads, D router head dim, W 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,10 @@ class RouterLayer:
     k_weight: Tensor
     q_bias: Tensor | None = None
     k_bias: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> RouterLayer:
+        """The same with `change` made to everything that it has."""
+        return RouterLayer(*(None if t is None else change(t) for t in vars(self).values()))  # type: ignore[arg-type]
 
 
 class Router:
@@ -67,15 +71,9 @@ class Router:
 
     def to(self, device: torch.device, kernels: Backend = "auto") -> Router:
         """A copy on `device`, in the dtypes it has, that pools by `kernels`."""
-
-        def move(t: Tensor | None) -> Tensor | None:
-            return None if t is None else t.to(device)
-
-        layers = {
-            i: RouterLayer(move(r.q_weight), move(r.k_weight), move(r.q_bias), move(r.k_bias))  # type: ignore[arg-type]
-            for i, r in self.layers.items()
-        }
-        return Router(self.config, layers, move(self.token_weights), kernels)
+        layers = {index: layer.each(lambda t: t.to(device)) for index, layer in self.layers.items()}
+        weights = None if self.token_weights is None else self.token_weights.to(device)
+        return Router(self.config, layers, weights, kernels)
 
     def queries(self, layer: int, hidden: Tensor) -> Tensor:
         """Routing queries [B, H, T, D] of `hidden` [B, T, hidden]; normalised and scaled, no q_norm, no RoPE."""

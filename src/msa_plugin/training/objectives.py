@@ -12,9 +12,9 @@ from msa_plugin.config import Settings
 from msa_plugin.errors import ConfigError
 from msa_plugin.training.contrastive import ContrastiveConfig, brief, contrastive_objective
 from msa_plugin.training.data import Corpus
-from msa_plugin.training.packed_objective import PackedConfig, packed_objective
-from msa_plugin.training.reader_objective import ReaderConfig, reader_objective
-from msa_plugin.training.reading_objective import ReadingConfig, reading_objective
+from msa_plugin.training.packed_objective import PackedConfig, PackedObjective
+from msa_plugin.training.reader_objective import ReaderConfig, ReaderObjective
+from msa_plugin.training.reading_objective import ReadingConfig, ReadingObjective
 from msa_plugin.training.trainer import Objective
 
 
@@ -42,9 +42,9 @@ class Kind:
 
 OBJECTIVES: Mapping[str, Kind] = {
     "contrastive": Kind(ContrastiveConfig, contrastive_objective, brief),
-    "packed": Kind(PackedConfig, packed_objective),
-    "reader": Kind(ReaderConfig, reader_objective),
-    "reading": Kind(ReadingConfig, reading_objective),
+    "packed": Kind(PackedConfig, PackedObjective),
+    "reader": Kind(ReaderConfig, ReaderObjective),
+    "reading": Kind(ReadingConfig, ReadingObjective),
 }
 
 

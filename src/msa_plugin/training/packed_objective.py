@@ -7,8 +7,7 @@ teaches to name documents and to answer from pooled K and V, the second to find 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from msa_plugin.backbone.adapter import Adapter, AdapterConfig
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.families import decoder_layers
-from msa_plugin.backbone.lora import TARGETS, Lora, Update
+from msa_plugin.backbone.lora import TARGETS, Lora
 from msa_plugin.backbone.router import Router, RouterLayer
 from msa_plugin.config import (
     Abilities,
@@ -35,7 +34,7 @@ from msa_plugin.errors import ConfigError, TrainingError
 from msa_plugin.training.data import Corpus, batches, held_apart
 from msa_plugin.training.losses import Method, auxiliary_loss, token_loss
 from msa_plugin.training.packed import PackedPass
-from msa_plugin.training.samples import Batch, LexicalNegatives, Miner, Sampler
+from msa_plugin.training.samples import Batch, LexicalNegatives, Sampler
 from msa_plugin.training.trainer import Losses
 
 _BACKBONE = "backbone."
@@ -88,11 +87,9 @@ class PackedObjective:
         config: PackedConfig,
         data: Sequence[Corpus],
         seed: int = 0,
-        *,
         adapter: Adapter | None = None,
-        mine: Callable[[PackedObjective], Miner] | None = None,
     ) -> None:
-        """`adapter` is where training begins; `mine` makes a miner of the router's own mistakes, besides BM25.
+        """`adapter` is where training begins.
 
         Raises ConfigError for an adapter of another shape or a backbone whose tokenizer lacks the markers, and
         TrainingError for data without a step.
@@ -108,13 +105,10 @@ class PackedObjective:
         self.lora = _lora(backbone, config, adapter, seed) if config.trains == "lora" else None
         if config.trains == "all":
             backbone.model.float().requires_grad_(True)
-        miners: list[Miner] = [LexicalNegatives(data)] if config.hard else []
         self.sampler = Sampler(
-            backbone, config.top_k, config.id_width, config.memory_tokens, config.window, config.hard, config.latent
+            *(backbone, config.top_k, config.id_width, config.memory_tokens, config.window, config.hard, config.latent),
+            miners=[LexicalNegatives(data)] if config.hard else [],
         )
-        if mine is not None:
-            miners.append(mine(self))
-        self.sampler.miners = miners
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -125,11 +119,7 @@ class PackedObjective:
             for part in ("q_weight", "k_weight")
         }
         if self.lora is not None:
-            found |= {
-                f"lora.{layer}.{module}.{part}": getattr(update, part)
-                for (layer, module), update in self.lora.updates.items()
-                for part in ("down", "up")
-            }
+            found |= self.lora.tensors()
         if self.config.trains == "all":
             found |= {_BACKBONE + name: weight for name, weight in self.backbone.model.named_parameters()}
         return found
@@ -147,12 +137,12 @@ class PackedObjective:
 
     def evaluate(self) -> Mapping[str, float]:
         """On held-out steps: `lm`, mean cross entropy; `recall`, the share of right documents that layers select."""
-        steps = self.held_out[: self.config.evaluate_rows]
+        steps, size = self.held_out[: self.config.evaluate_rows], self.config.rows
         found: list[tuple[float, float, int]] = []
-        for number, some in enumerate(_parts(steps, self.config.rows)):
-            made = Batch.of(
-                self.sampler.samples(some, random.Random(f"{self.seed}/held/{number}")), self.backbone.device
-            )
+        for number, first in enumerate(range(0, len(steps), size)):
+            some = steps[first : first + size]
+            samples = self.sampler.samples(some, random.Random(f"{self.seed}/held/{number}"))
+            made = Batch.of(samples, self.backbone.device)
             with torch.no_grad():
                 state, lm = self._forward(made)
             found.append((float(lm), _recall(state, made.positives), len(some)))
@@ -162,11 +152,8 @@ class PackedObjective:
 
     def adapter(self, measured: Mapping[str, Any]) -> Adapter:
         """Router and LoRA as they are now."""
-        layers = {
-            i: RouterLayer(r.q_weight.detach().cpu().clone(), r.k_weight.detach().cpu().clone())
-            for i, r in self.router.layers.items()
-        }
-        lora = self._saved_lora()
+        layers = {i: layer.each(lambda t: t.detach().cpu().clone()) for i, layer in self.router.layers.items()}
+        lora = None if self.lora is None else self.lora.detached()
         config = AdapterConfig(
             name=self.config.name,
             backbone=self.backbone.weights_hash(),
@@ -183,10 +170,6 @@ class PackedObjective:
         )
         return Adapter(config, Router(self.routing, layers), lora)
 
-    def _saved_lora(self) -> Lora | None:
-        tensors = {} if self.lora is None else self.lora.tensors()
-        return Lora.named({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()})
-
     def _forward(self, made: Batch) -> tuple[PackedPass, Tensor]:
         """The pass, which holds scores, and the language-model loss."""
         state = PackedPass(made.packed, self.router, self.reading, self.config.top_k, self.lora)
@@ -194,13 +177,6 @@ class PackedObjective:
         logits = self.backbone.forward(state, p.ids, p.mask, p.positions, logits=made.columns)
         assert logits is not None
         return state, token_loss(logits, made.labels[:, made.columns + 1])
-
-
-def packed_objective(
-    backbone: Backbone, config: PackedConfig, data: Sequence[Corpus], seed: int, adapter: Adapter | None = None
-) -> PackedObjective:
-    """`PackedObjective` as recipes make it."""
-    return PackedObjective(backbone, config, data, seed, adapter=adapter)
 
 
 def _routing(backbone: Backbone, config: PackedConfig) -> RoutingConfig:
@@ -241,7 +217,8 @@ def _router(backbone: Backbone, routing: RoutingConfig, start: str, adapter: Ada
         else:
             attention = decoder_layers(backbone.model)[index].get_submodule("self_attn")
             q, k = (attention.get_parameter(f"{part}_proj.weight") for part in "qk")
-        layers[index] = RouterLayer(_leaf(q, backbone.device), _leaf(k, backbone.device))
+        made = RouterLayer(q, k)
+        layers[index] = made.each(lambda t: t.detach().to(backbone.device, torch.float32, copy=True).requires_grad_())
     return Router(routing, layers)
 
 
@@ -254,18 +231,7 @@ def _lora(backbone: Backbone, config: PackedConfig, adapter: Adapter | None, see
         generator = torch.Generator().manual_seed(seed + 1)
         begun = Lora.fresh(backbone.model, layers, config.rank, config.modules, generator)
     begun.check(backbone.model)
-    device = backbone.device
-    return Lora({where: Update(_leaf(u.down, device), _leaf(u.up, device)) for where, u in begun.updates.items()})
-
-
-def _leaf(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.detach().to(device, torch.float32, copy=True).requires_grad_()
-
-
-def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    iterator = iter(items)
-    while part := list(islice(iterator, size)):
-        yield part
+    return begun.trainable(backbone.device)
 
 
 def _recall(state: PackedPass, positives: Sequence[Tensor]) -> float:

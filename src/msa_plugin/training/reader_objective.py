@@ -26,13 +26,13 @@ from msa_plugin.backbone.families import shift_keys
 from msa_plugin.backbone.lora import TARGETS, Lora
 from msa_plugin.bench.metrics import exact_match, f1
 from msa_plugin.config import Abilities, ContentConfig, GenerationConfig, Layers, Settings
-from msa_plugin.encoding.encoder import pad_left, pad_right, plan_batches
+from msa_plugin.encoding.encoder import pad_left
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.errors import ConfigError, TrainingError
 from msa_plugin.retrieval.assembly import encode_head
 from msa_plugin.training.data import Corpus, held_apart
 from msa_plugin.training.reader_rows import ReaderRow, RowBuilder, RowConfig
-from msa_plugin.training.reading_objective import Chosen, Pooled
+from msa_plugin.training.reading_objective import Chosen, joined_content, pooled_content, said_logits
 from msa_plugin.training.trainer import Losses
 
 _SHARED = 8  # micro-batches drawn together and sorted by length, so that rows of a micro-batch need little padding
@@ -80,15 +80,21 @@ class ReaderObjective:
     """The objective: a LoRA that answers, beside an adapter's router."""
 
     def __init__(
-        self, backbone: Backbone, start: Adapter, config: ReaderConfig, data: Sequence[Corpus], seed: int = 0
+        self,
+        backbone: Backbone,
+        config: ReaderConfig,
+        data: Sequence[Corpus],
+        seed: int = 0,
+        adapter: Adapter | None = None,
     ) -> None:
-        """Training begins from the reader of `start` where it has one, whose layers and rank then count.
+        """Beside `adapter`, or the one that the backbone has; from its reader on, whose layers and rank then count.
 
         Raises ConfigError for layers that the backbone lacks, TrainingError for data without an answer.
         """
-        layers = _upper(backbone) if config.layers is None else config.layers
-        if layers[-1] >= backbone.spec.layers:
-            raise ConfigError(f"layers: {backbone.name} has no layer {layers[-1]}; it has {backbone.spec.layers}")
+        start, depth = find_adapter(backbone, adapter), backbone.spec.layers
+        layers = tuple(range(depth // 4, depth)) if config.layers is None else config.layers
+        if layers[-1] >= depth:
+            raise ConfigError(f"layers: {backbone.name} has no layer {layers[-1]}; it has {depth}")
         self.backbone, self.start, self.config, self.seed = backbone, start, config, seed
         training, aside = held_apart(data, config.held_out, seed)
         self.training = [(corpus, step) for corpus, step in training if step.answer]
@@ -132,24 +138,27 @@ class ReaderObjective:
     def read(self, rows: Sequence[TokenRow]) -> tuple[Tensor, int]:
         """Logits [N, V], float32, before every token that the rows say, passages in the prompt; and tokens in all."""
         asked = [[*self._head, *(t for p in row.passages for t in p), *row.asked] for row in rows]
-        return self._logits(CausalRows(lora=self.lora), rows, asked, [0] * len(rows), 0)
+        both = [(before, row.said) for before, row in zip(asked, rows, strict=True)]
+        return said_logits(self.backbone, CausalRows(lora=self.lora), both, [0] * len(rows))
 
     def read_stored(self, rows: Sequence[TokenRow]) -> tuple[Tensor, int]:
         """The same where K and V of every passage were made alone, as `reading="kv"` lays them out behind the head."""
         head = encode_head(self.backbone, self._head, self.lora)
         windows = [self._prefix + window for row in rows for window in row.windows]
-        content = self._stored(windows)
-        parts, starts, begun = [], [], 0
+        every = ContentConfig(layers=tuple(range(self.backbone.spec.layers)), pooling=1)
+        stored = pooled_content(self.backbone, every, windows, _BATCH_TOKENS, self.lora)
+        content = iter(zip(stored, map(len, windows), strict=True))
+        parts, starts = [], []
         for row in rows:
             own, at = [], head.length
-            for number in range(begun, begun + len(row.windows)):
-                own.append(self._moved(content[number], at))
-                at += len(windows[number])
-            begun += len(row.windows)
+            for kept, length in (next(content) for _ in row.windows):
+                own.append(self._moved(kept, at))
+                at += length
             starts.append(at)
-            parts.append({layer: torch.cat([c[layer] for c in own]) for layer in own[0]} if own else {})
+            parts.append(joined_content(own))
         state = Pass(source=Chosen(head, parts), lora=self.lora)
-        return self._logits(state, rows, [row.asked for row in rows], starts, sum(map(len, windows)) + head.length)
+        logits, tokens = said_logits(self.backbone, state, [(row.asked, row.said) for row in rows], starts)
+        return logits, sum(map(len, windows)) + head.length + tokens
 
     def _moved(self, content: Mapping[int, Tensor], by: int) -> dict[int, Tensor]:
         """K and V [C, 2, KV, D] by layer, `by` positions further on."""
@@ -157,32 +166,6 @@ class ReaderObjective:
             layer: torch.stack([shift_keys(self.backbone.model, layer, c[:, 0], by), c[:, 1]], dim=1)
             for layer, c in content.items()
         }
-
-    def _stored(self, windows: Sequence[list[int]]) -> list[dict[int, Tensor]]:
-        """What a bank would keep of each window, with gradients."""
-        reading = ContentConfig(layers=tuple(range(self.backbone.spec.layers)), pooling=1)
-        found: dict[int, dict[int, Tensor]] = {}
-        for batch in plan_batches([len(w) for w in windows], _BATCH_TOKENS):
-            ids, mask = pad_right([windows[i] for i in batch], self.backbone.device)
-            sink = Pooled(reading, mask)
-            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-            self.backbone.forward(CausalRows(sink=sink, lora=self.lora), ids, mask, positions, logits="none")
-            split = {layer: c.split_with_sizes(sink.chunks.tolist()) for layer, c in sink.content.items()}
-            found |= {index: {layer: c[at] for layer, c in split.items()} for at, index in enumerate(batch)}
-        return [found[i] for i in range(len(windows))]
-
-    def _logits(
-        self, state: Pass, rows: Sequence[TokenRow], asked: list[list[int]], starts: list[int], tokens: int
-    ) -> tuple[Tensor, int]:
-        ids, mask = pad_right([a + row.said for a, row in zip(asked, rows, strict=True)], self.backbone.device)
-        places = torch.zeros_like(mask)
-        for number, (before, row) in enumerate(zip(asked, rows, strict=True)):  # a token is told at the one before it
-            places[number, len(before) - 1 : len(before) + len(row.said) - 1] = True
-        columns = places.any(0).nonzero()[:, 0]
-        positions = torch.tensor(starts, device=ids.device)[:, None] + torch.arange(ids.shape[1], device=ids.device)
-        logits = self.backbone.forward(state, ids, mask, positions, logits=columns)
-        assert logits is not None
-        return logits[places[:, columns]].float(), tokens + int(mask.sum())
 
     def evaluate(self) -> Mapping[str, float]:
         """Held-out rows, answered: f1 and exact match where the answer is there, and who says that it is not."""
@@ -255,14 +238,3 @@ class ReaderObjective:
         windows = tokenize(list(row.passages)) if row.passages and self.config.kv else []
         asked, said = tokenize([prompts.question_part(row.question), row.answer])
         return TokenRow(passages, windows, asked + self._tail, [*said, self._end])
-
-
-def _upper(backbone: Backbone) -> tuple[int, ...]:
-    return tuple(range(backbone.spec.layers // 4, backbone.spec.layers))
-
-
-def reader_objective(
-    backbone: Backbone, config: ReaderConfig, data: Sequence[Corpus], seed: int, adapter: Adapter | None = None
-) -> ReaderObjective:
-    """The objective over `data`, beside `adapter` or the one that the backbone has."""
-    return ReaderObjective(backbone, find_adapter(backbone, adapter), config, data, seed)

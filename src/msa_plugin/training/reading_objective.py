@@ -116,16 +116,61 @@ class Chosen:
         return padded([with_head(keys, values, row.get(layer)) for row in self._content])
 
 
+def pooled_content(
+    backbone: Backbone, reading: ContentConfig, windows: Sequence[list[int]], batch_tokens: int, lora: Lora
+) -> list[dict[int, Tensor]]:
+    """What a bank would keep of each window [C, 2, KV, D] by layer, with gradients."""
+    found: dict[int, dict[int, Tensor]] = {}
+    for batch in plan_batches([len(window) for window in windows], batch_tokens):
+        ids, mask = pad_right([windows[i] for i in batch], backbone.device)
+        sink = Pooled(reading, mask)
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        backbone.forward(CausalRows(sink=sink, lora=lora), ids, mask, positions, logits="none")
+        split = {layer: c.split_with_sizes(sink.chunks.tolist()) for layer, c in sink.content.items()}
+        found |= {index: {layer: c[at] for layer, c in split.items()} for at, index in enumerate(batch)}
+    return [found[i] for i in range(len(windows))]
+
+
+def joined_content(windows: Sequence[Mapping[int, Tensor]]) -> dict[int, Tensor]:
+    """The content of several windows, one after the other, by layer; nothing of none."""
+    return {layer: torch.cat([one[layer] for one in windows]) for layer in (windows[0] if windows else ())}
+
+
+def said_logits(
+    backbone: Backbone, state: Pass, rows: Sequence[tuple[list[int], list[int]]], starts: Sequence[int]
+) -> tuple[Tensor, int]:
+    """Logits [N, V], float32, before every token that rows say, and the rows' tokens.
+
+    A row is the ids of what is asked and of what is said, at positions from its place in `starts` on.
+    """
+    ids, mask = pad_right([asked + said for asked, said in rows], backbone.device)
+    places = torch.zeros_like(mask)
+    for number, (asked, said) in enumerate(rows):  # a token is told at the one before it
+        places[number, len(asked) - 1 : len(asked) + len(said) - 1] = True
+    columns = places.any(0).nonzero()[:, 0]
+    positions = torch.tensor(starts, device=ids.device)[:, None] + torch.arange(ids.shape[1], device=ids.device)
+    logits = backbone.forward(state, ids, mask, positions, logits=columns)
+    assert logits is not None
+    return logits[places[:, columns]].float(), int(mask.sum())
+
+
 class ReadingObjective:
     """The objective: a LoRA that reads, above the router that `start` brings and the updates that it routes with."""
 
     def __init__(
-        self, backbone: Backbone, start: Adapter, config: ReadingConfig, data: Sequence[Corpus], seed: int = 0
+        self,
+        backbone: Backbone,
+        config: ReadingConfig,
+        data: Sequence[Corpus],
+        seed: int = 0,
+        adapter: Adapter | None = None,
     ) -> None:
-        """Raises ConfigError for an adapter whose layers select for themselves, and for layers that do not fit.
+        """Above the router of `adapter`, or of the one that the backbone has.
 
-        Raises TrainingError for data without an answer.
+        Raises ConfigError for an adapter whose layers select for themselves, and for layers that do not fit;
+        TrainingError for data without an answer.
         """
+        start = find_adapter(backbone, adapter)
         routing = start.config.routing
         if routing.selection != "shared":
             raise ConfigError("this trains reading for adapters with one ranking; others read as they route: packed")
@@ -199,41 +244,20 @@ class ReadingObjective:
     def _loss(self, rows: Sequence[LatentRow], pooling: int) -> tuple[Tensor, int]:
         """Mean cross entropy of what the rows say, and how many tokens went through the backbone for it."""
         logits, said, tokens = self.logits(rows, pooling)
-        return F.cross_entropy(logits.float(), torch.tensor(said, device=logits.device)), tokens
+        return F.cross_entropy(logits, torch.tensor(said, device=logits.device)), tokens
 
     def logits(self, rows: Sequence[LatentRow], pooling: int) -> tuple[Tensor, list[int], int]:
         """Logits [N, V] before every token that the rows say, those tokens, and backbone tokens in all."""
         head = encode_head(self.backbone, self._head, self.lora)
-        content, encoded = self._encoded([w for row in rows for w in row.windows], pooling)
-        parts, begun = [], 0
-        for row in rows:
-            own, begun = content[begun : begun + len(row.windows)], begun + len(row.windows)
-            parts.append({layer: torch.cat([c[layer] for c in own]) for layer in own[0]})
-        ids, mask = pad_right([row.asked + row.said for row in rows], self.backbone.device)
-        start = head.length + self.start.config.top_k
-        positions = start + torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        state = Pass(source=Chosen(head, parts), lora=self.lora)
-        places = torch.zeros_like(mask)
-        for number, row in enumerate(rows):
-            places[number, len(row.asked) - 1 : len(row.asked) + len(row.said) - 1] = True
-        columns = places.any(0).nonzero()[:, 0]
-        logits = self.backbone.forward(state, ids, mask, positions, logits=columns)
-        assert logits is not None
-        said = [token for row in rows for token in row.said]
-        return logits[places[:, columns]], said, encoded + int(mask.sum()) + head.length
-
-    def _encoded(self, windows: Sequence[list[int]], pooling: int) -> tuple[list[dict[int, Tensor]], int]:
-        """What is pooled of each window, as the encoder does it, and the windows' tokens."""
+        windows = [window for row in rows for window in row.windows]
         reading = ContentConfig(layers=self.reading.layers, pooling=pooling)
-        found: dict[int, dict[int, Tensor]] = {}
-        for batch in plan_batches([len(w) for w in windows], _BATCH_TOKENS):
-            ids, mask = pad_right([windows[i] for i in batch], self.backbone.device)
-            sink = Pooled(reading, mask)
-            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-            self.backbone.forward(CausalRows(sink=sink, lora=self.lora), ids, mask, positions, logits="none")
-            split = {layer: c.split_with_sizes(sink.chunks.tolist()) for layer, c in sink.content.items()}
-            found |= {index: {layer: c[at] for layer, c in split.items()} for at, index in enumerate(batch)}
-        return [found[i] for i in range(len(windows))], sum(map(len, windows))
+        content = iter(pooled_content(self.backbone, reading, windows, _BATCH_TOKENS, self.lora))
+        parts = [joined_content([next(content) for _ in row.windows]) for row in rows]
+        state = Pass(source=Chosen(head, parts), lora=self.lora)
+        starts = [head.length + self.start.config.top_k] * len(rows)
+        logits, tokens = said_logits(self.backbone, state, [(row.asked, row.said) for row in rows], starts)
+        said = [token for row in rows for token in row.said]
+        return logits, said, sum(map(len, windows)) + head.length + tokens
 
     # Rows
 
@@ -269,10 +293,3 @@ class ReadingObjective:
         document = corpus.documents[name]
         ids = self.backbone.tokenize(prompts.document_text(document.title, document.text))
         return (self._prefix + ids)[: self.config.document_tokens]
-
-
-def reading_objective(
-    backbone: Backbone, config: ReadingConfig, data: Sequence[Corpus], seed: int, adapter: Adapter | None = None
-) -> ReadingObjective:
-    """`ReadingObjective` as recipes make it: without an `adapter`, above the one that this backbone has."""
-    return ReadingObjective(backbone, adapter or find_adapter(backbone, None), config, data, seed)
