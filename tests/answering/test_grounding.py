@@ -88,6 +88,7 @@ def test_any_text_is_read_and_every_quote_is_in_it(text, answer, data):
         assert quote.sentence in text
 
 
+@pytest.mark.slow
 def test_long_texts_take_no_long_time():
     text = "word " * 200_000 + "1" * 10_000 + " the end. " + "a.\n\n" * 50_000
     assert quotes("the end", "what?", text)[0].text == "end"
