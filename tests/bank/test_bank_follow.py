@@ -194,6 +194,7 @@ def test_selections_that_other_threads_drop_are_let_go(bank, folder):
         assert not reader._moments.shown.catalog.holds_snapshot and not reader._moments._past
 
 
+@pytest.mark.slow
 def test_the_log_stays_short_beside_an_idle_reader_and_is_emptied_once_another_has_left(folder, monkeypatch):
     from msa_plugin.bank import log
 

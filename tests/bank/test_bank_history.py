@@ -245,6 +245,7 @@ def test_compaction_keeps_different_shapes_apart(bank):
     assert bank.stats(NS).segments == 0 and picture(bank) == {} and bank.verify().ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_random_histories_agree_with_a_dictionary(folder, seed):
     rng = random.Random(seed)

@@ -208,6 +208,7 @@ def test_gradients_reach_the_reader_alone(backbone, data):
     assert all(weight.grad is None for weight in backbone.model.parameters())
 
 
+@pytest.mark.slow
 def test_what_it_learns_opens_and_goes_on(tmp_path, backbone, data):
     made = objective(backbone, data)
     assert set(made.evaluate()) >= {"f1", "em"}

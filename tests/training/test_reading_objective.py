@@ -101,6 +101,7 @@ def test_gradients_reach_what_reads_and_nothing_that_routes(backbone, data):
     assert torch.equal(made.lora.updates[0, "mlp.up_proj"].up, below.up) and not below.up.requires_grad
 
 
+@pytest.mark.slow
 def test_what_it_learns_opens_and_routes_as_before(tmp_path, backbone, data):
     made = objective(backbone, data, repeat=0.0)
     assert set(made.evaluate()) == {"answer_nll/2", "answer_nll/4"}
