@@ -312,6 +312,7 @@ def test_auto_is_bf16_where_that_is_fast(monkeypatch, fast):
         assert (a @ a).dtype == (torch.bfloat16 if fast else torch.float32)
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does_with_twice_the_micro_batches(tmp_path):
     Trainer(Regression(), config(accumulate=2, evaluate_every=6), tmp_path / "one").run()
     program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
