@@ -36,11 +36,6 @@ def backbone():
     return packed_backbone()
 
 
-@pytest.fixture(scope="module")
-def data():
-    return corpus()
-
-
 def sampler(backbone, **changes):
     return Sampler(backbone, **{"top_k": 3, "width": 3, "memory_tokens": 400, "window": 96, **changes})
 
