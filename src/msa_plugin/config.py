@@ -315,6 +315,8 @@ class MemoryConfig(Settings):
     asks for short answers.
     `reader` is who answers: `auto` the reader that the adapter was trained with, if it has one and there is no
     `instruction`; `stock` the backbone as it is.
+    `decoding` is which weights write an answer, token by token, on a CPU: `int8` a copy in eight bits (about a byte a
+    weight), `full` the model's own, which read in any case; `auto` is `int8` where the weights are bfloat16.
     `reading` is how answers read memory: `text`, `latent` (pooled K, V) or `kv` (unpooled K, V of all layers); `auto`
     is `latent` where the adapter can read latents, else `text`; `content_pooling` overrides how K, V are pooled.
     `batch_questions` is how many questions of a batch are answered together: more are faster where memory allows.
@@ -343,6 +345,7 @@ class MemoryConfig(Settings):
 
     reading: Literal["text", "latent", "kv", "auto"] = "auto"
     reader: Literal["auto", "stock"] = "auto"
+    decoding: Literal["auto", "int8", "full"] = "auto"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     keys_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float16"

@@ -17,6 +17,7 @@ from msa_kernels import Backend
 from msa_plugin import prompts
 from msa_plugin.backbone.attention import Pass
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.eight_bits import EightBits
 from msa_plugin.backbone.families import shift_keys
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.positions import WindowLayout
@@ -87,13 +88,16 @@ class Reader:
         kernels: Backend = "torch",
         *,
         trained: bool = False,
+        eight_bits: EightBits | None = None,
     ) -> None:
         """`content` is what the bank keeps in `store` (None in text mode), of documents cut as `layout` says.
 
         Prefills, and what is decoded after them, run with `lora`; `kernels` read stored K, V, as in `BankSource`.
         A `lora` that was `trained` to answer is asked as it was in training; conversations stay the stock model's.
+        What is decoded a few tokens at a time runs with `eight_bits`, if there are any.
         """
         self.instruction, self.lora, self.kernels, self.trained = instruction, lora, kernels, trained
+        self.eight_bits = eight_bits
         self._heads: dict[Lora | None, TemplateHead] = {}
         self.backbone, self.store, self.mode, self.content = backbone, store, mode, content
         self.layout, self.top_k = layout, top_k
@@ -219,6 +223,7 @@ class Reader:
         state = Pass(source=source, keep_cache=True, lora=lora)
         logits = self.backbone.run(state, ids, mask, positions)
         assert logits is not None
+        state.eight_bits = self.eight_bits  # for what follows
         gather = 0.0 if source is None else source.seconds["gather"]
         seconds = {"gather": gather, "prefill": time.perf_counter() - began - gather}
         lengths = tuple(map(len, rows))

@@ -9,7 +9,7 @@ Shapes: B rows, T new tokens, S keys, H heads, KV key/value heads, D head dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +25,7 @@ from msa_plugin.contexts import ChunkPages, LayerContext, MemorySource
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from msa_plugin.backbone.eight_bits import EightBits
     from msa_plugin.backbone.lora import Lora
     from msa_plugin.backbone.lower import LowerLayers
     from msa_plugin.backbone.router import Router
@@ -74,11 +75,13 @@ class Pass:
     ) -> None:
         """`source` supplies memory, `router` makes the queries for `source.select`, `sink` records states.
 
-        All forwards of the pass run with the updates of `lora`, and the next ones as `lower` says once it is set.
+        All forwards of the pass run with the updates of `lora`, and the next ones as `lower` says once it is set, those
+        of a few tokens with the weights of `eight_bits`.
         """
         self.source, self.router, self.sink, self.lora = source, router, sink, lora
         self.keep_cache = keep_cache
         self.lower: LowerLayers | None = None
+        self.eight_bits: EightBits | None = None
         self.caches: dict[int, LayerCache] = {}
         self.row_mask: Tensor | None = None
         self._contexts: dict[int, LayerContext | None] = {}
@@ -90,6 +93,13 @@ class Pass:
         self.row_mask = mask if self.row_mask is None else torch.cat([self.row_mask, mask], dim=1)
         self._new = mask.shape[1]
         self._masks.clear()
+
+    def weights(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """Inside, `model` has the weights that the tokens just announced are for."""
+        assert self.row_mask is not None
+        if self.eight_bits is not None and self.row_mask.shape[0] * self._new <= self.eight_bits.few:
+            return self.eight_bits.added(model, self.lora)
+        return nullcontext() if self.lora is None else self.lora.added(model)
 
     def wants_input(self, layer: int) -> bool:
         """Whether the pre-hook has anything to do at `layer`."""
@@ -282,7 +292,7 @@ def installed(model: PreTrainedModel, state: Pass) -> Iterator[None]:
     try:
         model.config._attn_implementation = NAME
         with (
-            nullcontext() if state.lora is None else state.lora.added(model),
+            state.weights(model),
             nullcontext() if state.lower is None else state.lower.installed(model),
         ):
             yield

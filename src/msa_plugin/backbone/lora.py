@@ -161,6 +161,10 @@ class Lora:
                     undo.callback(linear.register_forward_hook(_hook(self.updates[layer, name])).remove)
             yield
 
+    def whole(self, model: PreTrainedModel) -> dict[nn.Module, Tensor]:
+        """The weight [outer, inner] of each updated layer with its update added, in the dtype of the weight."""
+        return {linear: self._merged(layer, name, linear) for layer, name, linear in _linears(model, self.updates)}
+
     def _merged(self, layer: int, name: str, linear: nn.Linear) -> Tensor:
         """The weight [outer, inner] with the update added, in the dtype of the weight."""
         if (layer, name) not in self._whole:

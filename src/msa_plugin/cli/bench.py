@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from msa_plugin.cli import bench_absence, bench_compare, bench_growth
+from msa_plugin.cli.bench_decode import decode
 from msa_plugin.cli.bench_mteb import mteb
 from msa_plugin.cli.options import AdapterPath, Json, Model
 from msa_plugin.cli.output import Output, seconds, size
@@ -16,6 +17,7 @@ app = typer.Typer(help="Measure, in ratios taken in one run.", no_args_is_help=T
 bench_compare.register(app)
 bench_growth.register(app)
 app.command()(mteb)
+app.command()(decode)
 bench_absence.register(app)
 Repeats = Annotated[int, typer.Option(help="Interleaved repetitions; medians are reported.", min=1)]
 

@@ -37,6 +37,7 @@ from msa_plugin.engine.setup import (
     check_question,
     content_config,
     context_tokens,
+    decoding_weights,
     least_relevance,
     reading_mode,
     reads_updated,
@@ -113,6 +114,7 @@ class Engine:
         self.reader = Reader(
             *(backbone, store, self.mode, self.content, layout, self.top_k, config.instruction, chosen, config.kernels),
             trained=reader is not None,
+            eight_bits=decoding_weights(backbone, config),
         )
         self.passages = Passages(backbone, self.encoder.layout_of, adapter.config.routing.pooling)
         self.context_tokens = context_tokens(config, backbone.device)

@@ -7,6 +7,7 @@ import torch
 from msa_kernels import BackendUnavailableError, use_triton
 from msa_plugin.backbone.adapter import Adapter, AdapterConfig
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.eight_bits import EightBits, multiplies
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.config import BesideConfig, ContentConfig, MemoryConfig, ReadingMode, RoutingConfig
 from msa_plugin.errors import ConfigError, InvalidQueryError
@@ -30,6 +31,20 @@ def trained_reader(adapter: Adapter, config: MemoryConfig) -> Lora | None:
     if config.reader == "stock" or config.instruction is not None or not reads[reading_mode(adapter, config)]:
         return None
     return adapter.reader
+
+
+def decoding_weights(backbone: Backbone, config: MemoryConfig) -> EightBits | None:
+    """Weights in eight bits that answers are written with; None for the model's own.
+
+    Raises ConfigError where int8 was asked for and cannot be had.
+    """
+    if config.decoding == "full" or (config.decoding == "auto" and backbone.dtype != torch.bfloat16):
+        return None
+    if backbone.device.type == "cpu" and multiplies():
+        return EightBits()
+    if config.decoding == "int8":
+        raise ConfigError("decoding='int8' is for a CPU, and a PyTorch that multiplies by int8; leave it at 'auto'")
+    return None
 
 
 def beside_keys(adapter: Adapter, config: MemoryConfig) -> BesideConfig:

@@ -1,7 +1,0 @@
-import pytest
-from chains import corpus
-
-
-@pytest.fixture(scope="module")
-def data():
-    return corpus()
