@@ -39,10 +39,13 @@ WORKERS ?= 2
 test: install lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-# Quick tests on tiny models, without kernels, reliability and what is marked slow.
+# Quick tests on tiny models: nothing that is marked slow, no kernels, clusters, benchmarks or reliability. Their banks lie
+# in memory where there is room for them: on a disk, waiting for it takes longer than the tests.
+ROOM := $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 4000000 { print "/dev/shm" }')
 fast: install
 	$(BIN)/ruff check $(CODE)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" \
+	OMP_NUM_THREADS=1 $(if $(ROOM),TMPDIR=$(ROOM)) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" \
+		-o tmp_path_retention_policy=failed \
 		--ignore=tests/kernels --ignore=tests/reliability --ignore=tests/cluster --ignore=tests/bench
 
 lint: install

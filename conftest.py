@@ -6,45 +6,59 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hypothesis import settings
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which transformers does on its own
+if TYPE_CHECKING:
+    from msa_plugin.backbone.adapter import Adapter
+    from msa_plugin.backbone.backbone import Backbone
+    from msa_plugin.memory import LatentMemory
 
 sys.path.insert(0, str(Path(__file__).parent / "tests"))
-
-from msa_plugin.backbone.adapter import Adapter
-from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.backbone.cache import cache_dir
-from msa_plugin.backbone.cpu import avoid_faulty_amx
-from msa_plugin.memory import LatentMemory
-from tiny import tiny_adapter, tiny_backbone
 
 # Timings are noisy on shared machines: no example fails for being slow.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
-avoid_faulty_amx(cache_dir())  # before any product: a CPU that faults would take the whole run with it
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What comes before any test module; a process that only hands tests out to others imports no torch."""
+    if getattr(config.option, "dist", "no") != "no" and not hasattr(config, "workerinput"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which transformers does
+    from msa_plugin.backbone.cache import cache_dir
+    from msa_plugin.backbone.cpu import avoid_faulty_amx
+
+    avoid_faulty_amx(cache_dir())  # before any product: a CPU that faults would take the whole run with it
 
 
 @pytest.fixture(scope="session")
 def backbone() -> Backbone:
     """A tiny random Llama."""
+    from tiny import tiny_backbone
+
     return tiny_backbone()
 
 
 @pytest.fixture(scope="session")
 def adapter(backbone: Backbone) -> Adapter:
     """A random router for it, with one shared selection."""
+    from tiny import tiny_adapter
+
     return tiny_adapter(backbone)
 
 
 @pytest.fixture
 def memory(tmp_path: Path, backbone: Backbone) -> Iterator[LatentMemory]:
     """An empty memory on the tiny backbone; words and names count, as they do by default."""
+    from msa_plugin.memory import LatentMemory
+    from tiny import tiny_adapter
+
     adapter = tiny_adapter(backbone, beside=True)
     with LatentMemory.open(tmp_path / "bank", model=backbone, adapter=adapter) as opened:
         yield opened
@@ -53,6 +67,7 @@ def memory(tmp_path: Path, backbone: Backbone) -> Iterator[LatentMemory]:
 @pytest.fixture(scope="session")
 def real_backbone() -> Backbone:
     """The default backbone; tests that use it are marked slow."""
+    from msa_plugin.backbone.backbone import Backbone
     from msa_plugin.backbone.loading import packaged_gguf
 
     if packaged_gguf() is None:

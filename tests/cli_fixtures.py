@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
+from functools import cache
 
 import pytest
+import typer.main
 
 from facade import topics
+from msa_plugin.backbone.cache import cache_dir
 from msa_plugin.cli import main
 from tiny import tiny_adapter, tiny_backbone
 
@@ -31,15 +35,22 @@ def where(tmp_path, saved, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("MSA_BANK", "MSA_MODEL", "MSA_ADAPTER"):
         monkeypatch.delenv(name, raising=False)
+    (tmp_path / "cache").mkdir()
+    for verdict in cache_dir().glob("cpu-*.json"):  # what is known of this CPU, which costs a process to find out
+        shutil.copy(verdict, tmp_path / "cache")
     monkeypatch.setenv("MSA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MSA_MODEL", str(saved / "model"))
     monkeypatch.setenv("MSA_ADAPTER", str(saved / "adapter"))
     return tmp_path
 
 
+commands_of = cache(typer.main.get_command)
+
+
 @pytest.fixture
 def msa(where, monkeypatch, capsys):
-    """Run a command; returns exit code, stdout and stderr."""
+    """Run a command; returns exit code, stdout and stderr. The tree of commands is made once."""
+    monkeypatch.setattr(typer.main, "get_command", commands_of)
 
     def run(*arguments, stdin=b""):
         monkeypatch.setattr(sys, "argv", ["msa", *map(str, arguments)])

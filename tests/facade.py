@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,11 @@ def topics(count: int = len(TOPICS)) -> list[dict[str, Any]]:
     ]
 
 
+def manual(*chapters: str) -> str:
+    """A long document with a chapter on each topic."""
+    return "\n\n".join(f"## On the {topic}\n\n{about(topic)} {about(topic)}" for topic in chapters)
+
+
 def opened(path: Path, backbone: Backbone, adapter: Adapter | None = None, **settings: Any) -> LatentMemory:
     """A memory in `path`/bank on a tiny backbone, with a short instruction for short prompts unless one is given."""
     settings.setdefault("instruction", "Be brief.")
@@ -53,3 +59,12 @@ def count_runs(monkeypatch: Any, also: Callable[[], None] = lambda: None) -> lis
 
     monkeypatch.setattr(Backbone, "run", counted)
     return seen
+
+
+def saying(monkeypatch: Any, backbone: Backbone, text: str) -> None:
+    """From now on every answer is `text`, whatever the model computes: its tokens in turn, then the end for good."""
+    said = [*backbone.tokenize(text), next(iter(backbone.end_ids))]
+    tokens = chain(said, repeat(said[-1]))
+    monkeypatch.setattr(
+        "msa_plugin.answering.decoding.TokenSampler.pick", lambda _, logits: [next(tokens)] * len(logits)
+    )

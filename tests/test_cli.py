@@ -161,6 +161,7 @@ def test_demo_runs_twice_on_the_same_bank(msa):
     assert code == 0 and "0 documents read; " in out and "known already" in out and "needed)" in out
 
 
+@pytest.mark.slow
 def test_benchmarks_give_their_numbers(msa):
     code, out, _ = msa("bench", "encode", "--tokens", "100", "--repeats", "1", "--json")
     assert code == 0 and [row["mode"] for row in json.loads(out)] == ["text", "latent", "kv"]
@@ -260,6 +261,7 @@ def test_text_is_printed_as_it_is_but_for_what_a_terminal_obeys(msa):
     assert code == 2 and "no [bold] " in err and "\x1b[2J" not in err
 
 
+@pytest.mark.slow
 def test_a_process_keeps_stdout_for_json(where):
     (where / "a.txt").write_text("é" + about("violin"))
     added = process("-v", "add", "a.txt", "--json")

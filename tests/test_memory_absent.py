@@ -5,12 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from facade import count_runs, opened, topics
+from facade import count_runs, opened, saying, topics
 from msa_plugin import prompts
 from msa_plugin.answering.abstaining import _Held, prefilled
 from msa_plugin.answering.answers import AnswerJob
 from msa_plugin.answering.reading import Prefill
-from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.config import RelevanceConfig, RelevanceWeights
 from msa_plugin.events import Abstained, Answered, AnswerPiece, DocumentsFetched, RetrievalEnded
 from msa_plugin.retrieval.interleave import Gathered
@@ -30,26 +29,6 @@ def memory(tmp_path, backbone):
     with opened(tmp_path, backbone, adapter, lexical=1.0, instruction=None) as opened_memory:
         opened_memory.add(topics())
         yield opened_memory
-
-
-def saying(monkeypatch, text):
-    """From now on every answer is `text`, whatever the model computes."""
-    ids = {}
-
-    def pick(self, logits):
-        backbone = ids["backbone"]
-        said = [*backbone.tokenize(text), next(iter(backbone.end_ids))]
-        ids["at"] = ids.get("at", -1) + 1
-        return [said[min(ids["at"], len(said) - 1)]] * len(logits)
-
-    monkeypatch.setattr("msa_plugin.answering.decoding.TokenSampler.pick", pick)
-    original = Backbone.run
-
-    def run(self, *args, **kwargs):
-        ids["backbone"] = self
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(Backbone, "run", run)
 
 
 def test_where_nothing_is_relevant_nothing_is_read(memory, monkeypatch):
@@ -92,8 +71,8 @@ def test_a_stream_says_so_with_an_event(memory):
 
 
 @pytest.mark.parametrize("said", ["Not in the documents.", "not in the documents", "“Not in the documents”. Well, no"])
-def test_the_readers_word_for_it_is_never_seen(memory, monkeypatch, said):
-    saying(monkeypatch, said)
+def test_the_readers_word_for_it_is_never_seen(memory, backbone, monkeypatch, said):
+    saying(monkeypatch, backbone, said)
     stream = memory.stream(THERE, max_new_tokens=80)
     events = list(stream.events())
     assert "".join(e.text for e in events if isinstance(e, AnswerPiece)) == prompts.UNKNOWN
@@ -104,8 +83,8 @@ def test_the_readers_word_for_it_is_never_seen(memory, monkeypatch, said):
 
 
 @pytest.mark.parametrize("said", ["Not in the north", "no", "Nothing", "Not in the documen", "beekeeping"])
-def test_what_only_begins_like_it_is_an_answer(memory, monkeypatch, said):
-    saying(monkeypatch, said)
+def test_what_only_begins_like_it_is_an_answer(memory, backbone, monkeypatch, said):
+    saying(monkeypatch, backbone, said)
     stream = memory.stream(THERE, max_new_tokens=80)
     assert "".join(stream) == said == stream.answer.text
     assert not stream.answer.abstained and stream.answer.sources
@@ -125,10 +104,10 @@ def test_pieces_go_on_as_soon_as_they_are_certain():
     assert _Held(False).push("Not") == "Not"
 
 
-def test_documents_that_were_chosen_are_read_whatever_their_relevance(memory, monkeypatch):
+def test_documents_that_were_chosen_are_read_whatever_their_relevance(memory, backbone, monkeypatch):
     answer = memory.ask(AWAY, documents=["violin"], max_new_tokens=4)
     assert not answer.abstained and [s.id for s in answer.sources] == ["violin"]
-    saying(monkeypatch, "Not in the documents.")
+    saying(monkeypatch, backbone, "Not in the documents.")
     assert memory.ask(AWAY, documents=["violin"], max_new_tokens=80).abstained
 
 
@@ -137,12 +116,12 @@ def test_an_instruction_and_chat_are_the_callers_own(tmp_path, backbone, monkeyp
     with opened(tmp_path, backbone, adapter, lexical=1.0, instruction="Write a poem.") as memory:
         memory.add(topics())
         assert not memory.ask(AWAY, max_new_tokens=2).abstained
-        saying(monkeypatch, "Not in the documents.")
+        saying(monkeypatch, backbone, "Not in the documents.")
         answer = memory.ask(THERE, max_new_tokens=80)
         assert not answer.abstained and answer.text == "Not in the documents."
     with opened(tmp_path, backbone, adapter, lexical=1.0, instruction="Write a poem.", abstain_below=0.3) as memory:
         assert memory.ask(AWAY).abstained
-    saying(monkeypatch, "Not in the documents.")
+    saying(monkeypatch, backbone, "Not in the documents.")
     with opened(tmp_path, backbone, adapter, lexical=1.0, instruction=None) as memory:
         said = memory.chat([{"role": "user", "content": "Is it there?"}], max_new_tokens=80)
         assert said.text == "Not in the documents." and not said.abstained and said.grounded is None
@@ -156,8 +135,8 @@ def test_it_can_be_turned_off(tmp_path, backbone):
         assert not answer.abstained and answer.trace.relevance < 0.3
 
 
-def test_answers_say_where_their_words_stand(memory, monkeypatch):
-    saying(monkeypatch, "Beekeeping beekeeping")
+def test_answers_say_where_their_words_stand(memory, backbone, monkeypatch):
+    saying(monkeypatch, backbone, "Beekeeping beekeeping")
     answer = memory.ask(THERE, max_new_tokens=80)
     assert answer.grounded is True
     [source] = [s for s in answer.sources if s.id == "beekeeping"]
@@ -165,9 +144,9 @@ def test_answers_say_where_their_words_stand(memory, monkeypatch):
     text = source.text
     assert text[quote.start : quote.end] == quote.text == "Beekeeping: beekeeping"
     assert quote.text in quote.sentence
-    saying(monkeypatch, "of Cremona")
+    saying(monkeypatch, backbone, "of Cremona")
     assert memory.ask(THERE, max_new_tokens=80).grounded is False
-    saying(monkeypatch, "Yes.")
+    saying(monkeypatch, backbone, "Yes.")
     assert memory.ask(THERE, max_new_tokens=80).grounded is None
 
 

@@ -206,6 +206,7 @@ def test_what_is_not_documents_is_refused(memory, wrong):
         memory.add(wrong)
 
 
+@pytest.mark.slow
 def test_a_generator_is_committed_as_it_goes(tmp_path, backbone, adapter):
     lags, alive = [], []
     bounds = {"segment_documents": 40, "batch_tokens": 64}
@@ -246,6 +247,7 @@ def test_what_was_committed_before_an_error_stays(tmp_path, backbone, adapter):
         assert set(report.unchanged) == kept and len(report.ids) == 700
 
 
+@pytest.mark.slow
 def test_a_duplicate_late_in_a_generator_keeps_what_was_committed(tmp_path, backbone, adapter):
     with opened(tmp_path, backbone, adapter, segment_documents=10, batch_tokens=16) as memory:
         numbered = ({"id": str(n % 600), "text": f"document number {n} of many"} for n in range(700))

@@ -27,7 +27,11 @@ DRAWN = {"temperature": 1.5, "seed": 3}
 QUESTIONS = ["the violin", "harbour lights and saffron", about("glacier"), "?"]
 
 
-@pytest.fixture(params=KINDS.values(), ids=KINDS)
+# These cost most, and go where the others go.
+RARE = ("per layer, text", "attention, text", "attention, latent")
+
+
+@pytest.fixture(params=[pytest.param(KINDS[n], id=n, marks=[pytest.mark.slow] * (n in RARE)) for n in KINDS])
 def kind(request, backbone):
     """An adapter and settings."""
     adapter, settings = request.param
@@ -229,6 +233,7 @@ def test_filters_and_namespaces_restrict_what_is_read(tmp_path, memory, backbone
     assert "mine" not in [h.id for h in memory.retrieve("the violin", 9)]
 
 
+@pytest.mark.slow
 def test_threads_get_the_same_answers(memory):
     questions = [about(t) for t in TOPICS]
     alone = [essence(memory.ask(q, max_new_tokens=6, **DRAWN)) for q in questions]

@@ -238,6 +238,7 @@ def test_settings_are_checked(tmp_path, backbone, adapter, settings):
     assert not (tmp_path / "bank").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["text", "kv"])
 def test_two_hundred_thousand_tokens_are_one_document(tmp_path, backbone, mode):
     adapter = tiny_adapter(backbone, pooling=64)

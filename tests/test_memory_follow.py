@@ -62,6 +62,7 @@ def found(memory, question="glacier"):
     return [hit.id for hit in memory.retrieve(question, k=3)]
 
 
+@pytest.mark.slow
 def test_each_process_sees_what_the_other_has_done(tmp_path, backbone, other):
     with opened(tmp_path, backbone, lexical=1.0, titles=0.4, lock_timeout=60) as memory:
         with pytest.raises(EmptyMemoryError):

@@ -133,6 +133,7 @@ def test_the_budget_of_context_is_kept(tmp_path, backbone, mode, budget):
     assert answer.trace.context_tokens <= budget + frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["text", "kv"])
 def test_an_excerpt_holds_the_best_chunk(tmp_path, backbone, adapter, monkeypatch, mode):
     parts = [f"<{n:04}>" for n in range(100)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from facade import PER_LAYER, TOPICS, about, opened, topics
+from facade import PER_LAYER, TOPICS, about, manual, opened, topics
 from msa_plugin.errors import InvalidQueryError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.retrieval.cutting import LARGEST
@@ -16,11 +16,6 @@ KINDS = {
     "latent": ({"read_latent": True}, {}),
     "per layer, text": (PER_LAYER, {"reading": "text"}),
 }
-
-
-def manual(*chapters: str) -> str:
-    """A long document with a chapter on each topic."""
-    return "\n\n".join(f"## On the {topic}\n\n{about(topic)} {about(topic)}" for topic in chapters)
 
 
 @pytest.fixture(params=KINDS.values(), ids=KINDS)

@@ -142,6 +142,7 @@ def test_what_would_never_end_is_given_up(memory: LatentMemory, monkeypatch: Any
     assert len(second.trace.rounds) == 3
 
 
+@pytest.mark.slow
 def test_text_without_a_marker_crashes_nothing(memory: LatentMemory, monkeypatch: Any) -> None:
     """More than 1,000 characters end retrieval in the reference, which then feeds nothing and crashes."""
     monkeypatch.setattr(_Scripted, "tokens", repeat(64), raising=False)

@@ -80,6 +80,7 @@ def test_yes_and_no_are_judgements(answer, judges):
     assert is_judgement(answer) == judges
 
 
+@pytest.mark.slow
 @given(text=st.text(max_size=200), answer=st.text(max_size=30), data=st.data())
 def test_any_text_is_read_and_every_quote_is_in_it(text, answer, data):
     part = data.draw(st.sampled_from([answer, text[len(text) // 3 : len(text) // 2]]))
@@ -88,6 +89,7 @@ def test_any_text_is_read_and_every_quote_is_in_it(text, answer, data):
         assert quote.sentence in text
 
 
+@pytest.mark.slow
 def test_long_texts_take_no_long_time():
     text = "word " * 200_000 + "1" * 10_000 + " the end. " + "a.\n\n" * 50_000
     assert quotes("the end", "what?", text)[0].text == "end"

@@ -131,6 +131,7 @@ def looping(monkeypatch, backbone):
     return ids
 
 
+@pytest.mark.slow
 def test_answers_and_chats_end_where_they_repeat_themselves(tmp_path, backbone, looping):
     with opened(tmp_path, backbone) as memory:
         memory.add(topics())

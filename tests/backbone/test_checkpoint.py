@@ -74,6 +74,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_there_is_one_copy_of_the_weights(tmp_path: Path, dtype: str) -> None:
     small = reference.write(tmp_path / "small")

@@ -40,6 +40,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_forked_child_that_opens_its_own_memory_answers(tmp_path):
     path = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])

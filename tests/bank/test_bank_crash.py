@@ -97,6 +97,7 @@ def test_every_new_name_is_durable(tmp_path, monkeypatch):
     assert synced[:named].count(str(folder)) >= 2, "for the catalog, and again for the folder of segments"
 
 
+@pytest.mark.slow
 @needs_fork
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_killed_at_any_step_leaves_old_or_new(name, seed, folder, monkeypatch):
@@ -137,6 +138,7 @@ def killed_at(at, operation, folder, monkeypatch):
     return acknowledged
 
 
+@pytest.mark.slow
 @needs_fork
 def test_killed_while_creating(folder, monkeypatch):
     wire = Tripwire(0, None)
@@ -151,6 +153,7 @@ def test_killed_while_creating(folder, monkeypatch):
         assert not list(folder.glob("catalog.new*"))
 
 
+@pytest.mark.slow
 @needs_fork
 def test_a_log_cut_short_at_any_length_is_old_or_new(seed, folder, monkeypatch):
     """As a power cut leaves it when the last pages had not reached the disk."""
@@ -174,6 +177,7 @@ def test_a_log_cut_short_at_any_length_is_old_or_new(seed, folder, monkeypatch):
     assert seen == sorted(seen) and not seen[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "code"), [(name, errno.ENOSPC) for name in OPERATIONS] + [("commit", errno.EIO), ("compact", errno.EROFS)]
 )

@@ -71,6 +71,7 @@ def test_every_flipped_byte_is_found(built, file):
     assert verify_bank(built).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "numbers"), [(FILES[0], 2 + 3 + 2), (FILES[1], 3 + 2)])
 def test_flipped_header_or_offsets_never_return_another_documents_rows(built, file, numbers):
     """Sizes are right, so the file opens; what is then read is refused or is exactly right."""

@@ -272,6 +272,7 @@ def accepts(where, metadata):
     return all(entry(key, value) for key, value in where.items())
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(rows=st.lists(st.dictionaries(NAMES, VALUES, max_size=4), min_size=1, max_size=6), where=FILTERS)
 @example(rows=[{"a": 0.1 + 0.2}, {"a": 0.3}], where={"a": 0.1 + 0.2})

@@ -13,43 +13,48 @@ from msa_plugin.errors import BankError, SnapshotError
 CHILD = """
 import json, sys
 from bank_builder import NS, encoded, open_bank, picture
-with open_bank(sys.argv[1], lock_timeout=60) as bank:
-    can = {
-        "commit": lambda *documents: bank.commit([encoded(*d) for d in documents], NS) and None,
-        "delete": lambda *ids: bank.delete(list(ids), NS) and None,
-        "compact": lambda: bank.compact() and None,
-        "snapshot": lambda name: bank.snapshot(name) and None,
-        "drop_snapshot": lambda name: bank.drop_snapshot(name) and None,
-        "texts": lambda: sorted((i, p[1]) for i, p in picture(bank).items()),
-        "deleted": lambda: bank.stats(NS).deleted,
-    }
-    print("open", flush=True)
-    for line in sys.stdin:
-        name, *arguments = json.loads(line)
-        print(json.dumps(can[name](*arguments)), flush=True)
+bank = None
+def opened(folder):
+    global bank
+    if bank is not None:
+        bank.close()
+    bank = open_bank(folder, lock_timeout=60)
+can = {
+    "open": opened,
+    "commit": lambda *documents: bank.commit([encoded(*d) for d in documents], NS) and None,
+    "delete": lambda *ids: bank.delete(list(ids), NS) and None,
+    "compact": lambda: bank.compact() and None,
+    "snapshot": lambda name: bank.snapshot(name) and None,
+    "drop_snapshot": lambda name: bank.drop_snapshot(name) and None,
+    "texts": lambda: sorted((i, p[1]) for i, p in picture(bank).items()),
+    "deleted": lambda: bank.stats(NS).deleted,
+}
+for line in sys.stdin:
+    name, *arguments = json.loads(line)
+    print(json.dumps(can[name](*arguments)), flush=True)
+bank.close()
 """
 
 
-class Other:
-    """Another process with a handle on the same bank, that does as it is told."""
-
-    def __init__(self, folder):
-        self.process = start_child(CHILD, folder)
-        assert self.process.stdout.readline() == "open\n"
-
-    def __call__(self, name, *arguments):
-        self.process.stdin.write(json.dumps([name, *arguments]) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+@pytest.fixture(scope="module")
+def process():
+    child = start_child(CHILD)
+    yield child
+    child.communicate()
+    assert child.returncode == 0
 
 
 @pytest.fixture
-def other(folder):
-    open_bank(folder).close()
-    child = Other(folder)
-    yield child
-    child.process.communicate()
-    assert child.process.returncode == 0
+def other(folder, process):
+    """Another process with a handle on the same bank, that does as it is told."""
+
+    def tell(name, *arguments):
+        process.stdin.write(json.dumps([name, *arguments]) + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    tell("open", str(folder))
+    return tell
 
 
 def texts(bank):
@@ -189,6 +194,7 @@ def test_selections_that_other_threads_drop_are_let_go(bank, folder):
         assert not reader._moments.shown.catalog.holds_snapshot and not reader._moments._past
 
 
+@pytest.mark.slow
 def test_the_log_stays_short_beside_an_idle_reader_and_is_emptied_once_another_has_left(folder, monkeypatch):
     from msa_plugin.bank import log
 

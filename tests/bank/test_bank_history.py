@@ -49,6 +49,7 @@ def test_a_handle_that_does_not_follow_keeps_its_moment_until_refreshed(bank, fo
         assert ids(reader) == {"b", "c"} == ids(bank) and reader.version == bank.version
 
 
+@pytest.mark.slow
 def test_a_reader_in_another_process_that_does_not_follow_keeps_its_moment(bank, folder):
     bank.commit([encoded("a"), encoded("b")], NS)
     child = start_child(READER, folder)
@@ -71,6 +72,7 @@ def test_a_reader_in_another_process_that_does_not_follow_keeps_its_moment(bank,
     assert child.returncode == 0
 
 
+@pytest.mark.slow
 def test_two_writing_processes_lose_nothing(bank, folder):
     child = start_child(SECOND_WRITER, folder)
     assert child.stdout.readline() == "open\n"
@@ -243,6 +245,7 @@ def test_compaction_keeps_different_shapes_apart(bank):
     assert bank.stats(NS).segments == 0 and picture(bank) == {} and bank.verify().ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_random_histories_agree_with_a_dictionary(folder, seed):
     rng = random.Random(seed)

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
+import pytest
 from bank_builder import encoded, open_bank
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
@@ -143,7 +144,7 @@ class BankAgainstDictionary(RuleBasedStateMachine):
             shutil.rmtree(self.root)
 
 
-TestBankAgainstDictionary = BankAgainstDictionary.TestCase
+TestBankAgainstDictionary = pytest.mark.slow(BankAgainstDictionary.TestCase)
 TestBankAgainstDictionary.settings = settings(
     max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -116,6 +116,7 @@ def test_reading_needs_no_rights_to_write(bank, folder):
                 change()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
 def test_unwritable_folder(folder, tmp_path):
     with open_bank(folder) as bank:
@@ -153,6 +154,7 @@ except BankReadOnlyError as error:
     assert "read_only=True" in lines[0] and lines[1] == "read a True"
 
 
+@pytest.mark.slow
 def test_second_writer_waits_then_is_told_who_writes(folder):
     open_bank(folder).close()
     child = start_child(HOLD_LOCK, folder)

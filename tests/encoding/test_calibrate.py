@@ -106,6 +106,7 @@ def test_too_little_to_go_on(config: CalibrationConfig, passages: list[str], mes
         Calibration(tiny_backbone(), config).run(passages, ["why?"])
 
 
+@pytest.mark.slow
 def test_calibrated_routing_finds_a_text_by_its_own_words(tmp_path) -> None:
     backbone: Backbone = tiny_backbone()
     # A byte is a token here, so a chunk has to be as long as a text to say anything about it.
@@ -120,6 +121,7 @@ def test_calibrated_routing_finds_a_text_by_its_own_words(tmp_path) -> None:
     assert found == len(documents)
 
 
+@pytest.mark.slow
 def test_every_layers_share_of_a_score_is_centred(tmp_path) -> None:
     """A centre that one layer carried for all would make their shares cancel, and say nothing about either."""
     backbone: Backbone = tiny_backbone()

@@ -32,6 +32,7 @@ def _filled(path, backbone, adapter, kernels):
     return memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_bank_ranking_and_answer(interpreter, tmp_path, monkeypatch, case):
     used = []

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -35,6 +36,7 @@ def test_scores_depend_on_what_is_indexed_together():
     assert alone.asked("lighthouse")[0] != more.asked("lighthouse")[0]
 
 
+@pytest.mark.slow
 @given(st.lists(st.text() | st.text("aeist s_1'-.ÄßİΣ中 "), max_size=5))
 @example(["The runners' RUNNING ran: a_b x1 İstanbul ΟΔΟΣ naïve 3.14 it will be", "there", ""])
 def test_stems_are_those_of_bm25s(texts):

@@ -17,6 +17,7 @@ from msa_plugin.types import KeyBlock
 BLOCKS = ((0, 1, 3), (64, 0, 2, 5), (1,), (0, 0))
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(torch.cuda.is_available(), reason="compares on the CPU, in Triton's interpreter"),
     # Keys that are not numbers are part of the tests, and numpy, which interprets them, warns.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),

@@ -110,6 +110,7 @@ def test_recall_by_hand():
     assert recall_against_exact([], []) == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec", ["faiss:HNSW32", "faiss:PQ4x4", "faiss:IVF8,PQ4x4", "faiss:PCA8,IVF4,Flat", "coarse:4"]
 )

@@ -12,7 +12,7 @@ from msa_plugin.retrieval.scorer import _ChunkScorer, all_scores, route
 from msa_plugin.types import KeyBlock
 
 REDUCTIONS = list(itertools.product(["mean", "max"], ["max", "mean", "last", "pooled"], ["max", "mean"]))
-TILES = [(1, 1), (5, 2), (64, 3), (16384, 256)]
+TILES = [pytest.param((1, 1), marks=pytest.mark.slow), (5, 2), (64, 3), (16384, 256)]
 
 
 def mine(config, counts=(3, 1, 40, 2, 2, 7, 1, 90, 4)):

@@ -37,6 +37,7 @@ def extra(chunks, tokens, head, query, chunk, dtype=torch.float16, rows=1):
     return peak_bytes(lambda: route(queries, mask, [block], 4, config, tile_chunks=TILE, tile_tokens=32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "query", "chunk"),
     list(itertools.product(["mean", "max"], ["max", "mean", "last", "pooled"], ["max", "mean"])),
@@ -47,6 +48,7 @@ def test_eight_times_the_chunks_in_the_same_workspace(head, query, chunk):
     assert extra(128 * TILE, 40, head, query, chunk) == small
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["mean", "max"])
 @pytest.mark.parametrize("query", ["max", "mean", "last", "pooled"])
 def test_eight_times_the_tokens_in_the_same_workspace(head, query):

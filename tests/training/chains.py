@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.base import Dataset, Question
 from msa_plugin.training.data import corpus_of
@@ -26,6 +28,20 @@ def chains(count=6, name="island"):
 
 def corpus(count=6, name="island"):
     return corpus_of(chains(count, name))
+
+
+def answering(data):
+    """The step of a corpus that has an answer."""
+    return next(s for s in data.steps if s.answer)
+
+
+def moved(made):
+    """An objective whose update changes something."""
+    with torch.no_grad():
+        for name, value in made.parameters.items():
+            if name.endswith("up"):
+                value.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    return made
 
 
 def packed_backbone(seed=0, **overrides):

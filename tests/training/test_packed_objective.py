@@ -36,11 +36,6 @@ def backbone():
     return packed_backbone()
 
 
-@pytest.fixture(scope="module")
-def data():
-    return corpus()
-
-
 def sampler(backbone, **changes):
     return Sampler(backbone, **{"top_k": 3, "width": 3, "memory_tokens": 400, "window": 96, **changes})
 
@@ -217,6 +212,7 @@ def test_the_language_model_teaches_routing_nothing(backbone, data):
     assert not any(p.grad is not None and bool(p.grad.any()) for n, p in objective.parameters.items() if "router" in n)
 
 
+@pytest.mark.slow
 def test_it_learns_and_the_adapter_answers(tmp_path, data):
     backbone = packed_backbone()
     objective = PackedObjective(backbone, CONFIG.model_copy(update={"held_out": 1}), [data], 0)
@@ -255,6 +251,7 @@ def test_routers_start_from_the_attention_or_at_random(backbone, data):
     assert not torch.equal(chance.parameters["router.2.q_weight"], q)
 
 
+@pytest.mark.slow
 def test_everything_trained_is_written_in_the_references_format(tmp_path, data):
     backbone = packed_backbone()
     config = CONFIG.model_copy(update={"trains": "all"})

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from chains import corpus
+from chains import answering, corpus, moved
 
 from msa_plugin import prompts
 from msa_plugin.answering.reading import Excerpt
@@ -30,11 +30,6 @@ SETTINGS = {"rank": 3, "rows": 2, "held_out": 1, "evaluate_rows": 4, "layers": (
 TEXT = "The mill was built in 1821. Anna Veld paid for it. It burned down once. Nobody was hurt. It has four wings."
 
 
-@pytest.fixture(scope="module")
-def data():
-    return corpus()
-
-
 @pytest.fixture
 def backbone():
     return tiny_backbone(max_position_embeddings=4096)
@@ -43,18 +38,6 @@ def backbone():
 def objective(backbone, data, start=None, **settings):
     start = start or with_lora(tiny_adapter(backbone), tiny_lora(backbone.model, layers=(0,)))
     return ReaderObjective(backbone, ReaderConfig(**{**SETTINGS, **settings}), [data], seed=1, adapter=start)
-
-
-def moved(made):
-    with torch.no_grad():
-        for name, value in made.parameters.items():
-            if name.endswith("up"):
-                value.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
-    return made
-
-
-def answering(data):
-    return next(s for s in data.steps if s.answer)
 
 
 @pytest.mark.parametrize("reading", ["text", "kv"])
@@ -208,6 +191,7 @@ def test_gradients_reach_the_reader_alone(backbone, data):
     assert all(weight.grad is None for weight in backbone.model.parameters())
 
 
+@pytest.mark.slow
 def test_what_it_learns_opens_and_goes_on(tmp_path, backbone, data):
     made = objective(backbone, data)
     assert set(made.evaluate()) >= {"f1", "em"}

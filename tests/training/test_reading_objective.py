@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from chains import corpus
+from chains import answering, moved
 
 from msa_plugin.answering.reading import Excerpt
 from msa_plugin.backbone.adapter import Adapter
@@ -25,11 +25,6 @@ SETTINGS = {"poolings": (2, 4), "rank": 3, "rows": 2, "documents": 3, "document_
 ROUTER = {"layers": (0, 1), "token_weighted": True, "document_mix": 0.5, "joint": True}
 
 
-@pytest.fixture(scope="module")
-def data():
-    return corpus()
-
-
 @pytest.fixture
 def backbone():
     return tiny_backbone()
@@ -38,19 +33,6 @@ def backbone():
 def objective(backbone, data, start=None, **settings):
     start = start or with_lora(tiny_adapter(backbone, **ROUTER), tiny_lora(backbone.model, layers=(0,)))
     return ReadingObjective(backbone, ReadingConfig(**{**SETTINGS, **settings}), [data], seed=1, adapter=start)
-
-
-def moved(made):
-    """Its update changes something."""
-    with torch.no_grad():
-        for name, value in made.parameters.items():
-            if name.endswith("up"):
-                value.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
-    return made
-
-
-def answering(data):
-    return next(s for s in data.steps if s.answer)
 
 
 @pytest.mark.parametrize("pooling", [1, 2, 4])
@@ -101,6 +83,7 @@ def test_gradients_reach_what_reads_and_nothing_that_routes(backbone, data):
     assert torch.equal(made.lora.updates[0, "mlp.up_proj"].up, below.up) and not below.up.requires_grad
 
 
+@pytest.mark.slow
 def test_what_it_learns_opens_and_routes_as_before(tmp_path, backbone, data):
     made = objective(backbone, data, repeat=0.0)
     assert set(made.evaluate()) == {"answer_nll/2", "answer_nll/4"}

@@ -120,6 +120,7 @@ def test_steps_replace_those_of_every_phase(saved):
     assert [(p.training.steps, p.training.warmup) for p in phases] == [(2, 1), (2, 0)]
 
 
+@pytest.mark.slow
 def test_phases_go_on_from_each_other(saved, tmp_path):
     done = run_of(saved, "two.toml").train(tmp_path / "out")
     assert done.finished and done.step == 4
@@ -134,6 +135,7 @@ def test_phases_go_on_from_each_other(saved, tmp_path):
     assert run["recipe"] == "two" and run["phase"] == "main" and set(run["data"]) == {"a", "b"}
 
 
+@pytest.mark.slow
 def test_a_stopped_run_repeats_an_uninterrupted_one(saved, tmp_path):
     class Enough(Exception):
         pass
@@ -157,6 +159,7 @@ def test_a_stopped_run_repeats_an_uninterrupted_one(saved, tmp_path):
     assert whole.keys() == torn.keys() and all(torch.equal(whole[n], torn[n]) for n in whole)
 
 
+@pytest.mark.slow
 def test_the_folder_of_another_run_is_refused(saved, tmp_path):
     run_of(saved, "one.toml").train(tmp_path)
     with pytest.raises(TrainingError, match=r"training.steps: it has 3, this one 2"):

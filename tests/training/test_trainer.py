@@ -82,6 +82,7 @@ def test_the_update_is_that_of_adamw(tmp_path):
     assert torch.equal(ours.idle, torch.zeros(3))
 
 
+@pytest.mark.slow
 def test_accumulation_is_the_mean_over_micro_batches(tmp_path):
     class Both(Regression):
         def losses(self, batch):
@@ -129,6 +130,7 @@ def test_learning_rates_reach_the_parameters(tmp_path):
     assert rates[0.5] == pytest.approx(rates[1.0] / 2)
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path):
     Trainer(Regression(), config(evaluate_every=4, best="-distance"), tmp_path / "whole").run()
     settings = json.dumps({"evaluate_every": 4, "best": "-distance"})
@@ -145,6 +147,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path):
         assert whole.keys() == torn.keys() and all(torch.equal(whole[k], torn[k]) for k in whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_it_with_a_checkpoint(tmp_path, number):
     class Signalled(Regression):
@@ -309,6 +312,7 @@ def test_auto_is_bf16_where_that_is_fast(monkeypatch, fast):
         assert (a @ a).dtype == (torch.bfloat16 if fast else torch.float32)
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does_with_twice_the_micro_batches(tmp_path):
     Trainer(Regression(), config(accumulate=2, evaluate_every=6), tmp_path / "one").run()
     program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]

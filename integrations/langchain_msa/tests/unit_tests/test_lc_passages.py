@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from facade import TOPICS, about
+from facade import TOPICS, manual
 from langchain_msa import MSARetriever, MSAVectorStore, create_msa_chain
 from msa_plugin.errors import InvalidQueryError
 
-MANUAL = "\n\n".join(f"## On the {topic}\n\n{about(topic)} {about(topic)}" for topic in TOPICS)
+MANUAL = manual(*TOPICS)
 
 
 @pytest.fixture

@@ -215,6 +215,7 @@ def chat_attempts(m, prompt, **options):
     }
 
 
+@pytest.mark.slow
 async def test_the_chat_model(tenants):
     _, b = tenants
     llm, prompt = ChatMSA(b, mode="memory", temperature=1.5, seed=3, max_tokens=4), StringPromptValue(text=QUESTION)

@@ -4,11 +4,10 @@ import pytest
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.postprocessor import SimilarityPostprocessor
 
-from facade import opened
+from facade import opened, saying
 from llama_index.indices.managed.msa import MSAIndex
 from llama_index.llms.msa import MSALLM
 from msa_plugin import prompts
-from msa_plugin.backbone.backbone import Backbone
 from tiny import judging, tiny_adapter
 
 THERE, AWAY = "a text on beekeeping", "What is the capital of Peru?"
@@ -26,21 +25,9 @@ def index(memory, documents):
 
 
 @pytest.fixture
-def absent(monkeypatch):
+def absent(monkeypatch, backbone):
     """Every answer is the reader's word for what is not there."""
-    said = []
-
-    def pick(self, logits):
-        backbone = said[0]
-        ids = [*backbone.tokenize(prompts.ABSENT), next(iter(backbone.end_ids))]
-        said.append(None)
-        return [ids[min(len(said) - 2, len(ids) - 1)]] * len(logits)
-
-    original = Backbone.run
-    monkeypatch.setattr("msa_plugin.answering.decoding.TokenSampler.pick", pick)
-    monkeypatch.setattr(
-        Backbone, "run", lambda self, *a, **k: (said[:1] or said.append(self), original(self, *a, **k))[1]
-    )
+    saying(monkeypatch, backbone, prompts.ABSENT)
 
 
 def test_scores_are_relevance_and_cutoffs_cut(index):

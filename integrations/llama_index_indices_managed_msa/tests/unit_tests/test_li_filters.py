@@ -166,6 +166,7 @@ TREES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(tree=st.lists(TREES, min_size=1, max_size=2))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_as_sql_and_as_a_function_a_filter_means_the_same(many_values, tree):

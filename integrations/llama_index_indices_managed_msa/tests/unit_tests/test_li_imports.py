@@ -14,27 +14,26 @@ ROOT = Path(__file__).resolve().parents[4]
 FRAMEWORKS = ("langchain", "langchain_core", "langchain_classic", "langchain_msa", "llama_index")
 
 
-def loaded(code):
-    """Top-level names of what `code` imports, in an interpreter of its own."""
-    code += "\nimport json, sys\nprint(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
+def loaded(*steps):
+    """What is imported after each step, by an interpreter of its own."""
+    code = "import json, sys\n" + "".join(f"{step}\nprint(json.dumps([*sys.modules]))\n" for step in steps)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    return set(json.loads(done.stdout.splitlines()[-1]))
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_this_integration_imports_nothing_of_the_other():
-    names = loaded("import llama_index.indices.managed.msa, llama_index.llms.msa")
-    assert "llama_index" in names and not {n for n in names if n.startswith("langchain")}
-
-
-def test_the_model_does_not_need_the_index():
-    code = "import sys, llama_index.llms.msa; sys.exit('llama_index.indices.managed.msa' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+@pytest.mark.slow
+def test_the_model_does_not_need_the_index_and_neither_imports_anything_of_the_other_integration():
+    model, both = loaded("import llama_index.llms.msa", "import llama_index.indices.managed.msa")
+    assert "llama_index.llms.msa" in model and "llama_index.indices.managed.msa" not in model
+    assert "llama_index.indices.managed.msa" in both and not [n for n in both if n.startswith("langchain")]
     for file in (ROOT / "integrations/llama_index_llms_msa/llama_index").rglob("*.py"):
         assert "indices.managed" not in file.read_text(encoding="utf-8"), file
 
 
+@pytest.mark.slow
 def test_the_core_imports_no_framework():
-    assert not loaded("import msa_plugin.memory, msa_plugin.cli, msa_plugin.bench") & set(FRAMEWORKS)
+    [names] = loaded("import msa_plugin.memory, msa_plugin.cli, msa_plugin.bench")
+    assert not {name.split(".")[0] for name in names} & set(FRAMEWORKS)
 
 
 @pytest.mark.parametrize("folder", ["src", "kernels"])

@@ -6,11 +6,11 @@ import pytest
 from llama_index.core import Document
 from llama_index.core.schema import NodeRelationship
 
-from facade import TOPICS, about
+from facade import TOPICS, about, manual
 from llama_index.indices.managed.msa import MSAIndex
 from msa_plugin.errors import InvalidQueryError
 
-MANUAL = "\n\n".join(f"## On the {topic}\n\n{about(topic)} {about(topic)}" for topic in TOPICS)
+MANUAL = manual(*TOPICS)
 
 
 @pytest.fixture
