@@ -50,6 +50,14 @@ def named(folder, corpus, queries):
     return folder
 
 
+def test_passages_that_nobody_asks_about_are_a_data_set_where_they_may_be(tmp_path):
+    write(tmp_path / "toy" / "corpus.jsonl", CORPUS, compress=True)
+    data = load_dataset(tmp_path / "toy", unasked=True)
+    assert len(data.documents) == 2 and data.questions == ()
+    with pytest.raises(IngestError, match="queries"):
+        load_dataset(tmp_path / "toy")
+
+
 @pytest.mark.parametrize("compress", [False, True])
 def test_the_layout_of_beir(tmp_path, compress):
     data = load_dataset(beir(tmp_path / "toy", compress=compress))

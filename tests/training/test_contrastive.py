@@ -2,21 +2,24 @@
 
 import hashlib
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from test_groups import corpus
+from test_groups import WORDS, corpus
 
 from facade import opened
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.lora import Lora
+from msa_plugin.bench.base import Dataset
 from msa_plugin.errors import ConfigError
 from msa_plugin.training import contrastive
 from msa_plugin.training.contrastive import Contrastive, ContrastiveConfig, contrastive_objective
-from msa_plugin.training.groups import GroupConfig, Pool
+from msa_plugin.training.data import corpus_of
+from msa_plugin.training.groups import Group, GroupConfig, Pool
 from msa_plugin.training.settings import TrainConfig
-from msa_plugin.training.teacher import teach
+from msa_plugin.training.teacher import mean_of, teach
 from msa_plugin.training.trainer import Trainer
 from msa_plugin.types import Document
 from tiny import tiny_adapter, tiny_backbone, tiny_lora, with_lora
@@ -105,9 +108,9 @@ def test_a_teacher_is_followed(backbone, pool):
     pool.teacher = tuple(v / np.linalg.norm(v, axis=1, keepdims=True) for v in unit)
     made = objective(backbone, pool, labels=0.0, teacher=1.0, lexical=0.0)
     group = made.groups.training(0)
-    assert made._teacher(group, group.asks[:1])[0].numpy() == pytest.approx(
-        pool.teacher[1][group.asks[0].question] @ pool.teacher[0][list(group.passages)].T, abs=1e-6
-    )
+    wanted = torch.from_numpy(pool.teacher[1][group.asks[0].question] @ pool.teacher[0][list(group.passages)].T)
+    followed = wanted[None].clone().requires_grad_()
+    assert float(made._divergence(followed, wanted[None]).detach()) == pytest.approx(0, abs=1e-6)
     optimizer = torch.optim.AdamW(made.parameters.values(), lr=5e-3)
     losses = []
     for _ in range(15):
@@ -118,6 +121,66 @@ def test_a_teacher_is_followed(backbone, pool):
         loss.total.backward()
         optimizer.step()
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_passages_without_questions_are_asked_for_by_a_sentence(backbone):
+    """A teacher judges those questions; as labels and in evaluation they do not count."""
+    documents = tuple(
+        Document(f"t{i}", f"{w} is what this text is about. It ends here.", w) for i, w in enumerate(WORDS)
+    )
+    pool = Pool.of([corpus(), corpus_of(Dataset("unasked", documents, ()))])
+    made_asks = [ask for ask in pool.asks if ask.made]
+    assert [pool.questions[a.question] for a in made_asks] == [f"{w} is what this text is about." for w in WORDS]
+    assert [pool.texts[a.wanted[0]] for a in made_asks] == [f"{d.title}\n{d.text}" for d in documents]
+    unit = [torch.nn.functional.normalize(torch.rand(len(t), 6), dim=1).numpy() for t in (pool.texts, pool.questions)]
+    pool.teacher = (unit[0], unit[1])
+    made = objective(backbone, pool, teacher=1.0, words=1.0)
+    assert not any(ask.made for group in made._held for ask in group.asks)
+    group = next(g for g in map(made.groups.training, range(30)) if any(a.made for a in g.asks))
+    scored = made.score(group, random.Random(0))
+    parts = made._parts(group, scored)
+    asked = [i for i, ask in enumerate(group.asks) if not ask.made]
+    fewer = Group(group.passages, tuple(group.asks[i] for i in asked), group.positives[asked], group.absent[asked])
+    alone = made._parts(fewer, replace(scored, scores=scored.scores[asked]))
+    assert float(parts["labels"].detach()) == pytest.approx(float(alone["labels"].detach()))
+    assert float(parts["teacher"].detach()) != pytest.approx(float(alone["teacher"].detach()))
+
+
+def test_words_beside_the_router_count_where_labels_are_learnt(backbone, pool):
+    """A label that words give away teaches the router nothing more, as in a memory that counts them."""
+    group = objective(backbone, pool).groups.training(0)
+    losses = {}
+    for words in (0.0, 1.0, 50.0):
+        made = objective(backbone, pool, words=words)
+        losses[words] = float(made._parts(group, made.score(group, random.Random(0)))["labels"].detach())
+    assert losses[1.0] < losses[0.0]
+
+
+def test_a_groups_documents_are_as_alike_as_the_teacher_says(backbone, pool):
+    pool = Pool.of([corpus()])
+    unit = [torch.nn.functional.normalize(torch.randn(len(t), 6), dim=1).numpy() for t in (pool.texts, pool.questions)]
+    pool.teacher = (unit[0], unit[1])
+    made = objective(backbone, pool, labels=0.0, teacher=0.0, similar=1.0)
+    taught = torch.from_numpy(unit[0][:5])
+    assert float(made._among(taught.clone(), taught)) == pytest.approx(0, abs=1e-6)
+    optimizer = torch.optim.AdamW(made.parameters.values(), lr=5e-3)
+    losses = []
+    for _ in range(15):
+        loss = made.losses(0)
+        assert set(loss.parts) == {"similar", "asks"}
+        losses.append(float(loss.total.detach()))
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_several_teachers_are_a_mean_of_cosines():
+    rng = np.random.default_rng(0)
+    taught = [tuple(rng.normal(size=(n, width)).astype(np.float32) for n in (4, 3)) for width in (5, 7)]
+    passages, questions = mean_of(taught)
+    assert questions @ passages.T == pytest.approx(sum(q @ p.T for p, q in taught) / 2, abs=1e-5)
+    assert mean_of(taught[:1]) is taught[0]
 
 
 def test_what_it_refuses(backbone, pool):

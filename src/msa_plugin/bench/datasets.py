@@ -53,8 +53,8 @@ def find_datasets(folder: str | Path) -> list[Path]:
     return found
 
 
-def load_dataset(path: str | Path) -> Dataset:
-    """The data set in folder `path`, named after it.
+def load_dataset(path: str | Path, *, unasked: bool = False) -> Dataset:
+    """The data set in folder `path`, named after it; with `unasked` one without a file of questions is fine, too.
 
     Raises IngestError for files that are missing or malformed and when no question is left, and
     DuplicateDocumentError for ids that occur twice.
@@ -64,6 +64,8 @@ def load_dataset(path: str | Path) -> Dataset:
         raise IngestError(f"{path} is not a folder with a data set")
     notes: list[str] = []
     documents = _documents(path, notes)
+    if unasked and _file(path, "queries") is None:
+        return Dataset(path.resolve().name, tuple(documents), (), tuple(notes))
     known = {document.id: document for document in documents}
     records = _queries(path)
     positives = _qrels(path, {_id(r) for r in records}, notes)

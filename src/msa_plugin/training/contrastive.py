@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from msa_plugin import prompts
 from msa_plugin.backbone.adapter import Adapter
@@ -34,12 +36,12 @@ from msa_plugin.retrieval.ranking import RouteSink
 from msa_plugin.training.data import Corpus
 from msa_plugin.training.groups import Ask, Group, GroupConfig, Groups, Pool
 from msa_plugin.training.losses import distillation_loss, routing_loss
-from msa_plugin.training.teacher import load_teacher, teach
+from msa_plugin.training.teacher import load_teacher, mean_of, teach
 from msa_plugin.training.trainer import Losses
 
 _LOG = logging.getLogger("msa_plugin.training")
 _TOKENS = "token_weights"
-_EVALUATION = 4  # groups
+_EVALUATION = 12  # groups
 
 
 class ContrastiveConfig(Settings):
@@ -49,13 +51,17 @@ class ContrastiveConfig(Settings):
     projections always, `train_token_weights` the weights tokens are pooled with. Documents are cut to
     `document_tokens`, prefix included. `labels` weighs the contrastive loss, `teacher` the distillation; the teacher's
     similarity of a question and a passage is the embedding's cosine plus `lexical` times BM25 as a share of the
-    question's best. Temperatures divide scores. `pieces` of found documents make a later step's queries.
+    question's best. `similar` weighs the same divergence between a group's documents, and between its questions, by
+    the means of their vectors. `words` is the weight at which BM25's share counts beside the router's scores where
+    labels are learnt, as it does when a memory searches; the teacher is followed by the router alone.
+    Temperatures divide scores. `pieces` of found documents make a later step's queries.
     `calibration` makes the router that training begins from when no adapter is given, from the training text.
-    `teacher_model` is a sentence-transformers model (None: all-MiniLM-L6-v2).
+    `teachers` are models as the benchmark's `dense:` names them (all-MiniLM-L6-v2 is `minilm`); of several the mean
+    of their cosines counts.
     """
 
     calibration: CalibrationConfig = CalibrationConfig(passages=1000, questions=1000)
-    teacher_model: str | None = None
+    teachers: tuple[str, ...] = ("minilm",)
     rank: int = Field(default=32, ge=0)
     layers: tuple[int, ...] | None = None
     modules: tuple[str, ...] = TARGETS
@@ -66,6 +72,8 @@ class ContrastiveConfig(Settings):
     labels: float = Field(default=1.0, ge=0)
     teacher: float = Field(default=1.0, ge=0)
     lexical: float = Field(default=0.3, ge=0)
+    similar: float = Field(default=0.0, ge=0)
+    words: float = Field(default=0.0, ge=0)
     temperature: float = Field(default=0.05, gt=0)
     teacher_temperature: float = Field(default=0.05, gt=0)
     pieces: int = Field(default=2, ge=1)
@@ -73,9 +81,11 @@ class ContrastiveConfig(Settings):
 
 @dataclass(frozen=True)
 class _Scored:
-    """Cosines [Q, P] of a group, and the tokens that went through the backbone for them."""
+    """Cosines [Q, P] of a group, unit vectors of its documents [P, D] and questions [Q', D], and the tokens it took."""
 
     scores: Tensor
+    documents: Tensor
+    questions: Tensor
     tokens: int
 
 
@@ -140,8 +150,8 @@ class Contrastive:
         """The loss of group `batch`."""
         group = self.groups.training(batch)
         scored = self.score(group, random.Random(f"{self.seed}/pieces/{batch}"))
-        parts = self._parts(group, scored.scores)
-        weights = {"labels": self.config.labels, "teacher": self.config.teacher}
+        parts = self._parts(group, scored)
+        weights = {"labels": self.config.labels, "teacher": self.config.teacher, "similar": self.config.similar}
         total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
         shown = {name: float(value.detach()) for name, value in parts.items()}
         return Losses(total, {**shown, "asks": float(len(group.asks))}, scored.tokens)
@@ -194,9 +204,12 @@ class Contrastive:
         asked = self._asked(vectors, owners)
         with torch.autocast(keys.device.type, enabled=False):  # a temperature would enlarge what bf16 rounds off
             products = asked.float() @ keys.float().T
-        by_document = _best(products, torch.repeat_interleave(torch.arange(len(rows)), chunks), len(rows))
+        owner = torch.repeat_interleave(torch.arange(len(rows)), chunks).to(keys.device)
+        by_document = _best(products, owner, len(rows))
         scores = _best(by_document.T, torch.tensor(owners.step), len(group.asks)).T
-        return _Scored(scores, sum(map(len, rows)) + sum(map(len, questions)))
+        documents = F.normalize(keys.new_zeros(len(rows), keys.shape[1]).index_add(0, owner, keys), dim=1)
+        asked = F.normalize(vectors[: owners.asked], dim=1)
+        return _Scored(scores, documents, asked, sum(map(len, rows)) + sum(map(len, questions)))
 
     def _keys(self, rows: Sequence[list[int]], router: Router) -> tuple[Tensor, Tensor]:
         """Routing keys [C, D] of documents in their order, and the number of chunks of each [P]."""
@@ -224,7 +237,9 @@ class Contrastive:
 
     def _run(self, sink: WindowSink | RouteSink, ids: Tensor, mask: Tensor) -> None:
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        self.backbone.forward(CausalRows(sink=sink), ids, mask, positions, logits="none")
+        # The gradient of torch's fused attention on a CPU takes longer than that of plain products for rows this short.
+        with sdpa_kernel(SDPBackend.MATH) if ids.device.type == "cpu" else nullcontext():
+            self.backbone.forward(CausalRows(sink=sink), ids, mask, positions, logits="none")
 
     def _queries(self, asks: Sequence[Ask], draw: random.Random) -> tuple[list[list[int]], _Owners]:
         """Token rows of all questions, then of question and piece for steps after the first; whose query is which."""
@@ -240,7 +255,8 @@ class Contrastive:
                 follow.append(-1 if piece is None else len(texts))
                 if piece is not None:
                     texts.append(prompts.follow_up(self.pool.questions[ask.question], piece))
-        return [self.prefix + ids for ids in self.backbone.tokenize_batch(texts)], _Owners(step, question, follow)
+        rows = [self.prefix + ids for ids in self.backbone.tokenize_batch(texts)]
+        return rows, _Owners(step, question, follow, len(asked))
 
     def _pieces(self, ask: Ask, draw: random.Random) -> list[str]:
         size = self.start.config.routing.pooling
@@ -260,43 +276,63 @@ class Contrastive:
 
     # Losses
 
-    def _parts(self, group: Group, scores: Tensor) -> dict[str, Tensor]:
-        parts = {}
-        if self.config.labels:
-            parts["labels"] = torch.stack(
-                [
-                    routing_loss(row[~absent], right[~absent], temperature=self.config.temperature)
-                    for row, right, absent in zip(scores, group.positives, group.absent, strict=True)
-                ]
-            ).mean()
+    def _parts(self, group: Group, scored: _Scored) -> dict[str, Tensor]:
+        scores, parts = scored.scores, {}
+        numbers = [ask.question for ask in group.asks]
+        shares = self._shares(group, numbers).to(scores.device)
+        labelled = [i for i, ask in enumerate(group.asks) if not ask.made]
+        if self.config.labels and labelled:
+            both = scores + self.config.words * shares
+            shown = [(both[i][~group.absent[i]], group.positives[i][~group.absent[i]]) for i in labelled]
+            losses = [routing_loss(row, right, temperature=self.config.temperature) for row, right in shown]
+            parts["labels"] = torch.stack(losses).mean()
         first = torch.tensor([not ask.found for ask in group.asks])
-        if self.config.teacher and self.pool.teacher is not None and bool(first.any()):
-            asks = [ask for ask in group.asks if not ask.found]
-            parts["teacher"] = distillation_loss(
-                scores[first],
-                self._teacher(group, asks).to(scores.device),
-                temperature=self.config.temperature,
-                teacher_temperature=self.config.teacher_temperature,
-            )
+        if self.pool.teacher is not None:
+            passages, questions = (torch.from_numpy(v) for v in self.pool.teacher)
+            taught = passages[list(group.passages)]
+            if self.config.teacher and bool(first.any()):
+                cosines = questions[numbers] @ taught.T + self.config.lexical * shares.cpu()
+                parts["teacher"] = self._divergence(scores[first], cosines[first])
+            if self.config.similar:
+                asked = questions[list(dict.fromkeys(numbers))]
+                parts["similar"] = self._among(scored.documents, taught) + self._among(scored.questions, asked)
         return parts
 
-    def _teacher(self, group: Group, asks: Sequence[Ask]) -> Tensor:
-        """What the teacher thinks [Q', P] of the first steps' questions."""
-        assert self.pool.teacher is not None
-        passages, questions = self.pool.teacher
-        columns, numbers = list(group.passages), [ask.question for ask in asks]
-        cosines = torch.from_numpy(questions[numbers] @ passages[columns].T)
-        lexical = torch.stack([_share(torch.from_numpy(self.pool.lexical(q)), columns) for q in numbers])
-        return cosines + self.config.lexical * lexical
+    def _divergence(self, scores: Tensor, taught: Tensor) -> Tensor:
+        c = self.config
+        scales = {"temperature": c.temperature, "teacher_temperature": c.teacher_temperature}
+        return distillation_loss(scores, taught.to(scores.device), **scales)
+
+    def _among(self, vectors: Tensor, taught: Tensor) -> Tensor:
+        """The divergence between vectors [N, D] of the same kind; none is compared with itself."""
+        if len(vectors) < 3:
+            return vectors.new_zeros(())
+        with torch.autocast(vectors.device.type, enabled=False):
+            mine = vectors.float() @ vectors.float().T
+        other = ~torch.eye(len(vectors), dtype=torch.bool)
+        rows = [products[other.to(products.device)].view(len(vectors), -1) for products in (mine, taught @ taught.T)]
+        return self._divergence(*rows)
+
+    def _shares(self, group: Group, numbers: Sequence[int]) -> Tensor:
+        """BM25 of a group's steps [Q, P], each as a share of its best over the pool."""
+        columns = list(group.passages)
+        if not (self.config.words or (self.config.lexical and self.pool.teacher is not None)):
+            return torch.zeros(len(numbers), len(columns))
+        found = {q: _share(torch.from_numpy(self.pool.lexical(q)), columns) for q in dict.fromkeys(numbers)}
+        return torch.stack([found[q] for q in numbers])
 
 
 @dataclass(frozen=True)
 class _Owners:
-    """Of every query: its step, its question's vector, and the vector of question and piece (-1: there is none)."""
+    """Of every query: its step, its question's vector, and the vector of question and piece (-1: there is none).
+
+    The first `asked` vectors are those of questions, in the order in which steps name them first.
+    """
 
     step: list[int]
     question: list[int]
     follow: list[int]
+    asked: int
 
 
 def _share(scores: Tensor, columns: list[int]) -> Tensor:
@@ -336,8 +372,9 @@ def contrastive_objective(
     """
     pool = Pool.of(data)
     if config.teacher:
-        teacher = load_teacher(config.teacher_model, str(backbone.device))
-        pool.teacher = teach(teacher, pool.texts, pool.questions, cache_dir() / "teachers", _told)
+        folder, device = cache_dir() / "teachers", str(backbone.device)
+        taught = [teach(load_teacher(m, device), pool.texts, pool.questions, folder, _told) for m in config.teachers]
+        pool.teacher = mean_of(taught)
     if adapter is None:
         draw = random.Random(seed)
         passages, questions = (draw.sample(texts, len(texts)) for texts in (pool.texts, pool.questions))

@@ -8,6 +8,7 @@ too, which costs little: a question has a tenth of a passage's tokens. P passage
 from __future__ import annotations
 
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ from msa_plugin.retrieval.bm25 import WordIndex
 from msa_plugin.training.data import Corpus
 
 Vectors = NDArray[np.float32]
+_SENTENCES = re.compile(r"(?<=[.!?])\s+")
+_OPENING = 700  # characters of a passage, of which a training sees that many tokens at most
+_WORDS = range(5, 41)  # of a sentence that can pass for a question
 _NEIGHBOURS = 32  # of which hard negatives are drawn: always the very nearest would be the same few every time
 
 
@@ -47,12 +51,16 @@ class GroupConfig(Settings):
 
 @dataclass(frozen=True)
 class Ask:
-    """A step by passage numbers: `question` is the number of its question, `found` and `wanted` are passages."""
+    """A step by passage numbers: `question` is the number of its question, `found` and `wanted` are passages.
+
+    `made`: the question is a sentence of a passage that nobody asks about, so that only a teacher can judge it.
+    """
 
     corpus: int
     question: int
     found: tuple[int, ...]
     wanted: tuple[int, ...]
+    made: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,18 +93,23 @@ class Pool:
 
     @classmethod
     def of(cls, corpora: Sequence[Corpus]) -> Pool:
-        """Number the passages, and index them for BM25. Raises TrainingError without a step."""
+        """Number the passages, and index them for BM25; passages without questions are asked for by a sentence each.
+
+        Raises TrainingError without a step.
+        """
         texts: list[str] = []
         questions: dict[str, int] = {}
         asks: list[Ask] = []
         for place, corpus in enumerate(corpora):
             numbers = {id: len(texts) + i for i, id in enumerate(corpus.documents)}
             texts += [document_text(d.title, d.text) for d in corpus.documents.values()]
+            if not corpus.steps:
+                asks += _made(place, corpus, numbers, questions)
             for step in sorted((s for s in corpus.steps if s.wanted), key=lambda s: (s.question, len(s.found))):
                 question = questions.setdefault(step.question, len(questions))
                 found, wanted = (tuple(numbers[i] for i in ids) for ids in (step.found, step.wanted))
                 asks.append(Ask(place, question, found, wanted))
-        if not asks:
+        if all(ask.made for ask in asks):
             raise TrainingError("no data set has a question with a gold passage; routing has nothing to learn")
         pool = cls(texts, list(questions), asks, [c.name for c in corpora], _bm25=WordIndex(texts).asked)
         for place, ask in enumerate(asks):
@@ -128,6 +141,15 @@ class Pool:
         return list(taken)
 
 
+def _made(place: int, corpus: Corpus, numbers: dict[str, int], questions: dict[str, int]) -> Iterator[Ask]:
+    """A sentence of each passage as a question; the same one every time."""
+    for document in corpus.documents.values():
+        sentences = [s for s in _SENTENCES.split(document.text[:_OPENING]) if len(s.split()) in _WORDS]
+        sentence = random.Random(document.id).choice(sentences or [document.title or document.text[:_OPENING]])
+        passage = numbers[document.id]
+        yield Ask(place, questions.setdefault(sentence, len(questions)), (), (passage,), made=True)
+
+
 class Groups:
     """Groups by number: the same seed and number give the same group, on any machine."""
 
@@ -155,7 +177,7 @@ class Groups:
         """For each data set, places of first steps and of later ones."""
         rows: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
         for place, ask in enumerate(self.pool.asks):
-            if (ask.question in self._held) == held:
+            if (ask.question in self._held) == held and not (held and ask.made):
                 rows[ask.corpus][bool(ask.found)].append(place)
         return [rows[corpus] for corpus in sorted(rows)]
 
@@ -174,6 +196,7 @@ class Groups:
         chosen = list(passages)[: c.passages]
         others = [p for passage in chosen for p in pool._asking[passage] if p not in asking]
         others = [p for p in dict.fromkeys(others) if (pool.asks[p].question in self._held) == held]
+        others = [p for p in others if not (held and pool.asks[p].made)]
         draw.shuffle(others)
         return self._labelled(chosen, [pool.asks[p] for p in [*asking, *others][: c.steps]])
 

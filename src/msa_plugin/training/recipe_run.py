@@ -41,7 +41,7 @@ class Data:
     @classmethod
     def load(cls, folder: Path, sets: Sequence[str] | None, seed: int) -> Data:
         """Those that `named_sets` finds. Raises as it does."""
-        loaded = [load_dataset(path) for path in named_sets(folder, sets).values()]
+        loaded = [load_dataset(path, unasked=True) for path in named_sets(folder, sets).values()]
         return cls(tuple(corpus_of(d, seed) for d in loaded), {d.name: dataset_hash(d) for d in loaded})
 
     def described(self) -> list[dict[str, Any]]:

@@ -154,9 +154,9 @@ class EmbeddingModel(Dense):
 class SentenceEmbedder:
     """A sentence-transformers model. Only safetensors are read."""
 
-    def __init__(self, model: str | None, device: str) -> None:
-        """Raises MissingExtraError and, for a model that cannot be loaded, ConfigError."""
-        self.model = load_embedding_model(model, device)
+    def __init__(self, model: str | None, device: str, dtype: str | None = None) -> None:
+        """`dtype` is a torch one by name (None: the weights'). Raises MissingExtraError, ConfigError for no model."""
+        self.model = load_embedding_model(model, device, dtype)
         # The library's 32 passages leave a CPU's caches: all-MiniLM-L6-v2 embedded 1.4 times as many a second by 16.
         self._batch = 16 if self.model.device.type == "cpu" else 32
 
@@ -164,6 +164,8 @@ class SentenceEmbedder:
     def key(self) -> str:
         """Weights, length and prompts."""
         said = f"{self.model.max_seq_length} {sorted((self.model.prompts or {}).items())}"
+        dtype = next(self.model.parameters()).dtype
+        said += "" if dtype is torch.float32 else f" {dtype}"
         return f"sentence-{_weights(self.model, said)}"
 
     @property

