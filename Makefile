@@ -39,14 +39,15 @@ WORKERS ?= 2
 test: install lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-# Quick tests on tiny models: nothing that is marked slow, no kernels, clusters, benchmarks or reliability. Their banks lie
-# in memory where there is room for them: on a disk, waiting for it takes longer than the tests.
+# Quick tests on tiny models: nothing that is marked slow, no kernels, clusters, benchmarks or reliability, and the
+# integrations' unit tests alone. Banks lie in memory where there is room: waiting for a disk takes longer than the tests.
 ROOM := $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 4000000 { print "/dev/shm" }')
 fast: install
 	$(BIN)/ruff check $(CODE)
 	OMP_NUM_THREADS=1 $(if $(ROOM),TMPDIR=$(ROOM)) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" \
 		-o tmp_path_retention_policy=failed \
-		--ignore=tests/kernels --ignore=tests/reliability --ignore=tests/cluster --ignore=tests/bench
+		--ignore=tests/kernels --ignore=tests/reliability --ignore=tests/cluster --ignore=tests/bench \
+		--ignore-glob='integrations/*/integration_tests'
 
 lint: install
 	$(BIN)/ruff check $(CODE)

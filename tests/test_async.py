@@ -69,6 +69,7 @@ def test_errors_come_through(memory):
     run(calls())
 
 
+@pytest.mark.slow
 def test_many_questions_at_once(full):
     questions = [about(t["id"]) for t in topics()]
 

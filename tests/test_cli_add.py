@@ -132,6 +132,7 @@ def test_prune_forgets_what_is_gone_and_nothing_else(two, where):
     assert code == 0 and "it is empty, and may only be unmounted" in out and "two.txt" in stored()
 
 
+@pytest.mark.slow
 def test_a_folder_with_bad_files(msa, where):
     put(where / "docs", good_md="fine", empty_txt=" ", bad_jsonl='{"text": "x"}\n{oops\n{"text": "y"}\n')
     (where / "docs" / "latin.txt").write_bytes("Les élèves étaient là.".encode("latin-1"))
@@ -160,6 +161,7 @@ def test_many_files_with_one_reason_take_one_line(msa, where):
     assert len(out.splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_a_line_every_few_seconds_where_there_is_no_terminal(msa, where, monkeypatch):
     monkeypatch.setattr("msa_plugin.cli.add._EVERY", 0.05)
     put(where / "docs", **{f"n{number}_txt": about("violin") * 40 for number in range(40)})
@@ -169,6 +171,7 @@ def test_a_line_every_few_seconds_where_there_is_no_terminal(msa, where, monkeyp
     assert any("of 40 files" in line and "tokens/s" in line and "of about" in line for line in lines), lines
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="kills a process")
 def test_a_killed_command_keeps_what_it_committed_and_goes_on(msa, where, monkeypatch):
     put(where / "docs", **{f"n{number:03}_txt": about("violin") * 60 + str(number) for number in range(120)})

@@ -59,6 +59,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_shell(filled, monkeypatch):
     assert code == 0 and "stopped" in out and len(calls) == 2 and "[" in out
 
 
+@pytest.mark.slow
 def test_it_sees_what_others_store(filled, where, monkeypatch):
     retrieve, seen = LatentMemory.retrieve, []
 

@@ -227,6 +227,7 @@ def test_a_generator_is_committed_as_it_goes(tmp_path, backbone, adapter):
     assert max(alive) < 200  # of 1,200; what other tests left for the garbage collector counts too
 
 
+@pytest.mark.slow
 def test_what_was_committed_before_an_error_stays(tmp_path, backbone, adapter):
     def documents():
         for number in count():

@@ -185,6 +185,7 @@ def test_it_runs(name: str, runs: dict[str, Future[Any]]) -> None:
     shows(runs[name].result(), EXPECTED[name])
 
 
+@pytest.mark.slow
 def test_a_notebook_that_raises_fails(tmp_path: Path) -> None:
     bad = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("raise RuntimeError('on purpose')")])
     with pytest.raises(nbclient.exceptions.CellExecutionError, match="on purpose"):

@@ -184,6 +184,7 @@ def test_an_answer_ends_at_any_marker(memory: LatentMemory, script: Script, mark
     assert (answer.text, answer.trace.finish) == ("ab", "stop")
 
 
+@pytest.mark.slow
 def test_an_answer_ends_where_it_repeats_itself(memory: LatentMemory, script: Script) -> None:
     script("loop?", "<" + "the mill " * 40)
     answer = memory.ask("loop?", max_new_tokens=360)
@@ -296,6 +297,7 @@ def test_documents_that_the_caller_chose(memory: LatentMemory, monkeypatch: Any)
     assert [len(a.sources) for a in both] == [1, 0]
 
 
+@pytest.mark.slow
 def test_beyond_the_width_of_ids_seen_in_training(tmp_path: Path, script: Script) -> None:
     folder = reference.write(tmp_path / "narrow")
     (folder / "msa_plugin.json").write_text(json.dumps({"id_width": 1}))

@@ -181,6 +181,7 @@ def test_a_prefill_that_fails_leaves_the_stock_model(tmp_path: Path, backbone: B
         compare(*rows.both({"a": words(30, 1) + words(10, 2)}))
 
 
+@pytest.mark.slow
 def test_questions_are_answered_as_without_it(tmp_path: Path, monkeypatch: Any) -> None:
     """The whole loop on a checkpoint of the reference's kind, in a batch whose rows are in different rounds."""
     folder = reference.write(tmp_path / "checkpoint")

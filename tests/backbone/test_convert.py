@@ -67,6 +67,7 @@ def _adapter(plain: Path, **changes: Any) -> Adapter:
     return Adapter(made.config.model_copy(update=settings), made.router)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard_bytes", [1 << 30, 20_000])
 def test_there_and_back_is_bit_identical(tmp_path: Path, shard_bytes: int) -> None:
     plain = _plain(tmp_path / "plain")

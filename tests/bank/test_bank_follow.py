@@ -165,6 +165,7 @@ def test_a_handle_at_rest_holds_no_transaction(bank, folder):
         assert not connection.holds_snapshot
 
 
+@pytest.mark.slow
 def test_selections_that_other_threads_drop_are_let_go(bank, folder):
     """Whoever drops a moment ends its transaction, or leaves that to whoever is at work: it never stays open."""
     bank.commit([encoded(f"d{n}") for n in range(8)], NS)

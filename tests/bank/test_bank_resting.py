@@ -33,6 +33,7 @@ def documents(first, last):
     return [encoded(f"d{n}", f"{n} " + "words " * 50, chunks=1, n=n) for n in range(first, last)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
 def test_a_reader_that_can_write_nothing_beside_a_writer_elsewhere(folder, tmp_path):
     with open_bank(folder) as bank:

@@ -154,6 +154,7 @@ def test_room_of_segments_that_are_gone_is_given_to_others(budgets):
     assert budget.used == held
 
 
+@pytest.mark.slow
 def test_keys_move_up_when_there_is_room():
     tier, blocks = _tier("cpu", ONE, KEYS), _blocks()[:2]
     list(tier.blocks(blocks))

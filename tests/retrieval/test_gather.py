@@ -73,6 +73,7 @@ def test_on_a_cpu_nothing_is_sent_or_copied():
     assert store.gathered == 3 * 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_answers_do_not_depend_on_the_way(tmp_path, monkeypatch, mode):
     settings, routing = MODES[mode]

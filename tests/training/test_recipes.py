@@ -221,6 +221,7 @@ def command(monkeypatch, capsys, *words):
     return code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_the_command(saved, tmp_path, monkeypatch, capsys):
     given = ("--recipe", saved / "one.toml", "--data", saved / "data", "--model", saved / "model")
     code, said, _ = command(monkeypatch, capsys, *given, "--dry-run")

@@ -194,6 +194,7 @@ def test_a_gradient_that_is_no_number_stops_it(tmp_path):
     assert Checkpoints(tmp_path).latest().name == "step-00000002"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "about", "word"),
     [({"lr": 0.1}, {}, "training.lr: it has 0.05, this one 0.1"), ({}, {"data": {"a": "2"}}, "data.a"),
@@ -242,6 +243,7 @@ def test_wrong_settings_are_refused(tmp_path):
         Trainer(Regression(), config(best="recall"), tmp_path).run()
 
 
+@pytest.mark.slow
 def test_a_full_disk_names_the_file_and_what_stands(tmp_path, monkeypatch):
     written = checkpoint.write_atomic
 
