@@ -21,6 +21,16 @@ PER_LAYER: dict[str, Any] = {
     "query_reduce": "max",
     "layers": (2, 3),
 }
+# Routers and ways of reading: what changes in the adapter, and the settings of the memory.
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "text": ({}, {"reading": "text"}),
+    "kv": ({}, {"reading": "kv"}),
+    "latent": ({"read_latent": True}, {}),
+    "per layer, text": (PER_LAYER, {"reading": "text"}),
+    "per layer, latent": ({**PER_LAYER, "read_latent": True}, {}),
+    "attention, text": ({**PER_LAYER, "source": "attention"}, {"reading": "text"}),
+    "attention, latent": ({**PER_LAYER, "source": "attention", "read_latent": True}, {}),
+}
 
 
 def about(topic: str) -> str:

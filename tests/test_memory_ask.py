@@ -9,19 +9,10 @@ from itertools import pairwise
 
 import pytest
 
-from facade import PER_LAYER, TOPICS, about, count_runs, opened, topics
+from facade import KINDS, PER_LAYER, TOPICS, about, count_runs, opened, topics
 from msa_plugin.types import Answer
 from tiny import tiny_adapter
 
-KINDS = {
-    "text": ({}, {"reading": "text"}),
-    "kv": ({}, {"reading": "kv"}),
-    "latent": ({"read_latent": True}, {}),
-    "per layer, text": (PER_LAYER, {"reading": "text"}),
-    "per layer, latent": ({**PER_LAYER, "read_latent": True}, {}),
-    "attention, text": ({**PER_LAYER, "source": "attention"}, {"reading": "text"}),
-    "attention, latent": ({**PER_LAYER, "source": "attention", "read_latent": True}, {}),
-}
 # Greedy decoding repeats itself on a random model; drawn with a seed, the text depends on every digit of the context.
 DRAWN = {"temperature": 1.5, "seed": 3}
 QUESTIONS = ["the violin", "harbour lights and saffron", about("glacier"), "?"]

@@ -7,22 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from facade import PER_LAYER, TOPICS, about, opened, topics
+from facade import KINDS, TOPICS, about, opened, topics
 from msa_plugin.errors import InvalidQueryError, UnknownDocumentError
 from tiny import tiny_adapter
 
-KINDS = {
-    "text": ({}, {"reading": "text"}),
-    "kv": ({}, {"reading": "kv"}),
-    "latent": ({"read_latent": True}, {}),
-    "per layer, latent": ({**PER_LAYER, "read_latent": True}, {}),
-}
 DRAWN = {"temperature": 1.5, "seed": 3, "max_new_tokens": 12}
 
 
-@pytest.fixture(params=KINDS.values(), ids=KINDS)
+@pytest.fixture(params=["text", "kv", "latent", "per layer, latent"])
 def memory(tmp_path, backbone, request):
-    adapter, settings = request.param
+    adapter, settings = KINDS[request.param]
     with opened(tmp_path, backbone, tiny_adapter(backbone, **adapter), **settings) as memory:
         memory.add(topics())
         yield memory

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from facade import PER_LAYER, TOPICS, about, manual, opened, topics
+from facade import KINDS, TOPICS, about, manual, opened, topics
 from msa_plugin.errors import InvalidQueryError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.retrieval.cutting import LARGEST
 from tiny import tiny_adapter
 
-KINDS = {
-    "text": ({}, {"reading": "text"}),
-    "kv": ({}, {"reading": "kv"}),
-    "latent": ({"read_latent": True}, {}),
-    "per layer, text": (PER_LAYER, {"reading": "text"}),
-}
 
-
-@pytest.fixture(params=KINDS.values(), ids=KINDS)
+@pytest.fixture(params=["text", "kv", "latent", "per layer, text"])
 def memory(tmp_path, backbone, request):
-    adapter, settings = request.param
+    adapter, settings = KINDS[request.param]
     adapter = tiny_adapter(backbone, **adapter)
     with opened(tmp_path, backbone, adapter, context_tokens=500, window=256, **settings) as memory:
         memory.add([{"id": "manual", "title": "Manual", "text": manual(*TOPICS[:6])}, *topics()[6:]])

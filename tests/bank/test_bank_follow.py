@@ -126,14 +126,6 @@ def test_ids_are_of_the_moment_in_which_they_were_asked_for(folder, other, monke
         assert list(found) == ["b"] and list(bank.iter_ids(NS)) == ["a"]
 
 
-def test_a_handle_that_does_not_follow_stays_until_it_is_refreshed(folder, other):
-    with open_bank(folder, follow=False) as bank:
-        other("commit", ["a"])
-        assert bank.count(NS) == 0
-        bank.refresh()
-        assert bank.count(NS) == 1
-
-
 def test_a_named_snapshot_stays_whatever_others_do(folder, other):
     other("commit", ["a"], ["b"])
     other("snapshot", "s")
