@@ -319,6 +319,7 @@ def loaded_by(*arguments):
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [["bank", "info"], ["bank", "info", "--json"], ["bank", "snapshot"], ["retrieve", "x", "-n", "empty"]],

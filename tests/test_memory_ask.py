@@ -156,6 +156,7 @@ def test_closing_a_stream_midway_leaves_the_memory_usable(memory, monkeypatch):
     assert essence(memory.ask("the violin", max_new_tokens=8, **DRAWN)) == before
 
 
+@pytest.mark.slow
 def test_streams_may_be_read_in_turns(memory):
     alone = [memory.ask(q, max_new_tokens=8, **DRAWN).text for q in QUESTIONS[:2]]
     one, two = (memory.stream(q, max_new_tokens=8, **DRAWN) for q in QUESTIONS[:2])
@@ -238,6 +239,7 @@ def test_threads_get_the_same_answers(memory):
         assert list(pool.map(ask, questions)) == alone
 
 
+@pytest.mark.slow
 def test_asking_while_others_write(memory):
     stop, errors = threading.Event(), []
 

@@ -69,6 +69,7 @@ def test_a_replacement_supersedes_and_history_says_so(memory, clock):
     assert found(memory) == {"new"} and memory.get("new")[0].replaces == ("old", "never there")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["bcd", "dcb", "cbd"])
 @pytest.mark.parametrize("gone", [["b", "c"], ["c", "b"], ["b"], ["c"]])
 @pytest.mark.parametrize("together", [True, False])

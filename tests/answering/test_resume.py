@@ -100,6 +100,7 @@ def rounds(memory: LatentMemory, check: Callable[[RoutedPass, RoutedPass], None]
     check(*rows.both({"c": c, "b": b}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-sliding", "gemma", "gemma2", "gemma3"])
 def test_equal_to_a_full_prefill_in_every_family(tmp_path: Path, family: str) -> None:
     with memory_on(tmp_path, tiny_backbone(family)) as memory:

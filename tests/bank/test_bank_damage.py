@@ -58,6 +58,7 @@ def test_wrong_sizes_are_refused_at_opening_and_located_by_verify(built, file, d
         assert not report.ok and str(path) in report.problems[0] and report.documents == ("a", "b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 def test_every_flipped_byte_is_found(built, file):
     path = segment_of(built, "c") / file

@@ -60,6 +60,7 @@ def linked(folder, aside):
     folder.symlink_to(aside)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("replace", [rebuilt, restored, in_place, linked])
 def test_a_replaced_bank_is_neither_read_nor_touched(folder, tmp_path, replace, name):

@@ -131,6 +131,7 @@ def test_rows_that_vanished_leave_the_rest(built):
     assert seen(built) == expected and verify_bank(built).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", (0, 3, 4, 7, 9))
 def test_a_torn_catalog_keeps_every_row_that_can_be_read(folder, seed):
     rng = random.Random(seed)
@@ -161,6 +162,7 @@ def test_a_torn_catalog_keeps_every_row_that_can_be_read(folder, seed):
     assert report.problems == () or (folder / "catalog.sqlite.damaged").exists() or not before.ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_any_byte_of_any_file_may_flip(built, seed):
     """Whatever is hit: afterwards the bank is sound and shows only what was stored, or says that it cannot be saved."""

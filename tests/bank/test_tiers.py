@@ -48,6 +48,7 @@ def _same(one, other):
     assert torch.equal(one.scores, other.scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lane", LANES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int8])
 @pytest.mark.parametrize("device", [0, ONE - 1, 3 * ONE, None])
@@ -140,6 +141,7 @@ def test_a_block_without_allowed_documents_stays_where_it_is():
     assert same is block and not tier.lane.sent and not tier.streamed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budgets", [{"device": 2 * ONE}, {"device": 0, "host": 2 * KEYS}])
 def test_room_of_segments_that_are_gone_is_given_to_others(budgets):
     tier, blocks = _tier(**budgets), _blocks()

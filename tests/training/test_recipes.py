@@ -238,6 +238,7 @@ def test_the_command(saved, tmp_path, monkeypatch, capsys):
     assert load_recipe(str(saved / "one.toml"), seed=9).plan()[0].training.seed == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
