@@ -31,7 +31,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """A backbone's shape. `sliding_windows` has one entry a layer: tokens of local attention, or None for full."""
+    """A backbone's shape."""
 
     family: str
     layers: int
@@ -41,12 +41,6 @@ class BackboneSpec:
     head_dim: int
     vocab: int
     max_positions: int
-    sliding_windows: tuple[int | None, ...]
-
-    @property
-    def groups(self) -> int:
-        """Query heads per KV head."""
-        return self.heads // self.kv_heads
 
 
 def describe(config: PretrainedConfig) -> BackboneSpec:
@@ -59,26 +53,16 @@ def describe(config: PretrainedConfig) -> BackboneSpec:
         raise UnsupportedBackboneError(
             f"model_type {config.model_type!r} is not supported{hint}; supported: {', '.join(sorted(FAMILIES))}"
         )
-    layers = config.num_hidden_layers
     return BackboneSpec(
         family=config.model_type,
-        layers=layers,
+        layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         vocab=config.vocab_size,
         max_positions=config.max_position_embeddings,
-        sliding_windows=_sliding_windows(config, layers),
     )
-
-
-def _sliding_windows(config: PretrainedConfig, layers: int) -> tuple[int | None, ...]:
-    window = getattr(config, "sliding_window", None) or None
-    if window is None or getattr(config, "use_sliding_window", True) is False:
-        return (None,) * layers
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
 def shift_keys(model: PreTrainedModel, layer: int, keys: Tensor, by: int) -> Tensor:

@@ -14,7 +14,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -379,9 +379,6 @@ def _not_a_catalog(path: Path, error: Exception) -> BankCorruptError:
 
 def read_fingerprint(path: str | Path) -> Fingerprint:
     """What the bank at `path` was built with. Raises like `MemoryBank.open`."""
-    with disk_errors(Path(path), reading=True):
-        catalog = Catalog(Path(path), writable=False, checked=True)
-        try:
-            return catalog.fingerprint()
-        finally:
-            catalog.close()
+    folder = Path(path)
+    with disk_errors(folder, reading=True), closing(Catalog(folder, writable=False, checked=True)) as catalog:
+        return catalog.fingerprint()

@@ -100,7 +100,8 @@ def _groups(items: Iterator[_Item | None], segment_bytes: int) -> Iterator[list[
     size = 0
     for item in chain(items, (None,)):
         if group and (item is None or size + item.bytes > segment_bytes or not _alike(item, group[0])):
-            if not _is_whole_segment(group):
+            whole = group[0].segment
+            if len(group) < whole.record.documents or any(one.segment is not whole for one in group):
                 yield group
             group, size = [], 0
         if item is not None:
@@ -110,8 +111,3 @@ def _groups(items: Iterator[_Item | None], segment_bytes: int) -> Iterator[list[
 
 def _alike(one: _Item, other: _Item) -> bool:
     return one.segment is other.segment or one.segment.signature == other.segment.signature
-
-
-def _is_whole_segment(group: list[_Item]) -> bool:
-    segment = group[0].segment
-    return len(group) == segment.record.documents and all(item.segment is segment for item in group)

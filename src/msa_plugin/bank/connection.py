@@ -9,24 +9,14 @@ them first.
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from pathlib import Path
-from typing import Protocol
 
 from msa_plugin.bank.descriptors import Connected
 from msa_plugin.bank.resting import Rest, connect_to_read
 from msa_plugin.bank.schema import connect
 from msa_plugin.errors import BankMovedError
-
-
-class ConnectionTurn(Protocol):
-    """A lock that its holder may take again."""
-
-    def acquire(self, blocking: bool = True) -> bool:
-        """Take it."""
-
-    def release(self) -> None:
-        """Give it back."""
 
 
 class Connection:
@@ -35,7 +25,7 @@ class Connection:
     def __init__(self, path: Path, *, writable: bool, same_as: Connection | None = None) -> None:
         """Raises sqlite3.Error, OSError, and BankMovedError where it is not the file that `same_as` has open."""
         self.path = path
-        self.turn: ConnectionTurn | None = None
+        self.turn: threading.RLock | None = None
         self._inode: tuple[int, int] | None = _inode(path) if same_as is None else same_as._inode
         self._connected = Connected(path)
         self._rest: Rest | None = None

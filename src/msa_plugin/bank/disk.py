@@ -89,6 +89,17 @@ def make_folder(folder: Path) -> None:
         fsync_folder(path.parent)
 
 
+def replace_text(path: Path, text: str, *, durable: bool) -> None:
+    """Put a text file in the place of the one at `path`, which is old or new but never half. Raises OSError."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    os.replace(temporary, path)  # noqa: PTH105 - tests replace it to cut the power here
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the names inside `folder` durable (nothing to do on Windows, which cannot open folders)."""
     if os.name == "nt":

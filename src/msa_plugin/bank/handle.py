@@ -15,116 +15,52 @@ from msa_plugin.types import PRESENT, Asof, Filter, Fingerprint, KeyBlock, Stats
 
 
 class Selected(Protocol):
-    """Documents that a query may return; see `view.Selection`."""
+    """Documents that a query may return; see `view.Selection` for what each method does."""
 
     @property
-    def documents(self) -> int:
-        """How many they are."""
-
+    def documents(self) -> int: ...
     @property
-    def asof(self) -> Asof:
-        """Of which time they are."""
-
+    def asof(self) -> Asof: ...
     @property
-    def missed(self) -> tuple[int, ...]:
-        """Shards that were lost when they were asked, so that their documents were left out; none in one process."""
-
-    def key_blocks(self, group: str) -> Iterator[KeyBlock]:
-        """Their routing keys, where those lie in this process."""
-
-    def ordinals(self) -> Tensor:
-        """Their ordinals, ascending int64 [n]."""
-
-    def admits(self, ordinals: Iterable[int]) -> set[int]:
-        """Those of `ordinals` that are among them."""
-
-    def only(self, ordinals: Iterable[int]) -> Selected:
-        """Those of them that have one of `ordinals`."""
+    def missed(self) -> tuple[int, ...]: ...
+    def key_blocks(self, group: str) -> Iterator[KeyBlock]: ...
+    def ordinals(self) -> Tensor: ...
+    def admits(self, ordinals: Iterable[int]) -> set[int]: ...
+    def only(self, ordinals: Iterable[int]) -> Selected: ...
 
 
 class BankHandle(Protocol):
     """A bank, opened; see `bank.MemoryBank` for what each method does."""
 
     @property
-    def path(self) -> Path:
-        """The bank's folder."""
-
+    def path(self) -> Path: ...
     @property
-    def fingerprint(self) -> Fingerprint:
-        """What its latents depend on."""
-
+    def fingerprint(self) -> Fingerprint: ...
     @property
-    def version(self) -> int:
-        """Grows with every change."""
-
+    def version(self) -> int: ...
     @property
-    def next_ordinal(self) -> int:
-        """The number that the next document committed will get."""
-
-    def refresh(self) -> None:
-        """See what others have committed."""
-
-    def close(self) -> None:
-        """Let go of everything."""
-
-    def one_moment(self) -> AbstractContextManager[None]:
-        """Whatever this thread reads inside is of one moment."""
-
-    def writing(self) -> AbstractContextManager[None]:
-        """Be the only writer."""
-
+    def next_ordinal(self) -> int: ...
+    def refresh(self) -> None: ...
+    def close(self) -> None: ...
+    def one_moment(self) -> AbstractContextManager[None]: ...
+    def writing(self) -> AbstractContextManager[None]: ...
     def select(
         self, namespace: str, where: Filter | None = None, *, below: bool = False, asof: Asof = PRESENT
-    ) -> Selected:
-        """Live documents of a namespace, and of those `below` it, that pass a filter and are valid as of a time."""
-
-    def expired(self, namespace: str, below: bool = False) -> list[tuple[str, str]]:
-        """Namespace and id of the live documents whose `valid_until` has passed."""
-
-    def namespaces(self, inside: str) -> Sequence[str]:
-        """The namespace and those nested in it that have a live document, in order."""
-
-    def words(self, selection: Any) -> Sequence[WordPart]:
-        """Words and names of a selection's documents, where those lie in this process."""
-
-    def key_rows(self, ordinals: Sequence[int], group: str) -> list[Tensor]:
-        """Routing keys [C_i, W] of each document."""
-
-    def content(self, ordinals: Sequence[int], layer: int) -> list[Tensor]:
-        """Content [C_i', 2, KV, D] of each document."""
-
-    def documents(self, ordinals: Sequence[int]) -> list[StoredDocument]:
-        """Documents by ordinal."""
-
-    def dates(self, ordinals: Sequence[int]) -> list[str | None]:
-        """From when documents are, where that is known."""
-
-    def lookup(self, ids: Iterable[str], namespace: str) -> dict[str, Known]:
-        """Ordinal, content hash and metadata of those ids that are live."""
-
-    def get(self, ids: Iterable[str], namespace: str) -> Mapping[str, StoredDocument]:
-        """Documents of those ids that are live."""
-
-    def iter_ids(self, namespace: str) -> Iterator[str]:
-        """Live ids in code point order."""
-
-    def count(self, namespace: str) -> int:
-        """Live documents of a namespace."""
-
-    def stats(self, namespace: str) -> Stats:
-        """Sizes of a namespace and of the bank."""
-
-    def verify(self, deep: bool = True, namespace: str | None = None) -> VerifyReport:
-        """Check what is on disk."""
-
-    def delete(self, ids: Iterable[str], namespace: str) -> tuple[list[str], list[str]]:
-        """Delete by id; the ids deleted and those that were not there."""
-
-    def snapshot(self, name: str) -> None:
-        """Name the newest version."""
-
-    def drop_snapshot(self, name: str) -> None:
-        """Forget a named version."""
-
-    def compact(self) -> None:
-        """Free the space of deleted documents."""
+    ) -> Selected: ...
+    def expired(self, namespace: str, below: bool = False) -> list[tuple[str, str]]: ...
+    def namespaces(self, inside: str) -> Sequence[str]: ...
+    def words(self, selection: Any) -> Sequence[WordPart]: ...
+    def key_rows(self, ordinals: Sequence[int], group: str) -> list[Tensor]: ...
+    def content(self, ordinals: Sequence[int], layer: int) -> list[Tensor]: ...
+    def documents(self, ordinals: Sequence[int]) -> list[StoredDocument]: ...
+    def dates(self, ordinals: Sequence[int]) -> list[str | None]: ...
+    def lookup(self, ids: Iterable[str], namespace: str) -> dict[str, Known]: ...
+    def get(self, ids: Iterable[str], namespace: str) -> Mapping[str, StoredDocument]: ...
+    def iter_ids(self, namespace: str) -> Iterator[str]: ...
+    def count(self, namespace: str) -> int: ...
+    def stats(self, namespace: str) -> Stats: ...
+    def verify(self, deep: bool = True, namespace: str | None = None) -> VerifyReport: ...
+    def delete(self, ids: Iterable[str], namespace: str) -> tuple[list[str], list[str]]: ...
+    def snapshot(self, name: str) -> None: ...
+    def drop_snapshot(self, name: str) -> None: ...
+    def compact(self) -> None: ...

@@ -7,38 +7,10 @@ one that hands out nothing before it was waited for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-
-
-class Arrival(Protocol):
-    """Tensors on their way."""
-
-    def wait(self) -> list[Tensor]:
-        """The tensors, for whatever the device is given to do after this call; the host does not wait."""
-
-
-class Lane(Protocol):
-    """From host memory to one device."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it leads."""
-
-    @property
-    def direct(self) -> bool:
-        """Whether the device computes on host memory as it is, so that nothing need be sent."""
-
-    def send(self, tensors: Sequence[Tensor]) -> Arrival:
-        """Start to copy; the sources may be let go of."""
-
-    def kept(self, tensor: Tensor) -> Tensor:
-        """A copy in host memory, of the kind that is sent fastest."""
-
-    def host_bytes(self, count: int) -> int:
-        """Bytes of host memory that `kept` takes for a tensor of `count` bytes."""
 
 
 class Here(NamedTuple):
@@ -47,42 +19,43 @@ class Here(NamedTuple):
     tensors: list[Tensor]
 
     def wait(self) -> list[Tensor]:
-        """They are there."""
+        """The tensors, for whatever the device is given to do after this call; the host does not wait."""
         return self.tensors
 
 
 class PlainLane:
-    """To the CPU, where tensors stay as they are, or to a device without streams, where copies are made at once."""
+    """To the CPU, where tensors stay as they are, or to a device without streams, where copies are made at once.
+
+    `direct`: the device computes on host memory as it is, so that nothing need be sent.
+    """
 
     def __init__(self, device: torch.device) -> None:
         """Leads to `device`."""
         self.device = device
         self.direct = device.type == "cpu"
 
-    def send(self, tensors: Sequence[Tensor]) -> Here:
-        """Copied before it returns; on the CPU the very tensors."""
+    def send(self, tensors: Sequence[Tensor]) -> Arrival:
+        """Start to copy, here at once; on the CPU the very tensors. The sources may be let go of."""
         return Here([tensor.to(self.device) for tensor in tensors])
 
     def kept(self, tensor: Tensor) -> Tensor:
-        """A copy."""
+        """A copy in host memory, of the kind that is sent fastest."""
         return tensor.clone()
 
     def host_bytes(self, count: int) -> int:
-        """Just as many."""
+        """Bytes of host memory that `kept` takes for a tensor of `count` bytes."""
         return count
 
 
-class CudaLane:
+class CudaLane(PlainLane):
     """To a GPU, on a stream of its own, from pinned memory. Not run so far: written without a GPU."""
-
-    direct = False
 
     def __init__(self, device: torch.device) -> None:
         """Leads to `device`."""
-        self.device = device
+        super().__init__(device)
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def send(self, tensors: Sequence[Tensor]) -> _OnStream:
+    def send(self, tensors: Sequence[Tensor]) -> Arrival:
         """Pin what is not pinned, and queue the copies; PyTorch keeps pinned memory until its copy is done."""
         pinned = [tensor if tensor.is_pinned() else tensor.contiguous().pin_memory() for tensor in tensors]
         with torch.cuda.stream(self._stream):
@@ -110,6 +83,9 @@ class _OnStream(NamedTuple):
         return self.tensors
 
 
-def lane_to(device: torch.device) -> Lane:
+Arrival: TypeAlias = Here | _OnStream
+
+
+def lane_to(device: torch.device) -> PlainLane:
     """The lane to a device."""
     return CudaLane(device) if device.type == "cuda" else PlainLane(device)

@@ -64,20 +64,17 @@ class WriterLock:
             return
         try:  # around acquiring too: an interruption may come between the lock and the next line
             self._check()  # before a file is made
-            self._acquire(patience)
+            if not _within(patience, self._acquired):
+                raise BankLockedError(
+                    f"{self._folder}: {self._owner()} is writing to this bank; wait for it or stop it, "
+                    f"or raise lock_timeout (now {patience:g} s)"
+                )
             self._check()
             with contextlib.suppress(OSError):  # only serves the message below
                 self._owner_note.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
             yield
         finally:
             self._file.release(force=True)
-
-    def _acquire(self, patience: float) -> None:
-        if not _within(patience, self._acquired):
-            raise BankLockedError(
-                f"{self._folder}: {self._owner()} is writing to this bank; wait for it or stop it, "
-                f"or raise lock_timeout (now {patience:g} s)"
-            )
 
     def _acquired(self, spell: float) -> bool:
         try:

@@ -9,7 +9,7 @@ leaves the old bank or the new one.
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,12 +48,8 @@ def migrate_bank(path: str | Path, *, dry_run: bool = False, lock_timeout: float
     bank, which has to be repaired first.
     """
     folder = Path(path).resolve()
-    with disk_errors(folder, reading=True):
-        catalog = Catalog(folder, writable=False, checked=True)
-        try:
-            found, (anew, counted) = int(str(catalog.format_version)), _todo(catalog, folder / "segments")
-        finally:
-            catalog.close()
+    with disk_errors(folder, reading=True), closing(Catalog(folder, writable=False, checked=True)) as catalog:
+        found, (anew, counted) = int(str(catalog.format_version)), _todo(catalog, folder / "segments")
     size = sum(record.bytes for record in anew)
     report = MigrationReport(found, FORMAT_VERSION, len(anew), size, len(counted))
     if dry_run or (found == FORMAT_VERSION and not counted):
@@ -76,8 +72,7 @@ def _migrate(folder: Path) -> None:
     if not before.ok:
         raise BankCorruptError(f"{before.problems[0]}; run `msa bank repair`, then migrate")
     root = folder / "segments"
-    catalog = Catalog(folder, writable=True, older=True)
-    try:
+    with closing(Catalog(folder, writable=True, older=True)) as catalog:
         anew, others = _todo(catalog, root)
         written = [_rewrite(catalog, root, record) for record in anew]
         counted = [
@@ -98,8 +93,6 @@ def _migrate(folder: Path) -> None:
             with suppress(OSError):
                 shutil.rmtree(old)
         catalog.close_sealed()
-    finally:
-        catalog.close()
 
 
 def _rewrite(catalog: Catalog, root: Path, record: SegmentRecord) -> tuple[SegmentRecord, list[int]]:

@@ -67,8 +67,7 @@ def repair_bank(path: str | Path, lock_timeout: float = 10.0) -> RepairReport:
         check = Check(folder, deep=True)
         check.run()
         check.spoiled.extend(doubtful)
-        catalog = Catalog(folder, writable=True, older=True)
-        try:
+        with closing(Catalog(folder, writable=True, older=True)) as catalog:
             salvaged, lost = _texts_of(folder, check)
             files = _write(folder / SALVAGE, salvaged)
             _drop(catalog, check)
@@ -76,8 +75,6 @@ def repair_bank(path: str | Path, lock_timeout: float = 10.0) -> RepairReport:
             _count_again(catalog, folder / "segments", check)
             _close_gaps(catalog, folder / "segments", check)
             catalog.close_sealed()
-        finally:
-            catalog.close()
     after = verify_bank(folder)
     if not after.ok:
         raise BankCorruptError(f"{folder}: still damaged after repair: {after.problems[0]}; restore it from a backup")

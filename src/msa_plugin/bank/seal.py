@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from msa_plugin.bank.descriptors import unconnected
-from msa_plugin.bank.disk import fsync_folder
+from msa_plugin.bank.disk import fsync_folder, replace_text
 from msa_plugin.bank.faults import reached
 from msa_plugin.errors import BankCorruptError
 
@@ -35,7 +34,7 @@ def seal(catalog: Path) -> None:
             size = catalog.stat().st_size
             faster = {"folds": list(_sums(catalog, _fold))} if size >= _LARGE else {}
             text = json.dumps({"bytes": size, "crc32": list(_sums(catalog, zlib.crc32)), **faster})
-            _replace(catalog.with_name(SEAL_FILE), _with_sum(text), durable=True)
+            replace_text(catalog.with_name(SEAL_FILE), _with_sum(text), durable=True)
             reached("seal.written")
 
 
@@ -80,7 +79,7 @@ def _broken(catalog: Path) -> list[str]:
 def note_version(catalog: Path, version: int) -> None:
     """Remember that `version` was committed. Not synced: after a power cut an older number may stand there."""
     with contextlib.suppress(OSError):  # the commit itself is done
-        _replace(catalog.with_name(HEAD_FILE), _with_sum(str(version)), durable=False)
+        replace_text(catalog.with_name(HEAD_FILE), _with_sum(str(version)), durable=False)
 
 
 def check_version(catalog: Path, noted: int, version: int) -> None:
@@ -158,13 +157,3 @@ def _fold(piece: memoryview, total: int) -> int:
 
     whole = bytes(piece) + bytes(-len(piece) % _ROW) if len(piece) % _ROW else piece
     return zlib.crc32(np.frombuffer(whole, dtype=np.int64).reshape(-1, _ROW // 8).sum(axis=1), total)
-
-
-def _replace(path: Path, text: str, *, durable: bool) -> None:
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(temporary, path)  # noqa: PTH105 - like every commit of a file here

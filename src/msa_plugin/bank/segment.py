@@ -185,10 +185,6 @@ class Segment:
         keys = torch.cat([self.keys[group][span] for span in spans])
         return keys, None if scales is None else torch.cat([scales[span] for span in spans]), ends - starts
 
-    def _rows_of(self, keys: Tensor, position: int) -> Tensor:
-        self._check_rows(self._key_rows, torch.tensor([position]))
-        return keys[int(self.key_offsets[position]) : int(self.key_offsets[position + 1])]
-
     def _scales(self, group: str) -> Tensor:
         found = self._stored.get(scale_name(group))
         if found is None or (found.shape, found.dtype) != ((len(self.keys[group]), 1), torch.float32):
@@ -226,7 +222,9 @@ class Segment:
 
     def latents(self, position: int) -> StoredLatents:
         """Everything kept of the document at `position`, as slices of the memory maps; see `key_numbers`."""
-        keys = {name: self._rows_of(stored, position) for name, stored in self._stored.items()}
+        self._check_rows(self._key_rows, torch.tensor([position]))
+        rows = slice(int(self.key_offsets[position]), int(self.key_offsets[position + 1]))
+        keys = {name: stored[rows] for name, stored in self._stored.items()}
         content = {layer: self.content_rows(position, layer) for layer in self.content}
         return StoredLatents(keys, content, {name: self._scale_rows(position, name) for name in self._content_scales})
 

@@ -13,16 +13,19 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from msa_plugin.bank.lanes import Arrival, Lane, lane_to
+from msa_plugin.bank.lanes import Arrival, PlainLane, lane_to
 from msa_plugin.bank.spans import TILE_CHUNKS, spans
 from msa_plugin.config import TierConfig
 from msa_plugin.types import KeyBlock, TierStats
+
+if TYPE_CHECKING:
+    from msa_plugin.bank.handle import BankHandle
 
 # A tensor that was not searched for so long gives way to one that needs its place: its segment's documents are deleted,
 # or nobody asks in its namespace any more. Every layer of a model has been searched several times meanwhile.
@@ -84,7 +87,7 @@ class KeyTier:
     What is not resident is used in place where the device is the CPU, else sent tile by tile, one tile ahead.
     """
 
-    def __init__(self, lane: Lane, device: Budget, host: Budget) -> None:
+    def __init__(self, lane: PlainLane, device: Budget, host: Budget) -> None:
         """On the CPU a device budget of None makes no copies: the maps are in memory as far as the system has room."""
         self.lane, self.device, self.host = lane, device, host
         self.streamed = 0
@@ -207,17 +210,10 @@ def _bytes_to_read(block: KeyBlock) -> int:
     return chunks * (block.keys.shape[1] * block.keys.element_size() + scale)
 
 
-class ContentSource(Protocol):
-    """What holds documents' K, V; a bank does."""
-
-    def content(self, ordinals: Sequence[int], layer: int) -> list[Tensor]:
-        """Content [C_i', 2, KV, D] of each document."""
-
-
 class ContentTier:
     """Documents' K, V out of a bank, those read most recently also in host memory; an ordinal's never change."""
 
-    def __init__(self, bank: ContentSource, lane: Lane, host: Budget) -> None:
+    def __init__(self, bank: BankHandle, lane: PlainLane, host: Budget) -> None:
         """Copies are made where `host` has room for any."""
         self.bank, self.lane, self.host = bank, lane, host
         self.gathered = self.held = 0
@@ -270,7 +266,7 @@ class ContentTier:
 class Tiers:
     """A memory's tiers: `keys` for searches, `content` for reading, and the `lane` to the device that computes."""
 
-    def __init__(self, bank: ContentSource, config: TierConfig, device: torch.device) -> None:
+    def __init__(self, bank: BankHandle, config: TierConfig, device: torch.device) -> None:
         """Over `bank`, for a backbone on `device`; nothing is copied before it is first used."""
         self.lane = lane_to(device)
         self._device, self._host = Budget(config.device_bytes), Budget(config.host_bytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,8 +73,7 @@ class Check:
         for text in broken(path):
             self.problem(text)
         noted = noted_version(path)
-        catalog = Catalog(self.folder, writable=False)
-        try:
+        with closing(Catalog(self.folder, writable=False)) as catalog:
             catalog.hold_snapshot()
             self.lost_versions = max(0, noted - catalog.version())
             if self.lost_versions:
@@ -82,8 +82,6 @@ class Check:
             for record in catalog.segments():
                 self._words(record)
                 self._segment(catalog.documents, replace(record, words=None))
-        finally:
-            catalog.close()
 
     def _catalog(self, catalog: Catalog) -> None:
         self.files, self.bytes = 1, catalog.bytes()
@@ -196,11 +194,8 @@ class Check:
 
     def _compacted_away(self, record: SegmentRecord) -> bool:
         """Whether a compaction that ran meanwhile has retired the segment: then its absence is no damage."""
-        newest = Catalog(self.folder, writable=False)
-        try:
+        with closing(Catalog(self.folder, writable=False)) as newest:
             return all(other.uuid != record.uuid for other in newest.segments())
-        finally:
-            newest.close()
 
 
 def sha256_file(path: Path) -> str:

@@ -168,7 +168,9 @@ class View:
     def _passing_all(self, scope: Scope, where: Filter | None) -> Selection:
         if where is None or (isinstance(where, Mapping) and not where):
             if scope not in self._whole:
-                parts = self._all_below(scope) if scope.below else self._all_parts(scope.namespace)
+                below = scope.below
+                every = self._rows.matching_places(self.at, scope, None) if below else ()
+                parts = self._parts_of(every) if below else self._all_parts(scope.namespace)
                 whole = _selection(parts, self.moment())
                 self._whole[scope] = whole.parts, whole.documents
             return Selection(*self._whole[scope], self.moment())
@@ -179,9 +181,6 @@ class View:
         else:
             raise InvalidQueryError(f"a filter is a mapping or a function of the metadata, not {type(where).__name__}")
         return _selection(self._parts_of(places), self.moment())
-
-    def _all_below(self, scope: Scope) -> Iterable[tuple[Segment, Tensor | None]]:
-        return self._parts_of(self._rows.matching_places(self.at, scope, None))
 
     def _parts_of(self, places: Iterable[Place]) -> Iterable[tuple[Segment, Tensor | None]]:
         masks = self._masks(places)

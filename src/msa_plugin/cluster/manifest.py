@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from msa_plugin.bank.disk import disk_errors, fsync_folder, make_folder
+from msa_plugin.bank.disk import disk_errors, fsync_folder, make_folder, replace_text
 from msa_plugin.bank.schema import CATALOG_FILE, CLUSTER_FILE
 from msa_plugin.errors import BankCorruptError, BankFormatError, ClusterError, FingerprintMismatchError
 from msa_plugin.types import Fingerprint
@@ -59,12 +58,8 @@ class Manifest:
         """Put it into `folder`, durably and all at once; returns itself. The caller is the only writer."""
         with disk_errors(folder):
             make_folder(folder)
-            temporary = folder / f"{CLUSTER_FILE}.new"
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump({"format_version": _FORMAT, **asdict(self)}, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(folder / CLUSTER_FILE)
+            text = json.dumps({"format_version": _FORMAT, **asdict(self)}, indent=1)
+            replace_text(folder / CLUSTER_FILE, text, durable=True)
             fsync_folder(folder)
         return self
 
