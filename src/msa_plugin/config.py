@@ -116,6 +116,13 @@ class RoutingConfig(Settings):
             raise ValueError("joint needs selection='shared' and a single head")
         return self
 
+    def check_shared(self, what: str) -> None:
+        """Raises ConfigError where layers select for themselves, so that there is no one ranking for `what`."""
+        if self.selection != "shared":
+            raise ConfigError(
+                f"{what} is for adapters with one ranking for all layers; this one's layers each have theirs"
+            )
+
     @property
     def key_width(self) -> int:
         """Numbers in one layer's routing key: kv_heads * head_dim."""

@@ -144,8 +144,8 @@ class Backbone:
         control = self._control_ids(tokenizer)
         return [[p for t in row for p in (self._spelled(t) if t in control else (t,))] for row in rows]
 
-    def tokenize_places(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
-        """`tokenize_batch`, and for each token the character of its text that it starts with, ascending.
+    def tokenize_places(self, texts: list[str]) -> list[list[int]]:
+        """For each token that `tokenize_batch` gives, the character of its text that it starts with, ascending.
 
         A tokenizer that cannot say (one that is not Rust's) has its tokens spread evenly over the text.
         """
@@ -153,7 +153,7 @@ class Backbone:
         if not tokenizer.is_fast:
             rows = self.tokenize_batch(texts)
             return [
-                (ids, [n * len(text) // max(len(ids), 1) for n in range(len(ids))])
+                [n * len(text) // max(len(ids), 1) for n in range(len(ids))]
                 for text, ids in zip(texts, rows, strict=True)
             ]
         with self._lock:
@@ -166,15 +166,14 @@ class Backbone:
                 verbose=False,
             )
         control = self._control_ids(tokenizer)
-        placed = []
-        for ids, offsets in zip(out["input_ids"], out["offset_mapping"], strict=True):
-            spelled = [
-                (p, start)
-                for t, (start, _) in zip(ids, offsets, strict=True)
-                for p in (self._spelled(t) if t in control else (t,))
+        return [
+            [
+                start
+                for token, (start, _) in zip(ids, offsets, strict=True)
+                for _ in (self._spelled(token) if token in control else (token,))
             ]
-            placed.append(([p for p, _ in spelled], [start for _, start in spelled]))
-        return placed
+            for ids, offsets in zip(out["input_ids"], out["offset_mapping"], strict=True)
+        ]
 
     def tokenize_frame(self, text: str) -> list[int]:
         """Token ids of our own template text, in which special tokens are control tokens. Never for user text."""

@@ -60,8 +60,8 @@ def beside_keys(adapter: Adapter, config: MemoryConfig) -> BesideConfig:
 
 def check_recency(half_life: float | None, adapter: AdapterConfig) -> None:
     """Raises ConfigError where nothing could be added to one ranking."""
-    if half_life is not None and adapter.routing.selection != "shared":
-        raise ConfigError(f"recency is for adapters with one ranking for all layers; {adapter.name}'s each have theirs")
+    if half_life is not None:
+        adapter.routing.check_shared("recency")
 
 
 def least_relevance(adapter: Adapter, config: MemoryConfig) -> float:

@@ -8,7 +8,7 @@ Shape legend: C chunks, t vectors of a question, N numbers kept.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +45,12 @@ class CoarseIndex:
 
         Raises ConfigError for more than there are.
         """
-        columns = _columns(numbers, width, parts)
-        return cls([_small(part[:, columns]) for keys in panels for part in _cut(torch.from_numpy(keys))], columns)
+        columns, kept = _columns(numbers, width, parts), []
+        for keys in panels:
+            for part in torch.split(torch.from_numpy(keys), _PANEL):
+                stored, scales = quantized(part[:, columns])
+                kept.append((stored, scales[:, 0].contiguous()))
+        return cls(kept, columns)
 
     @classmethod
     def read(cls, path: Path, numbers: str, width: int, parts: int) -> CoarseIndex | None:
@@ -98,15 +102,6 @@ def _columns(numbers: str, width: int, parts: int) -> Tensor:
     if wanted > each:
         raise ConfigError(f"coarse:{numbers} keeps {wanted} numbers of each layer's key, which has {each}")
     return torch.cat([torch.arange(start, start + wanted) for start in range(0, width, each)])
-
-
-def _cut(keys: Tensor) -> Iterator[Tensor]:
-    yield from torch.split(keys, _PANEL)
-
-
-def _small(keys: Tensor) -> tuple[Tensor, Tensor]:
-    stored, scales = quantized(keys)
-    return stored, scales[:, 0].contiguous()
 
 
 def _placed(keys: Tensor) -> Tensor:

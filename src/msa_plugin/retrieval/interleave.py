@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from msa_plugin.config import InterleaveConfig
 from msa_plugin.events import DocumentsChosen, RetrievalEnded, RetrievalEvent, RoundStarted
-from msa_plugin.retrieval.ranking import ChunkScores, Ranked
+from msa_plugin.retrieval.ranking import ChunkScores, Ranked, best_first
 from msa_plugin.types import Round
 
 
@@ -119,7 +119,7 @@ class Gathered:
                 ranked.ordinal not in best or ranked.score > best[ranked.ordinal].score
             ):
                 best[ranked.ordinal] = ranked
-        ordered = sorted(best.values(), key=lambda r: (-r.score, r.ordinal))
+        ordered = best_first(best.values())
         if not ordered:
             return []
         top = self.found[0].ranked.score if self.found else ordered[0].score
@@ -130,13 +130,6 @@ class Gathered:
 
 T = TypeVar("T")
 Steps = Generator[tuple[int, RetrievalEvent], None, list[Gathered]]
-
-
-def interleave(
-    questions: Sequence[str], rank: Rank, read: ReadText, k: int, config: InterleaveConfig
-) -> list[Gathered]:
-    """Run the rounds of every question; `rank(queries, k)` routes, `read(ranked)` gives (id, pieces of text)."""
-    return drained(interleave_steps(questions, rank, read, k, config))
 
 
 def drained(steps: Generator[object, None, T]) -> T:
@@ -154,9 +147,10 @@ def drained(steps: Generator[object, None, T]) -> T:
 def interleave_steps(
     questions: Sequence[str], rank: Rank, read: ReadText, k: int, config: InterleaveConfig, least: float = 0.0
 ) -> Steps:
-    """`interleave`, which tells what happens, as (index of the question, event), while it does.
+    """Run the rounds of every question, and tell what happens, as (index of the question, event), while it does.
 
-    A question of which nothing is at least so relevant has one round.
+    `rank(queries, k)` routes, `read(ranked)` gives (id, pieces of text). A question of which nothing is at least so
+    relevant (`least`) has one round.
     """
     gathered = [Gathered(question, least=least) for question in questions]
     while active := [g for g in gathered if g.open_queries]:

@@ -8,15 +8,14 @@ first one gives it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from msa_plugin.backbone.router import Router
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.bank.terms import lowered, name_of
-from msa_plugin.errors import ConfigError
-from msa_plugin.retrieval.ranking import Link, Ranked
+from msa_plugin.retrieval.ranking import Link, Ranked, best_first
 from msa_plugin.retrieval.search import Search
 
 Score = Callable[[int, list[int]], list[Ranked]]  # documents as a row's question scores them without their titles
@@ -31,10 +30,7 @@ class Titles:
 
     def __init__(self, bank: BankHandle, router: Router, search: Search, weight: float) -> None:
         """Raises ConfigError where layers select for themselves."""
-        if router.config.selection != "shared":
-            raise ConfigError(
-                "titles is for adapters with one ranking for all layers; this one's layers each have theirs"
-            )
+        router.config.check_shared("titles")
         self.bank, self.search, self.weight, self._pooling = bank, search, weight, router.config.pooling
 
     def add(
@@ -49,7 +45,7 @@ class Titles:
         for row, (named, found) in enumerate(zip(asked, rows, strict=True)):
             best = max((r.score for r in found.values()), default=0.0)
             self._raise(found, dict.fromkeys(named, Link(None, best)), partial(score, row))
-        tops = [best_of(found, FOLLOWED) for found in rows]
+        tops = [best_first(found.values())[:FOLLOWED] for found in rows]
         names = self._names([r for top in tops for r in top], selection)
         for row, (top, found) in enumerate(zip(tops, rows, strict=True)):
             gains: dict[int, Link] = {}
@@ -58,7 +54,7 @@ class Titles:
                 link = Link(ranking.ordinal, ranking.score / max(len(others), 1) ** 0.5)
                 gains.update({o: link for o in others if o not in gains or link.added > gains[o].added})
             self._raise(found, gains, partial(score, row))
-        return [best_of(found, k) for found in rows]
+        return [best_first(found.values())[:k] for found in rows]
 
     def _raise(
         self, found: dict[int, Ranked], gains: dict[int, Link], score: Callable[[list[int]], list[Ranked]]
@@ -88,8 +84,3 @@ def around(text: str, token: int, characters: int) -> str:
     """So many characters of a text around one of its tokens, roughly."""
     start = max(0, min(token * _PER_TOKEN - characters // 2, len(text) - characters))
     return text[start : start + characters]
-
-
-def best_of(found: Mapping[int, Ranked], count: int) -> list[Ranked]:
-    """The best of documents by their ordinals; ties go to the lower one."""
-    return sorted(found.values(), key=lambda r: (-r.score, r.ordinal))[:count]

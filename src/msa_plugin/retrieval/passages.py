@@ -148,7 +148,7 @@ class Passages:
             for first in range(0, len(portions), _AT_ONCE):
                 check_cancelled()
                 batch = portions[first : first + _AT_ONCE]
-                for portion, (_, places) in zip(batch, self._backbone.tokenize_places(batch), strict=True):
+                for portion, places in zip(batch, self._backbone.tokenize_places(batch), strict=True):
                     placed.append(np.array(places, dtype=np.int32) + at)
                     at += len(portion)
             starts = np.concatenate(placed) - np.int32(len(text) - len(document.text))

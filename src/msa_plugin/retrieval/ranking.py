@@ -72,6 +72,11 @@ class Ranked:
         return {"keys": keys, **{name: value for name, value in beside.items() if value}}
 
 
+def best_first(ranked: Iterable[Ranked]) -> list[Ranked]:
+    """Documents in the order of their scores; ties go to the lower ordinal."""
+    return sorted(ranked, key=lambda r: (-r.score, r.ordinal))
+
+
 ChunkScores = Callable[[Sequence[int]], list[NDArray[np.float32]]]  # of documents by ordinal: [C] of their chunks
 
 
@@ -239,15 +244,11 @@ def rank_routed(
 
     Every document that any layer selected is scored in all of them. With documents `also` come all of these and more.
     """
-    kept = None if also else k
-    return [
-        score_routed(bank, config, source, votes, row, {*also, *_selected(source, row)})[:kept]
-        for row in range(votes.shape[0])
-    ]
-
-
-def _selected(source: BankSource, row: int) -> set[int]:
-    return {int(o) for routed in source.routed.values() for o in routed.ordinals[row]}
+    kept, rows = None if also else k, []
+    for row in range(votes.shape[0]):
+        selected = {int(o) for routed in source.routed.values() for o in routed.ordinals[row]}
+        rows.append(score_routed(bank, config, source, votes, row, {*also, *selected})[:kept])
+    return rows
 
 
 def score_routed(
@@ -268,7 +269,7 @@ def score_routed(
         scores = {layer: float(reduce(values, 0)) for layer, values in chunks.items()}
         best = int(torch.stack([c.cpu() for c in chunks.values()]).mean(0).argmax())
         ranked.append(Ranked(ordinal, sum(scores.values()) / len(scores), scores, best))
-    return sorted(ranked, key=lambda r: (-r.score, r.ordinal))
+    return best_first(ranked)
 
 
 def _chunk_scores(

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from msa_plugin import dates
 from msa_plugin.bank.handle import BankHandle
-from msa_plugin.retrieval.ranking import Ranked
+from msa_plugin.retrieval.ranking import Ranked, best_first
 from msa_plugin.retrieval.relevance import compared
 from msa_plugin.types import Asof
 
@@ -33,7 +33,7 @@ def with_recency(bank: BankHandle, ranked: Sequence[list[Ranked]], k: int, asof:
     for row in ranked:
         best = max((r.score for r in row), default=0.0)
         gains = [SHARE * max(best, 0.0) * each[r.ordinal] for r in row]
-        raised = sorted((replace(r, score=r.score + g, recency=g) for r, g in zip(row, gains, strict=True)), key=_order)
+        raised = best_first(replace(r, score=r.score + g, recency=g) for r, g in zip(row, gains, strict=True))
         first = compared(row)
         rows.append([*raised[:k], *(r for r in raised[k:] if r.ordinal in first)])
     return rows
@@ -45,7 +45,3 @@ def _freshness(since: str | None, now: datetime, half_life: float) -> float:
         return 0.0
     age = max(now - datetime.fromisoformat(since), timedelta())
     return float(0.5 ** min(age / timedelta(days=1) / half_life, 1000.0))
-
-
-def _order(ranked: Ranked) -> tuple[float, int]:
-    return -ranked.score, ranked.ordinal

@@ -19,6 +19,7 @@ from msa_plugin.backbone.adapter import AdapterConfig
 from msa_plugin.bank.handle import BankHandle
 from msa_plugin.config import RelevanceConfig, RelevanceWeights
 from msa_plugin.retrieval.bm25 import K1, B
+from msa_plugin.retrieval.links import around
 from msa_plugin.retrieval.postings import Words
 from msa_plugin.retrieval.ranking import Ranked
 from msa_plugin.retrieval.words import WordSignal
@@ -28,7 +29,6 @@ _OTHERS = 100  # documents without a question's words that a memory counts as ho
 _LENGTH = 60  # words of a text whose length neither helps nor harms
 _PIECE, _PIECES = 400, 3  # characters, and how many pieces of a long document count together: a book has every word
 _CHARACTERS = 100_000  # of a document, around its best chunk
-_PER_TOKEN = 4  # characters, roughly
 _CUT = re.compile(rf"(?s).{{1,{_PIECE}}}(?:\s|$)|.{{1,{_PIECE}}}")  # at blanks, where there are some
 
 Said = Sequence[Words] | None  # what each question's words say, where words count
@@ -118,9 +118,7 @@ class Relevance:
             if document is None:
                 yield 0.0
                 continue
-            middle = ranked.best_chunk * self._pooling * _PER_TOKEN
-            start = max(0, min(middle - _CHARACTERS // 2, len(document.text) - _CHARACTERS))
-            pieces = _CUT.findall(document.text[start : start + _CHARACTERS])
+            pieces = _CUT.findall(around(document.text, ranked.best_chunk * self._pooling, _CHARACTERS))
             title, *counted = map(Counter, lexical.stems([document.title, *pieces]))
             places = range(max(1, len(counted) - _PIECES + 1))
             yield max(_share(sum(counted[at : at + _PIECES], title), rarity) for at in places)

@@ -11,7 +11,7 @@ from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.config import RoutingConfig
 from msa_plugin.retrieval.links import FOLLOWED, Titles
 from msa_plugin.retrieval.postings import Words
-from msa_plugin.retrieval.ranking import Ranked, SharedQueries, explained
+from msa_plugin.retrieval.ranking import Ranked, SharedQueries, best_first, explained
 from msa_plugin.retrieval.recency import with_recency
 from msa_plugin.retrieval.relevance import Relevance, Said, compared
 from msa_plugin.retrieval.search import Index, Search
@@ -55,7 +55,8 @@ class SharedRanking:
             ranked = self.lexical.add(words, asked, ranked, wide if named or also or aged else k)
         score = partial(self._scored, asked, words)
         if also:
-            ranked = [[*row, *score(n, _missing(row, also))] for n, row in enumerate(ranked)]
+            missing = [sorted({*also} - {r.ordinal for r in row}) for row in ranked]
+            ranked = [[*row, *score(n, missing[n])] for n, row in enumerate(ranked)]
         if self.titles is not None:
             every = bool(also) or aged or self.mentions is not None
             ranked = self.titles.add(queries, ranked, selection, score, sys.maxsize if every else k)
@@ -75,7 +76,7 @@ class SharedRanking:
         self, query: str, considered: list[Ranked], k: int, words: Said, also: Sequence[int]
     ) -> list[Ranked]:
         """All that were considered, best first; the best `k` and those `also` wanted with their relevance."""
-        ranked = sorted(considered, key=lambda r: (-r.score, r.ordinal))
+        ranked = best_first(considered)
         wanted = {*also, *compared(ranked)}
         judged = [*ranked[:k], *(r for r in ranked[k:] if r.ordinal in wanted)]
         [judged] = self.relevance.judged([query], [judged], self.lexical, words)
@@ -88,7 +89,3 @@ class SharedRanking:
         """Documents as question `row` scores them, by keys and by words where these count."""
         found = explained(self.bank, self.routing, asked.of(row), ordinals)
         return found if self.lexical is None or words is None else self.lexical.raised(found, words[row])
-
-
-def _missing(row: Sequence[Ranked], wanted: Sequence[int]) -> list[int]:
-    return sorted({*wanted} - {r.ordinal for r in row})

@@ -21,37 +21,31 @@ from msa_plugin.retrieval.scorer import RoutedDocuments
 
 
 class Index(Protocol):
-    """A prefilter that is ready: one in this process (`Prefilter`), or one in every shard."""
+    """A prefilter that is ready: one in this process (`Prefilter`), or one in every shard.
+
+    It covers so many `documents`, and takes so many `bytes` of memory, wherever that is.
+    """
 
     @property
-    def documents(self) -> int:
-        """How many it covers."""
-
+    def documents(self) -> int: ...
     @property
-    def bytes(self) -> int:
-        """Its memory, wherever that is."""
+    def bytes(self) -> int: ...
 
 
 class Search(Protocol):
-    """Finds the documents whose routing keys fit best, exactly; ties go to the lower ordinal."""
+    """Finds the documents whose routing keys fit best, exactly; ties go to the lower ordinal.
 
-    def ranked(self, asked: SharedQueries, k: int, selection: Selected, prefilter: Index | None) -> list[list[Ranked]]:
-        """The best `k` of each row by a shared selection, taken apart; with a `prefilter`, of its candidates."""
+    `BankSearch` says what each method does.
+    """
 
-    def route(self, layer: int, queries: Tensor, votes: Tensor, k: int, selection: Selected) -> RoutedDocuments:
-        """The best `k` of each row at one layer; `queries` [B, H, T, D], `votes` bool [B, T]."""
-
-    def words(self, texts: Sequence[str], selection: Selected) -> list[Words]:
-        """BM25 of a selection's documents for each text, counted over that selection alone."""
-
-    def names(self, texts: Sequence[str], selection: Selected, *, any_case: bool) -> list[Named]:
-        """Documents of a selection that each text names by their titles; see `TextNames`."""
-
-    def holders(self, wanted: Sequence[Mention], selection: Selected, most: int) -> list[list[int]]:
-        """Documents of a selection that have all words of each name; of more than `most` at least `most` + 1."""
-
-    def prefilter(self, spec: PrefilterSpec | str, folder: Path, selection: Selected) -> Index:
-        """An index over `selection`, kept in `folder`. Raises ConfigError and MissingExtraError."""
+    def ranked(
+        self, asked: SharedQueries, k: int, selection: Selected, prefilter: Index | None
+    ) -> list[list[Ranked]]: ...
+    def route(self, layer: int, queries: Tensor, votes: Tensor, k: int, selection: Selected) -> RoutedDocuments: ...
+    def words(self, texts: Sequence[str], selection: Selected) -> list[Words]: ...
+    def names(self, texts: Sequence[str], selection: Selected, *, any_case: bool) -> list[Named]: ...
+    def holders(self, wanted: Sequence[Mention], selection: Selected, most: int) -> list[list[int]]: ...
+    def prefilter(self, spec: PrefilterSpec | str, folder: Path, selection: Selected) -> Index: ...
 
 
 class BankSearch:
@@ -64,29 +58,29 @@ class BankSearch:
     def ranked(
         self, asked: SharedQueries, k: int, selection: Selected, prefilter: Index | None = None
     ) -> list[list[Ranked]]:
-        """See `rank_shared`."""
+        """The best `k` of each row by a shared selection, taken apart; with a `prefilter`, of its candidates."""
         assert prefilter is None or isinstance(prefilter, Prefilter)
         return rank_shared(self.bank, self.config, asked, k, selection, self.search, prefilter)
 
     def route(self, layer: int, queries: Tensor, votes: Tensor, k: int, selection: Selected) -> RoutedDocuments:
-        """One exact search over a layer's keys."""
+        """The best `k` of each row at one layer; `queries` [B, H, T, D], `votes` bool [B, T]."""
         return self.search.route(queries, votes, selection.key_blocks(str(layer)), k, self.config)
 
     def words(self, texts: Sequence[str], selection: Selected) -> list[Words]:
-        """See `word_scores`."""
+        """BM25 of a selection's documents for each text, counted over that selection alone."""
         return word_scores(texts, self.bank.words(selection))
 
     def names(self, texts: Sequence[str], selection: Selected, *, any_case: bool) -> list[Named]:
-        """See `TextNames`."""
+        """Documents of a selection that each text names by their titles; see `TextNames`."""
         parts = self.bank.words(selection)
         asked = [TextNames(text, any_case=any_case) for text in texts]
         return [names.chosen(names.runs(parts)) for names in asked]
 
     def holders(self, wanted: Sequence[Mention], selection: Selected, most: int) -> list[list[int]]:
-        """See `mentions.holders`."""
+        """Documents of a selection that have all words of each name; of more than `most` at least `most` + 1."""
         return holders(wanted, self.bank.words(selection), most) if wanted else []
 
     def prefilter(self, spec: PrefilterSpec | str, folder: Path, selection: Selected) -> Prefilter:
-        """See `Prefilter.open`."""
+        """An index over `selection`, kept in `folder`. Raises ConfigError and MissingExtraError."""
         assert isinstance(selection, Selection)
         return Prefilter.open(folder, self.bank.fingerprint, selection, self.config, spec)

@@ -18,10 +18,9 @@ from typing import NamedTuple
 
 from msa_plugin.backbone.router import Router
 from msa_plugin.bank.handle import BankHandle, Selected
-from msa_plugin.errors import ConfigError
-from msa_plugin.retrieval.links import FOLLOWED, Score, around, best_of
+from msa_plugin.retrieval.links import FOLLOWED, Score, around
 from msa_plugin.retrieval.mentions import Mention, mentions
-from msa_plugin.retrieval.ranking import Link, Ranked
+from msa_plugin.retrieval.ranking import Link, Ranked, best_first
 from msa_plugin.retrieval.search import Search
 from msa_plugin.stems import stems
 
@@ -44,10 +43,7 @@ class Mentions:
 
     def __init__(self, bank: BankHandle, router: Router, search: Search, weight: float) -> None:
         """Raises ConfigError where layers select for themselves."""
-        if router.config.selection != "shared":
-            raise ConfigError(
-                "mentions is for adapters with one ranking for all layers; this one's layers each have theirs"
-            )
+        router.config.check_shared("mentions")
         self.bank, self.search, self.weight, self._pooling = bank, search, weight, router.config.pooling
 
     def add(
@@ -59,13 +55,16 @@ class Mentions:
         """
         rows = [{r.ordinal: r for r in given} for given in ranked]
         asked = [frozenset(words) for words in stems()(texts)]
-        tops = [best_of(found, FOLLOWED) if len(a) <= ASKED else [] for a, found in zip(asked, rows, strict=True)]
+        tops = [
+            best_first(found.values())[:FOLLOWED] if len(a) <= ASKED else []
+            for a, found in zip(asked, rows, strict=True)
+        ]
         for row, shared in enumerate(self._shared(asked, tops, selection)):
             found = rows[row]
             missing = sorted({o for one in shared for o in one.others} - found.keys())
             found.update({r.ordinal: r for r in score(row, missing)} if missing else {})
             self._lift(found, shared)
-        return [best_of(found, k) for found in rows]
+        return [best_first(found.values())[:k] for found in rows]
 
     def _shared(
         self, asked: Sequence[frozenset[str]], tops: Sequence[Sequence[Ranked]], selection: Selected

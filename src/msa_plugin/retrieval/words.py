@@ -13,9 +13,8 @@ from dataclasses import replace
 
 from msa_plugin.backbone.router import Router
 from msa_plugin.bank.handle import BankHandle, Selected
-from msa_plugin.errors import ConfigError
 from msa_plugin.retrieval.postings import Counts, Words, rarity
-from msa_plugin.retrieval.ranking import Ranked, SharedQueries, explained
+from msa_plugin.retrieval.ranking import Ranked, SharedQueries, best_first, explained
 from msa_plugin.retrieval.search import Search
 from msa_plugin.stems import stems
 
@@ -36,10 +35,7 @@ class WordSignal:
 
     def __init__(self, bank: BankHandle, router: Router, search: Search, weight: float) -> None:
         """Raises ConfigError where layers select for themselves."""
-        if router.config.selection != "shared":
-            raise ConfigError(
-                "lexical is for adapters with one ranking for all layers; this one's layers each have theirs"
-            )
+        router.config.check_shared("lexical")
         self.bank, self.router, self.search, self.weight = bank, router, search, weight
         self._asking = frozenset(stems()([_ASKING])[0])
 
@@ -67,7 +63,7 @@ class WordSignal:
         for row, (said, routed) in enumerate(zip(words, ranked, strict=True)):
             missing = sorted({*said.best(depth(k))} - {r.ordinal for r in routed})
             both = self.raised([*routed, *explained(self.bank, self.router.config, asked.of(row), missing)], said)
-            rows.append(sorted(both, key=lambda r: (-r.score, r.ordinal))[:k])
+            rows.append(best_first(both)[:k])
         return rows
 
     def raised(self, ranked: Sequence[Ranked], words: Words) -> list[Ranked]:

@@ -22,7 +22,7 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.absence import AbsenceSample, OnStep, Room, auc
 from msa_plugin.bench.datasets import dataset_hash, load_dataset
 from msa_plugin.config import RelevanceConfig, RelevanceWeights, Settings
-from msa_plugin.errors import ConfigError, TrainingError
+from msa_plugin.errors import TrainingError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.retrieval.relevance import BESIDE, Signal, relevance
 from msa_plugin.training.data import named_sets
@@ -89,10 +89,7 @@ def fit_adapter(
     Raises IngestError for what cannot be read, TrainingError where nothing can be told apart, and ConfigError for an
     adapter whose layers select for themselves.
     """
-    if adapter.config.routing.selection != "shared":
-        raise ConfigError(
-            "relevance is for adapters with one ranking for all layers; this one's layers each have theirs"
-        )
+    adapter.config.routing.check_shared("relevance")
     paths = named_sets(data, sets)
     asked: dict[str, list[RelevanceCase]] = {}
     hashes = {}
