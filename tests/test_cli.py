@@ -16,7 +16,7 @@ from rich.console import Console
 from cli_fixtures import filled, msa, process, saved, where  # noqa: F401 - fixtures
 from facade import about, topics
 from msa_plugin import __version__
-from msa_plugin.cli.models import model_name
+from msa_plugin.cli.bank import model_name
 from msa_plugin.cli.output import Output, size
 from msa_plugin.memory import LatentMemory
 from msa_plugin.stems import marked

@@ -12,7 +12,7 @@ from msa_plugin.bench import absence
 from msa_plugin.bench.base import Dataset, Question
 from msa_plugin.bench.datasets import sample_dataset
 from msa_plugin.cli import bench_absence
-from msa_plugin.cli.relevance import relevance
+from msa_plugin.cli.adapters import relevance
 from msa_plugin.errors import IngestError
 from msa_plugin.types import Document
 from tiny import judging, tiny_adapter

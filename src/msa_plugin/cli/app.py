@@ -5,16 +5,15 @@ from __future__ import annotations
 import sys
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from msa_plugin import __version__
 from msa_plugin.cli import bank, bench, convert
+from msa_plugin.cli.adapters import average, calibrate, relevance
 from msa_plugin.cli.add import add
-from msa_plugin.cli.average import average
 from msa_plugin.cli.demo import demo
-from msa_plugin.cli.hits import show_hit, where_it_is
 from msa_plugin.cli.mcp_server import mcp
 from msa_plugin.cli.options import (
     AdapterPath,
@@ -40,12 +39,16 @@ from msa_plugin.cli.options import (
     parse_filter,
 )
 from msa_plugin.cli.output import Output, report_error, seconds, set_up_logging
-from msa_plugin.cli.relevance import relevance
 from msa_plugin.cli.shell import shell
 from msa_plugin.cli.train import train
 from msa_plugin.dates import asof
 from msa_plugin.errors import MSAError
+from msa_plugin.stems import marked
 
+if TYPE_CHECKING:
+    from msa_plugin.types import Hit
+
+_SHOWN = 600  # characters of a passage
 app = typer.Typer(
     help="Long-term memory for language models, in a folder. Start with: msa demo",
     no_args_is_help=True,
@@ -133,7 +136,7 @@ def ask(
             sentence = " ".join(quote.sentence.split())
             out.say(f"  says so: [{source.id}] {sentence} (characters {quote.start} to {quote.end})")
     for source in answer.sources:
-        place = where_it_is(source.title, source.heading)
+        place = _where_it_is(source.title, source.heading)
         out.say(
             f"  read: [{source.id}] {place or source.text[:60]} "
             f"(round {source.round}, score {source.score:.2f}, characters {source.start} to {source.end})"
@@ -184,10 +187,30 @@ def retrieve(
         )
         reason = "" if hits else nothing_found(memory, wanted, min_relevance)
     for hit in hits:
-        show_hit(out, hit, question)
+        _show(out, hit, question)
     if reason:
         out.say(reason)
     out.result(hits)
+
+
+def _where_it_is(title: str, heading: str) -> str:
+    """Title and heading of a passage, once where they are the same."""
+    return " > ".join(dict.fromkeys(part for part in (title, heading) if part))
+
+
+def _show(out: Output, hit: Hit, question: str) -> None:
+    """A line with id, title, heading, score and relevance, then the passage, words marked in bold on a terminal."""
+    passage = hit.passages[0]
+    place = _where_it_is(hit.title, passage.heading)
+    judged = "" if hit.relevance is None else f", relevance {hit.relevance:.0%}"
+    scored = f"score {hit.score:.3f}{judged}, characters {passage.start} to {passage.end}"
+    out.say(f"[{hit.id}] {place}".rstrip() + f"  ({scored})")
+    bounds = zip(("from", "until", "replaced by"), hit.validity, strict=True)
+    if known := [f"{word} {value}" for word, value in bounds if value is not None]:
+        out.say(f"        valid {', '.join(known)}")
+    text = " ".join(passage.text.split())
+    shown = text if len(text) <= _SHOWN else text[:_SHOWN].rsplit(" ", 1)[0] + " ..."
+    out.say_marked(f"        {shown}", marked(shown, question, 8))
 
 
 def delete(
@@ -207,31 +230,6 @@ def delete(
     out.result({"deleted": deleted, "missing": missing})
     if not deleted:
         raise typer.Exit(1)
-
-
-def calibrate(
-    paths: Annotated[list[str], typer.Argument(help="Plain text to take statistics from: files, folders, or -.")],
-    model: Model = None,
-    questions: Annotated[
-        Path | None, typer.Option(help="A file with one question a line; a built-in list if absent.")
-    ] = None,
-    to: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for the adapter; the user's cache if absent.")
-    ] = None,
-    layers: Annotated[str | None, typer.Option(help="Routing layers, e.g. 2,5; chosen by depth if absent.")] = None,
-    dims: Annotated[int, typer.Option(help="Numbers in a routing key.")] = 384,
-    pooling: Annotated[int, typer.Option(help="Tokens in a chunk.")] = 32,
-    as_json: Json = False,
-) -> None:
-    """Build a router for a model in minutes, without training.
-
-    From forward passes over plain text.
-
-    Example: msa calibrate docs/ --model ./my-model --out adapter
-    """
-    from msa_plugin.cli.calibrate import run
-
-    run(Output(as_json), paths, model, questions, to, layers, dims, pooling)
 
 
 for _command in (

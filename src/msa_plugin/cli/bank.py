@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import asdict
+from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from msa_plugin.cli.models import model_name
+from msa_plugin.backbone.cache import cache_dir
 from msa_plugin.cli.options import Bank, Json, Namespace, open_bank, open_catalog
 from msa_plugin.cli.output import Output, size
 from msa_plugin.errors import BankNotFoundError, ConfigError
@@ -51,10 +54,7 @@ def verify(bank: Bank = Path("bank"), as_json: Json = False) -> None:
     """
     from msa_plugin.bank.verify import verify_bank
 
-    out = Output(as_json)
-    if not bank.is_dir():
-        raise BankNotFoundError(f"there is no bank in {bank}; --bank names its folder")
-    out.note(f"reading every file of {bank} ...")
+    out = _reading(bank, as_json)
     report = verify_bank(bank, deep=True)
     out.say(f"{report.files} files, {size(report.bytes)}: " + ("all is well" if report.ok else "DAMAGED"))
     for problem in report.problems:
@@ -66,6 +66,15 @@ def verify(bank: Bank = Path("bank"), as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+def _reading(bank: Path, as_json: bool) -> Output:
+    """The command's voice, which has said what begins. Raises BankNotFoundError where no folder is."""
+    if not bank.is_dir():
+        raise BankNotFoundError(f"there is no bank in {bank}; --bank names its folder")
+    out = Output(as_json)
+    out.note(f"reading every file of {bank} ...")
+    return out
+
+
 @app.command()
 def repair(bank: Bank = Path("bank"), as_json: Json = False) -> None:
     """Keep what is sound of a damaged bank, save the texts of the rest, and list what is lost.
@@ -74,10 +83,7 @@ def repair(bank: Bank = Path("bank"), as_json: Json = False) -> None:
     """
     from msa_plugin.bank.repair import repair_bank
 
-    out = Output(as_json)
-    if not bank.is_dir():
-        raise BankNotFoundError(f"there is no bank in {bank}; --bank names its folder")
-    out.note(f"reading every file of {bank} ...")
+    out = _reading(bank, as_json)
     report = repair_bank(bank)
     out.say("all is well, nothing to repair" if not report.problems else "repaired; the bank verifies again")
     for problem in report.problems:
@@ -166,3 +172,23 @@ def snapshot(
         names = [s.name for s in catalog.snapshots()]
     out.say("snapshots: " + (", ".join(names) or "none"))
     out.result({"snapshots": names})
+
+
+def model_name(weights: str) -> str:
+    """The name of the model with these weights, by the adapters that ship or were calibrated here; "" if unknown."""
+    return next((name for file in _adapters(weights) if (name := _named(file, weights))), "")
+
+
+def _named(file: Path, weights: str) -> str:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        name = str(config["name"]) if config["backbone"] == weights else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return name.removesuffix(" routing").removesuffix(" calibrated")
+
+
+def _adapters(weights: str) -> Iterator[Path]:
+    shipped = Path(str(resources.files("msa_plugin"))) / "adapters"
+    yield from sorted(shipped.glob("*/adapter.json"))
+    yield cache_dir() / "adapters" / weights / "adapter.json"
