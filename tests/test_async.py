@@ -9,11 +9,10 @@ import threading
 import pytest
 
 from facade import about, count_runs, topics
-from msa_plugin.async_twins import AsyncTwins
 from msa_plugin.errors import EmptyMemoryError, InvalidDocumentError, InvalidQueryError, UnknownDocumentError
 from msa_plugin.memory import LatentMemory
 
-TWINS = sorted(name for name in vars(AsyncTwins) if name.startswith("a"))
+TWINS = sorted(name for name in dir(LatentMemory) if name.startswith("a") and hasattr(LatentMemory, name[1:]))
 
 
 def run(coroutine):

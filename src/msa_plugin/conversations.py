@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from msa_plugin import dates
+from msa_plugin.async_twins import awaited
 from msa_plugin.dates import When, instant
 from msa_plugin.errors import InvalidDocumentError, InvalidQueryError, UnknownDocumentError
 from msa_plugin.types import AddReport, Asof, Document, DocumentsLike, Hit
@@ -67,6 +68,8 @@ class Conversations:
             last = self._last_of(session) if turns and names[0] not in known else None
             documents = documents_of(turns, names, session, last)
             return self.add([document for document in documents if document.id not in known])
+
+    aadd_turns = awaited(add_turns)
 
     def turns_around(self, turn: str | Hit, count: int = 1) -> list[Document]:
         """A turn by id or hit, in what was said: up to `count` turns of its session before it, itself, and after it.

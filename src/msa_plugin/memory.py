@@ -11,13 +11,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 from msa_plugin import arguments
 from msa_plugin.answering.answers import Events, completed
 from msa_plugin.arguments import By, Retrieval, id_list
-from msa_plugin.async_twins import AsyncTwins
+from msa_plugin.async_twins import AsyncTwins, awaited
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
@@ -383,11 +382,11 @@ class LatentMemory(Namespaces, Conversations, Chat, Upkeep, AsyncTwins):
         """Itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+    aadd, aupdate, adelete, aexplain = awaited(add), awaited(update), awaited(delete), awaited(explain)
 
     def _bank_(self) -> BankHandle:
         self._check_open()

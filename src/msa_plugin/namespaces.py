@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from msa_plugin.arguments import id_list
+from msa_plugin.async_twins import awaited
 from msa_plugin.dates import When, asof
 from msa_plugin.errors import InvalidQueryError
 from msa_plugin.types import UNBOUNDED, Document, Filter, Validity
@@ -66,6 +67,8 @@ class Namespaces:
         wanted = id_list(ids)
         found = self._bank_().get(wanted, self.namespace)
         return [found[i].document for i in wanted if i in found]
+
+    aget = awaited(get)
 
     def ids(self) -> Iterator[str]:
         """Ids of all documents in this namespace."""

@@ -25,12 +25,9 @@ class AnswerStream(Iterator[str]):
 
     def __next__(self) -> str:
         """The next piece of text."""
-        with self._turn:
-            for _, event in self._events:
-                if isinstance(event, Answer):
-                    self.answer = event
-                elif isinstance(event, str):
-                    return event
+        while (event := self._next_event()) is not None:
+            if isinstance(event, AnswerPiece):
+                return event.text
         raise StopIteration
 
     def events(self) -> Iterator[Event]:

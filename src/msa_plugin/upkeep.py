@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from msa_plugin.async_twins import awaited
 from msa_plugin.types import DeleteReport, Stats, VerifyReport
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Upkeep:
         Raises BankMovedError where the folder is no longer the bank that was opened.
         """
         self._bank_().refresh()
+
+    acompact, asnapshot, averify = awaited(compact), awaited(snapshot), awaited(verify)
 
     if TYPE_CHECKING:  # what the memory has beside this
         _engine: Engine

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from msa_plugin.ingest.decoding import EncodingErrors
-from msa_plugin.ingest.ids import FileIds, Stored
+from msa_plugin.ingest.ids import FileIds
 from msa_plugin.ingest.kinds import StdinFormat
 from msa_plugin.ingest.reading import Paths, Reading
 from msa_plugin.types import ALWAYS, AddReport, DeleteReport, Document, OnProgress, Period, Progress
+
+if TYPE_CHECKING:
+    from msa_plugin.engine.engine import Engine
 
 
 class FilesProgress(NamedTuple):
@@ -44,21 +47,13 @@ class FilesReport:
     not_pruned: tuple[str, ...] = ()
 
 
-class FileMemory(Protocol):
-    """What is asked of a memory's engine."""
-
-    @property
-    def bank(self) -> Stored:
-        """Where documents are kept."""
-
-
 class Memory(Protocol):
     """What is asked of a memory; see `LatentMemory`."""
 
     namespace: str
 
     @property
-    def engine(self) -> FileMemory:
+    def engine(self) -> Engine:
         """The engine below the facade."""
 
     def add(

@@ -7,52 +7,34 @@ given again, in one call or in two.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from msa_plugin.errors import IngestError
 from msa_plugin.ingest.files import File, Listing, as_text, is_gone
 from msa_plugin.types import content_hash
+
+if TYPE_CHECKING:
+    from msa_plugin.bank.documents import Known
+    from msa_plugin.bank.handle import BankHandle
 
 FILE = "msa_file"  # in a document's metadata: the absolute path of the file that it came from
 _LINE = re.compile(r":[0-9]+\Z")
 _PAGE = 500
 
 
-class StoredRow(Protocol):
-    """What is stored under an id."""
-
-    @property
-    def content_hash(self) -> str:
-        """Hash of title and text."""
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """Its metadata."""
-
-
-class Stored(Protocol):
-    """The part of a bank that ids are chosen by; see `bank.BankHandle`."""
-
-    def lookup(self, ids: Iterable[str], namespace: str) -> Mapping[str, StoredRow]:
-        """Rows of those ids that are live."""
-
-    def iter_ids(self, namespace: str) -> Iterator[str]:
-        """Live ids."""
-
-
 class FileIds:
     """Ids for the documents of one call. Ids that records bring along are taken as they are, each once."""
 
-    def __init__(self, stored: Stored | None = None, namespace: str = "default") -> None:
+    def __init__(self, stored: BankHandle | None = None, namespace: str = "default") -> None:
         """`stored` is the bank that the documents go to; without one, ids are told apart within the call alone."""
         self._stored, self._namespace = stored, namespace
         self._given: dict[str, tuple[str, int]] = {}  # id: file and line, of this call
         self._bases: dict[str, str] = {}  # file: its id, of this call
         self._sources: dict[str, str] = {}  # file: how it was given when it was stored
-        self._last: tuple[str, StoredRow | None] = ("", None)
+        self._last: tuple[str, Known | None] = ("", None)
         self._earlier: dict[str, str] | None = None  # the same, of the bank
         self.longer: list[tuple[str, str]] = []  # files whose ids are longer than asked for: file and id
         self.complete: set[str] = set()  # files that were read to their ends, and everything in them
@@ -84,8 +66,10 @@ class FileIds:
     def _base(self, file: File, suffix: str, digest: str) -> str:
         known = self._bases.get(file.origin)
         names = list(_names(file))
-        if known is None and not self._is_files(names[0] + suffix, file):
-            known = self._of_earlier().get(file.origin)
+        if known is None:
+            row = None if names[0] + suffix in self._given else self._row(names[0] + suffix)
+            if row is None or _origin(row.metadata) != file.origin:  # not there as expected
+                known = self._of_earlier().get(file.origin)
         if known is not None:  # longer again only where the same id came from somewhere else meanwhile
             names = [known, *(name for name in names if len(name) > len(known))]
         for name in names:
@@ -94,10 +78,6 @@ class FileIds:
                     self.longer.append((file.source, name))
                 return name
         raise IngestError("every id made of its path belongs to another document; rename the file")
-
-    def _is_files(self, name: str, file: File) -> bool:
-        row = self._row(name)
-        return name not in self._given and row is not None and _origin(row.metadata) == file.origin
 
     def _is_free(self, name: str, file: File, digest: str) -> bool:
         """Whether nothing else has the id: nobody, this file, or one with the same content that is gone (moved)."""
@@ -109,7 +89,7 @@ class FileIds:
         origin = _origin(row.metadata)
         return origin == file.origin or (row.content_hash == digest and (not origin or is_gone(origin)))
 
-    def _row(self, name: str) -> StoredRow | None:
+    def _row(self, name: str) -> Known | None:
         if self._stored is None:
             return None
         if self._last[0] != name:
