@@ -21,7 +21,7 @@ from msa_plugin.dates import Period as Period
 from msa_plugin.dates import Validity as Validity
 from msa_plugin.dates import When, period_of
 from msa_plugin.display import views
-from msa_plugin.errors import InvalidDocumentError
+from msa_plugin.errors import FingerprintMismatchError, InvalidDocumentError
 from msa_plugin.explanation import ChunkScore as ChunkScore
 from msa_plugin.explanation import Explanation as Explanation
 from msa_plugin.explanation import NamedBy as NamedBy
@@ -35,6 +35,8 @@ from msa_plugin.reports import TierStats as TierStats
 from msa_plugin.reports import VerifyReport as VerifyReport
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 FORMAT_VERSION, OLDEST_FORMAT = 3, 1  # of banks: written, and still read
@@ -163,6 +165,14 @@ class Fingerprint:
         """Names of the fields that differ, each with both values."""
         mine, theirs = asdict(self), asdict(other)
         return [f"{k}: bank has {theirs[k]!r}, this memory has {mine[k]!r}" for k in mine if mine[k] != theirs[k]]
+
+    def check(self, other: Fingerprint, folder: Path) -> None:
+        """Raises FingerprintMismatchError where the bank in `folder` has the `other`, of whatever format."""
+        if differing := self.differences(replace(other, format_version=self.format_version)):
+            raise FingerprintMismatchError(
+                f"{folder} was built with other settings: {'; '.join(differing)}. "
+                "Open it with the same model and adapter, or build a new bank in another folder"
+            )
 
 
 @dataclass(frozen=True)

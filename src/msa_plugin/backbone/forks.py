@@ -19,8 +19,4 @@ def survive_forks() -> None:
     Processes forked before that have all threads: so a server that imports, forks, and then loads loses nothing.
     """
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_one_thread)
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -32,7 +31,7 @@ from msa_plugin.bank.view import Selection, View
 from msa_plugin.bank.words import WordPart, WordTable
 from msa_plugin.bank.writer import Writer
 from msa_plugin.bank.writing import write_segment
-from msa_plugin.errors import BankError, FingerprintMismatchError, InvalidQueryError
+from msa_plugin.errors import BankError, InvalidQueryError
 from msa_plugin.types import PRESENT, Asof, EncodedDocument, Filter, Fingerprint, KeyBlock, Stats, VerifyReport
 
 _PAGE = 1000
@@ -62,13 +61,7 @@ class MemoryBank:
         try:
             if not read_only:
                 check_writable(path)
-            # The format is none of the settings: the catalog has checked it.
-            found = replace(catalog.fingerprint(), format_version=fingerprint.format_version)
-            if found != fingerprint:
-                raise FingerprintMismatchError(
-                    f"{path} was built with other settings: {'; '.join(fingerprint.differences(found))}. "
-                    "Open it with the same model and adapter, or build a new bank in another folder"
-                )
+            fingerprint.check(catalog.fingerprint(), path)
             self._moments = Moments(catalog, self._root, snapshot, follow=follow)
         except BaseException:
             catalog.close()

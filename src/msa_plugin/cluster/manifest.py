@@ -15,7 +15,7 @@ from pathlib import Path
 
 from msa_plugin.bank.disk import disk_errors, fsync_folder, make_folder, replace_text
 from msa_plugin.bank.schema import CATALOG_FILE, CLUSTER_FILE
-from msa_plugin.errors import BankCorruptError, BankFormatError, ClusterError, FingerprintMismatchError
+from msa_plugin.errors import BankCorruptError, BankFormatError, ClusterError
 from msa_plugin.types import Fingerprint
 
 _FORMAT = 1
@@ -74,12 +74,7 @@ class Manifest:
                 f"{folder} has {self.shards} shards and {shards} were asked for; open it with cluster={self.shards}, "
                 "or add its documents to a new cluster in another folder"
             )
-        found = replace(self.fingerprint, format_version=fingerprint.format_version)
-        if found != fingerprint:
-            raise FingerprintMismatchError(
-                f"{folder} was built with other settings: {'; '.join(fingerprint.differences(found))}. "
-                "Open it with the same model and adapter, or build a new cluster in another folder"
-            )
+        fingerprint.check(self.fingerprint, folder)
 
 
 def check_cluster(folder: Path) -> None:

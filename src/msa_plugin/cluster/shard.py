@@ -6,7 +6,7 @@ Nothing in here knows of Ray or of other shards. Tensors come and go as `wire.Se
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 
 from msa_plugin.bank.bank import MemoryBank
-from msa_plugin.bank.documents import Known
 from msa_plugin.bank.terms import tokenizer
 from msa_plugin.bank.tiers import Tiers
 from msa_plugin.bank.view import Selection
@@ -200,14 +199,13 @@ class Shard:
                 self._prefilters.pop(key, None)
         kept = self._selections.get(asked.token)
         if kept is None:
-            kept = self._selections.get(asked.parent or 0) or self._newly_selected(asked)
+            kept = self._selections.get(asked.parent or 0)
+            if kept is None:
+                asof = Asof(asked.at, asked.history)
+                kept = self.bank.select(asked.namespace, asked.where, below=asked.below, asof=asof)
             kept = kept if asked.only is None else kept.only(asked.only)
             self._selections[asked.token] = kept
         return kept
-
-    def _newly_selected(self, asked: ShardQuestion) -> Selection:
-        asof = Asof(asked.at, asked.history)
-        return self.bank.select(asked.namespace, asked.where, below=asked.below, asof=asof)
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -267,7 +265,10 @@ class Shard:
         with self.bank.writing():
             known = self.bank.lookup([d.id for _, d in items], namespace)
             done = {o for o, d in items if d.id in known and known[d.id].ordinal == o}
-            same = {} if self._numbered else {o: known[d.id].ordinal for o, d in items if _only_metadata(d, known)}
+            again = [(o, d, known[d.id]) for o, d in items if d.id in known]
+            same = {o: live.ordinal for o, d, live in again if live.content_hash == d.content_hash}
+            if self._spec.fingerprint.template == "numbered":  # latents hold the ordinal: another one needs others
+                same = {}
             encoded = self._encoded([(o, d) for o, d in items if o not in done and o not in same], load)
             tokens, portion = [], _Portion(self.bank, namespace, self._spec.config.segment_bytes)
             for ordinal, document in items:
@@ -281,11 +282,6 @@ class Shard:
                     tokens.append(item.tokens)
             portion.commit()
         return tokens
-
-    @property
-    def _numbered(self) -> bool:
-        """Whether latents hold the ordinal, so that another one needs others."""
-        return self._spec.fingerprint.template == "numbered"
 
     def _encoded(self, items: Sequence[tuple[int, Document]], load: Callable[[], Shipped]) -> Iterator[EncodedDocument]:
         if not items:
@@ -332,8 +328,3 @@ def _check_tokenizer(split_by: str) -> None:
             f"this shard's machine splits texts into words as {tokenizer()}, the asking one as {split_by}; "
             "install the same versions of bm25s and PyStemmer on both"
         )
-
-
-def _only_metadata(document: Document, known: Mapping[str, Known]) -> bool:
-    live = known.get(document.id)
-    return live is not None and live.content_hash == document.content_hash

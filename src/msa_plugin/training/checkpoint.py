@@ -74,13 +74,15 @@ class Checkpoints:
             return final  # the same step of the same training
         draft = final.with_suffix(".part")
         last = self.latest()
-        stands = f"the checkpoint of step {_number(last)} stands" if last else "there is no earlier checkpoint"
+        step = int(last.name.removeprefix("step-")) if last else 0
+        stands = f"the checkpoint of step {step} stands" if last else "there is no earlier checkpoint"
         with writing(draft, stands):
             try:
                 draft.mkdir(parents=True, exist_ok=True)
                 save_file(_tensors(parameters, optimizer), str(draft / _TENSORS))
                 write_atomic(draft / _STATE, json.dumps(asdict(state)) + "\n")
-                _sync(draft / _TENSORS)
+                with (draft / _TENSORS).open("rb") as file:
+                    os.fsync(file.fileno())
                 draft.rename(final)
             except OSError:
                 shutil.rmtree(draft, ignore_errors=True)
@@ -135,10 +137,6 @@ def _tensors(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer)
     return found
 
 
-def _number(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -171,8 +169,3 @@ def writing(path: Path, stands: str) -> Iterator[None]:
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise TrainingError(f"{path}: {reason}; {stands}. Free space and start the same command again") from error
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
