@@ -15,7 +15,9 @@ from msa_plugin.dates import Recency, When
 from msa_plugin.streams import AsyncAnswerStream
 from msa_plugin.types import Answer, Filter, Hit
 
-_Self, _Result, _Parameters = TypeVar("_Self"), TypeVar("_Result"), ParamSpec("_Parameters")
+_Self = TypeVar("_Self")
+_Result = TypeVar("_Result")
+_Parameters = ParamSpec("_Parameters")
 
 
 def awaited(
