@@ -27,7 +27,7 @@ def awaited(
     name = method.__name__
 
     @wraps(method)
-    async def twin(self: _Self, *args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+    async def twin(self: _Self, /, *args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
         return cast(_Result, await on_thread(partial(getattr(self, name), *args, **kwargs)))
 
     twin.__name__, twin.__doc__ = f"a{name}", f"`{name}`, awaited."
@@ -62,6 +62,10 @@ class AsyncTwins:
     def astream(self, question: str, **options: Any) -> AsyncAnswerStream:
         """`stream`, to iterate with `async for`; `await .aclose()` ends the decoding."""
         return AsyncAnswerStream(lambda: self._sync("stream")(question, **options), question)
+
+    async def achat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Answer:
+        """`chat`, awaited."""
+        return cast(Answer, await on_thread(partial(self._sync("chat"), messages, **options)))
 
     def astream_chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> AsyncAnswerStream:
         """`stream_chat`, to iterate with `async for`."""

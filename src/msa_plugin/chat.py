@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from msa_plugin import arguments
 from msa_plugin.answering.answers import Events, completed
-from msa_plugin.async_twins import awaited
 from msa_plugin.streams import AnswerStream
 from msa_plugin.types import Answer
 
@@ -31,8 +30,6 @@ class Chat:
         generation settings. Raises InvalidQueryError for messages that are malformed or do not fit the backbone.
         """
         return next(event for _, event in self._chat(messages, options) if isinstance(event, Answer))
-
-    achat = awaited(chat)
 
     def stream_chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> AnswerStream:
         """`chat`, piece by piece."""
