@@ -232,3 +232,9 @@ def next_query(question: str, documents: Sequence[str]) -> list[dict[str, str]]:
     for found, asked, query in NEXT_QUERY_EXAMPLES:
         messages += [_says("user", "".join(reading_parts([found])) + question_part(asked)), _says("assistant", query)]
     return [*messages, _says("user", "".join(reading_parts(documents)) + question_part(question))]
+
+
+def says_absent(text: str, *, so_far: bool = False) -> bool:
+    """Whether a reader's text begins with ABSENT, or may yet, `so_far`; what a small model adds to it means nothing."""
+    said, absent = ("".join(c for c in one.casefold() if c.isalnum()) for one in (text, ABSENT))
+    return said.startswith(absent) or (so_far and absent.startswith(said))

@@ -70,7 +70,7 @@ def told(events: Events, asked: Sequence[AnswerJob], *, may_abstain: bool) -> Ev
             if isinstance(event, str):
                 if piece := held[row].push(event):
                     yield row, piece
-            elif isinstance(event, Answer) and may_abstain and _says_absent(event.text):
+            elif isinstance(event, Answer) and may_abstain and prompts.says_absent(event.text):
                 trace = replace(event.trace, finish="abstained")
                 yield row, Abstained("reader")
                 yield row, prompts.UNKNOWN
@@ -126,8 +126,7 @@ class _Held:
         if self._waiting is None:
             return piece
         self._waiting += piece
-        words = _plain(self._waiting)
-        if _ABSENT.startswith(words) or words.startswith(_ABSENT):
+        if prompts.says_absent(self._waiting, so_far=True):
             return ""
         return self.rest()
 
@@ -135,15 +134,3 @@ class _Held:
         """What was held back; from here on nothing is."""
         waiting, self._waiting = self._waiting or "", None
         return waiting
-
-
-def _plain(text: str) -> str:
-    return "".join(c for c in text.casefold() if c.isalnum())
-
-
-_ABSENT = _plain(prompts.ABSENT)
-
-
-def _says_absent(text: str) -> bool:
-    """Whether a reader's text begins with the sentence; what a small model adds to it means nothing."""
-    return _plain(text).startswith(_ABSENT)

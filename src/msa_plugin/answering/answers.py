@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TypeVar
 
+from msa_plugin.answering.copying import Copied, Spellings, may_copy
 from msa_plugin.answering.decoding import TextStream, decode
+from msa_plugin.answering.grounding import grounded
 from msa_plugin.answering.reading import Excerpt, Prefill
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.turns import Turns
@@ -44,9 +46,16 @@ def answering(
     abilities: tuple[str, ...],
     beside: Mapping[str, float] = MappingProxyType({}),
 ) -> Events:
-    """Decode after `prefill`: yields (row, text piece) as text becomes certain and (row, Answer) at the end."""
-    streams = [TextStream(backbone, generation.stop, generation.repetition) for _ in asked]
-    decoding = decode(backbone, prefill.state, prefill.logits, prefill.positions, streams, generation)
+    """Decode after `prefill`: yields (row, text piece) as text becomes certain and (row, Answer) at the end.
+
+    Those that are to be in words of their passages are checked before any of their text is given.
+    """
+    if prefill.spellings is None:
+        streams = [TextStream(backbone, generation.stop, generation.repetition) for _ in asked]
+        decoding = decode(backbone, prefill.state, prefill.logits, prefill.positions, streams, generation)
+    else:
+        streams = written_from_passages(backbone, asked, prefill, generation, prefill.spellings)
+        decoding = ((row, stream.text) for row, stream in enumerate(streams) if stream.text)
     seconds, began = 0.0, time.perf_counter()
     for piece in decoding:
         seconds += time.perf_counter() - began
@@ -69,6 +78,44 @@ def answering(
             relevance=one.gathered.relevance,
         )
         yield row, Answer(stream.text, _sources(one), trace)
+
+
+def written_from_passages(
+    backbone: Backbone,
+    asked: Sequence[AnswerJob],
+    prefill: Prefill,
+    generation: GenerationConfig,
+    spellings: Spellings,
+) -> list[TextStream]:
+    """Decode every row to its end, and once more in words of its passages where it said what stands in none.
+
+    The prompt is not read again. The second text counts where it stands in a passage.
+    """
+    state, sources = prefill.state, [_sources(one) for one in asked]
+    assert state.row_mask is not None
+    prompt = state.row_mask.shape[1]
+
+    def written(copies: Sequence[Copied | None] = ()) -> list[TextStream]:
+        streams = [TextStream(backbone, generation.stop, generation.repetition) for _ in asked]
+        for _ in decode(backbone, state, prefill.logits, prefill.positions, streams, generation, copies):
+            pass
+        return streams
+
+    free = written()
+    copies = [
+        Copied(spellings, [source.text for source in read])
+        if may_copy(stream.text, one.gathered.question, read)
+        else None
+        for one, stream, read in zip(asked, free, sources, strict=True)
+    ]
+    if not any(copies):
+        return free
+    state.rewind(prompt)
+    again = written(copies)
+    return [
+        second if copy is not None and grounded(second.text, one.gathered.question, read)[0] else first
+        for one, first, second, copy, read in zip(asked, free, again, copies, sources, strict=True)
+    ]
 
 
 def portions(items: Sequence[_Item], size: int) -> Iterator[tuple[int, Sequence[_Item]]]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from msa_plugin.answering.copying import Copied, constrained
 from msa_plugin.answering.repetition import Repetition
 from msa_plugin.backbone.attention import Pass
 from msa_plugin.backbone.backbone import Backbone
@@ -124,20 +125,24 @@ def decode(
     positions: Tensor,
     streams: Sequence[TextStream],
     config: GenerationConfig,
+    copies: Sequence[Copied | None] = (),
 ) -> Iterator[tuple[int, str]]:
     """Decode after a prefill until every row has ended; yields (row, new text) as text becomes certain.
 
     `logits` [B, V] of each row's last token, `positions` [B] of the next one. A row that has ended keeps being fed
     its last token, masked, so that the others can go on. Routing does not happen here (golden spec section 5).
+    With `copies` a row writes what its own allows, and one without does not write.
     """
     sampler = TokenSampler(config, len(streams))
     ends = backbone.end_ids
-    alive = [True] * len(streams)
+    alive = [copy is not None for copy in copies] or [True] * len(streams)
     for step in range(config.max_new_tokens):
-        tokens = sampler.pick(logits)
+        tokens = sampler.pick(constrained(logits, copies, ends))
         for row, token in enumerate(tokens):
             if not alive[row]:
                 continue
+            if copies and (copy := copies[row]) is not None and token not in ends:
+                copy.take(token)
             piece = streams[row].end("stop") if token in ends else streams[row].push(token)
             alive[row] = not streams[row].finish
             if piece:
@@ -151,6 +156,6 @@ def decode(
         logits = out[:, -1]
         check_cancelled()
     for row, stream in enumerate(streams):
-        piece = stream.end("length")
+        piece = stream.end("length") if alive[row] else ""
         if piece:
             yield row, piece

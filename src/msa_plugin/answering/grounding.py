@@ -17,8 +17,8 @@ from typing import NamedTuple
 from msa_plugin.types import Quote, Source
 
 # Scripts without spaces are read by characters, others by words; C++ and C# are words of their own.
-_SPACELESS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
-_WORD = re.compile(rf"\d+(?:\0\d+)+|[{_SPACELESS}]|[^\W_{_SPACELESS}]+(?:[+#]{{1,2}}(?!\w))?")
+SPACELESS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+_WORD = re.compile(rf"\d+(?:\0\d+)+|[{SPACELESS}]|[^\W_{SPACELESS}]+(?:[+#]{{1,2}}(?!\w))?")
 _GROUPED = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")  # 1,821
 _MONTHS = (
     *("january", "february", "march", "april", "may", "june", "july"),

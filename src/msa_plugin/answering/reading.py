@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from msa_kernels import Backend
 from msa_plugin import prompts
+from msa_plugin.answering.copying import Spellings
 from msa_plugin.backbone.attention import Pass
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.eight_bits import EightBits
@@ -45,7 +46,10 @@ class Excerpt:
 
 @dataclass(frozen=True)
 class Prefill:
-    """Ready to decode: `logits` [B, V] of each row's last token, `positions` [B] of the next one, and the costs."""
+    """Ready to decode: `logits` [B, V] of each row's last token, `positions` [B] of the next one, and the costs.
+
+    With `spellings` an answer is to be in words of the passages that were read.
+    """
 
     state: Pass
     logits: Tensor
@@ -54,6 +58,7 @@ class Prefill:
     context_tokens: tuple[int, ...]
     seconds: dict[str, float]
     head_tokens: int = 0
+    spellings: Spellings | None = None
 
 
 def allowances(lengths: Sequence[int], budget: int) -> list[int]:
@@ -118,6 +123,11 @@ class Reader:
     def tail_ids(self) -> list[int]:
         """Token ids of the frame after the user's message."""
         return self.backbone.tokenize_frame(self.frame.tail)
+
+    @cached_property
+    def spellings(self) -> Spellings | None:
+        """What answers in words of their passages are written with, as a trained reader's are; None for others."""
+        return Spellings(self.backbone) if self.trained else None
 
     @property
     def head(self) -> TemplateHead:
@@ -228,4 +238,5 @@ class Reader:
         seconds = {"gather": gather, "prefill": time.perf_counter() - began - gather}
         lengths = tuple(map(len, rows))
         head = 0 if source is None else self.head.length
-        return Prefill(state, logits[:, -1], positions[:, -1] + 1, lengths, tuple(context), seconds, head)
+        ready = Prefill(state, logits[:, -1], positions[:, -1] + 1, lengths, tuple(context), seconds, head)
+        return ready if source is None else replace(ready, spellings=self.spellings)

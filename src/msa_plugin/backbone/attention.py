@@ -94,6 +94,13 @@ class Pass:
         self._new = mask.shape[1]
         self._masks.clear()
 
+    def rewind(self, columns: int) -> None:
+        """Forget what was fed after the first `columns` of tokens."""
+        assert self.row_mask is not None
+        for cache in self.caches.values():
+            cache.cut(self.row_mask.shape[1] - columns)
+        self.row_mask = self.row_mask[:, :columns]
+
     def weights(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """Inside, `model` has the weights that the tokens just announced are for."""
         assert self.row_mask is not None

@@ -29,6 +29,10 @@ class LayerCache:
         self._length = end
         return self.current
 
+    def cut(self, tokens: int) -> None:
+        """Forget the last `tokens`."""
+        self._length -= tokens
+
 
 def _grown(tensor: Tensor, length: int, needed: int) -> Tensor:
     batch, heads, _, width = tensor.shape
