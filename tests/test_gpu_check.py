@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.cli.bench import gpu
-from msa_plugin.cli.gpu_check import GpuCheck, GpuPlan, made_questions, summary
+from msa_plugin.cli.gpu_check import Gpu, GpuCheck, GpuPlan, made_questions, summary
+from msa_plugin.cli.output import Output
 from msa_plugin.errors import ConfigError
 from tiny import tiny_adapter, tiny_backbone
 
@@ -56,7 +56,7 @@ def test_without_a_gpu_it_says_what_to_do(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     with pytest.raises(ConfigError, match="--dry-run"):
-        gpu(tmp_path / "out")
+        Gpu(to=tmp_path / "out").run(Output(as_json=False))
     assert not (tmp_path / "out").exists()
 
 

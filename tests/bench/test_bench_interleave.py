@@ -9,7 +9,7 @@ import pytest
 
 import reference_checkpoint as reference
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench import interleave
+from msa_plugin.bench.interleave import Interleave
 from msa_plugin.errors import ConfigError
 from tiny import tiny_adapter
 
@@ -17,7 +17,7 @@ from tiny import tiny_adapter
 def test_later_rounds_compute_less_and_the_same(tmp_path: Path) -> None:
     folder = reference.write(tmp_path / "checkpoint")
     backbone = Backbone.load(str(folder), device="cpu", dtype="float32")  # auto may be bfloat16, which is less exact
-    rows = interleave.run(backbone, rounds=3, per_round=1, repeats=1)
+    rows = list(Interleave(rounds=3, per_round=1, repeats=1).rows(backbone))
     assert [row["round"] for row in rows] == [1, 2, 3]
     assert rows[0]["layer_tokens"] == 1 and rows[0]["new_tokens"] == rows[0]["tokens"]
     for before, row in pairwise(rows):
@@ -28,4 +28,4 @@ def test_later_rounds_compute_less_and_the_same(tmp_path: Path) -> None:
 
 def test_it_needs_a_model_that_writes_ids(backbone: Backbone) -> None:
     with pytest.raises(ConfigError, match="does not write ids"):
-        interleave.run(backbone, tiny_adapter(backbone))
+        list(Interleave().rows(backbone, tiny_adapter(backbone)))

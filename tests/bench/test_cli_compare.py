@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-import types
 
 import pytest
-import typer
 from fakes import Fakes, Few, toy
 from test_judge import Endpoint
 from typer.testing import CliRunner
 
-from msa_plugin.bench.profiles import DEFAULT, QUICK, quick
+from msa_plugin.bench.compare import DEFAULT, QUICK, QaCommand, RankingCommand
 from msa_plugin.bench.runner import compare
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
-from msa_plugin.cli import bench_compare
-from msa_plugin.config import GenerationConfig, MemoryConfig
+from msa_plugin.cli.bench import app
+from msa_plugin.config import GenerationConfig
 from msa_plugin.errors import ConfigError, IngestError
 from msa_plugin.retrieval.prefilter import PrefilterSpec
 from tiny import tiny_adapter
@@ -43,9 +41,8 @@ def fakes(monkeypatch):
             raise ConfigError(f"unknown systems {unknown}")
         return names
 
-    registry = types.ModuleType("msa_plugin.bench.systems")
-    registry.create, registry.parse = made, parse
-    monkeypatch.setitem(sys.modules, registry.__name__, registry)
+    monkeypatch.setattr("msa_plugin.bench.systems.create", made)
+    monkeypatch.setattr("msa_plugin.bench.systems.names.parse", parse)
     return made
 
 
@@ -55,8 +52,6 @@ def bench(tmp_path, saved, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MSA_MODEL", str(saved / "model"))
     monkeypatch.setenv("MSA_ADAPTER", str(saved / "adapter"))
-    app = typer.Typer()
-    bench_compare.register(app)
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["msa", "bench", *map(str, words)])
@@ -146,7 +141,7 @@ def test_several_ways_of_reading_and_sets_in_one_table(bench, fakes, tmp_path):
         (("qa", "--data", "toy", "--reader", "nobody"), ConfigError, "reader"),
         (("qa",), ConfigError, "--data DIR, or --quick"),
         (("qa", "--quick", "--data", "toy"), ConfigError, "not both"),
-        (("qa", "--data", "toy", "--passages", "1,0"), ConfigError, "--passages"),
+        (("qa", "--data", "toy", "--passages", "1,0"), ConfigError, "passages"),
         (("qa", "--data", "toy", "--judge", "ftp://x"), ConfigError, "http"),
         (("retrieval", "--data", "none"), IngestError, "not a folder"),
         (("retrieval", "--data", "toy", "--systems", "words,nonsense"), ConfigError, "nonsense"),
@@ -154,7 +149,7 @@ def test_several_ways_of_reading_and_sets_in_one_table(bench, fakes, tmp_path):
         (("retrieval", "--data", "toy", "--systems", "words", "--prefilter", "faiss:HNSW32"), ConfigError, "for msa"),
         (("retrieval", "--data", "toy", "--systems", "msa", "--prefilter", "HNSW32"), ConfigError, "faiss:"),
         (("retrieval", "--data", "toy", "--distractors", "toy", "--added", "1K,2K"), ConfigError, "once for each"),
-        (("qa", "--data", "toy", "--added", "1K"), ConfigError, "--distractors is a folder"),
+        (("qa", "--data", "toy", "--added", "1K"), ConfigError, "distractors and added belong"),
         (("retrieval", "--data", "toy", "--systems", "words", "--dtype", "int3"), ConfigError, "bfloat16"),
         (("report", "none"), ConfigError, "holds no results"),
     ],
@@ -191,8 +186,8 @@ def test_msa_behind_an_index_too(bench, fakes, tmp_path):
 
 @pytest.mark.parametrize("part", ["retrieval", "qa"])
 def test_the_quick_profile_on_the_tiny_backbone(tmp_path, backbone, part):
-    memory = MemoryConfig(instruction="Be brief.")
-    given = quick(part, tmp_path / "out", questions=3, memory=memory, generation=GenerationConfig(max_new_tokens=2))
+    command = {"retrieval": RankingCommand, "qa": QaCommand}[part](quick=True, out=tmp_path / "out", questions=3)
+    given = command.config(part, {"instruction": "Be brief."}, generation=GenerationConfig(max_new_tokens=2))
     rows = compare(given, backbone=backbone, adapter=tiny_adapter(backbone))
     assert {r.system for r in rows if r.part == part} - {""} == set(QUICK[part])
     assert [r.settings["reason"] for r in rows if r.metric == SKIPPED] == []
@@ -200,12 +195,13 @@ def test_the_quick_profile_on_the_tiny_backbone(tmp_path, backbone, part):
 
 @pytest.mark.slow
 def test_the_quick_profile_on_the_default_backbone(tmp_path, real_backbone):
-    ranking = quick("retrieval", tmp_path / "out", systems=("msa", "bm25"))
+    ranking = RankingCommand(quick=True, out=tmp_path / "out", systems="msa,bm25").config("retrieval", {}, k=20)
     recall = {r.system: r.value for r in compare(ranking, backbone=real_backbone) if r.metric == "R@5"}
     assert set(recall) == {"msa", "bm25"}
     assert min(recall.values()) > 0.8
-    answering = quick("qa", tmp_path / "out", questions=2, passages=(1,), generation=GenerationConfig(max_new_tokens=8))
-    rows = compare(answering, backbone=real_backbone)
+    answering = QaCommand(quick=True, out=tmp_path / "out", questions=2, passages="1", max_new_tokens=8)
+    [config] = answering.configs().values()
+    rows = compare(config, backbone=real_backbone)
     contains = {(r.system, r.settings["passages"]): r.value for r in rows if r.metric == "contains"}
     found = {(DEFAULT, 1), ("msa", 1), ("bm25", 1)}
     chosen = {(DEFAULT, "adaptive"), ("msa", "adaptive"), ("closed-book", "adaptive")}

@@ -6,20 +6,17 @@ import gzip
 import json
 
 import pytest
-import typer
 from growth_toys import corpus, distractors
 from typer.testing import CliRunner
 
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.store import NOTE, Results
-from msa_plugin.cli import bench_growth
-from msa_plugin.cli.bench_growth import parse_names, parse_sizes
+from msa_plugin.bench.systems import parse
+from msa_plugin.cli.bench import app
 from msa_plugin.errors import ConfigError
 from tiny import tiny_adapter, tiny_model, tiny_tokenizer
 
 pytest.importorskip("bm25s", reason="needs the bench extra")
-app = typer.Typer()
-bench_growth.register(app)
 
 
 def write(path, records):
@@ -122,28 +119,18 @@ def test_latency(invoke, files):
 
 
 def test_needle(invoke, tmp_path):
-    options = ["--systems", "bm25", "--lengths", "1200", "--depths", 2, "--tasks", "single-words", "--no-answers"]
-    from msa_plugin.bench.needle import TASKS
-
-    options[options.index("single-words")] = next(iter(TASKS))
+    options = ["--systems", "bm25", "--lengths", "1200", "--depths", 2, "--tasks", "single-1", "--no-answers"]
     result, rows = invoke("needle", *options, "--cache", tmp_path / "shared")
     assert result.exit_code == 0, result.output
     assert [*(tmp_path / "shared" / "banks").glob("*/encoded")]
     assert {r.settings["depth"] for r in rows if r.metric == "recall"} == {0.0, 1.0}
 
 
-def test_sizes():
-    assert parse_sizes("16K, 1m,300") == (300, 16384, 1 << 20)
-    for wrong in ("", "0", "16KB", "-1", "1.5M", "16K,,1M"):
-        with pytest.raises(ConfigError, match="not a size"):
-            parse_sizes(wrong)
-
-
 def test_systems():
-    assert parse_names("msa, bm25") == ("msa", "bm25")
+    assert parse("msa, bm25") == ("msa", "bm25")
     for wrong in ("", "msa,msa", "nonsense"):
         with pytest.raises(ConfigError):
-            parse_names(wrong)
+            parse(wrong)
 
 
 def test_folders_that_are_not_there(invoke, files, tmp_path):

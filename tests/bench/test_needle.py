@@ -12,7 +12,8 @@ import pytest
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.base import Cost, Dataset, Found, Reply, ResultRow, Scored, Workspace
-from msa_plugin.bench.needle import TASKS, NeedleConfig, answered, make_task, run, run_needle
+from msa_plugin.bench.needle import NeedleConfig, measure, run
+from msa_plugin.bench.needle_cases import TASKS, answered, make_task
 from msa_plugin.bench.store import SKIPPED, Results
 from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.types import Document
@@ -180,10 +181,9 @@ def test_intervals_need_more_than_one_haystack(tmp_path: Path) -> None:
 def _run(
     results: Results, systems: list[str], depths: tuple[float, ...] = (0.0, 1.0), samples: int = 2
 ) -> list[ResultRow]:
-    return run_needle(
-        no_memory, systems, [1000], depths, ["single-1", "multivalue"],
-        results=results, count_tokens=count, create=made, samples=samples,
-    )  # fmt: skip
+    cells: dict[str, Any] = {"lengths": (1000,), "depths": depths, "tasks": ("single-1", "multivalue")}
+    config = NeedleConfig(systems=tuple(systems), out=results.out, samples=samples, **cells)
+    return measure(config, results, no_memory, made, count)
 
 
 def test_a_run_on_a_memory_is_kept_and_goes_on(tmp_path: Path, backbone: Backbone, adapter: Adapter) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from msa_plugin.bench.base import Dataset, Question
-from msa_plugin.bench.read import MODES, modes_for, run
+from msa_plugin.bench.read import MODES, Read, modes_for
 from msa_plugin.errors import ConfigError
 from msa_plugin.types import Document
 from tiny import tiny_adapter, tiny_backbone, tiny_lora, with_lora
@@ -35,7 +35,7 @@ def reading(backbone):
 
 
 def rows(backbone, adapter, *modes, dataset=DATASET, **options):
-    found = run(backbone, adapter, repeats=1, dataset=dataset, modes=modes, **options)
+    found = Read(repeats=1, modes=modes, **options).measure(backbone, adapter, dataset)
     return {row["mode"]: row for row in found}
 
 

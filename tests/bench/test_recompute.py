@@ -12,9 +12,8 @@ from toy_systems import Words, create
 
 from msa_plugin.bench.base import Reply, Workspace
 from msa_plugin.bench.growth import Banks
-from msa_plugin.bench.latency import Latency
-from msa_plugin.bench.latency import LatencySettings as LatencySettings
-from msa_plugin.bench.needle import run_needle
+from msa_plugin.bench.latency import Latency, LatencySettings
+from msa_plugin.bench.needle import NeedleConfig, measure
 from msa_plugin.bench.packing import pack
 from msa_plugin.bench.recompute import recompute
 from msa_plugin.bench.scale import Scale, ScaleSettings
@@ -43,16 +42,21 @@ def done(tmp_path_factory):
     banks = Banks(folder / "cache", backbone, tiny_adapter(backbone), CONFIG)
     with Results(folder / "out") as results:
         results.configure("scale", {"seed": 0})
-        scale = ScaleSettings(("msa", "words"), (700, 1500, 2500), 8, answers=3, passages=2, prefilter=COARSE)
+        grown = {"questions": 8, "answers": 3, "passages": 2, "prefilter": COARSE}
+        scale = ScaleSettings(systems=("msa", "words"), sizes=(700, 1500, 2500), **grown)
         Scale(scale, results, banks, folder / "cache", create=create).run(corpus(), distractors())
-        latency = LatencySettings(("msa-interleave", "iterative:words"), (700, 1500), 3, repeats=2, prefilter=COARSE)
+        asked = {"questions": 3, "repeats": 2, "prefilter": COARSE}
+        latency = LatencySettings(systems=("msa-interleave", "iterative:words"), sizes=(700, 1500), **asked)
         options = {"create": create, "generation": {"max_new_tokens": 2}}
         Latency(latency, results, banks, folder / "cache", **options).run(corpus(), distractors())
-        run_needle(
+        hidden = {"lengths": (1000,), "depths": (0.0, 1.0), "tasks": ("single-1", "multivalue"), "samples": 2}
+        measure(
+            NeedleConfig(systems=("tells",), out=folder, **hidden),
+            results,
             lambda dataset: nullcontext(Workspace(dataset, None, folder)),
-            ["tells"], [1000], (0.0, 1.0), ["single-1", "multivalue"],
-            results=results, count_tokens=lambda t: len(t.split()), create=lambda _, w: Tells(w), samples=2,
-        )  # fmt: skip
+            lambda _, w: Tells(w),
+            lambda text: len(text.split()),
+        )
     return folder / "out"
 
 

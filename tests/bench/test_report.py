@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from report_rows_toy import SETS, costs, latency, needles, qa, retrieval, row, scale, score
+from report_rows_toy import CONFIG, SETS, costs, latency, needles, qa, retrieval, row, scale, score
 
 from msa_plugin.bench import report_growth, report_quality
 from msa_plugin.bench.report_rows import Saved, spelled
@@ -27,7 +27,7 @@ def titled(tables: list[Table], title: str) -> Table:
 
 def test_retrieval_tables_hold_the_rows_and_their_averages() -> None:
     for metric in ("nDCG@10", "R@5", "R@10"):
-        found = titled(report_quality.retrieval(Saved.of(retrieval())), f"Retrieval, {metric}")
+        found = titled(report_quality.retrieval(Saved.of(retrieval(), CONFIG)), f"Retrieval, {metric}")
         assert [c.label for c in found.columns] == ["data set", "questions", "msa", "bm25", "dense"]
         shown = lines(found)
         order = ("msa", "bm25", "dense")
@@ -60,13 +60,10 @@ def test_an_average_needs_all_data_sets() -> None:
     assert shown["three"][-1] == shown["average (3)"][-1] == shown["ratio to msa"][-1] == "\u2013"
 
 
-def test_hops_come_from_the_configuration_or_from_the_rows() -> None:
-    plain = [replace(r, settings={}) for r in retrieval() if not r.metric.startswith("p:")]
-    assert Saved.of(plain).hops() == {}
+def test_hops_come_from_the_configuration() -> None:
+    assert Saved.of(retrieval()).hops() == {}
     config = {"datasets": {"one": {"hops": {"1": 30, "2": 10}}, "two": {"hops": {"2": 3, "4": 1}}, "three": {}}}
-    assert Saved.of(plain, config).hops() == {"one": 1.25, "two": 2.5}
-    sliced = [row("retrieval", "s", "msa", "R@5", 0.5, settings={"hops": h}) for h in (1, 2)]
-    assert Saved.of(sliced).hops() == {}
+    assert Saved.of(retrieval(), config).hops() == {"one": 1.25, "two": 2.5}
 
 
 def test_ratios_stay_within_a_run() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from dataclasses import replace
@@ -58,13 +57,12 @@ class Page(HTMLParser):
 def test_the_report_is_written_whole(tmp_path: Path) -> None:
     extra = [
         row("retrieval", "one", "huge", SKIPPED, 0.0, settings={"reason": "does not fit"}),
+        row("qa", "two", "dense:x", SKIPPED, 0.0, settings={"reason": "no weights"}),
         row("scale", "one", "", NOTE, 0.0, settings={"reason": "only 60 questions"}),
         row("strange", "one", "msa", "loudness", 3.25, settings={"knob": 11}),
         row("retrieval", "one", "msa", "R@5", 0.77, settings={"prefilter": "faiss:hnsw"}),
     ]
     out = saved(tmp_path / "out", [*everything(), *extra], parts={"retrieval": {"k": 100}})
-    skip = {"part": "qa", "dataset": "two", "system": "dense:x", "reason": "no weights"}
-    (out / "skipped.jsonl").write_text(json.dumps(skip) + "\n", encoding="utf-8")
     page = write_report(out)
     assert page == out / "report.html"
     markdown_text, html = (out / "report.md").read_text("utf-8"), Page(page.read_text("utf-8"))
@@ -124,10 +122,6 @@ def test_without_matplotlib_there_are_tables(tmp_path: Path, monkeypatch: pytest
 def test_folders_without_results_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no results\.jsonl"):
         write_report(tmp_path)
-    out = saved(tmp_path / "out", retrieval())
-    (out / "skipped.jsonl").write_text("{}\nnot json\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"skipped\.jsonl, line 2"):
-        write_report(out)
 
 
 def test_values_that_are_no_numbers_are_counted_and_left_out() -> None:

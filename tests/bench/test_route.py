@@ -7,7 +7,7 @@ import builtins
 import pytest
 import torch
 
-from msa_plugin.bench.route import SHAPES, RouteShape, peak_bytes, run, table
+from msa_plugin.bench.route import SHAPES, Route, RouteShape, peak_bytes
 from msa_plugin.errors import ConfigError, MissingExtraError
 
 FIELDS = {
@@ -20,7 +20,7 @@ FIELDS = {
 def test_rows_and_agreement(capsys):
     pytest.importorskip("faiss")
     shapes = (*SHAPES, RouteShape("tiny", heads=2, kv_heads=1, head_dim=8, tokens=3))
-    rows = run(chunks=(5, 300), shapes=shapes, k=4, seed=1, repeats=1, copy_bytes=1 << 20)
+    rows = list(Route(chunks=(5, 300), k=4, seed=1, repeats=1, copy_bytes=1 << 20).rows(shapes))
     assert [(r["name"], r["chunks"]) for r in rows] == [(s.name, c) for s in shapes for c in (5, 300)]
     for row in rows:
         assert set(row) == FIELDS
@@ -28,13 +28,13 @@ def test_rows_and_agreement(capsys):
         assert min(row[f] for f in FIELDS - {"name", "agree", "seed"}) > 0
         assert row["seed"] == 1
     assert capsys.readouterr().out == ""
-    assert len(table(rows).splitlines()) == len(rows) + 1
+    assert len(Route.table(rows).splitlines()) == len(rows) + 1
 
 
 @pytest.mark.parametrize("change", [{"chunks": (0,)}, {"k": 0}, {"repeats": 0}])
 def test_sizes_below_one_are_refused(change):
     with pytest.raises(ConfigError):
-        run(**({"chunks": (10,)} | change))
+        Route(**({"chunks": (10,)} | change))
 
 
 def test_without_faiss_the_extra_is_named(monkeypatch):
@@ -47,7 +47,7 @@ def test_without_faiss_the_extra_is_named(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(MissingExtraError, match=r"msa-plugin\[faiss\]"):
-        run(chunks=(10,))
+        next(Route(chunks=(10,)).rows())
 
 
 def test_peak_bytes_counts_what_is_alive_together():

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from msa_plugin.bank.bank import MemoryBank
-from msa_plugin.bench import scale_routing as bench
+from msa_plugin.bench.case import sizes
 from msa_plugin.bench.datasets import sample_dataset
+from msa_plugin.bench.scale_routing import ScaleRouting
 from msa_plugin.bench.scale_sample import CHUNKS_PER_DOCUMENT, BankShape, build, encoded_sample, reference_shape
 from msa_plugin.errors import ConfigError
 from msa_plugin.types import Fingerprint
@@ -28,8 +29,10 @@ def sample(tiny):
 
 
 def test_every_backend_is_measured_and_exact_ones_agree(tiny, tmp_path):
-    plan = bench.SearchPlan(tokens=(TOKENS,), backends=("torch", "int8", "coarse:all"), questions=4, passages=6)
-    rows = list(bench.run(*tiny, sample_dataset(), tmp_path, plan))
+    plan = ScaleRouting(
+        tokens=(TOKENS,), backends=("torch", "int8", "coarse:all"), questions=4, passages=6, folder=tmp_path
+    )
+    rows = list(plan.measure(*tiny))
     drawn = [row for row in rows if "noise" in row["keys_from"]]
     default = {row["backend"]: row for row in drawn if row["shape"] == "default"}
     real = {row["backend"]: row for row in rows if row not in drawn}
@@ -46,7 +49,7 @@ def test_every_backend_is_measured_and_exact_ones_agree(tiny, tmp_path):
     assert set(reference) == {"build float16", "build int8", "torch", "int8"}, "no shared selection, no prefilter"
     assert reference["torch"]["width"] == 1024 and reference["torch"]["searches"] == 18
     assert not list(tmp_path.iterdir()), "banks do not pile up"
-    text = bench.table(rows)
+    text = plan.table(rows)
     assert len(text.splitlines()) == len(rows) + 1 and "coarse:all" in text
 
 
@@ -88,19 +91,21 @@ def test_the_reference_shape_keeps_products(sample):
 )
 def test_what_cannot_be_measured(wrong):
     with pytest.raises(ConfigError):
-        bench.SearchPlan(**wrong)
+        ScaleRouting(**wrong)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_triton_needs_a_gpu():
     with pytest.raises(ConfigError, match="CUDA"):
-        bench.SearchPlan(backends=("triton",))
+        ScaleRouting(backends=("triton",))
 
 
 def test_sizes_are_read_as_people_write_them():
-    assert bench.sizes("1e5, 2000000") == (100_000, 2_000_000)
-    with pytest.raises(ConfigError, match="1e5"):
-        bench.sizes("many")
+    assert sizes("1e5, 2000000") == (100_000, 2_000_000)
+    assert sizes("16K, 1m,300,1.5K") == (300, 1536, 16384, 1 << 20)
+    for wrong in ("many", "", "0", "16KB", "-1", "16K,,1M"):
+        with pytest.raises(ConfigError, match="not a size"):
+            sizes(wrong)
 
 
 def test_a_per_layer_adapter_is_refused(tiny):

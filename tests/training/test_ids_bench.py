@@ -37,6 +37,10 @@ def adapter(backbone):
     return PackedObjective(backbone, CONFIG, [corpus()], 0).adapter({})
 
 
+def measured(backbone, adapter, dataset):
+    return ids.WrittenIds(data="given", documents=(6,), questions=3).measure(backbone, adapter, dataset)
+
+
 def test_what_is_named_is_what_counts(monkeypatch):
     """A memory that names a gold passage for one question, a wrong one for another, and none for the third."""
     backbone = packed_backbone()
@@ -51,7 +55,7 @@ def test_what_is_named_is_what_counts(monkeypatch):
         return replace(answer, trace=replace(answer.trace, rounds=rounds))
 
     monkeypatch.setattr(LatentMemory, "ask", ask)
-    [row] = ids.run(backbone, adapter(backbone), chains(), sizes=(6,), questions=3)
+    [row] = measured(backbone, adapter(backbone), chains())
     assert (row["documents"], row["questions"]) == (6, 3)
     assert (row["accuracy"], row["wrote"], row["chance"]) == pytest.approx((1 / 3, 2 / 3, 2 / 6))
     assert row["accuracy_95"][0] <= row["accuracy"] <= row["accuracy_95"][1]
@@ -60,11 +64,11 @@ def test_what_is_named_is_what_counts(monkeypatch):
 def test_a_model_is_asked_for_one_number():
     """Every question has one round with at most one document, and routing lets it read all of a small memory."""
     backbone = packed_backbone()
-    [row] = ids.run(backbone, adapter(backbone), chains(3), sizes=(6,), questions=3)
+    [row] = measured(backbone, adapter(backbone), chains(3))
     assert 0 <= row["accuracy"] <= row["wrote"] <= row["routed"] == 1.0
 
 
 def test_an_adapter_that_writes_no_ids_is_refused():
     backbone = packed_backbone()
     with pytest.raises(AdapterError, match="emit_ids"):
-        next(ids.run(backbone, tiny_adapter(backbone), chains(), sizes=(4,)))
+        next(measured(backbone, tiny_adapter(backbone), chains()))

@@ -11,14 +11,19 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
 from msa_plugin import prompts
 from msa_plugin.arguments import answer_settings
+from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.handle import Selected
 from msa_plugin.bench.base import Dataset, Question
+from msa_plugin.bench.case import ModelCase, Row, Words, option
+from msa_plugin.bench.datasets import find_datasets, load_dataset
 from msa_plugin.bench.metrics import f1, normalised
 from msa_plugin.errors import IngestError
 from msa_plugin.memory import LatentMemory
@@ -97,6 +102,47 @@ class Room:
                 yield way, selection
 
 
+class Absence(ModelCase):
+    """The answer is taken away in two ways: the gold documents (gold), and all that hold an accepted answer (answer).
+
+    Example: msa bench absence --data data/dev --sets nq,popqa --answers 100
+    """
+
+    columns: ClassVar = {
+        "set": "{set}",
+        "questions": "{questions}",
+        "AUC gold": "{auc[gold]:.2f}",
+        "answer": "{auc[answer]:.2f}",
+        "by relevance: gold": "{below[gold]:.2f}",
+        "answer ": "{below[answer]:.2f}",
+        "wrongly": "{below[answerable]:.2f}",
+        "says so: gold": "{says_so[gold]:.2f}",
+        "answer  ": "{says_so[answer]:.2f}",
+        "wrongly ": "{says_so[answerable]:.2f}",
+        "F1": "{f1:.2f}",
+    }
+    notes = ("gold: its documents taken away; answer: all that hold one; wrongly: nothing taken away",)
+    streams = True
+    data: Path = option(..., "A data set, or a folder of them.", "--data", "-d")
+    sets: Words = option(None, "Only these data sets, separated by commas.")
+    questions: int = option(200, "Questions of each data set, at most.", ge=1)
+    passages: int = option(2000, "Passages of each data set, at most; gold ones always.", ge=1)
+    answers: int = option(0, "How many of the questions are answered, each in three ways.", ge=0)
+    max_new_tokens: int = option(32, "At most this many tokens of answer.", ge=1)
+    banks: Path = option("absence-banks", "Where the encoded passages are kept for another time.")
+    seed: int = option(0, "Which questions and passages.", ge=0)
+
+    def measure(self, backbone: Backbone, adapter: Adapter | Path | None) -> Iterator[Row]:
+        """A row for each data set."""
+        for path in find_datasets(self.data):
+            if self.sets is None or path.resolve().name in self.sets:
+                sample = AbsenceSample.of(load_dataset(path), self.questions, self.passages, self.seed)
+                bank = self.banks / sample.dataset.name
+                with LatentMemory.open(bank, model=backbone, adapter=adapter) as memory:
+                    room = Room(memory, sample)
+                    yield run(room, answers=self.answers, max_new_tokens=self.max_new_tokens)
+
+
 def run(room: Room, *, answers: int = 0, on_step: OnStep = _silent, **options: Any) -> dict[str, Any]:
     """Relevance of all questions each way, and what is answered to the first `answers` of them.
 
@@ -136,23 +182,6 @@ def auc(higher: Sequence[float], lower: Sequence[float]) -> float:
     return float((left + right).mean() / 2 / len(below)) if len(below) and len(above) else float("nan")
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows for people: what is asked, what is wanted, and what was measured."""
-    lines = [
-        "gold: its documents taken away; answer: all that hold one; wrongly: nothing taken away",
-        "set            questions   AUC gold / answer   "
-        "by relevance: gold, answer, wrongly   says so: gold, answer, wrongly   F1",
-    ]
-    for row in rows:
-        ways = ("gold", "answer", "answerable")
-        alone = ", ".join(_shown(row["below"].get(way)) for way in ways)
-        in_all = ", ".join(_shown(row["says_so"].get(way)) for way in ways)
-        areas = " / ".join(_shown(row["auc"].get(way)) for way in ways[:2])
-        counts = f"{row['set']:14} {row['questions']:9} {areas:>19}"
-        lines.append(f"{counts} {alone:>36} {in_all:>32} {_shown(row['f1']):>4}")
-    return "\n".join(lines)
-
-
 def _best(memory: LatentMemory, question: str, selection: Selected) -> float:
     [row] = memory.engine.rank([question], memory.engine.top_k, selection).rows
     return max((r.relevance for r in row if r.relevance is not None), default=0.0)
@@ -167,7 +196,3 @@ def _answer(memory: LatentMemory, question: str, selection: Selected, options: M
 def _share(values: Iterable[bool]) -> float:
     found = list(values)
     return sum(found) / len(found) if found else float("nan")
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None or value != value else f"{value:.2f}"

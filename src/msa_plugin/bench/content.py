@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.bench.case import ModelCase, Row, option
 from msa_plugin.bench.read import answer_logits, excerpts_of
 from msa_plugin.data import sample_documents, sample_questions
 from msa_plugin.memory import LatentMemory
@@ -18,24 +20,39 @@ from msa_plugin.memory import LatentMemory
 DTYPES = ("auto", "int8", "float8_e4m3fn")
 
 
-def run(
-    model: str | Backbone | None, adapter: Any = None, *, pooling: int = 1, questions: int = 12
-) -> list[dict[str, Any]]:
-    """One row a `content_dtype`, over the documents that the first sample questions need, read by `kv` / `pooling`.
+class Content(ModelCase):
+    """Over the documents that the first sample questions need.
 
-    Errors are of K and V as they are read, over those of `auto`: `mean` the mean error over the mean size, `max` the
-    largest over the largest. `answer_nll` is in nats a token of the expected answer; `same` the share of its tokens at
-    which the most likely one is the one of `auto`, and `difference` the mean of the logits' differences there over
-    their standard deviation.
+    Example: msa bench content
     """
-    backbone = model if isinstance(model, Backbone) else Backbone.load(model)
-    rows: list[dict[str, Any]] = []
-    exact: tuple[dict[str, Tensor], list[Tensor]] | None = None
-    for dtype in DTYPES:
-        numbers, logits, row = _measure(backbone, adapter, dtype, pooling, questions)
-        exact = exact or (numbers, logits)
-        rows.append({"dtype": dtype, **row, **_errors(numbers, exact[0]), **_changes(logits, exact[1])})
-    return rows
+
+    columns: ClassVar = {
+        "content": "{dtype}",
+        "bytes/token": "{bytes_content_per_token:,.0f}",
+        "K error mean, max": "{key_error_mean:.5f}, {key_error_max:.5f}",
+        "V error mean, max": "{value_error_mean:.5f}, {value_error_max:.5f}",
+        "answer NLL": "{answer_nll:.3f}",
+        "same choice": "{same:.3f}",
+        "logits off by": "{difference:.4f}",
+    }
+    notes = (
+        "Errors are over the mean and the largest number, logits' over their standard deviation; NLL: nats per token",
+        "of the expected answer; same choice: the share of its tokens at which the most likely one did not change.",
+    )
+    pooling: int = option(1, "Tokens that share one K and V.", ge=1)
+    questions: int = option(12, "Sample questions to read for.", ge=1)
+
+    def about(self) -> str:
+        """What runs."""
+        return "building a bank for each way of storing ..."
+
+    def measure(self, backbone: Backbone, adapter: Adapter | Path | None) -> Iterator[Row]:
+        """One row a `content_dtype`; what is off is over `auto`, K and V as they are computed."""
+        exact: tuple[dict[str, Tensor], list[Tensor]] | None = None
+        for dtype in DTYPES:
+            numbers, logits, row = _measure(backbone, adapter, dtype, self.pooling, self.questions)
+            exact = exact or (numbers, logits)
+            yield {"dtype": dtype, **row, **_errors(numbers, exact[0]), **_changes(logits, exact[1])}
 
 
 def _measure(

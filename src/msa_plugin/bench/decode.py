@@ -11,55 +11,70 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from msa_plugin import prompts
 from msa_plugin.answering.reading import Excerpt, Reader
+from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.bench.case import ModelCase, Row, option
 from msa_plugin.data import sample_documents, sample_questions
 from msa_plugin.memory import LatentMemory
 
 WAYS = ("full", "int8")
 
 
-def run(
-    model: str | Backbone | None,
-    adapter: Any = None,
-    *,
-    prompt: int = 430,
-    tokens: int = 10,
-    rows: int = 1,
-    repeats: int = 5,
-) -> list[dict[str, Any]]:
-    """One row a way: medians of the seconds of reading about `prompt` tokens and of writing `tokens`, and their sum.
+class Decode(ModelCase):
+    """Counted are this process's own seconds.
 
-    `rows` questions are answered together. `over_full` is the median ratio of sums that were taken one after the other.
-    Raises ConfigError where int8 weights cannot be had.
+    Example: OMP_NUM_THREADS=1 msa bench decode
     """
-    settings: dict[str, Any] = {"reading": "text", "decoding": "int8"}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        LatentMemory.open(Path(folder) / "bank", model=model, adapter=adapter, **settings) as memory,
-    ):
-        reader = memory.engine.reader
-        read = list(_excerpts(reader.backbone, prompt))
-        asked = [q.question for q in islice(cycle(sample_questions()), rows)]
-        for way in WAYS:  # what is made once is not counted
-            _answer(reader, way, asked, read, 2)
-        timed = [{way: _answer(reader, way, asked, read, tokens) for way in WAYS} for _ in range(repeats)]
-    return [
-        {
-            "weights": way,
-            "prefill_s": median(turn[way][0] for turn in timed),
-            "decode_s": median(turn[way][1] for turn in timed),
-            "answer_s": median(sum(turn[way]) for turn in timed),
-            "decode_over_full": median(turn[way][1] / turn["full"][1] for turn in timed),
-            "over_full": median(sum(turn[way]) / sum(turn["full"]) for turn in timed),
-        }
-        for way in WAYS
-    ]
+
+    columns: ClassVar = {
+        "weights": "{weights}",
+        "prefill": "{prefill_s:seconds}",
+        "decode": "{decode_s:seconds}",
+        "answer": "{answer_s:seconds}",
+        "decode over full": "{decode_over_full:.2f}",
+        "answer over full": "{over_full:.2f}",
+    }
+    prompt: int = option(400, "About how many tokens of documents are read.", ge=1)
+    tokens: int = option(10, "Tokens of an answer.", ge=2)
+    questions: int = option(1, "Questions answered together.", "--rows", ge=1)
+    repeats: int = option(5, "Answers in each way, by turns; medians are reported.", ge=1)
+
+    def about(self) -> str:
+        """What runs."""
+        return "answering in both ways, by turns ..."
+
+    def measure(self, backbone: Backbone, adapter: Adapter | Path | None) -> Iterator[Row]:
+        """One row a way: medians of the seconds of reading and of writing, and their sum.
+
+        `over_full` is the median ratio of sums that were taken one after the other.
+        Raises ConfigError where int8 weights cannot be had.
+        """
+        settings: dict[str, Any] = {"reading": "text", "decoding": "int8"}
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            LatentMemory.open(Path(folder) / "bank", model=backbone, adapter=adapter, **settings) as memory,
+        ):
+            reader = memory.engine.reader
+            read = list(_excerpts(reader.backbone, self.prompt))
+            asked = [q.question for q in islice(cycle(sample_questions()), self.questions)]
+            for way in WAYS:  # what is made once is not counted
+                _answer(reader, way, asked, read, 2)
+            timed = [{way: _answer(reader, way, asked, read, self.tokens) for way in WAYS} for _ in range(self.repeats)]
+        for way in WAYS:
+            yield {
+                "weights": way,
+                "prefill_s": median(turn[way][0] for turn in timed),
+                "decode_s": median(turn[way][1] for turn in timed),
+                "answer_s": median(sum(turn[way]) for turn in timed),
+                "decode_over_full": median(turn[way][1] / turn["full"][1] for turn in timed),
+                "over_full": median(sum(turn[way]) / sum(turn["full"]) for turn in timed),
+            }
 
 
 def _excerpts(backbone: Backbone, tokens: int) -> Iterator[Excerpt]:

@@ -4,50 +4,53 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
+from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.bench.case import REPEATS, ModelCase, Row, Words, medians, option
 from msa_plugin.data import sample_documents
 from msa_plugin.encoding.encoder import Encoder, pad_right, plan_batches
 from msa_plugin.memory import LatentMemory
 from msa_plugin.prompts import document_text
 from msa_plugin.types import Document
 
-MODES = ("text", "latent", "kv")
 
+class Encode(ModelCase):
+    """The stock model runs without its language-model head, on the very batches that `add` makes.
 
-def run(
-    model: str | Backbone | None,
-    adapter: Any = None,
-    *,
-    tokens: int = 20000,
-    repeats: int = 3,
-    modes: Sequence[str] = MODES,
-) -> list[dict[str, Any]]:
-    """One row per reading mode: tokens/s of `add`, tokens/s of the stock model, and their ratio (medians).
-
-    The stock model runs without its language-model head, on the very batches that `add` makes.
+    Example: msa bench encode
     """
-    backbone = model if isinstance(model, Backbone) else Backbone.load(model)
-    documents = _documents(backbone, tokens)
-    rows = []
-    for mode in modes:
-        added, stock = [], []
-        for _ in range(repeats):
-            seconds, count, windows = _add(backbone, adapter, mode, documents)
-            added.append(count / seconds)
-            stock.append(count / _stock(backbone, windows[0], windows[1]))
-        ratio = median(a / s for a, s in zip(added, stock, strict=True))
-        rows.append(
-            {"mode": mode, "tokens": count, "ratio": ratio}
-            | {"add_tokens_per_s": median(added), "stock_tokens_per_s": median(stock)}
-        )
-    return rows
+
+    columns: ClassVar = {
+        "mode": "{mode}",
+        "memory.add tokens/s": "{add_tokens_per_s:,.0f}",
+        "stock forward tokens/s": "{stock_tokens_per_s:,.0f}",
+        "ratio (>= 0.9 wanted)": "{ratio:.2f}",
+    }
+    tokens: int = option(20_000, "About how many tokens to encode in each repetition.", ge=1)
+    modes: Words = option("text,latent,kv", "Reading modes, separated by commas.")
+    repeats: int = option(3, REPEATS, ge=1)
+
+    def about(self) -> str:
+        """What runs."""
+        return "encoding in every reading mode, and running the stock model on the same batches ..."
+
+    def measure(self, backbone: Backbone, adapter: Adapter | Path | None) -> Iterator[Row]:
+        """One row per reading mode: tokens/s of `add`, tokens/s of the stock model, and their ratio (medians)."""
+        documents = _documents(backbone, self.tokens)
+        for mode in self.modes or ():
+            yield {"mode": mode, **medians(_once(backbone, adapter, mode, documents) for _ in range(self.repeats))}
+
+
+def _once(backbone: Backbone, adapter: Adapter | Path | None, mode: str, documents: list[Document]) -> dict[str, float]:
+    seconds, count, windows = _add(backbone, adapter, mode, documents)
+    added, stock = count / seconds, count / _stock(backbone, *windows)
+    return {"tokens": count, "ratio": added / stock, "add_tokens_per_s": added, "stock_tokens_per_s": stock}
 
 
 def _documents(backbone: Backbone, tokens: int) -> list[Document]:

@@ -13,10 +13,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, ClassVar
 
+from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.base import Dataset, Question
+from msa_plugin.bench.case import ModelCase, Row, Sizes, option
+from msa_plugin.bench.datasets import load_dataset
 from msa_plugin.bench.metrics import bootstrap
 from msa_plugin.bench.sampling import in_order
 from msa_plugin.errors import AdapterError, ConfigError
@@ -24,23 +27,36 @@ from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Document
 
 
-def run(
-    model: str | Backbone | None,
-    adapter: Any,
-    dataset: Dataset,
-    *,
-    sizes: Sequence[int] = (16, 100, 1000),
-    questions: int = 50,
-    seed: int = 0,
-) -> Iterator[dict[str, Any]]:
-    """A row for each size, as it is measured.
+class WrittenIds(ModelCase):
+    """Each question is asked once, and one number may be written; it is right if it is that of a gold passage.
 
-    Raises AdapterError for an adapter that does not write ids, ConfigError for sizes that the data set cannot fill.
+    Example: msa bench ids --data DATA/dev/musique --adapter ADAPTER --documents 16,100
     """
-    backbone = model if isinstance(model, Backbone) else Backbone.load(model)
-    for size in sizes:
-        asked, documents = memory_of(dataset, size, questions, seed)
-        yield _measure(backbone, adapter, asked, documents)
+
+    columns: ClassVar = {
+        "documents": "{documents:,}",
+        "questions": "{questions}",
+        "right (95 %)": "{accuracy:.3f} ({accuracy_95[0]:.3f} to {accuracy_95[1]:.3f})",
+        "a number written": "{wrote:.3f}",
+        "gold passage routed": "{routed:.3f}",
+        "by chance": "{chance:.4f}",
+    }
+    streams = True
+    data: Path = option(..., "Folder of a data set: its passages and questions.")
+    documents: Sizes = option("16,100,1000", "Sizes of the memory in passages, separated by commas.")
+    questions: int = option(50, "Questions to ask at every size.", ge=1)
+    seed: int = option(0, "Which questions and passages.")
+
+    def measure(
+        self, backbone: Backbone, adapter: Adapter | Path | None, dataset: Dataset | None = None
+    ) -> Iterator[Row]:
+        """A row for each size.
+
+        Raises AdapterError for an adapter that does not write ids, ConfigError for sizes that the data set cannot fill.
+        """
+        dataset = dataset or load_dataset(self.data)
+        for size in self.documents:
+            yield _measure(backbone, adapter, *memory_of(dataset, size, self.questions, self.seed))
 
 
 def memory_of(dataset: Dataset, size: int, questions: int, seed: int) -> tuple[list[Question], list[Document]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -15,35 +16,56 @@ from msa_plugin.answering.generative.generative import Generative
 from msa_plugin.answering.generative.wire import Transcript
 from msa_plugin.answering.per_layer import RoutedPass
 from msa_plugin.answering.resume import Earlier, in_common, kept_rows
+from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.bench.case import REPEATS, ModelCase, Row, option
 from msa_plugin.data import sample_documents, sample_questions
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
 
 
-def run(
-    model: str | Backbone | None, adapter: Any = None, *, rounds: int = 4, per_round: int = 2, repeats: int = 3
-) -> list[dict[str, Any]]:
-    """One row a round, of a question for which every round fetches `per_round` documents of the sample corpus.
+class Interleave(ModelCase):
+    """Needs a model that writes document ids, such as a checkpoint in the reference's format.
 
-    `layer_tokens` is the share of (layer, token) pairs that are computed, `time` the prefill's time over the whole
-    one's (medians), and `difference` the largest one between their logits. Raises ConfigError for an adapter that does
-    not write ids.
+    Example: msa bench interleave --model MSA-4B
     """
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        LatentMemory.open(Path(folder) / "bank", model=model, adapter=adapter, reading="latent") as memory,
-    ):
-        loop = memory.engine.generative
-        if loop is None:
-            raise ConfigError(
-                f"the adapter {memory.engine.adapter.config.name} does not write ids: use a checkpoint in the "
-                "reference's format, --model FOLDER"
-            )
-        memory.add(sample_documents(), on_progress=lambda _: None)
-        runs = [_rounds(memory, loop, rounds, per_round) for _ in range(repeats)]
-    rows = [{**one[0], "time": median(row["time"] for row in one)} for one in zip(*runs, strict=True)]
-    return [{"round": number, **row} for number, row in enumerate(rows, start=1)]
+
+    columns: ClassVar = {
+        "round": "{round}",
+        "tokens (new)": "{tokens} ({new_tokens})",
+        "layer-tokens computed": "{layer_tokens:.2f}",
+        "time over a whole prefill": "{time:.2f}",
+        "largest difference of logits": "{difference:.1e}",
+    }
+    notes = ("Layers below the first that sees memory: {lower_layers} of {layers}.",)
+    rounds: int = option(4, "Rounds of retrieval.", ge=1)
+    per_round: int = option(2, "Documents that a round fetches.", ge=1)
+    repeats: int = option(3, REPEATS, ge=1)
+
+    def about(self) -> str:
+        """What runs."""
+        return "encoding the sample corpus, then prefilling each round in both ways ..."
+
+    def measure(self, backbone: Backbone, adapter: Adapter | Path | None) -> Iterator[Row]:
+        """One row a round, of a question for which every round fetches documents of the sample corpus.
+
+        `layer_tokens` is the share of (layer, token) pairs that are computed, `time` the prefill's time over the whole
+        one's (medians). Raises ConfigError for an adapter that does not write ids.
+        """
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            LatentMemory.open(Path(folder) / "bank", model=backbone, adapter=adapter, reading="latent") as memory,
+        ):
+            loop = memory.engine.generative
+            if loop is None:
+                raise ConfigError(
+                    f"the adapter {memory.engine.adapter.config.name} does not write ids: use a checkpoint in the "
+                    "reference's format, --model FOLDER"
+                )
+            memory.add(sample_documents(), on_progress=lambda _: None)
+            runs = [_rounds(memory, loop, self.rounds, self.per_round) for _ in range(self.repeats)]
+        for number, one in enumerate(zip(*runs, strict=True), start=1):
+            yield {"round": number, **one[0], "time": median(row["time"] for row in one)}
 
 
 def _rounds(memory: LatentMemory, loop: Generative, rounds: int, per_round: int) -> list[dict[str, Any]]:

@@ -7,110 +7,69 @@ The systems take turns question by question, so that drift of the machine hits a
 
 from __future__ import annotations
 
-import logging
-import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from msa_plugin.bench.base import Cost, Dataset, OnStep, Question, ResultRow, Workspace
-from msa_plugin.bench.contestant import AtSize, Contestant, Create, registry
-from msa_plugin.bench.growth import Banks, GrowthPlan, GrowthStep, plan
+from pydantic import Field
+
+from msa_plugin.bench.base import Cost, Dataset, Question, ResultRow, Workspace
+from msa_plugin.bench.case import Sizes, option
+from msa_plugin.bench.contestant import AtSize, Contestant
+from msa_plugin.bench.growing import GrowthCommand, GrowthRun, GrowthSettings
+from msa_plugin.bench.growth import Banks, GrowthPlan, GrowthStep
 from msa_plugin.bench.growth_rows import DEPTH, LATENCY, latency_rows
 from msa_plugin.bench.indexing import TextSource, indexing_seconds, peak_of
-from msa_plugin.bench.store import Results
-from msa_plugin.bench.timing import percentiles, reason
-from msa_plugin.errors import ConfigError, MSAError
-from msa_plugin.retrieval.prefilter import PrefilterSpec
+from msa_plugin.bench.systems.names import Systems
+from msa_plugin.bench.timing import percentiles
+from msa_plugin.config import MemoryConfig
 from msa_plugin.types import Document
 
-PART, COST = LATENCY, "cost"
-SIZES = (16_384, 65_536, 262_144, 1_048_576)
-SYSTEMS = ("msa-interleave", "iterative:dense", "iterative:bm25")
-_LEAST = 5  # questions that are asked whatever the budget
-_LOG = logging.getLogger(__name__)
+COST = "cost"
 
 
-@dataclass(frozen=True)
-class LatencySettings:
-    """What is measured: `hops` rounds of `per_round` passages each, `questions` asked `repeats` times at each size.
+class LatencySettings(GrowthSettings):
+    """What is measured: `hops` rounds of `per_round` passages each; `encode_tokens` are what indexing is timed on."""
 
-    `encode_tokens` is the sample that indexing is timed on. `prefilter` adds MSA behind that index.
-    """
-
-    systems: tuple[str, ...] = SYSTEMS
-    sizes: tuple[int, ...] = SIZES
-    questions: int = 20
-    hops: int = 2
-    per_round: int = 3
-    repeats: int = 3
-    encode_tokens: int = 20_000
-    seed: int = 0
-    prefilter: str | None = None
-    budget: float | None = None
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError for what cannot be measured."""
-        numbers = (self.hops, self.per_round, self.repeats, self.encode_tokens)
-        if not self.systems or min(numbers) < 1 or (self.budget is not None and self.budget <= 0):
-            raise ConfigError("give a system, and hops, passages, repeats, tokens and budget above 0")
-        if self.prefilter is not None:
-            PrefilterSpec.parse(self.prefilter)
+    systems: Systems = option(
+        "msa-interleave,iterative:dense,iterative:bm25", "Names of systems, by commas.", "--systems", "-s", min_length=1
+    )
+    sizes: Sizes = option("16K,64K,256K,1M", "Sizes of the memory in tokens, such as 16K,64K,1M.")
+    questions: int = option(20, "Questions of each data set, at most.", ge=1)
+    hops: int = option(2, "Rounds of searching, for every system alike.", ge=1)
+    per_round: int = option(3, "Passages that a round may add to what is read.", ge=1)
+    repeats: int = option(3, "How often each question is asked, systems in turns.", ge=1)
+    encode_tokens: int = Field(default=20_000, ge=1)
 
 
-class Latency:
-    """One run over one data set; what a former run has stored is not measured again."""
+class Latency(GrowthRun):
+    """One run over one data set."""
 
-    def __init__(
-        self,
-        settings: LatencySettings,
-        results: Results,
-        banks: Banks,
-        cache: Path,
-        *,
-        create: Create | None = None,
-        generation: Mapping[str, Any] | None = None,
-        on_step: OnStep = lambda what, done, total: None,
-        source: TextSource | None = None,
-    ) -> None:
-        """`create` makes a system for a workspace (None: from the registry); `cache` is for the systems' indexes.
+    part = LATENCY
 
-        `source` is what another process loads to measure a system's peak memory alone; None leaves that out.
-        """
-        self.settings, self.results, self.banks, self.cache = settings, results, banks, cache.resolve()
-        self.create = create or registry()
-        self.generation, self.on_step = dict(generation or {}), on_step
-        self.source, self._asking = source, 0.0  # the latter: seconds spent on questions so far
+    def __init__(self, *given: Any, source: TextSource | None = None, **more: Any) -> None:
+        """`source` is what another process loads to measure a system's peak memory alone; None leaves that out."""
+        super().__init__(*given, **more)
+        self.source = source
 
     @property
     def names(self) -> tuple[str, ...]:
         """Systems as the results name them."""
         chosen = self.settings
-        if chosen.prefilter is None:
-            return chosen.systems
-        spec = str(PrefilterSpec.parse(chosen.prefilter))
-        return (*chosen.systems, *(f"{name}+{spec}" for name in chosen.systems if name in ("msa", "msa-interleave")))
+        return (*chosen.systems, *(f"{name}+{chosen.prefilter}" for name in chosen.behind))
 
-    def run(self, dataset: Dataset, distractors: Iterable[Document]) -> GrowthPlan:
-        """Measure every system at every size, and what indexing costs; returns what was planned."""
-        chosen = self.settings
-        planned = plan(
-            dataset, distractors, chosen.sizes, self.banks.tokens, questions=chosen.questions, seed=chosen.seed
-        )
-        for note in planned.notes:
-            self.results.note(PART, planned.name, note)
+    def measure(self, planned: GrowthPlan) -> None:
+        """Measure every system at every size, and what indexing costs."""
         self._indexing(planned)
         for number, step in enumerate(planned.steps):
             self._size(planned, step, len(planned.steps) - number)
-        return planned
 
     def _size(self, planned: GrowthPlan, step: GrowthStep, left: int) -> None:
         """All systems in turns: when one was not measured yet all are, since only times of one run compare."""
         done = {"stage": "total", "memory_tokens": step.size}
-        missing = {n for n in self.names if not self.results.has((PART, planned.name, n, done))}
+        missing = {n for n in self.names if not self.results.has((LATENCY, planned.name, n, done))}
         if not missing:
             return
         dataset = planned.dataset(step)
@@ -128,14 +87,10 @@ class Latency:
                 continue
             records = _records(spent[contestant.name], planned.questions, recalls[contestant.name])
             at = {"memory_tokens": step.size}
-            self.results.add_questions(PART, planned.name, contestant.name, [{**at, **record} for record in records])
+            self.results.add_questions(LATENCY, planned.name, contestant.name, [{**at, **record} for record in records])
             rows = [*_costs(contestant.cost, step), *self._peak(contestant.name, dataset, step)]
             rows += [replace(row, settings={**at, **row.settings}) for row in latency_rows(records)]
-            self._store(rows, planned.name, contestant.name, stats.documents, stats.tokens)
-
-    def _store(self, rows: Sequence[ResultRow], dataset: str, system: str, documents: int, tokens: int) -> None:
-        where: dict[str, Any] = {"dataset": dataset, "system": system, "documents": documents, "tokens": tokens}
-        self.results.add(replace(row, **where) for row in rows)
+            self.store(rows, planned.name, contestant.name, stats.documents, stats.tokens)
 
     def _ready(self, name: str, workspace: Workspace, stack: ExitStack) -> Contestant | None:
         """A system that has indexed the corpus and answered once; None, with a recorded reason, where it cannot."""
@@ -146,11 +101,10 @@ class Latency:
             self.on_step(f"preparing {name}", 0, 1)
             made.prepare()
             for note in getattr(made.system, "notes", ()):
-                self.results.note(PART, workspace.dataset.name, f"{name}: {note}")
+                self.note(workspace.dataset.name, f"{name}: {note}")
             made.ask(question)  # caches and lazy imports are not the first question's fault
         except Exception as error:
-            _LOG.warning("%s is left out: %s", name, error, exc_info=not isinstance(error, MSAError))
-            self.results.skip(PART, workspace.dataset.name, name, reason(error))
+            self.results.skip(LATENCY, workspace.dataset.name, name, self.failed(name, error))
             return None
         return made
 
@@ -158,22 +112,19 @@ class Latency:
         self, ready: Sequence[Contestant], planned: GrowthPlan, step: GrowthStep, left: int
     ) -> dict[str, list[dict[AtSize, float]]]:
         """Seconds of each question by system; the systems take turns, in an order that rotates."""
-        chosen, began = self.settings, time.monotonic()
-        allowed = None if chosen.budget is None else (chosen.budget - self._asking) / left
         spent: dict[str, list[dict[AtSize, float]]] = defaultdict(list)
         playing = list(ready)
-        turns = [q for _ in range(chosen.repeats) for q in planned.questions]
-        for number, question in enumerate(turns):
-            if allowed is not None and number >= _LEAST and time.monotonic() - began > allowed:
-                note = f"the budget allowed {number} of {len(turns)} turns at {step.size:,} tokens"
-                self.results.note(PART, planned.name, note)
-                break
+        turns = [q for _ in range(self.settings.repeats) for q in planned.questions]
+        asked = 0
+        for number, question in self.in_time(turns, left):
             self.on_step(f"asking at {step.size:,} tokens", number, len(turns))
             for place in range(len(playing)):
                 one = playing[(number + place) % len(playing)]
                 self._turn(one, question, spent, planned.name)
             playing = [one for one in playing if one.name in spent]
-        self._asking += time.monotonic() - began
+            asked = number + 1
+        if asked < len(turns):
+            self.note(planned.name, f"the budget allowed {asked} of {len(turns)} turns at {step.size:,} tokens")
         return spent
 
     def _turn(
@@ -183,9 +134,8 @@ class Latency:
         try:
             spent[one.name].append(one.ask(question.text))
         except Exception as error:
-            _LOG.warning("%s is left out: %s", one.name, error, exc_info=not isinstance(error, MSAError))
             spent.pop(one.name, None)
-            self.results.skip(PART, dataset, one.name, reason(error))
+            self.results.skip(LATENCY, dataset, one.name, self.failed(one.name, error))
 
     def _peak(self, name: str, dataset: Dataset, step: GrowthStep) -> list[ResultRow]:
         if self.source is None:
@@ -196,9 +146,8 @@ class Latency:
         try:
             peak = peak_of(self.source, banks, self.cache, dataset, name, self.create, hops=hops, per_round=kept)
         except Exception as error:  # a process that the system ended, say; the times that were measured stand
-            _LOG.warning("peak memory of %s was not measured: %s", name, error)
-            note = f"peak memory of {name} at {step.size:,} tokens was not measured: {reason(error)}"
-            self.results.note(PART, dataset.name, note)
+            why = self.failed(f"peak memory of {name}", error)
+            self.note(dataset.name, f"peak memory of {name} at {step.size:,} tokens was not measured: {why}")
             return []
         return [ResultRow(COST, "", "", "peak_rss_bytes", float(peak), n=1, settings={"memory_tokens": step.size})]
 
@@ -216,7 +165,22 @@ class Latency:
         for name, seconds in found.seconds.items():
             p5, p50, p95 = (1000 * value / tokens for value in percentiles(seconds))
             row = ResultRow(COST, "", "", "index_seconds_per_1k_tokens", p50, p5, p95, len(seconds), settings=settings)
-            self._store([row], planned.name, name, len(sample.documents), tokens)
+            self.store([row], planned.name, name, len(sample.documents), tokens)
+
+
+class LatencyCommand(LatencySettings, GrowthCommand):
+    """What OUT holds is not measured again.
+
+    Example: msa bench latency --data DATA/dev/hotpotqa --distractors DATA/distractors --out results
+    """
+
+    kind = Latency
+    own = ("hops", "per_round", "repeats")
+    peak: bool = option(True, "Measure peak memory of each system in a process of its own.")
+
+    def more(self) -> dict[str, Any]:
+        """What another process loads."""
+        return {"source": TextSource(self.model, self.adapter, MemoryConfig()) if self.peak else None}
 
 
 def _indexed(name: str) -> str:

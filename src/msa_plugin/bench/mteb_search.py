@@ -4,15 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import model_validator
 
 from msa_plugin import __version__
+from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.base import Dataset
+from msa_plugin.bench.case import ModelCase, Row, Words, option
+from msa_plugin.bench.datasets import find_datasets, load_dataset
 from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.memory import LatentMemory
 
 _BATCH = 32  # questions that share forwards
 _ID = "corpus_id"
+
+
+class Mteb(ModelCase):
+    """mteb downloads its own tasks.
+
+    Example: msa bench mteb --tasks SciFact,NFCorpus --bank bench-bank
+    """
+
+    columns: ClassVar = {
+        "task": "{task}",
+        "split": "{split}",
+        "subset": "{subset}",
+        "nDCG@10": "{ndcg_at_10:.3f}",
+        "recall@10": "{recall_at_10:.3f}",
+    }
+    streams = True
+    tasks: Words = option(None, "Names of mteb's tasks, by commas.", "--tasks", "-t")
+    data: Path | None = option(None, "A folder in BEIR's layout, or of such folders, as tasks.", "--data", "-d")
+    bank: Path = option("bank", "Folder of the memory bank.", "--bank", "-b", envvar="MSA_BANK")
+    namespace: str = option("default", "The only part of the bank this call can see.", "--namespace", "-n")
+    lexical: float | None = option(None, "Weight of BM25 beside routing scores; 0: keys alone [the adapter's].")
+    titles: float | None = option(None, "How much titles that are named count; 0: not [the adapter's].")
+    mentions: float | None = option(None, "How much rare names that are shared count; 0: not [the adapter's].")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Mteb:
+        if (self.tasks is None) == (self.data is None):
+            raise ValueError("give either --tasks, such as SciFact, or --data, a folder in BEIR's layout")
+        return self
+
+    def measure(self, backbone: Backbone, adapter: Adapter | Path | None) -> Iterator[Row]:
+        """A row for each task, subset and split, with mteb's scores."""
+        beside: dict[str, Any] = self.model_dump(include={"lexical", "titles", "mentions", "namespace"})
+        folders = [] if self.data is None else find_datasets(self.data)
+        wanted = [local_task(load_dataset(path)) for path in folders] or named_tasks(self.tasks or ())
+        with LatentMemory.open(self.bank, model=backbone, adapter=adapter, **beside) as memory:
+            for task in wanted:
+                yield from evaluated(MSASearch(memory), task)
 
 
 class MSASearch:

@@ -6,62 +6,77 @@ those read), `answered` the share of the values asked for that the answer holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.base import Answers, Dataset, OnStep, Question, ResultRow, System, Workspace
+from msa_plugin.bench.case import ADAPTER, MODEL, Command, Sizes, Voice, Words, option
+from msa_plugin.bench.contestant import registry
 from msa_plugin.bench.datasets import load_distractors
+from msa_plugin.bench.growing import show
 from msa_plugin.bench.growth import BANKS, Banks, keys_alone
 from msa_plugin.bench.growth_rows import NEEDLE, needle_rows
-from msa_plugin.bench.needle_cases import TASKS, CountTokens, NeedleCase, answered, make_task
+from msa_plugin.bench.needle_cases import TASKS, CountTokens, NeedleCase, make_task
 from msa_plugin.bench.store import Results
+from msa_plugin.bench.systems.names import Systems
+from msa_plugin.bench.watch import Watch
 from msa_plugin.bench.workspaces import made_with
-from msa_plugin.config import GenerationConfig, MemoryConfig, Place, Settings
+from msa_plugin.config import GenerationConfig, MemoryConfig, Place
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.errors import ConfigError, MSAError
 from msa_plugin.types import Document
 
-PART = DATASET = NEEDLE
-LENGTHS = (4096, 16_384, 65_536)
-DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _SPARE = 1.1  # distractors read beyond the greatest length, since a haystack begins anywhere among them
 Create: TypeAlias = Callable[[str, Workspace], "System | Answers"]
-WorkspaceFactory: TypeAlias = Callable[[Dataset], AbstractContextManager[Workspace]]
+Open: TypeAlias = Callable[[Dataset], AbstractContextManager[Workspace]]
 
 
-class NeedleConfig(Settings):
-    """What to run. Each cell (task, length, depth) is measured on `samples` haystacks, of seeds `seed`, `seed` + 1 ...
+def _evenly(given: Any) -> Any:
+    """So many depths, evenly from first to last."""
+    if not isinstance(given, str):
+        return given
+    if not given.isdecimal() or given == "0":
+        raise ConfigError(f"{given!r} is not a number of depths")
+    return tuple(n / (int(given) - 1) for n in range(int(given))) if given != "1" else (0.5,)
 
-    `lengths` are tokens, `depths` in [0, 1]; the `k` best passages count as found, and are read by systems that do not
-    choose for themselves. `distractors` is a folder of passages that replaces generated essays. Without `answers` only
-    recall is measured, and of systems that only answer nothing. `fresh` forgets earlier results in `out`; `cache` is
-    for encoded passages and indexes, `out`/cache if None.
+
+class NeedleConfig(Command):
+    """The `k` best passages count as found, and are read by systems that do not choose for themselves.
+
+    Without answers only recall is measured, and of systems that only answer nothing.
+
+    Example: msa bench needle --systems msa,bm25 --lengths 4K,16K --out results
     """
 
-    systems: tuple[str, ...] = Field(min_length=1)
-    out: Place
-    lengths: tuple[int, ...] = Field(default=LENGTHS, min_length=1)
-    depths: tuple[float, ...] = Field(default=DEPTHS, min_length=1)
-    tasks: tuple[str, ...] = Field(default=tuple(TASKS), min_length=1)
-    samples: int = Field(default=1, gt=0)
-    seed: int = 0
-    k: int = Field(default=5, gt=0)
-    answers: bool = True
-    distractors: Place | None = None
-    model: str | None = None
-    adapter: Path | None = None
+    systems: Systems = option(
+        "msa,msa-interleave,bm25,dense", "Names of systems, separated by commas.", "--systems", "-s", min_length=1
+    )
+    out: Place = option(..., "Folder for results and the report; what it holds is not measured again.", "--out", "-o")
+    lengths: Sizes = option("4K,16K,64K", "Tokens of the haystacks, such as 4K,16K,64K.", min_length=1)
+    depths: Annotated[tuple[float, ...], BeforeValidator(_evenly)] = option(
+        "5", "Depths of the needles (0 to 1): how many, evenly from first to last.", min_length=1
+    )
+    tasks: Words = option(",".join(TASKS), "Names of tasks, separated by commas.", min_length=1)
+    samples: int = option(1, "Haystacks for each task, length and depth, of seeds SEED, SEED + 1 ...", gt=0)
+    seed: int = option(0, "Seed of what is made.")
+    k: int = option(5, "Passages that count as found.", "-k", gt=0)
+    answers: bool = option(True, "Also answer, not only find.")
+    distractors: Place | None = option(None, "Folder of *.jsonl[.gz] with passages in place of generated essays.")
+    model: str | None = MODEL
+    adapter: Path | None = ADAPTER
     memory: MemoryConfig = keys_alone(MemoryConfig())
     generation: GenerationConfig = GenerationConfig(max_new_tokens=96)
-    fresh: bool = False
-    cache: Place | None = None
+    fresh: bool = option(False, "Forget earlier results of this part in OUT.")
+    cache: Place | None = option(None, "Folder for encoded passages and indexes, to share among runs [OUT/cache].")
 
     @property
     def kept(self) -> Path:
@@ -74,7 +89,7 @@ class NeedleConfig(Settings):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} must be distinct")
-        if unknown := sorted(set(self.tasks) - set(TASKS)):
+        if unknown := sorted(set(self.tasks or ()) - set(TASKS)):
             raise ValueError(f"unknown tasks {unknown}; there are {', '.join(TASKS)}")
         if min(self.lengths) < 1 or min(self.depths) < 0 or max(self.depths) > 1:
             raise ValueError("lengths are above 0, depths between 0 and 1")
@@ -85,21 +100,12 @@ class NeedleConfig(Settings):
         said = self.model_dump(mode="json", include={"samples", "seed", "k", "answers", "memory", "generation"})
         return {**said, "distractors": self.distractors.name if self.distractors else None, "made_with": made}
 
-
-class Store(Protocol):
-    """What keeps rows; `msa_plugin.bench.store.Results` does."""
-
-    def has(self, key: tuple[str, str, str, Any], /) -> bool:
-        """Whether there are rows of (part, dataset, system, settings)."""
-
-    def add(self, rows: Iterable[ResultRow], /) -> None:
-        """Keep rows."""
-
-    def add_questions(self, part: str, dataset: str, system: str, records: Iterable[Mapping[str, Any]], /) -> None:
-        """Keep what happened to each question."""
-
-    def skip(self, part: str, dataset: str, system: str, reason: str, /) -> None:
-        """Keep why a system did not run."""
+    def run(self, out: Voice) -> None:
+        """Run and show."""
+        out.note(f"loading {self.model or 'the default backbone'} ...")
+        with Watch(sys.stderr) as watch:
+            rows = run(self, on_step=watch.step)
+        show(out, self.out, rows)
 
 
 @dataclass(frozen=True)
@@ -138,72 +144,49 @@ def run(
         def count(text: str) -> int:
             return len(backbone.tokenize(text))
 
-        results.configure(PART, config.identity(made_with(backbone, adapter, config.memory)), fresh=config.fresh)
-        run_needle(
-            lambda dataset: _workspace(dataset, banks, config, on_step),
-            config.systems,
-            config.lengths,
-            config.depths,
-            config.tasks,
-            results=results,
-            count_tokens=count,
-            create=create or _registry(),
-            samples=config.samples,
-            seed=config.seed,
-            k=config.k,
-            answers=config.answers,
-            filler=_filler(config, count),
-            on_step=on_step,
-        )
-        return [row for row in results.rows() if row.part == PART]
+        results.configure(NEEDLE, config.identity(made_with(backbone, adapter, config.memory)), fresh=config.fresh)
+        measure(config, results, lambda d: _workspace(d, banks, config, on_step), create or registry(), count, on_step)
+        return [row for row in results.rows() if row.part == NEEDLE]
 
 
-def run_needle(
-    workspace_factory: WorkspaceFactory,
-    systems: Sequence[str],
-    lengths: Sequence[int],
-    depths: Sequence[float],
-    tasks: Sequence[str],
-    *,
-    results: Store,
-    count_tokens: CountTokens,
+def measure(
+    config: NeedleConfig,
+    results: Results,
+    workspace_of: Open,
     create: Create,
-    samples: int = 1,
-    seed: int = 0,
-    k: int = 5,
-    answers: bool = True,
-    filler: Sequence[Document] = (),
+    count: CountTokens,
     on_step: OnStep = lambda what, done, total: None,
 ) -> list[ResultRow]:
     """Measure the cells that `results` lacks, shortest haystacks first, and return their rows.
 
     A system that fails is recorded as skipped, with the reason, and not tried again here; the others go on.
     """
-    cells = [_Cell(t, n, d) for n, t, d in product(sorted(lengths), tasks, depths)]
+    cells = [_Cell(t, n, d) for n, t, d in product(sorted(config.lengths), config.tasks or (), config.depths)]
     found: list[ResultRow] = []
     failed: set[str] = set()
+    filler = _filler(config, count)
     for number, cell in enumerate(cells):
-        missing = [s for s in systems if not results.has((PART, DATASET, s, cell.settings))]
+        missing = [s for s in config.systems if not results.has((NEEDLE, NEEDLE, s, cell.settings))]
         on_step(f"{cell.task}, {cell.length:,} tokens, depth {cell.depth:g}", number, len(cells))
         measured: dict[str, list[dict[str, Any]]] = {}
         documents = tokens = 0
-        for sample in range(samples):
+        for sample in range(config.samples):
             still = [s for s in missing if s not in failed]
             if not still:
                 break
-            case = make_task(cell.task, cell.length, cell.depth, seed + sample, count_tokens, filler)
+            case = make_task(cell.task, cell.length, cell.depth, config.seed + sample, count, filler)
             documents, tokens = len(case.documents), case.tokens
-            with workspace_factory(_dataset(case)) as workspace:
+            with workspace_of(_dataset(case)) as workspace:
                 for name in still:
-                    records = _measure(create, name, workspace, case, k, answers)
+                    records = _measure(create, name, workspace, case, config.k, config.answers)
                     if isinstance(records, MSAError):
                         failed.add(name)
-                        results.skip(PART, DATASET, name, str(records))
+                        results.skip(NEEDLE, NEEDLE, name, str(records))
                     else:
                         measured.setdefault(name, []).extend({"sample": sample, **record} for record in records)
         for name in (n for n in measured if n not in failed):
-            results.add_questions(PART, DATASET, name, [{**cell.settings, **record} for record in measured[name]])
-            where: dict[str, Any] = {"dataset": DATASET, "system": name, "documents": documents, "tokens": tokens}
+            results.add_questions(NEEDLE, NEEDLE, name, [{**cell.settings, **record} for record in measured[name]])
+            where: dict[str, Any] = {"dataset": NEEDLE, "system": name, "documents": documents, "tokens": tokens}
             rows = [replace(r, **where, settings=cell.settings) for r in needle_rows(measured[name])]
             results.add(rows)
             found += rows
@@ -256,7 +239,7 @@ def _dataset(case: NeedleCase) -> Dataset:
         Question(f"q{i}", text, expected, dict.fromkeys(ids, 1), kind=case.task)
         for i, (text, expected, ids) in enumerate(zip(case.questions, case.expected, case.needles, strict=True))
     )
-    return Dataset(f"{DATASET}-{case.task}", case.documents, tuple(questions))
+    return Dataset(f"{NEEDLE}-{case.task}", case.documents, tuple(questions))
 
 
 @contextmanager
@@ -277,13 +260,3 @@ def _filler(config: NeedleConfig, count: CountTokens) -> list[Document]:
     if not found:
         raise ConfigError(f"{config.distractors.name} holds no passages; leave distractors out for generated essays")
     return found
-
-
-def _registry() -> Create:
-    from msa_plugin.bench.systems import create
-
-    made: Create = create
-    return made
-
-
-__all__ = ["DEPTHS", "LENGTHS", "TASKS", "NeedleCase", "NeedleConfig", "answered", "make_task", "run", "run_needle"]

@@ -6,11 +6,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from msa_plugin.bank.bank import MemoryBank
+from msa_plugin.bench.case import Case, Row, option
+from msa_plugin.bench.peak import resident_bytes
+from msa_plugin.bench.report_tables import size
 from msa_plugin.config import RoutingConfig
 from msa_plugin.retrieval.scorer import route
 from msa_plugin.types import Document, EncodedDocument, Fingerprint
@@ -19,18 +22,48 @@ CHUNKS_PER_DOCUMENT = 8
 _PORTION = 4096
 
 
-def run(*, chunks: int = 1_000_000, width: int = 512, seed: int = 0) -> dict[str, Any]:
-    """Write a synthetic bank of `chunks` float16 keys of `width` numbers, open it and route one question twice."""
+class Opening(Case):
+    """A bank of float16 keys is written, opened, and asked one question twice.
+
+    Example: msa bench open --chunks 100000
+    """
+
+    across = True
+    single = True
+    columns: ClassVar = {
+        "chunks": "{chunks:,}",
+        "documents": "{documents:,}",
+        "bytes a number": "{key_bytes_per_number:.4f}",
+        "keys": "{key_bytes:bytes}",
+        "opened in": "{open_s:seconds}",
+        "more resident": "{open_rss:bytes}",
+        "first question": "{first_route_s:seconds}",
+        "next": "{route_s:seconds}",
+    }
+    chunks: int = option(1_000_000, "Chunks in the synthetic bank.", ge=1)
+    width: int = option(512, "Numbers in a routing key.", ge=1)
+    seed: int = option(0, "Which random keys.")
+
+    def about(self) -> str:
+        """What runs."""
+        return f"writing a synthetic bank of {self.chunks} chunks ({size(self.chunks * self.width * 2)} of keys) ..."
+
+    def rows(self) -> Iterator[Row]:
+        """One row."""
+        yield _opened(self.chunks, self.width, self.seed)
+
+
+def _opened(chunks: int, width: int, seed: int) -> Row:
     made_with = Fingerprint("synthetic", "none", "random", f"width {width}", "none", "keys float16", "none", 2048)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bank"
         _write(path, made_with, chunks, width, seed)
-        before = _resident()
+        before = resident_bytes()
         began = time.perf_counter()
         bank = MemoryBank.open(path, made_with, read_only=True)
         selection = bank.select("default", None)
         opened = time.perf_counter() - began
-        grown = _resident() - before
+        grown = resident_bytes() - before
         first, again = _route(bank, selection, width), _route(bank, selection, width)
         stats = bank.stats("default")
         bank.close()
@@ -72,12 +105,3 @@ def _route(bank: MemoryBank, selection: Any, width: int) -> float:
     began = time.perf_counter()
     route(query, torch.ones(1, 1, dtype=torch.bool), bank.key_blocks("shared", selection), 10, config)
     return time.perf_counter() - began
-
-
-def _resident() -> int:
-    """Resident bytes of this process; 0 where the system does not say."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0
-    line = next(row for row in status.read_text(encoding="ascii").splitlines() if row.startswith("VmRSS"))
-    return int(line.split()[1]) * 1024

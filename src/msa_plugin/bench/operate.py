@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import random
 import shutil
-import time
+import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain, count, islice, pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -25,14 +25,13 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.quantize import stored_keys
 from msa_plugin.bench import peak
+from msa_plugin.bench.case import REPEATS, ClockedCase, Row, Sizes, medians, option
 from msa_plugin.bench.datasets import approximate_tokens, load_distractors, sample_dataset
 from msa_plugin.bench.growth import noisy
-from msa_plugin.bench.scale_routing import own_bytes, resident_bytes
 from msa_plugin.bench.scale_sample import KeySample, encoded_sample
 from msa_plugin.config import BesideConfig, MemoryConfig
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.setup import fingerprint
-from msa_plugin.errors import ConfigError
 from msa_plugin.ingest import read_paths
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Document, EncodedDocument, Fingerprint
@@ -43,64 +42,70 @@ _WORDS = 90  # of a passage that is made up
 _FILE_WORDS = 12  # of a file: what is measured is what a file costs beside encoding
 
 
-@dataclass(frozen=True)
-class OperatePlan:
-    """What to measure. `distractors` is a folder of passages to fill banks with; `keep` leaves the banks.
+class Operate(ClockedCase):
+    """Documents are replaced and then deleted by one handle while another one asks.
 
-    `changes` documents are replaced and then deleted by one handle while another one asks.
-    `cpu_clock` counts the process's own seconds, for machines that others use too; one thread.
+    Example: msa bench operate --passages 1e3,1e4 --distractors DATA/distractors
     """
 
-    passages: tuple[int, ...] = (1_000, 10_000, 100_000)
-    files: int = 2_000
-    changes: int = 10
-    repeats: int = 3
-    distractors: Path | None = None
-    keep: bool = False
-    cpu_clock: bool = False
-    seed: int = 0
+    streams = True
+    across = True
+    columns: ClassVar = {
+        "": "{what}",
+        "passages": "{passages:,}",
+        "files": "{files:,}",
+        "tokens": "{tokens:,}",
+        "segments": "{segments}",
+        "opened in": "{open_s:seconds}",
+        "first question": "{first_s:seconds}",
+        "a warm one": "{warm_s:seconds}",
+        "a look whether others wrote": "{look_s:seconds}",
+        "open and first over a warm one; files over one call": "{ratio:.2f}",
+        "a look over a warm one": "{look_ratio:.4f}",
+        "by keys alone": "{keys_s:seconds}",
+        "with words": "{words_s:seconds}",
+        "with titles": "{titles_s:seconds}",
+        "with all": "{all_s:seconds}",
+        "with all over keys alone": "{over_keys_ratio:.2f}",
+        "keys": "{bytes_keys:bytes}",
+        "words and names": "{bytes_words:bytes}",
+        "catalog": "{bytes_catalog:bytes}",
+        "in memory beyond keys": "{beyond_keys_bytes:bytes}",
+        "its own": "{own_bytes:bytes}",
+        "documents replaced in": "{update_s:seconds}",
+        "a reader's question after it": "{after_update_s:seconds}",
+        "deleted in": "{delete_s:seconds}",
+        "a question after that": "{after_delete_s:seconds}",
+        "files added in": "{files_s:seconds}",
+        "the same texts in one call": "{one_call_s:seconds}",
+    }
+    passages: Sizes = option("1e3,1e4,1e5", "Sizes of the banks that are opened, in passages, separated by commas.")
+    files: int = option(2000, "Small files to add; 0: none.", ge=0)
+    changes: int = option(10, "Documents to replace and delete beside a reader; 0: none.", ge=0)
+    distractors: Path | None = option(None, "Folder of *.jsonl[.gz] with passages to fill banks with [made up].")
+    repeats: int = option(3, REPEATS, ge=1)
+    folder: Path | None = option(None, "Where banks are written; those that are there are used again [temporary].")
+    seed: int = option(0, "Which keys and words.")
 
-    def __post_init__(self) -> None:
-        """Raises ConfigError for numbers below 1, and for several threads whose seconds would add up."""
-        if min((*self.passages, self.repeats)) < 1 or min(self.files, self.changes) < 0:
-            raise ConfigError("passages and repeats must be at least 1, files and changes at least 0")
-        if self.cpu_clock and torch.get_num_threads() > 1:
-            raise ConfigError("seconds of several threads add up: count them with one, OMP_NUM_THREADS=1")
-
-    def now(self) -> float:
-        """Seconds on the plan's clock."""
-        return time.process_time() if self.cpu_clock else time.perf_counter()
-
-
-def run(
-    model: str | Backbone | None, adapter: Path | Adapter | None, folder: Path, plan: OperatePlan
-) -> Iterator[dict[str, Any]]:
-    """One row for each size of bank, and one for files, as they are measured; `folder` holds the banks.
-
-    Raises what opening a memory and reading distractors raise.
-    """
-    backbone = model if isinstance(model, Backbone) else Backbone.load(model)
-    chosen = find_adapter(backbone, adapter)
-    dataset = sample_dataset()
-    sample = encoded_sample(backbone, chosen, dataset, len(dataset.documents), len(dataset.questions))
-    made_with = fingerprint(backbone, chosen, MemoryConfig(reading="text"))
-    for passages in plan.passages:
-        place = folder / f"passages-{passages}"
-        try:
-            began = plan.now()
-            if not place.exists():
-                fill(place, made_with, sample, chosen.config.routing.pooling, passages, plan)
-            row = {"what": "open", "passages": passages, "build_s": plan.now() - began}
-            row |= _opened(place, backbone, chosen, sample.texts, plan)
-            yield row | (_changed(place, backbone, chosen, sample.texts[0], plan) if plan.changes else {})
-        finally:
-            if not plan.keep:
-                shutil.rmtree(place, ignore_errors=True)
-    if plan.files:
-        yield {"what": "files", "files": plan.files} | _files(folder, backbone, chosen, plan)
+    def measure(self, backbone: Backbone, adapter: Adapter | Path | None) -> Iterator[Row]:
+        """One row for each size of bank, and one for files. Raises what opening a memory and reading passages raise."""
+        chosen = find_adapter(backbone, adapter)
+        with nullcontext(str(self.folder)) if self.folder else tempfile.TemporaryDirectory() as place:
+            folder, dataset = Path(place), sample_dataset()
+            sample = encoded_sample(backbone, chosen, dataset, len(dataset.documents), len(dataset.questions))
+            for passages in self.passages:
+                bank, began = folder / f"passages-{passages}", self.now()
+                if not bank.exists():
+                    made_with = fingerprint(backbone, chosen, MemoryConfig(reading="text"))
+                    fill(bank, made_with, sample, chosen.config.routing.pooling, passages, self)
+                row = {"what": "open", "passages": passages, "build_s": self.now() - began}
+                row |= _opened(bank, backbone, chosen, sample.texts, self)
+                yield row | (_changed(bank, backbone, chosen, sample.texts[0], self) if self.changes else {})
+            if self.files:
+                yield {"what": "files", "files": self.files} | _files(folder, backbone, chosen, self)
 
 
-def fill(path: Path, made_with: Fingerprint, sample: KeySample, pooling: int, passages: int, plan: OperatePlan) -> None:
+def fill(path: Path, made_with: Fingerprint, sample: KeySample, pooling: int, passages: int, plan: Operate) -> None:
     """Write a bank of so many passages: their texts, and keys of the sample for as many chunks as they have tokens."""
     generator = torch.Generator().manual_seed(plan.seed)
     documents = islice(_passages(plan), passages)
@@ -120,7 +125,7 @@ def fill(path: Path, made_with: Fingerprint, sample: KeySample, pooling: int, pa
             )
 
 
-def _passages(plan: OperatePlan) -> Iterator[Document]:
+def _passages(plan: Operate) -> Iterator[Document]:
     """Endless: first the passages as they are, then halves of two joined, under the title of one."""
     rng = random.Random(plan.seed)
     given = [*load_distractors(plan.distractors, 1 << 40)] if plan.distractors else _made_up(rng)
@@ -141,11 +146,11 @@ def _made_up(rng: random.Random) -> list[Document]:
 
 
 def _opened(
-    path: Path, backbone: Backbone, adapter: Adapter, questions: tuple[str, ...], plan: OperatePlan
+    path: Path, backbone: Backbone, adapter: Adapter, questions: tuple[str, ...], plan: Operate
 ) -> dict[str, Any]:
     """Open, ask once, ask more; medians over repetitions, each with a handle of its own."""
-    found: dict[str, list[float]] = {}
-    before, own, _ = resident_bytes(), own_bytes(), peak.reset_peak()
+    found: list[dict[str, float]] = []
+    before, own, _ = peak.resident_bytes(), peak.own_bytes(), peak.reset_peak()
     for _ in range(plan.repeats):
         times = [plan.now()]
         with LatentMemory.open(path, model=backbone, adapter=adapter, reading="text", read_only=True) as memory:
@@ -156,10 +161,9 @@ def _opened(
             opened, first, *warm = (b - a for a, b in pairwise(times))
             values = {"open_s": opened, "first_s": first, "warm_s": median(warm), "look_s": _look(memory, plan)}
             values |= _stages(memory, questions[1 : 1 + _WARM], plan)
-            stats, held, mine = memory.stats(), resident_bytes() - before, own_bytes() - own
-        for name, value in values.items():
-            found.setdefault(name, []).append(value)
-    row: dict[str, Any] = {name: median(values) for name, values in found.items()}
+            stats, held, mine = memory.stats(), peak.resident_bytes() - before, peak.own_bytes() - own
+        found.append(values)
+    row: dict[str, Any] = medians(found)
     row["ratio"] = (row["open_s"] + row["first_s"]) / row["warm_s"]
     row["look_ratio"] = row["look_s"] / row["warm_s"]
     row["over_keys_ratio"] = row["all_s"] / row["keys_s"]
@@ -168,7 +172,7 @@ def _opened(
     return row | {"beyond_keys_bytes": held - stats.bytes_keys, "own_bytes": mine, "peak_bytes": peak.peak_bytes()}
 
 
-def _stages(memory: LatentMemory, questions: Sequence[str], plan: OperatePlan) -> dict[str, float]:
+def _stages(memory: LatentMemory, questions: Sequence[str], plan: Operate) -> dict[str, float]:
     """Median seconds of a warm question: by keys alone, with words, with titles too, and with all that counts."""
     engine, found = memory.engine, dict[str, list[float]]()
     each = (engine.lexical, engine.titles, engine.mentions)
@@ -183,7 +187,7 @@ def _stages(memory: LatentMemory, questions: Sequence[str], plan: OperatePlan) -
     return {name: median(values) for name, values in found.items()}
 
 
-def _changed(path: Path, backbone: Backbone, adapter: Adapter, question: str, plan: OperatePlan) -> dict[str, Any]:
+def _changed(path: Path, backbone: Backbone, adapter: Adapter, question: str, plan: Operate) -> dict[str, Any]:
     """Replace some documents and delete them, while another handle asks after each change."""
     row: dict[str, float] = {}
     settings: dict[str, Any] = {"model": backbone, "adapter": adapter, "reading": "text"}
@@ -200,7 +204,7 @@ def _changed(path: Path, backbone: Backbone, adapter: Adapter, question: str, pl
     return row
 
 
-def _look(memory: LatentMemory, plan: OperatePlan, times: int = 200) -> float:
+def _look(memory: LatentMemory, plan: Operate, times: int = 200) -> float:
     """Of seeing that nobody else has written, which every call does."""
     began = plan.now()
     for _ in range(times):
@@ -208,7 +212,7 @@ def _look(memory: LatentMemory, plan: OperatePlan, times: int = 200) -> float:
     return (plan.now() - began) / times
 
 
-def _files(folder: Path, backbone: Backbone, adapter: Adapter, plan: OperatePlan) -> dict[str, Any]:
+def _files(folder: Path, backbone: Backbone, adapter: Adapter, plan: Operate) -> dict[str, Any]:
     """Add a folder of small files, as `msa add` does, and the same texts in one call."""
     rng = random.Random(plan.seed)
     words = [word for document in sample_dataset().documents for word in document.text.split()]

@@ -23,7 +23,7 @@ from msa_plugin.bench.plot_style import (
     short,
     style,
 )
-from msa_plugin.bench.report_rows import BASE, Saved, distinct, plain, spelled, systems, timed, whole
+from msa_plugin.bench.report_rows import BASE, Saved, distinct, plain, spelled, systems, timed
 from msa_plugin.bench.report_tables import Figure, clean, joined, tokens
 
 Dot = tuple[str, float, float | None, float | None]  # label, value, interval
@@ -44,7 +44,7 @@ def figures(saved: Saved) -> dict[str, list[Figure]]:
 
 
 def _retrieval(saved: Saved) -> list[Figure]:
-    rows = whole(plain(saved.part("retrieval")))
+    rows = plain(saved.part("retrieval"))
     metric = next((m for m in quality.RETRIEVAL if any(r.metric == m for r in rows)), None)
     rows = [r for r in rows if r.metric == metric]
     if not rows or metric is None:
@@ -59,7 +59,7 @@ def _retrieval(saved: Saved) -> list[Figure]:
 
 
 def _qa(saved: Saved) -> list[Figure]:
-    rows = whole(plain(saved.part("qa"), "passages"))
+    rows = plain(saved.part("qa"), "passages")
     panels = []
     for metric in [m for m in quality.QA if any(r.metric == m for r in rows)]:
         some = [r for r in rows if r.metric == metric]

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ from msa_plugin.answering.reading import Excerpt, Prefill, Reader
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.base import Dataset, Question
-from msa_plugin.bench.datasets import sample_dataset
+from msa_plugin.bench.case import REPEATS, ModelCase, Row, Words, option
+from msa_plugin.bench.datasets import load_dataset, sample_dataset
 from msa_plugin.bench.metrics import exact_match, f1
 from msa_plugin.bench.sampling import in_order
 from msa_plugin.config import GenerationConfig
@@ -53,35 +54,59 @@ def modes_for(adapter: Adapter, wanted: Sequence[str] | None = None) -> list[str
     return [name for name in every if wanted is None or name in wanted]
 
 
-def run(
-    model: str | Backbone | None,
-    adapter: str | Path | Adapter | None = None,
-    *,
-    repeats: int = 3,
-    dataset: Dataset | None = None,
-    questions: int | None = None,
-    modes: Sequence[str] | None = None,
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """One row a mode, over `questions` of `dataset` (None: all of the sample corpus) with their needed documents read.
+class Read(ModelCase):
+    """Times are over those of the first mode.
 
-    Times are over those of the first mode. Raises ConfigError for a mode that there is not, and for a data set without
-    a question that has an answer and the documents that it needs.
+    Example: msa bench read --data DATA/dev/squad --questions 100 --modes "text,latent/2,closed book" --repeats 1
     """
-    backbone = model if isinstance(model, Backbone) else Backbone.load(model)
-    found = find_adapter(backbone, adapter)
-    names = modes_for(found, modes)
-    dataset = dataset or sample_dataset()
-    asked = [q for q in in_order(dataset.questions, seed) if q.answers and q.positives][:questions]
-    if not asked:
-        raise ConfigError(f"{dataset.name} has no question with an answer and the documents that it needs")
-    plain = replace(found, config=found.config.model_copy(update={"lora": None, "format_version": 1}), lora=None)
-    rows = []
-    for name in names:
-        bare = name.removesuffix(STOCK)
-        rows.append(_measure(backbone, found if bare == name else plain, name, MODES[bare], dataset, asked, repeats))
-    base = rows[0]["first_token_s"]
-    return [row | {"first_token_over_text": row["first_token_s"] / base} for row in rows]
+
+    columns: ClassVar = {
+        "mode": "{mode}",
+        "bytes/token": "{bytes_per_token:,.0f}",
+        "(keys, content)": "({bytes_keys_per_token:,.0f}, {bytes_content_per_token:,.0f})",
+        "first token": "{first_token_s:seconds}",
+        "over the first mode's": "{first_token_over_text:.2f}",
+        "answer NLL": "{answer_nll:.2f}",
+        "EM": "{exact_match:.2f}",
+        "F1": "{f1:.2f}",
+        "questions": "{questions}",
+    }
+    notes = (
+        "Bytes are routing keys and content; the catalog with the texts comes on top. NLL: nats per token of the",
+        "expected answer; EM, F1: of the reply. A backbone that was not trained for it cannot read pooled latents.",
+    )
+    data: Path | None = option(None, "Folder of a data set (the sample corpus).")
+    questions: int | None = option(None, "At most this many questions.", ge=1)
+    modes: Words = option(None, "Some of the modes, separated by commas.")
+    repeats: int = option(3, REPEATS, ge=1)
+    seed: int = option(0, "Which questions.")
+
+    def about(self) -> str:
+        """What runs."""
+        return "building a bank in each reading mode ..."
+
+    def measure(
+        self, backbone: Backbone, adapter: Adapter | Path | None, dataset: Dataset | None = None
+    ) -> Iterator[Row]:
+        """One row a mode, over questions (of `dataset`, where it is loaded) with their needed documents read.
+
+        Raises ConfigError for a mode that there is not, and for a data set without a question that has an answer and
+        the documents that it needs.
+        """
+        found = find_adapter(backbone, adapter)
+        names = modes_for(found, self.modes)
+        dataset = dataset or (sample_dataset() if self.data is None else load_dataset(self.data))
+        asked = [q for q in in_order(dataset.questions, self.seed) if q.answers and q.positives][: self.questions]
+        if not asked:
+            raise ConfigError(f"{dataset.name} has no question with an answer and the documents that it needs")
+        plain = replace(found, config=found.config.model_copy(update={"lora": None, "format_version": 1}), lora=None)
+        base = None
+        for name in names:
+            bare = name.removesuffix(STOCK)
+            chosen = found if bare == name else plain
+            row = _measure(backbone, chosen, name, MODES[bare], dataset, asked, self.repeats)
+            base = base or row["first_token_s"]
+            yield row | {"first_token_over_text": row["first_token_s"] / base}
 
 
 def _measure(

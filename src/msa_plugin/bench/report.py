@@ -12,7 +12,7 @@ from msa_plugin.bench import report_quality as quality
 from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.jsonl import write_atomic
 from msa_plugin.bench.page import page
-from msa_plugin.bench.report_rows import Saved, distinct, whole
+from msa_plugin.bench.report_rows import Saved, distinct
 from msa_plugin.bench.report_tables import (
     Cell,
     Column,
@@ -183,10 +183,9 @@ def _skipped(saved: Saved) -> list[Table]:
 
 def _others(saved: Saved) -> list[Table]:
     """Every measurement that no chapter holds, one a line."""
-    whole_rows = set(map(id, whole(saved.rows)))
     body = []
     for row in saved.rows:
-        if _has_a_place(row, whole=id(row) in whole_rows):
+        if _has_a_place(row):
             continue
         said = ", ".join(f"{name} {value}" for name, value in row.settings.items())
         names = (row.part, row.dataset, row.system, said, row.metric)
@@ -197,12 +196,12 @@ def _others(saved: Saved) -> list[Table]:
     return [Table("Measurements that no table above holds", columns, tuple(body), folded=True)] if body else []
 
 
-def _has_a_place(row: ResultRow, *, whole: bool) -> bool:
+def _has_a_place(row: ResultRow) -> bool:
     if row.metric in growth.COSTS:
         return True
-    allowed = {"retrieval": {"versus", "hops"}, "qa": {"versus", "hops", "passages"}}
+    allowed = {"retrieval": {"versus"}, "qa": {"versus", "passages"}}
     if row.part in allowed:
-        return whole and set(row.settings) <= allowed[row.part]
+        return set(row.settings) <= allowed[row.part]
     return {
         "scale": growth.memory_tokens(row) is not None or row.metric == growth.LOSS,
         "needle": growth.length(row) is not None and growth.depth(row) is not None,

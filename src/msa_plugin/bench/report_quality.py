@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from msa_plugin.bench.base import ResultRow
-from msa_plugin.bench.report_rows import BASE, Saved, comparable, costs, distinct, plain, setting, systems, timed, whole
+from msa_plugin.bench.report_rows import BASE, Saved, comparable, costs, distinct, plain, setting, systems, timed
 from msa_plugin.bench.report_tables import DASH, Cell, Column, Table, bold_best, joined, number, times
 
 RETRIEVAL = ("nDCG@10", "R@5", "R@10")
@@ -22,7 +22,7 @@ def retrieval(saved: Saved) -> list[Table]:
     """One table a metric; those that are not in `RETRIEVAL` are folded."""
     rows = saved.part("retrieval")
     tests = _tests(rows)
-    shown = whole(plain(rows))
+    shown = plain(rows)
     found = dict.fromkeys([*RETRIEVAL, *(r.metric for r in shown)])
     tables = [_retrieval(saved, [r for r in shown if r.metric == m], tests, m) for m in found]
     return [t for t in tables if t is not None]
@@ -39,7 +39,7 @@ def qa(saved: Saved) -> list[Table]:
     """For each metric systems against passages read, then data sets against both; lesser metrics are folded."""
     rows = saved.part("qa")
     tests = _tests(rows)
-    shown = whole(plain(rows, "passages"))
+    shown = plain(rows, "passages")
     tables: list[Table] = []
     for metric in dict.fromkeys([*QA, *(r.metric for r in shown)]):
         some = [r for r in shown if r.metric == metric]

@@ -50,16 +50,14 @@ class Saved:
 
     @classmethod
     def read(cls, out: Path) -> Saved:
-        """From results.jsonl, config.json and, where there is one, skipped.jsonl.
+        """From results.jsonl and config.json.
 
         Raises ConfigError when there are no results, or a file cannot be read.
         """
         results = Results(out)
         if not results.path.is_file():
             raise ConfigError(f"{out.name or out} holds no results.jsonl; run `msa bench retrieval|qa ... --out` first")
-        found = cls.of(results.rows(), results.config())
-        more = tuple(_skips(out / "skipped.jsonl"))
-        return cls(found.rows, tuple(dict.fromkeys([*found.skipped, *more])), found.notes, found.config)
+        return cls.of(results.rows(), results.config())
 
     @classmethod
     def of(cls, rows: Iterable[ResultRow], config: Mapping[str, Any] | None = None) -> Saved:
@@ -86,15 +84,12 @@ class Saved:
         return found
 
     def hops(self) -> dict[str, float]:
-        """Hops a question, on average, of the data sets where that is known from config.json or from the rows."""
-        known = {}
-        facts = self.config.get("datasets")
-        for name, about in facts.items() if isinstance(facts, Mapping) else ():
-            known[str(name)] = _mean_hops(about.get("hops") if isinstance(about, Mapping) else None)
-        for row in self.rows:
-            if known.get(row.dataset) is None and not _is_slice(row, self.rows):
-                known[row.dataset] = _mean_hops(row.settings.get("hops"))
-        return {name: hops for name, hops in known.items() if hops is not None}
+        """Hops a question, on average, of the data sets where config.json says that."""
+        facts: Mapping[str, Any] = self.config.get("datasets", {})
+        known = {name: about["hops"] for name, about in facts.items() if about.get("hops")}
+        return {
+            name: sum(float(hops) * n for hops, n in each.items()) / sum(each.values()) for name, each in known.items()
+        }
 
     def multi_hop(self) -> list[str]:
         """Data sets whose questions mostly need more than one passage, as far as is known."""
@@ -102,18 +97,8 @@ class Saved:
 
     def untitled(self) -> list[str]:
         """Data sets whose passages mostly have no title, as far as is known from config.json."""
-        return untitled(self.config)
-
-
-def untitled(config: Mapping[str, Any]) -> list[str]:
-    """Data sets of a run's config.json whose passages mostly have no title."""
-    facts = config.get("datasets")
-    known = (
-        {str(name): about for name, about in facts.items() if isinstance(about, Mapping)}
-        if isinstance(facts, Mapping)
-        else {}
-    )
-    return [name for name, about in known.items() if "titled" in about and about["titled"] < _TITLED]
+        facts: Mapping[str, Any] = self.config.get("datasets", {})
+        return [name for name, about in facts.items() if about.get("titled", 1.0) < _TITLED]
 
 
 def origin(row: ResultRow) -> RowOrigin:
@@ -178,56 +163,9 @@ def setting(name: str) -> Callable[[ResultRow], Any]:
 
 
 def plain(rows: Iterable[ResultRow], *known: str) -> list[ResultRow]:
-    """Rows without settings other than `known` (annotations of the data set do not count)."""
-    return [r for r in rows if set(r.settings) <= {*known, "hops"}]
-
-
-def whole(rows: Sequence[ResultRow]) -> list[ResultRow]:
-    """Rows over all questions: those over the questions of some number of hops are left out."""
-    return [r for r in rows if not _is_slice(r, rows)]
-
-
-def _is_slice(row: ResultRow, rows: Iterable[ResultRow]) -> bool:
-    """Whether "hops" names a share of the questions: another row of the same measurement has other hops, or none."""
-    if "hops" not in row.settings:
-        return False
-    return any(
-        r.settings.get("hops") != row.settings["hops"]
-        for r in rows
-        if (r.part, r.dataset, r.system, r.metric) == (row.part, row.dataset, row.system, row.metric)
-        and _without_hops(r) == _without_hops(row)
-    )
-
-
-def _without_hops(row: ResultRow) -> dict[str, Any]:
-    return {name: value for name, value in row.settings.items() if name != "hops"}
-
-
-def _mean_hops(value: Any) -> float | None:
-    """Of a number, a list of numbers of hops, or a mapping from hops to questions; None for anything else."""
-    try:
-        if isinstance(value, Mapping):
-            total = sum(float(n) for n in value.values())
-            return sum(float(hops) * float(n) for hops, n in value.items()) / total
-        if isinstance(value, (list, tuple)):
-            return sum(map(float, value)) / len(value)
-        return None if value is None else float(value)
-    except (TypeError, ValueError, ZeroDivisionError):
-        return None
+    """Rows without settings other than `known`."""
+    return [r for r in rows if set(r.settings) <= {*known}]
 
 
 def _reason(row: ResultRow) -> str:
     return str(row.settings.get("reason", "no reason was recorded"))
-
-
-def _skips(path: Path) -> Iterable[Skip]:
-    if not path.is_file():
-        return
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            yield Skip(*(str(record.get(name, "")) for name in Skip._fields))
-        except (ValueError, AttributeError) as error:
-            raise ConfigError(f"{path.name}, line {number} is not a record of a skipped system ({error})") from error

@@ -12,8 +12,9 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,8 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from msa_kernels import collapse_heads
+from msa_plugin.bench.case import REPEATS, Case, Row, Sizes, interleaved, option
 from msa_plugin.config import RoutingConfig
-from msa_plugin.errors import ConfigError
 from msa_plugin.retrieval.faiss_library import load_faiss
 from msa_plugin.retrieval.scorer import RoutedDocuments, route
 from msa_plugin.types import KeyBlock
@@ -71,57 +72,57 @@ class _Workload:
     k: int
 
 
-def run(
-    chunks: Sequence[int] = (10**4, 10**5, 10**6),
-    shapes: Sequence[RouteShape] = SHAPES,
-    k: int = 16,
-    seed: int = 0,
-    repeats: int = 7,
-    copy_bytes: int = 1 << 28,
-) -> list[dict[str, Any]]:
-    """Measure every shape at every size; one dict per pair, nothing printed.
+class Route(Case):
+    """Ratios are theirs over ours: above 1 ours is faster. `agree`: the three return the same.
 
-    Fields: the shape's own (`name`, `heads`, `kv_heads`, `head_dim`, `tokens`) and `width`, `chunks`, `documents`, `k`,
-    `threads`, `repeats`, `seed`; medians `ours_ms`, `heads_ms`, `faiss_ms`; `ratio_heads` and `ratio_faiss` (theirs
-    over ours: above 1 ours is faster); `agree` (the three return the same top-k; see `_agree`); `peak_bytes` (the most
-    extra memory of ours); `read_gb_s` (key bytes over our time), `copy_gb_s` (bytes that copying `copy_bytes` reads and
-    writes) and `bandwidth_share`, their ratio. FAISS is timed at depth k per token, the least it could do, and checked
-    at depth 8 k, which is enough to be exact (a document has at most 8 chunks). FAISS spreads tokens over threads, so a
-    single-token question runs on one. Raises MissingExtraError without FAISS, ConfigError for sizes below 1.
+    FAISS is timed at depth k per token, the least it could do, and checked at depth 8 k, which is enough to be exact
+    (a document has at most 8 chunks). It spreads tokens over threads, so a single-token question runs on one.
+
+    Example: msa bench route --chunks 10000,100000
     """
-    if min((*chunks, k, repeats, copy_bytes)) < 1:
-        raise ConfigError("chunks, k, repeats and copy_bytes must be at least 1")
-    faiss = load_faiss()
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    copy = copy_bandwidth(copy_bytes)
-    return [
-        _measure(_workload(faiss, shape, size, k, seed), repeats, copy) | {"seed": seed}
-        for shape in shapes
-        for size in chunks
-    ]
+
+    columns: ClassVar = {
+        "shape": "{name}",
+        "chunks": "{chunks}",
+        "ours ms": "{ours_ms:.2f}",
+        "heads ms": "{heads_ms:.2f}",
+        "faiss ms": "{faiss_ms:.2f}",
+        "heads/ours": "{ratio_heads:.2f}",
+        "faiss/ours": "{ratio_faiss:.2f}",
+        "agree": "{agree}",
+        "peak": "{peak_bytes:bytes}",
+        "read GB/s": "{read_gb_s:.2f}",
+        "of copy": "{bandwidth_share:.2f}",
+    }
+    chunks: Sizes = option("10000,100000,1000000", "Sizes of the memory in chunks, separated by commas.")
+    k: int = option(16, "Documents that are found.", ge=1)
+    repeats: int = option(5, REPEATS, ge=1)
+    copy_bytes: int = option(1 << 28, "Bytes that are copied to measure the machine's own bandwidth.", ge=1)
+    seed: int = option(0, "Which random vectors.")
+
+    def about(self) -> str:
+        """What runs."""
+        return "routing over random unit vectors; 10^6 chunks need about 4 GB ..."
+
+    def rows(self, shapes: Sequence[RouteShape] = SHAPES) -> Iterator[Row]:
+        """Every shape at every size.
+
+        `peak_bytes` is the most extra memory of ours, `read_gb_s` key bytes over our time, `bandwidth_share` that over
+        what a copy reads and writes. Raises MissingExtraError without FAISS.
+        """
+        faiss = load_faiss()
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        copy = copy_bandwidth(self.copy_bytes)
+        for shape, chunks in product(shapes, self.chunks):
+            workload = _workload(faiss, shape, chunks, self.k, self.seed)
+            yield _measure(workload, self.repeats, copy) | {"seed": self.seed}
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as aligned text, for a terminal."""
-    lines = [
-        f"{'shape':<11} {'chunks':>8} {'ours ms':>9} {'heads ms':>9} {'faiss ms':>9} {'heads/ours':>10} "
-        f"{'faiss/ours':>10} {'agree':>5} {'peak MiB':>8} {'read GB/s':>9} {'of copy':>7}"
-    ]
-    lines += [
-        f"{r['name']:<11} {r['chunks']:>8} {r['ours_ms']:>9.2f} {r['heads_ms']:>9.2f} {r['faiss_ms']:>9.2f} "
-        f"{r['ratio_heads']:>10.2f} {r['ratio_faiss']:>10.2f} {r['agree']!s:>5} {r['peak_bytes'] / 2**20:>8.2f} "
-        f"{r['read_gb_s']:>9.2f} {r['bandwidth_share']:>7.2f}"
-        for r in rows
-    ]
-    return "\n".join(lines)
-
-
-def copy_bandwidth(size: int, repeats: int = 5) -> float:
+def copy_bandwidth(size: int, now: Callable[[], float] = time.perf_counter, repeats: int = 5) -> float:
     """Bytes per second that a memory copy of `size` bytes reads and writes together, median of `repeats`."""
     source = torch.ones(size, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    target.copy_(source)
-    return 2 * size / median(_seconds(lambda: target.copy_(source)) for _ in range(repeats))
+    target = source.clone()
+    return 2 * size / median(_seconds(lambda: target.copy_(source), now) for _ in range(repeats))
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its hooks unannotated
@@ -163,10 +164,17 @@ def peak_bytes(call: Callable[[], object]) -> int:
     return tracker.peak
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _seconds(call: Callable[[], object], now: Callable[[], float] = time.perf_counter) -> float:
+    start = now()
     call()
-    return time.perf_counter() - start
+    return now() - start
+
+
+def _rested(call: Callable[[], object]) -> float:
+    """Torch and FAISS have their own thread pools: one's workers still spin for a moment after it returns."""
+    time.sleep(0.005)
+    call()
+    return _seconds(call)
 
 
 def _workload(faiss: Any, shape: RouteShape, chunks: int, k: int, seed: int) -> _Workload:
@@ -248,14 +256,7 @@ def _measure(w: _Workload, repeats: int, copy: float) -> dict[str, Any]:
     }
     ours = _ours(w)
     agree = _agree(ours, _heads(w)) and _agree(ours, _faiss_search(w, MAX_CHUNKS * w.k))
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            # Torch and FAISS have their own thread pools: one's workers still spin for a moment after it returns.
-            time.sleep(0.005)
-            call()
-            times[name].append(_seconds(call))
-    seconds = {name: median(values) for name, values in times.items()}
+    seconds = interleaved({name: partial(_rested, call) for name, call in calls.items()}, repeats)
     read = w.block.keys.nbytes / seconds["ours"]
     return asdict(w.shape) | {
         "width": w.shape.width,

@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.base import Answers, Dataset, Question, ResultRow, System, Workspace
+from msa_plugin.bench.case import ADAPTER, MODEL, Words, one_size, option
 from msa_plugin.bench.datasets import (
     dataset_hash,
     find_datasets,
@@ -27,8 +28,7 @@ from msa_plugin.bench.datasets import (
 )
 from msa_plugin.bench.dialogues import dialogues
 from msa_plugin.bench.growth import BANKS, Banks, distractors, keys_alone, padded
-from msa_plugin.bench.judge import Judge
-from msa_plugin.bench.judging import judge_replies, unjudged
+from msa_plugin.bench.judge import Judge, judge_replies, unjudged
 from msa_plugin.bench.sampling import Others, Pace, affordable, in_order, thinned
 from msa_plugin.bench.scoring import exact_twin, rows_of
 from msa_plugin.bench.store import NOTE, Results
@@ -45,41 +45,55 @@ PILOT = 4  # questions of each data set that every system answers first, to meas
 Make: TypeAlias = Callable[[str, Workspace], System | Answers]
 
 
-class CompareConfig(Settings):
-    """What to run. `data` None is the sample corpus, `sets` some of its folders; `systems` are names of the registry.
+class RunOptions(Settings):
+    """Settings of a run that are options of its commands as they are."""
+
+    out: Place = option("bench-results", "Folder for results, caches and the report.", "--out", "-o")
+    data: Place | None = option(
+        None, "A data set, or a folder of them: corpus, queries, qrels as BEIR lays them out.", "--data", "-d"
+    )
+    sets: Words = option(None, "Only these data sets of the folder, separated by commas.", min_length=1)
+    corpus: int | None = option(
+        None,
+        "At most this many passages of each data set: those that answer its questions (0: no others) and others.",
+        ge=0,
+    )
+    others: Others = option(
+        "even", "Which these others are: even (drawn evenly), or hard (BM25's best for the questions)."
+    )
+    distractors: Place | None = option(
+        None, "Folder of *.jsonl[.gz] with passages to add to every corpus; --added says how many."
+    )
+    added: Annotated[int | None, BeforeValidator(one_size)] = option(
+        None, "Tokens of these passages that are added, such as 1M; the corpus gets another name by it.", gt=0
+    )
+    questions: int | None = option(None, "At most this many questions of each data set.", gt=0)
+    budget_minutes: float | None = option(
+        None, "Minutes to find and answer in all, without indexing; questions are sampled.", "--budget", gt=0
+    )
+    seed: int = option(0, "Decides which questions are sampled.")
+    batch: int = option(8, "Questions asked at once; times per question are those of their batch divided by it.", gt=0)
+    model: str | None = MODEL
+    adapter: Path | None = ADAPTER
+    fresh: bool = option(False, "Forget this folder's earlier results of this kind.")
+    cache: Place | None = option(None, "Folder for encoded passages and indexes, to share among runs [OUT/cache].")
+
+
+class CompareConfig(RunOptions):
+    """What to run. `data` None is the sample corpus; `systems` are names of the registry.
 
     `dialogues` takes `data` as conversations, each a data set by turns or by sessions (see `bench.dialogues`).
-    `corpus` bounds the passages of each data set: those that answer its questions, and `others` (`sampling.thinned`).
     `k` passages are ranked for retrieval; for qa a system that finds is answered for from the best of each number in
-    `passages`. `questions` bounds the questions of each data set, `budget_minutes` the time to find and answer (not to
-    index) in all. `batch` questions are asked at once; times per question are those of their batch divided by it.
-    `added` tokens of passages from the folder `distractors` stand beside each corpus, which gets another name by it.
-    `memory` and `generation` hold for all systems. `fresh` forgets earlier results of this part in `out`.
-    `cache` is for encoded passages and indexes, `out`/cache if None.
+    `passages`. `memory` and `generation` hold for all systems.
     """
 
     part: Literal["retrieval", "qa"]
     systems: tuple[str, ...] = Field(min_length=1)
-    out: Place
-    data: Place | None = None
-    sets: tuple[str, ...] | None = Field(default=None, min_length=1)
     dialogues: Literal["turns", "sessions"] | None = None
-    corpus: int | None = Field(default=None, ge=0)
-    others: Others = "even"
-    distractors: Place | None = None
-    added: int | None = Field(default=None, gt=0)
     k: int = Field(default=100, gt=0)
     passages: tuple[int, ...] = Field(default=(1, 5, 10), min_length=1)
-    questions: int | None = Field(default=None, gt=0)
-    budget_minutes: float | None = Field(default=None, gt=0)
-    seed: int = 0
-    batch: int = Field(default=8, gt=0)
-    model: str | None = None
-    adapter: Path | None = None
     memory: MemoryConfig = keys_alone(MemoryConfig())
     generation: GenerationConfig = GenerationConfig(max_new_tokens=32)
-    fresh: bool = False
-    cache: Place | None = None
 
     _keys_alone = field_validator("memory")(keys_alone)
 

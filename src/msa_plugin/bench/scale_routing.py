@@ -6,16 +6,15 @@ Each size is a bank on disk, in float16 and in int8, opened and memory-mapped as
 
 from __future__ import annotations
 
-import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
+from pydantic import BeforeValidator, model_validator
 from torch import Tensor
 
 from msa_kernels import chunk_owners, collapse_heads, route_topk
@@ -25,12 +24,13 @@ from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.view import Selection
 from msa_plugin.bench import peak
 from msa_plugin.bench.base import Dataset
+from msa_plugin.bench.case import ClockedCase, Row, Sizes, option
+from msa_plugin.bench.datasets import load_dataset, sample_dataset
 from msa_plugin.bench.route import copy_bandwidth
 from msa_plugin.bench.scale_sample import BankShape, KeySample, build, encoded_sample, reference_shape, store_sample
 from msa_plugin.config import MemoryConfig
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.setup import fingerprint
-from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.retrieval.prefilter import Prefilter, PrefilterSpec, recall_against_exact
 from msa_plugin.retrieval.scorer import route
@@ -42,40 +42,68 @@ _ANSWER = 16  # tokens of the facade's answer, at most
 COPY_BYTES = 1 << 28
 
 
-@dataclass(frozen=True)
-class SearchPlan:
-    """What to measure. `backends`: of `EXACT`, or a prefilter such as `coarse:128` (over the float16 bank).
+def _backends(given: Any) -> Any:
+    return tuple(part.strip() for part in given.split(";") if part.strip()) if isinstance(given, str) else given
 
-    `reference` adds one router layer of MSA-4B's shape, searched exactly. `keep` leaves the banks where they are.
-    `cpu_clock` counts the process's own seconds, for machines that others use too; one thread, no device.
+
+class ScaleRouting(ClockedCase):
+    """A bank of 1e8 tokens takes 2.4 GB of float16 keys and 1.2 GB of int8 ones (MSA-4B's layer: 3.2 and 1.6 GB).
+
+    Rows go to stderr as JSON lines while the run lasts; with --json, to stdout at the end.
+
+    Example: msa bench scale-routing --tokens 1e5,1e6 --backends "torch;int8;coarse:128;faiss:HNSW32"
     """
 
-    tokens: tuple[int, ...] = (10**5, 10**6, 10**7)
-    backends: tuple[str, ...] = ("torch", "int8", "coarse:128")
-    questions: int = 20
-    passages: int = 300
-    reference: bool = True
-    keep: bool = False
-    cpu_clock: bool = False
-    seed: int = 0
+    streams = True
+    columns: ClassVar = {
+        "shape": "{shape}",
+        "keys": "{keys}",
+        "tokens": "{tokens:,}",
+        "backend": "{backend:.22}",
+        "time": "{seconds:seconds}",
+        "GB/s": "{read_gb_s:.3f}",
+        "of copy": "{bandwidth_share:.3f}",
+        "read/needed": "{read_over_needed:.3f}",
+        f"recall@{DEPTH}": f"{{recall@{DEPTH}:.3f}}",
+        "peak": "{peak_bytes:bytes}",
+        "own": "{own_bytes:bytes}",
+    }
+    tokens: Sizes = option("1e5,1e6,1e7", "Sizes of the memory in tokens, separated by commas.")
+    backends: Annotated[tuple[str, ...], BeforeValidator(_backends)] = option(
+        "torch;int8;coarse:128;coarse:all",
+        "torch, int8, triton, triton-int8, or prefilters (over the float16 bank), separated by semicolons.",
+    )
+    data: Path | None = option(None, "Folder of a data set whose passages and questions are sampled [the sample's].")
+    passages: int = option(300, "Passages to encode as a sample.", ge=1)
+    questions: int = option(20, "Questions to ask.", ge=1)
+    reference: bool = option(True, "Also one router layer of MSA-4B's shape, searched exactly.")
+    folder: Path | None = option(None, "Where banks are written, of one size at a time [a temporary folder].")
+    seed: int = option(0, "Which synthetic keys.")
 
-    def __post_init__(self) -> None:
-        """Raises ConfigError for numbers below 1 and backends that do not exist."""
-        if not self.tokens or min((*self.tokens, self.questions, self.passages)) < 1:
-            raise ConfigError("tokens, questions and passages must be at least 1")
-        if self.cpu_clock and torch.get_num_threads() > 1:
-            raise ConfigError("seconds of several threads add up: count them with one, OMP_NUM_THREADS=1")
+    @model_validator(mode="after")
+    def _there(self) -> ScaleRouting:
         for backend in self.backends:
             if backend not in EXACT:
                 PrefilterSpec.parse(backend)
             elif backend.startswith("triton") and (self.cpu_clock or not torch.cuda.is_available()):
-                raise ConfigError(
+                raise ValueError(
                     f"{backend} needs a CUDA device, which torch does not see, and its own clock; leave it out"
                 )
+        return self
 
-    def now(self) -> float:
-        """Seconds on the plan's clock."""
-        return time.process_time() if self.cpu_clock else time.perf_counter()
+    def measure(self, backbone: Backbone, adapter: Adapter | Path | None) -> Iterator[Row]:
+        """Every shape, size and backend. Raises MissingExtraError where an index needs FAISS."""
+        dataset = sample_dataset() if self.data is None else load_dataset(self.data)
+        chosen = find_adapter(backbone, adapter)
+        sample = encoded_sample(backbone, chosen, dataset, self.passages, self.questions)
+        copy = copy_bandwidth(COPY_BYTES, self.now)
+        shapes = [BankShape("default", chosen.config.routing, sample, 1)]
+        for shape in [*shapes, reference_shape(sample)] if self.reference else shapes:
+            # The sample as it is says what a backend loses on real keys; the reference's shape has none.
+            for tokens in (*((None,) if shape.searches == 1 else ()), *self.tokens):
+                with tempfile.TemporaryDirectory(dir=self.folder) as place:
+                    for row in _size(shape, tokens, Path(place), backbone, chosen, self):
+                        yield _head(shape, sample, tokens, dataset, copy, self) | _ratios(row, copy) | row
 
 
 class SearchOutcome(NamedTuple):
@@ -86,55 +114,8 @@ class SearchOutcome(NamedTuple):
     bytes: int
 
 
-def sizes(text: str) -> tuple[int, ...]:
-    """Read "1e5,1000000". Raises ConfigError."""
-    try:
-        found = tuple(int(float(part)) for part in text.split(","))
-    except (ValueError, OverflowError):
-        raise ConfigError(
-            f"sizes are whole numbers with commas between, such as 1000 or 1e5,1e6; not {text!r}"
-        ) from None
-    return found
-
-
-def run(
-    model: str | Backbone | None, adapter: Path | Adapter | None, dataset: Dataset, folder: Path, plan: SearchPlan
-) -> Iterator[dict[str, Any]]:
-    """Measure every shape, size and backend; yields one row each, for JSON, as it is measured.
-
-    `folder` holds the banks of one size at a time. Raises ConfigError, and MissingExtraError where an index needs
-    FAISS.
-    """
-    backbone = model if isinstance(model, Backbone) else Backbone.load(model)
-    chosen = find_adapter(backbone, adapter)
-    sample = encoded_sample(backbone, chosen, dataset, plan.passages, plan.questions)
-    copy = _copy_bandwidth(plan) if plan.cpu_clock else copy_bandwidth(COPY_BYTES)
-    shapes = [BankShape("default", chosen.config.routing, sample, 1)]
-    for shape in [*shapes, reference_shape(sample)] if plan.reference else shapes:
-        # The sample as it is says what a backend loses on real keys; the reference's shape has none.
-        for tokens in (*((None,) if shape.searches == 1 else ()), *plan.tokens):
-            place = folder / f"{shape.name.replace(' ', '-')}-{tokens}"
-            try:
-                for row in _size(shape, tokens, place, backbone, chosen, plan):
-                    yield _head(shape, sample, tokens, dataset, copy, plan) | _ratios(row, copy) | row
-            finally:
-                if not plan.keep:
-                    shutil.rmtree(place, ignore_errors=True)
-
-
-def _copy_bandwidth(plan: SearchPlan) -> float:
-    """As `route.copy_bandwidth`, by the plan's clock."""
-    source, times = torch.ones(COPY_BYTES, dtype=torch.uint8), []
-    target = source.clone()
-    for _ in range(5):
-        began = plan.now()
-        target.copy_(source)
-        times.append(plan.now() - began)
-    return 2 * COPY_BYTES / median(times)
-
-
 def _head(
-    shape: BankShape, sample: KeySample, tokens: int | None, dataset: Dataset, copy: float, plan: SearchPlan
+    shape: BankShape, sample: KeySample, tokens: int | None, dataset: Dataset, copy: float, plan: ScaleRouting
 ) -> dict[str, Any]:
     real = f"{len(sample.offsets) - 1} documents of {dataset.name}"
     return {
@@ -143,6 +124,7 @@ def _head(
         "searches": shape.searches,
         "question_tokens": int(shape.sample.votes.sum(1).float().mean()),
         "tokens": int(sample.offsets[-1]) * shape.config.pooling if tokens is None else tokens,
+        "keys": "real" if tokens is None else "drawn",
         "keys_from": real if tokens is None else f"{real}, resampled with noise",
         "threads": torch.get_num_threads(),
         "clock": "cpu" if plan.cpu_clock else "wall",
@@ -162,7 +144,7 @@ def _ratios(row: dict[str, Any], copy: float) -> dict[str, Any]:
 
 
 def _size(
-    shape: BankShape, tokens: int | None, place: Path, backbone: Backbone, adapter: Adapter, plan: SearchPlan
+    shape: BankShape, tokens: int | None, place: Path, backbone: Backbone, adapter: Adapter, plan: ScaleRouting
 ) -> Iterator[dict[str, Any]]:
     """Rows of one size (None: the sample as it is): build the banks, search them with each backend, ask the facade."""
     wanted = {EXACT.get(backend, "float16") for backend in plan.backends} | {"float16"}
@@ -195,7 +177,7 @@ def _made_with(shape: BankShape, backbone: Backbone, adapter: Adapter, dtype: st
 
 
 def _measured(
-    shape: BankShape, bank: MemoryBank, backend: str, place: Path, plan: SearchPlan
+    shape: BankShape, bank: MemoryBank, backend: str, place: Path, plan: ScaleRouting
 ) -> tuple[dict[str, Any], list[list[int]]]:
     selection = bank.select("default")
     began = plan.now()
@@ -222,7 +204,7 @@ def _measured(
         "bytes_needed": keys,
         "bank_bytes": bank.stats("default").bytes_total,
         "peak_bytes": peak.peak_bytes(),
-        "own_bytes": own_bytes(),
+        "own_bytes": peak.own_bytes(),
     }
     return row, found.rankings
 
@@ -230,7 +212,7 @@ def _measured(
 Search = Callable[[Tensor, Tensor], tuple[list[int], int | None]]  # one question -> documents, bytes read if not all
 
 
-def _timed(sample: KeySample, search: Search, everything: int, plan: SearchPlan) -> SearchOutcome:
+def _timed(sample: KeySample, search: Search, everything: int, plan: ScaleRouting) -> SearchOutcome:
     rankings, seconds, read = [], [], everything
     search(sample.questions[:1], sample.votes[:1])
     for row in range(len(sample.questions)):
@@ -283,7 +265,7 @@ def _triton(shape: BankShape, selection: Selection) -> Search:
     return search
 
 
-def _facade(sample: KeySample, path: Path, backbone: Backbone, adapter: Adapter, plan: SearchPlan) -> dict[str, Any]:
+def _facade(sample: KeySample, path: Path, backbone: Backbone, adapter: Adapter, plan: ScaleRouting) -> dict[str, Any]:
     """Open the bank as a user does, ask it questions, and let it answer one (rounds of routing, reading, decoding)."""
     peak.reset_peak()
     began = plan.now()
@@ -300,40 +282,4 @@ def _facade(sample: KeySample, path: Path, backbone: Backbone, adapter: Adapter,
         answered = plan.now() - began
     row = {"backend": "facade", "open_s": opened, "first_s": times[0], "seconds": median(times[1:] or times)}
     row |= {"ask_s": answered}
-    return row | {"questions": len(times), "peak_bytes": peak.peak_bytes(), "own_bytes": own_bytes()}
-
-
-def own_bytes() -> int:
-    """Resident bytes that are this process's own, without mapped files; 0 where the system does not tell."""
-    return _status("RssAnon")
-
-
-def resident_bytes() -> int:
-    """Resident bytes, mapped files included; 0 where the system does not tell."""
-    return _status("VmRSS")
-
-
-def _status(name: str) -> int:
-    status = Path("/proc/self/status")
-    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The measured rows as aligned text, for a terminal."""
-    heads = ("ms", "GB/s", "of copy", "read/needed", f"recall@{DEPTH}", "peak MiB", "own MiB")
-    lines = [f"{'shape':<12} {'keys':<5} {'tokens':>11} {'backend':<22}" + "".join(f" {head:>11}" for head in heads)]
-    for row in rows:
-        figures = {
-            "ms": row["seconds"] * 1e3,
-            "GB/s": row.get("read_gb_s"),
-            "of copy": row.get("bandwidth_share"),
-            "read/needed": row.get("read_over_needed"),
-            f"recall@{DEPTH}": row.get(f"recall@{DEPTH}"),
-            "peak MiB": row.get("peak_bytes", 0) / 2**20 or None,
-            "own MiB": row.get("own_bytes", 0) / 2**20 or None,
-        }
-        keys = "drawn" if "noise" in row["keys_from"] else "real"
-        start = f"{row['shape']:<12} {keys:<5} {row['tokens']:>11,} {row['backend']:<22.22}"
-        lines.append(start + "".join(" " * 12 if value is None else f" {value:>11.3f}" for value in figures.values()))
-    return "\n".join(line.rstrip() for line in lines)
+    return row | {"questions": len(times), "peak_bytes": peak.peak_bytes(), "own_bytes": peak.own_bytes()}

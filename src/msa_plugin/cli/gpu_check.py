@@ -22,14 +22,15 @@ import torch
 from msa_kernels import chunk_owners, route_topk
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench import encode
 from msa_plugin.bench.base import Dataset, Question
+from msa_plugin.bench.case import ADAPTER, MODEL, Command, Voice, option
 from msa_plugin.bench.datasets import dataset_hash
+from msa_plugin.bench.encode import Encode
 from msa_plugin.bench.kernels import kernel_timings
 from msa_plugin.bench.peak import peak_bytes
 from msa_plugin.bench.provenance import Provenance, now
 from msa_plugin.data import sample_documents, sample_questions
-from msa_plugin.errors import MissingExtraError, MSAError
+from msa_plugin.errors import ConfigError, MissingExtraError, MSAError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.retrieval.faiss_library import load_faiss
 from msa_plugin.training.data import corpus_of
@@ -40,6 +41,29 @@ from msa_plugin.types import Document
 WIDTH = 384  # of the default adapter's routing keys
 _PANEL = 1 << 20  # keys made at once
 _TOP = 16
+
+
+class Gpu(Command):
+    """A step that fails stops no other.
+
+    Example: msa bench gpu --out gpu-check --tests tests/gpu
+    """
+
+    to: Path = option("gpu-check", "Folder for gpu-check.json and gpu-check.txt.", "--out", "-o")
+    dry_run: bool = option(False, "All steps on the CPU, at tiny sizes.")
+    tests: Path | None = option(None, "Folder of tests marked `gpu` to run.")
+    model: str | None = MODEL
+    adapter: Path | None = ADAPTER
+
+    def run(self, out: Voice) -> None:
+        """All steps."""
+        if not self.dry_run and not torch.cuda.is_available():
+            raise ConfigError("there is no GPU here that PyTorch can use; --dry-run tries all steps on the CPU")
+        plan = GpuPlan.dry(self.tests) if self.dry_run else GpuPlan(tests=self.tests)
+        begun = None if self.adapter is None else Adapter.load(self.adapter)
+        found = GpuCheck(self.to, plan, torch.device("cpu" if self.dry_run else "cuda"), self.model, begun).run()
+        out.say(summary(found))
+        out.result(found)
 
 
 @dataclass(frozen=True)
@@ -160,7 +184,9 @@ class GpuCheck:
 
     def encoding(self) -> Any:
         """`memory.add` over the stock model's forward."""
-        return encode.run(self.backbone, self.adapter, tokens=self.plan.encode_tokens, repeats=1, modes=("text",))
+        return list(
+            Encode(tokens=self.plan.encode_tokens, repeats=1, modes=("text",)).rows(self.backbone, self.adapter)
+        )
 
     def asking(self) -> dict[str, Any]:
         """Median seconds of an answer by stage, over the sample's questions, after one that warms up."""

@@ -13,6 +13,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from msa_plugin.errors import ConfigError
 from msa_plugin.retrieval.prefilter import KINDS, PrefilterSpec
@@ -50,8 +53,15 @@ _ROUNDS = ("iterative", "decompose")
 _ANSWER_ONLY = ("full-context", "closed-book", "gold", "lures")
 _SUFFIX = re.compile(r"\+(?=(?:rerank|faiss|coarse|lexical|titles|mentions)(?:[:@+]|$))")
 _WEIGHED = re.compile(r"(?:lexical|titles|mentions)(?::(?P<weight>\d+(?:\.\d+)?))?")
-LEXICAL, TITLES, MENTIONS = 0.5, 0.4, 0.4  # the weights where a name gives none
+WEIGHTS = {"lexical": 0.5, "titles": 0.4, "mentions": 0.4}  # where a name gives none; in the order of suffixes
 _RERANK = re.compile(r"rerank(?:@(?P<depth>\d+))?(?::(?P<model>.+))?")
+
+
+def _named(given: Any) -> Any:
+    return parse(given) if isinstance(given, str) else given
+
+
+Systems = Annotated[tuple[str, ...], BeforeValidator(_named)]  # text is parsed
 
 
 @dataclass(frozen=True)
@@ -129,12 +139,8 @@ def _bases(kind: str, argument: str, name: str) -> Iterator[Parsed]:
 
 
 def _with_suffix(parsed: Parsed, suffix: str, name: str) -> Parsed:
-    if suffix.startswith("lexical"):
-        return _with_words(parsed, suffix, name)
-    if suffix.startswith("titles"):
-        return _with_titles(parsed, suffix, name)
-    if suffix.startswith("mentions"):
-        return _with_mentions(parsed, suffix, name)
+    if (kind := next((kind for kind in WEIGHTS if suffix.startswith(kind)), None)) is not None:
+        return _weighted(parsed, kind, suffix, name)
     if suffix.startswith(KINDS):
         if parsed.kind not in MEMORIES or parsed.reranks or parsed.prefilter:
             raise ConfigError(f"one prefilter directly behind msa or msa-interleave, not as in {name!r}")
@@ -148,37 +154,18 @@ def _with_suffix(parsed: Parsed, suffix: str, name: str) -> Parsed:
     return replace(parsed, reranks=(*parsed.reranks, rerank))
 
 
-def _with_words(parsed: Parsed, suffix: str, name: str) -> Parsed:
-    weight = _weight(suffix, name, LEXICAL)
-    if parsed.kind not in _SCORED or parsed.reranks or parsed.lexical or parsed.titles or parsed.mentions:
-        raise ConfigError(
-            f"one +lexical behind {', '.join(_SCORED)}, before any +titles, +mentions or +rerank; not as in {name!r}"
-        )
-    return replace(parsed, lexical=weight)
-
-
-def _with_titles(parsed: Parsed, suffix: str, name: str) -> Parsed:
-    weight = _weight(suffix, name, TITLES)
-    if parsed.kind not in _NAMED or parsed.reranks or parsed.titles or parsed.mentions:
-        raise ConfigError(
-            f"one +titles behind {', '.join(_NAMED)}, before any +mentions or +rerank; not as in {name!r}"
-        )
-    return replace(parsed, titles=weight)
-
-
-def _with_mentions(parsed: Parsed, suffix: str, name: str) -> Parsed:
-    weight = _weight(suffix, name, MENTIONS)
-    if parsed.kind not in _NAMED or parsed.reranks or parsed.mentions:
-        raise ConfigError(f"one +mentions behind {', '.join(_NAMED)}, before any +rerank; not as in {name!r}")
-    return replace(parsed, mentions=weight)
-
-
-def _weight(suffix: str, name: str, usual: float) -> float:
+def _weighted(parsed: Parsed, kind: str, suffix: str, name: str) -> Parsed:
+    """`+lexical`, `+titles` or `+mentions`, once each and in that order, before any reranking."""
     match = _WEIGHED.fullmatch(suffix)
-    if match is None or not (weight := float(match["weight"] or usual)):
-        kind = suffix.partition(":")[0]
+    if match is None or not (weight := float(match["weight"] or WEIGHTS[kind])):
         raise ConfigError(f"{suffix!r} in {name!r} is not {kind}[:WEIGHT] with a weight above 0")
-    return weight
+    order = list(WEIGHTS)
+    allowed, later = _SCORED if kind == "lexical" else _NAMED, order[order.index(kind) :]
+    if parsed.kind not in allowed or parsed.reranks or any(getattr(parsed, one) for one in later):
+        before = ", ".join(f"+{one}" for one in [*later[1:], "rerank"])
+        raise ConfigError(f"one +{kind} behind {', '.join(allowed)}, before any {before}; not as in {name!r}")
+    given: dict[str, Any] = {kind: weight}
+    return replace(parsed, **given)
 
 
 def _without_parentheses(text: str) -> str:

@@ -1,0 +1,78 @@
+"""Command lines as README, docs and Makefile give them make the settings that they say."""
+
+from __future__ import annotations
+
+import shlex
+from importlib import import_module
+
+import pytest
+from typer.testing import CliRunner
+
+from msa_plugin.cli.bench import COMMANDS, app
+
+GIVEN = """
+absence --data data/dev --sets nq,popqa --answers 100
+content
+decode --prompt 400 --rows 2
+encode --tokens 8000
+gpu --out gpu-check --tests tests/gpu --dry-run
+ids --data DATA/dev/musique --adapter ADAPTER --documents 16,100
+interleave --model CHECKPOINT
+latency --data DATA/dev/nq --distractors others --sizes 16K,256K --questions 3 --repeats 2 --hops 2 --out needles
+mteb --tasks SciFact --bank bench-bank
+needle --systems "msa,msa-interleave,msa+lexical:1,bm25,dense" --lengths 4K,16K --depths 3 --distractors d --out needles
+open --chunks 100000
+operate --passages 1e3,1e4 --files 0 --changes 3 --repeats 1 --cpu-clock --folder DIR --distractors DATA/distractors
+paired pools --sets cranfield-of-80,squad-of-80-hard
+qa --data DATA/dev --sets squad,nq --systems gold --corpus 0 --questions 40 --reading kv,text --out F
+qa --data nq --systems "bm25,msa" --budget 15 --out results --cache results/cache --passages 1,5 --judge http://x/v1
+read --data DATA/dev/squad --questions 40 --repeats 1 --adapter run/adapter --modes "text (stock model),latent/1"
+report docs/results/retrieval --recompute --pack docs/results/run
+retrieval --data DATA/dev --systems "fusion:msa~bm25,(dense+rerank)" -k 20 --dtype bfloat16 --batch 32 --others hard
+retrieval --data DATA/dev --distractors DATA/distractors --added 1M --systems msa,bm25 --prefilter faiss:HNSW32
+retrieval --quick --out results --dialogues turns
+route --repeats 5 --chunks 10000,100000
+scale --data DATA/dev/nq --distractors DATA/distractors --sizes 16K,64K,256K,1M,4M,10M --questions 100 --out growth
+scale-routing --cpu-clock --data D --passages 250 --questions 10 --no-reference --tokens 1e5,1e6 --backends "torch;int8"
+"""
+LINES = GIVEN.strip().splitlines()
+
+
+def model(name):
+    module, _, settings = COMMANDS[name][0].partition(":")
+    return getattr(import_module(f"msa_plugin.{module}"), settings)
+
+
+def called(monkeypatch, words):
+    """The settings that a command line makes, nothing run."""
+    made = []
+    monkeypatch.setattr(model(words[0]), "run", lambda self, out: made.append(self))
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return made[0]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_written_command_lines_are_read(monkeypatch, line):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    assert isinstance(called(monkeypatch, shlex.split(line)), model(line.split()[0]))
+
+
+def test_every_command_is_tried_and_tells_what_it_takes():
+    assert {line.split()[0] for line in LINES} == set(COMMANDS)
+    listed = CliRunner().invoke(app, ["--help"]).output
+    assert all(f"  {name} " in listed for name in COMMANDS)
+    told = CliRunner().invoke(app, ["latency", "--help"]).output
+    for said in ("Example: msa bench latency", "--no-peak", "iterative:dense", "16K,64K,256K,1M", "[default: 20]"):
+        assert said in told, said
+
+
+def test_values_arrive(monkeypatch):
+    grown = called(monkeypatch, ["scale", "--out", "o", "--sizes", "4K,1e3", "--budget", "2", "--synthetic"])
+    assert (grown.sizes, grown.minutes, grown.synthetic, grown.questions) == ((1000, 4096), 2.0, True, 100)
+    assert grown.systems == ("msa", "msa-interleave", "bm25", "dense", "hybrid") and grown.budget is None
+    needles = called(monkeypatch, ["needle", "-o", "o", "--depths", "3", "--tasks", "single-1", "--no-answers"])
+    assert (needles.depths, needles.tasks, needles.answers) == ((0.0, 0.5, 1.0), ("single-1",), False)
+    ranked = called(monkeypatch, ["retrieval", "--quick", "--added", "1M", "--distractors", "d", "-s", "msa, bm25"])
+    assert (ranked.added, ranked.seed, ranked.systems) == (1 << 20, 0, "msa, bm25")
