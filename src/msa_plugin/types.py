@@ -21,10 +21,14 @@ from msa_plugin.dates import Period as Period
 from msa_plugin.dates import Validity as Validity
 from msa_plugin.dates import When, period_of
 from msa_plugin.display import views
-from msa_plugin.errors import FingerprintMismatchError, InvalidDocumentError
+from msa_plugin.errors import InvalidDocumentError
 from msa_plugin.explanation import ChunkScore as ChunkScore
 from msa_plugin.explanation import Explanation as Explanation
 from msa_plugin.explanation import NamedBy as NamedBy
+from msa_plugin.fingerprint import FORMAT_VERSION as FORMAT_VERSION
+from msa_plugin.fingerprint import OLDEST_FORMAT as OLDEST_FORMAT
+from msa_plugin.fingerprint import WORDS_FORMAT as WORDS_FORMAT
+from msa_plugin.fingerprint import Fingerprint as Fingerprint
 from msa_plugin.reports import AddReport as AddReport
 from msa_plugin.reports import DeleteReport as DeleteReport
 from msa_plugin.reports import OnInvalid as OnInvalid
@@ -35,12 +39,8 @@ from msa_plugin.reports import TierStats as TierStats
 from msa_plugin.reports import VerifyReport as VerifyReport
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
 
-FORMAT_VERSION, OLDEST_FORMAT = 3, 1  # of banks: written, and still read
-WORDS_FORMAT = 3  # the first with words at rest
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as JSON writes it, told apart from an escaped backslash and "u0000"
 Filter: TypeAlias = Mapping[str, Any] | Callable[[Mapping[str, Any]], bool]
 
@@ -145,34 +145,6 @@ def _check_metadata(document: Document) -> None:
         _check_unicode(document.id, "metadata", json.dumps(dict(document.metadata), ensure_ascii=False))
     if _NUL.search(encoded):  # SQLite's JSON functions cut strings there: a filter would match what it should not
         raise InvalidDocumentError(f"document {document.id!r}: metadata holds a NUL character; remove it")
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """What a bank's latents depend on. Two banks with equal fingerprints are interchangeable."""
-
-    backbone: str
-    tokenizer: str
-    adapter: str
-    routing: str
-    content: str
-    dtype: str
-    template: str
-    window: int
-    format_version: int = FORMAT_VERSION
-
-    def differences(self, other: Fingerprint) -> list[str]:
-        """Names of the fields that differ, each with both values."""
-        mine, theirs = asdict(self), asdict(other)
-        return [f"{k}: bank has {theirs[k]!r}, this memory has {mine[k]!r}" for k in mine if mine[k] != theirs[k]]
-
-    def check(self, other: Fingerprint, folder: Path) -> None:
-        """Raises FingerprintMismatchError where the bank in `folder` has the `other`, of whatever format."""
-        if differing := self.differences(replace(other, format_version=self.format_version)):
-            raise FingerprintMismatchError(
-                f"{folder} was built with other settings: {'; '.join(differing)}. "
-                "Open it with the same model and adapter, or build a new bank in another folder"
-            )
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,6 @@ async def test_streaming_awaited(index):
     engine = index.as_query_engine(similarity_top_k=2, streaming=True)
     stream = await engine.aquery(ONE_HOP[0].question)
     pieces = [piece async for piece in stream.async_response_gen()]
-    assert len(pieces) > 1
     assert "".join(pieces) == str(engine.query(ONE_HOP[0].question))
 
 
