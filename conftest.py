@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 sys.path.insert(0, str(Path(__file__).parent / "tests"))
 
+# Triton reads it when it is imported, which frameworks do on their own, as early as in another conftest.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Timings are noisy on shared machines: no example fails for being slow.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
@@ -30,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which transformers does
+        os.environ.setdefault("TRITON_INTERPRET", "1")
     from msa_plugin.backbone.cache import cache_dir
     from msa_plugin.backbone.cpu import avoid_faulty_amx
 
