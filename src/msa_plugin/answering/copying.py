@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
 
 from torch import Tensor
 
@@ -22,17 +23,26 @@ _WORD, _ALONE = re.compile(r"\w"), re.compile(rf"[{SPACELESS}]")
 
 
 class Spellings:
-    """Tokens by the text that they add, of those that are whole characters."""
+    """A vocabulary by what its tokens add to a text."""
 
     def __init__(self, backbone: Backbone) -> None:
-        """Of the whole vocabulary, each behind a letter: some tokenizers drop the space that a text begins with."""
+        """Nothing is read yet: most answers never need it."""
+        self.backbone = backbone
+
+    @cached_property
+    def tokens(self) -> dict[str, list[int]]:
+        """Tokens by the text that they add, of those that are whole characters.
+
+        Each is read behind a letter: some tokenizers drop the space that a text begins with.
+        """
+        backbone, found = self.backbone, defaultdict(list)
         assert backbone.tokenizer is not None
         before = backbone.tokenize("a")[-1]
-        self.tokens: dict[str, list[int]] = defaultdict(list)
         for token in range(len(backbone.tokenizer)):
             text = backbone.detokenize([before, token])
             if len(text) > 1 and "\ufffd" not in text and token not in backbone.end_ids:
-                self.tokens[text[1:]].append(token)
+                found[text[1:]].append(token)
+        return found
 
 
 class Copied:
