@@ -15,7 +15,7 @@ import collect
 import measure
 
 from facade import TOPICS, topics
-from msa_plugin.bench.datasets import load_dataset
+from msa_plugin.data.datasets import load_dataset
 from tiny import tiny_adapter
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from facade import TOPICS, about
-from msa_plugin.bench.base import Dataset, Question
+from msa_plugin.data.datasets import Dataset, Question
 from msa_plugin.types import Document
 
 WORDS = ("amber", "basil", "cedar", "delta", "ember", "fjord", "grain", "hazel", "indigo", "jade", "kelp", "lotus")

@@ -9,10 +9,9 @@ from typer.testing import CliRunner
 from facade import opened
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.bench import absence
-from msa_plugin.bench.base import Dataset, Question
-from msa_plugin.bench.datasets import sample_dataset
 from msa_plugin.cli import bench
 from msa_plugin.cli.adapters import relevance
+from msa_plugin.data.datasets import Dataset, Question, sample_dataset
 from msa_plugin.errors import IngestError
 from msa_plugin.types import Document
 from tiny import judging, tiny_adapter

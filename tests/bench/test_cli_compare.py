@@ -42,7 +42,7 @@ def fakes(monkeypatch):
         return names
 
     monkeypatch.setattr("msa_plugin.bench.systems.create", made)
-    monkeypatch.setattr("msa_plugin.bench.systems.names.parse", parse)
+    monkeypatch.setattr("msa_plugin.bench.compare.parse", parse)
     return made
 
 

@@ -10,9 +10,9 @@ from growth_toys import corpus, distractors
 
 from facade import count_runs
 from msa_plugin.bank.quantize import scale_name, stored_keys
-from msa_plugin.bench.base import Dataset
 from msa_plugin.bench.growth import NOISE, Banks, noisy, noisy_keys, plan
 from msa_plugin.config import MemoryConfig
+from msa_plugin.data.datasets import Dataset
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Document

@@ -9,11 +9,11 @@ import pytest
 from growth_toys import corpus, distractors
 from toy_systems import create
 
-from msa_plugin.bench.contestant import AtSize, Contestant
 from msa_plugin.bench.growth import Banks
 from msa_plugin.bench.indexing import TextSource
 from msa_plugin.bench.latency import Latency, LatencySettings
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
+from msa_plugin.bench.timed_system import AtSize, TimedSystem
 from msa_plugin.config import MemoryConfig
 from msa_plugin.errors import ConfigError
 from tiny import tiny_adapter, tiny_backbone, tiny_model, tiny_tokenizer
@@ -89,14 +89,14 @@ def test_what_an_index_keeps_and_what_indexing_takes(measure):
 
 def test_systems_take_turns(measure):
     asked = []
-    ask = Contestant.ask
+    ask = TimedSystem.ask
 
     def watched(self, question):
         asked.append((self.name, question))
         return ask(self, question)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Contestant, "ask", watched)
+        patch.setattr(TimedSystem, "ask", watched)
         planned, _ = measure(sizes=SIZES[:1], repeats=1)
     turns = asked[len(SYSTEMS) :]  # the first question of each does not count
     assert len(turns) == len(SYSTEMS) * len(planned.questions)

@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 
-from msa_plugin.bench.base import Question
 from msa_plugin.bench.metrics import (
     bootstrap,
     contains_answer,
@@ -21,6 +20,7 @@ from msa_plugin.bench.metrics import (
     sources_recall,
     within,
 )
+from msa_plugin.data.datasets import Question
 from msa_plugin.errors import ConfigError, MissingExtraError
 
 

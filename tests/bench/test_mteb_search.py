@@ -11,9 +11,9 @@ import pytest
 mteb = pytest.importorskip("mteb")
 
 from facade import TOPICS, about, opened  # noqa: E402
-from msa_plugin.bench.base import Dataset, Question  # noqa: E402
 from msa_plugin.bench.mteb_search import MSASearch, evaluated, local_task, named_tasks  # noqa: E402
 from msa_plugin.cli import main  # noqa: E402
+from msa_plugin.data.datasets import Dataset, Question  # noqa: E402
 from msa_plugin.errors import ConfigError  # noqa: E402
 from msa_plugin.types import Document  # noqa: E402
 from tiny import tiny_adapter, tiny_backbone  # noqa: E402

@@ -11,10 +11,11 @@ import pytest
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.base import Cost, Dataset, Found, Reply, ResultRow, Scored, Workspace
+from msa_plugin.bench.base import Cost, Found, Reply, ResultRow, Scored, Workspace
 from msa_plugin.bench.needle import NeedleConfig, measure, run
 from msa_plugin.bench.needle_cases import TASKS, answered, make_task
 from msa_plugin.bench.store import SKIPPED, Results
+from msa_plugin.data.datasets import Dataset
 from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.types import Document
 

@@ -7,13 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from msa_plugin.bench.base import Question, Scored
+from msa_plugin.bench.base import Scored
 from msa_plugin.bench.paired import paired
 from msa_plugin.bench.report_quality import retrieval
 from msa_plugin.bench.report_rows import Saved
 from msa_plugin.bench.scoring import rows_of
 from msa_plugin.bench.store import Results
 from msa_plugin.cli.bench import app
+from msa_plugin.data.datasets import Question
 from msa_plugin.errors import ConfigError
 
 SETS = {"wiki": (1.0, 1), "news": (0.0, 2), "chunks": (0.25, 1)}  # share of passages with a title, hops

@@ -2,8 +2,8 @@
 
 import pytest
 
-from msa_plugin.bench.base import Dataset, Question
 from msa_plugin.bench.read import MODES, Read, modes_for
+from msa_plugin.data.datasets import Dataset, Question
 from msa_plugin.errors import ConfigError
 from msa_plugin.types import Document
 from tiny import tiny_adapter, tiny_backbone, tiny_lora, with_lora

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from msa_plugin.bench.base import Dataset, Question
 from msa_plugin.bench.sampling import Pace, affordable, in_order, thinned
+from msa_plugin.data.datasets import Dataset, Question
 from msa_plugin.types import Document
 
 QUESTIONS = [Question(str(i), "?", hops=1 + (i % 10 >= 6) + (i % 10 == 9)) for i in range(100)]  # 60, 30, 10

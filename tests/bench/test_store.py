@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from msa_plugin.bench import jsonl
 from msa_plugin.bench.base import ResultRow, Scored
 from msa_plugin.bench.provenance import command_line
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.config import MemoryConfig
+from msa_plugin.data import jsonl
 from msa_plugin.errors import ConfigError
 
 

@@ -7,9 +7,9 @@ from system_toys import ids, toy_dataset, workspace
 
 from facade import PER_LAYER
 from msa_plugin.bench.base import Workspace
-from msa_plugin.bench.datasets import sample_dataset
 from msa_plugin.bench.systems import FoundInRounds, Options, create
 from msa_plugin.config import InterleaveConfig
+from msa_plugin.data.datasets import sample_dataset
 from msa_plugin.errors import ConfigError, InvalidQueryError
 from msa_plugin.memory import LatentMemory
 from tiny import tiny_adapter

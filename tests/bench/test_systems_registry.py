@@ -7,10 +7,10 @@ import sys
 import pytest
 from system_toys import ids, static_model, toy_dataset, workspace
 
-from msa_plugin.bench.base import Answers, Cost, Dataset, Question, System
-from msa_plugin.bench.datasets import sample_dataset
+from msa_plugin.bench.base import Answers, Cost, System
 from msa_plugin.bench.systems import NAMES, Options, create, describe, models, parse
-from msa_plugin.bench.systems.names import Parsed, Rerank, parse_one
+from msa_plugin.bench.systems.system_spec import Parsed, Rerank, parse_one
+from msa_plugin.data.datasets import Dataset, Question, sample_dataset
 from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.types import Document
 

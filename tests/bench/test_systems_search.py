@@ -7,13 +7,13 @@ import pytest
 import torch
 from system_toys import Given, ids, static_model, toy_dataset, workspace
 
-from msa_plugin.bench.base import Dataset, Found, Scored
-from msa_plugin.bench.datasets import sample_dataset
+from msa_plugin.bench.base import Found, Scored
 from msa_plugin.bench.systems import Options, create
 from msa_plugin.bench.systems.common import best, falling, merged, texts
 from msa_plugin.bench.systems.dense import BackboneEmbedder, Dense
 from msa_plugin.bench.systems.embeddings import EmbeddingCache, Portion
-from msa_plugin.bench.systems.fusion import Fusion, reciprocal_ranks
+from msa_plugin.bench.systems.rank_fusion import Fusion, reciprocal_ranks
+from msa_plugin.data.datasets import Dataset, sample_dataset
 from msa_plugin.errors import ConfigError
 from msa_plugin.types import Document
 

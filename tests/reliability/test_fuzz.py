@@ -16,9 +16,9 @@ import reference_checkpoint
 from msa_plugin.backbone.adapter import Adapter, AdapterConfig
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.convert import from_reference
-from msa_plugin.bench import datasets, jsonl
 from msa_plugin.bench.store import Results
 from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig, Settings
+from msa_plugin.data import datasets, jsonl
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.errors import (
     AdapterError,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.base import Dataset, Question
+from msa_plugin.data.datasets import Dataset, Question
 from msa_plugin.training.data import corpus_of
 from msa_plugin.types import Document
 from reference_checkpoint import marker_tokenizer

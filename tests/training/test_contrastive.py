@@ -12,7 +12,7 @@ from test_groups import WORDS, corpus
 from facade import opened
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.lora import Lora
-from msa_plugin.bench.base import Dataset
+from msa_plugin.data.datasets import Dataset
 from msa_plugin.errors import ConfigError
 from msa_plugin.training import contrastive
 from msa_plugin.training.contrastive import Contrastive, ContrastiveConfig, contrastive_objective

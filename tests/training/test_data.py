@@ -6,8 +6,7 @@ from itertools import islice
 
 import pytest
 
-from msa_plugin.bench.base import Dataset, Question
-from msa_plugin.bench.datasets import load_dataset
+from msa_plugin.data.datasets import Dataset, Question, load_dataset
 from msa_plugin.errors import IngestError, TrainingError
 from msa_plugin.training.data import batches, corpus_of, drawn_numbers, named_sets, steps_of
 from msa_plugin.types import Document

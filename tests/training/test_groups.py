@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from msa_plugin.bench.base import Dataset, Question
+from msa_plugin.data.datasets import Dataset, Question
 from msa_plugin.errors import TrainingError
 from msa_plugin.training.data import corpus_of
 from msa_plugin.training.groups import GroupConfig, Groups, Pool

@@ -22,8 +22,8 @@ from fuzz_mutate import (
 
 from msa_plugin import config
 from msa_plugin.backbone.adapter import AdapterConfig
-from msa_plugin.bench.datasets import dataset_hash, find_datasets, load_dataset, load_distractors
 from msa_plugin.bench.store import Results
+from msa_plugin.data.datasets import dataset_hash, find_datasets, load_dataset, load_distractors
 from msa_plugin.ingest import read_paths
 from msa_plugin.types import Document
 from test_ingest_pdf import pdf

@@ -20,8 +20,7 @@ from typing import Any
 from hostile import TEXTS, insert, neutral
 
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.base import Dataset
-from msa_plugin.bench.datasets import load_dataset, sample_dataset
+from msa_plugin.data.datasets import Dataset, load_dataset, sample_dataset
 from msa_plugin.memory import LatentMemory
 
 CONTROLS = ("neutral", "shuffled")

@@ -21,10 +21,9 @@ from msa_plugin.arguments import answer_settings
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.handle import Selected
-from msa_plugin.bench.base import Dataset, Question
 from msa_plugin.bench.case import ModelCase, Row, Words, option
-from msa_plugin.bench.datasets import find_datasets, load_dataset
 from msa_plugin.bench.metrics import f1, normalised
+from msa_plugin.data.datasets import Dataset, Question, find_datasets, load_dataset
 from msa_plugin.errors import IngestError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Answer

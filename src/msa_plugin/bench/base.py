@@ -12,36 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from msa_plugin.data.datasets import Dataset, Question
 from msa_plugin.engine.engine import Engine
 from msa_plugin.memory import LatentMemory
 from msa_plugin.prompts import document_text
-from msa_plugin.types import Answer, Document
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question, the answers that count as right, and graded relevant passages (id -> grade > 0).
-
-    `itself` says that it is also a passage of the corpus, under its own id, which must not count as found.
-    """
-
-    id: str
-    text: str
-    answers: tuple[str, ...] = ()
-    positives: Mapping[str, int] = field(default_factory=dict)
-    hops: int = 1
-    kind: str = ""
-    itself: bool = False
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A corpus and the questions about it. `notes` say what was left out while loading, and why."""
-
-    name: str
-    documents: tuple[Document, ...]
-    questions: tuple[Question, ...]
-    notes: tuple[str, ...] = ()
+from msa_plugin.types import Answer
 
 
 class Scored(NamedTuple):

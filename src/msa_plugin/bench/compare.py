@@ -18,8 +18,7 @@ from msa_plugin.bench.recompute import recompute
 from msa_plugin.bench.report import write_report
 from msa_plugin.bench.runner import CompareConfig, RunOptions, compare
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
-from msa_plugin.bench.systems import names
-from msa_plugin.bench.systems.names import MEMORIES
+from msa_plugin.bench.systems.system_spec import MEMORIES, parse
 from msa_plugin.bench.watch import Watch
 from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.retrieval.prefilter import PrefilterSpec
@@ -55,7 +54,7 @@ class Comparing(RunOptions, Command):
         """The run. Raises ConfigError."""
         if (self.data is None) != self.quick:
             raise ConfigError("give --data DIR, or --quick for the sample corpus; not both, and not neither")
-        chosen = names.parse(self.systems) if self.systems else (QUICK if self.quick else USUAL)[part]
+        chosen = parse(self.systems) if self.systems else (QUICK if self.quick else USUAL)[part]
         if self.prefilter is not None:
             chosen = (*chosen, *_behind(chosen, self.prefilter))
         shared = {name: getattr(self, name) for name in RunOptions.model_fields}

@@ -14,18 +14,25 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import Field, field_validator
 
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.base import Dataset, OnStep, ResultRow
+from msa_plugin.bench.base import OnStep, ResultRow
 from msa_plugin.bench.case import ADAPTER, MODEL, Command, Sizes, Voice, option
-from msa_plugin.bench.contestant import Create, registry
-from msa_plugin.bench.datasets import dataset_hash, find_datasets, load_dataset, load_distractors, sample_dataset
 from msa_plugin.bench.growth import BANKS, Banks, GrowthPlan, plan
 from msa_plugin.bench.report import table, write_report
 from msa_plugin.bench.store import NOTE, Results
-from msa_plugin.bench.systems.names import MEMORIES, Systems
+from msa_plugin.bench.systems.system_spec import MEMORIES, Systems
+from msa_plugin.bench.timed_system import Create, registry
 from msa_plugin.bench.timing import reason
 from msa_plugin.bench.watch import Watch
 from msa_plugin.bench.workspaces import made_with
 from msa_plugin.config import MemoryConfig, Place, Settings
+from msa_plugin.data.datasets import (
+    Dataset,
+    dataset_hash,
+    find_datasets,
+    load_dataset,
+    load_distractors,
+    sample_dataset,
+)
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.errors import ConfigError, MissingExtraError, MSAError
 from msa_plugin.retrieval.prefilter import PrefilterSpec

@@ -17,11 +17,10 @@ from typing import Any, ClassVar
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.base import Dataset, Question
 from msa_plugin.bench.case import ModelCase, Row, Sizes, option
-from msa_plugin.bench.datasets import load_dataset
 from msa_plugin.bench.metrics import bootstrap
 from msa_plugin.bench.sampling import in_order
+from msa_plugin.data.datasets import Dataset, Question, load_dataset
 from msa_plugin.errors import AdapterError, ConfigError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Document

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.base import Dataset, OnStep, Workspace
-from msa_plugin.bench.contestant import Contestant, Create
+from msa_plugin.bench.base import OnStep, Workspace
 from msa_plugin.bench.growth import Banks
 from msa_plugin.bench.peak import peak_bytes, reset_peak
+from msa_plugin.bench.timed_system import Create, TimedSystem
 from msa_plugin.bench.timing import reason
 from msa_plugin.config import MemoryConfig
+from msa_plugin.data.datasets import Dataset
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.errors import MSAError
 from msa_plugin.memory import LatentMemory
@@ -120,11 +121,11 @@ def _peak(
     reset_peak()
     with banks.open(dataset.documents) as memory:
         workspace = Workspace(dataset, memory, cache, {"max_new_tokens": 8})
-        contestant = Contestant(name, workspace, create, hops=hops, per_round=per_round)
+        one = TimedSystem(name, workspace, create, hops=hops, per_round=per_round)
         try:
-            contestant.prepare()
+            one.prepare()
             for question in dataset.questions[:_ASKED]:
-                contestant.ask(question.text)
+                one.ask(question.text)
         finally:
-            contestant.close()
+            one.close()
     return peak_bytes()

@@ -15,16 +15,17 @@ from typing import Any
 
 from pydantic import Field
 
-from msa_plugin.bench.base import Cost, Dataset, Question, ResultRow, Workspace
+from msa_plugin.bench.base import Cost, ResultRow, Workspace
 from msa_plugin.bench.case import Sizes, option
-from msa_plugin.bench.contestant import AtSize, Contestant
 from msa_plugin.bench.growing import GrowthCommand, GrowthRun, GrowthSettings
 from msa_plugin.bench.growth import Banks, GrowthPlan, GrowthStep
 from msa_plugin.bench.growth_rows import DEPTH, LATENCY, latency_rows
 from msa_plugin.bench.indexing import TextSource, indexing_seconds, peak_of
-from msa_plugin.bench.systems.names import Systems
+from msa_plugin.bench.systems.system_spec import Systems
+from msa_plugin.bench.timed_system import AtSize, TimedSystem
 from msa_plugin.bench.timing import percentiles
 from msa_plugin.config import MemoryConfig
+from msa_plugin.data.datasets import Dataset, Question
 from msa_plugin.types import Document
 
 COST = "cost"
@@ -82,21 +83,21 @@ class Latency(GrowthRun):
             spent = self._ask(ready, planned, step, left)
             recalls = {c.name: c.recall([q.text for q in planned.questions], DEPTH) for c in ready}
             stats = memory.stats()
-        for contestant in ready:
-            if contestant.name not in spent:
+        for one in ready:
+            if one.name not in spent:
                 continue
-            records = _records(spent[contestant.name], planned.questions, recalls[contestant.name])
+            records = _records(spent[one.name], planned.questions, recalls[one.name])
             at = {"memory_tokens": step.size}
-            self.results.add_questions(LATENCY, planned.name, contestant.name, [{**at, **record} for record in records])
-            rows = [*_costs(contestant.cost, step), *self._peak(contestant.name, dataset, step)]
+            self.results.add_questions(LATENCY, planned.name, one.name, [{**at, **record} for record in records])
+            rows = [*_costs(one.cost, step), *self._peak(one.name, dataset, step)]
             rows += [replace(row, settings={**at, **row.settings}) for row in latency_rows(records)]
-            self.store(rows, planned.name, contestant.name, stats.documents, stats.tokens)
+            self.store(rows, planned.name, one.name, stats.documents, stats.tokens)
 
-    def _ready(self, name: str, workspace: Workspace, stack: ExitStack) -> Contestant | None:
+    def _ready(self, name: str, workspace: Workspace, stack: ExitStack) -> TimedSystem | None:
         """A system that has indexed the corpus and answered once; None, with a recorded reason, where it cannot."""
         chosen, question = self.settings, workspace.dataset.questions[0].text
         try:
-            made = Contestant(name, workspace, self.create, hops=chosen.hops, per_round=chosen.per_round)
+            made = TimedSystem(name, workspace, self.create, hops=chosen.hops, per_round=chosen.per_round)
             stack.callback(made.close)
             self.on_step(f"preparing {name}", 0, 1)
             made.prepare()
@@ -109,7 +110,7 @@ class Latency(GrowthRun):
         return made
 
     def _ask(
-        self, ready: Sequence[Contestant], planned: GrowthPlan, step: GrowthStep, left: int
+        self, ready: Sequence[TimedSystem], planned: GrowthPlan, step: GrowthStep, left: int
     ) -> dict[str, list[dict[AtSize, float]]]:
         """Seconds of each question by system; the systems take turns, in an order that rotates."""
         spent: dict[str, list[dict[AtSize, float]]] = defaultdict(list)
@@ -128,7 +129,7 @@ class Latency(GrowthRun):
         return spent
 
     def _turn(
-        self, one: Contestant, question: Question, spent: dict[str, list[dict[AtSize, float]]], dataset: str
+        self, one: TimedSystem, question: Question, spent: dict[str, list[dict[AtSize, float]]], dataset: str
     ) -> None:
         """One question; a system that fails is out, and what it did so far is dropped."""
         try:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from msa_plugin.bench.base import Question
+from msa_plugin.data.datasets import Question
 from msa_plugin.errors import ConfigError, MissingExtraError
 
 RETRIEVAL = ("nDCG@10", "R@2", "R@5", "R@10", "R@100", "RR@10", "AP")

@@ -12,9 +12,8 @@ from pydantic import model_validator
 from msa_plugin import __version__
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.base import Dataset
 from msa_plugin.bench.case import ModelCase, Row, Words, option
-from msa_plugin.bench.datasets import find_datasets, load_dataset
+from msa_plugin.data.datasets import Dataset, find_datasets, load_dataset
 from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.memory import LatentMemory
 

@@ -18,19 +18,19 @@ from pydantic import BeforeValidator, model_validator
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.base import Answers, Dataset, OnStep, Question, ResultRow, System, Workspace
+from msa_plugin.bench.base import Answers, OnStep, ResultRow, System, Workspace
 from msa_plugin.bench.case import ADAPTER, MODEL, Command, Sizes, Voice, Words, option
-from msa_plugin.bench.contestant import registry
-from msa_plugin.bench.datasets import load_distractors
 from msa_plugin.bench.growing import show
 from msa_plugin.bench.growth import BANKS, Banks, keys_alone
 from msa_plugin.bench.growth_rows import NEEDLE, needle_rows
 from msa_plugin.bench.needle_cases import TASKS, CountTokens, NeedleCase, make_task
 from msa_plugin.bench.store import Results
-from msa_plugin.bench.systems.names import Systems
+from msa_plugin.bench.systems.system_spec import Systems
+from msa_plugin.bench.timed_system import registry
 from msa_plugin.bench.watch import Watch
 from msa_plugin.bench.workspaces import made_with
 from msa_plugin.config import GenerationConfig, MemoryConfig, Place
+from msa_plugin.data.datasets import Dataset, Question, load_distractors
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.errors import ConfigError, MSAError
 from msa_plugin.types import Document

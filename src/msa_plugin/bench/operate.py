@@ -26,10 +26,10 @@ from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.quantize import stored_keys
 from msa_plugin.bench import peak
 from msa_plugin.bench.case import REPEATS, ClockedCase, Row, Sizes, medians, option
-from msa_plugin.bench.datasets import approximate_tokens, load_distractors, sample_dataset
 from msa_plugin.bench.growth import noisy
 from msa_plugin.bench.scale_sample import KeySample, encoded_sample
 from msa_plugin.config import BesideConfig, MemoryConfig
+from msa_plugin.data.datasets import approximate_tokens, load_distractors, sample_dataset
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.setup import fingerprint
 from msa_plugin.ingest import read_paths

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from msa_plugin.bench import archive, jsonl
+from msa_plugin.bench import archive
 from msa_plugin.bench.scoring import exact_twin, ranked
 from msa_plugin.bench.store import PACKED, Results
+from msa_plugin.data import jsonl
 from msa_plugin.errors import ConfigError
 
 _TEXTS = frozenset({"text", "queries"})

@@ -10,7 +10,6 @@ from msa_plugin.bench import plots
 from msa_plugin.bench import report_growth as growth
 from msa_plugin.bench import report_quality as quality
 from msa_plugin.bench.base import ResultRow
-from msa_plugin.bench.jsonl import write_atomic
 from msa_plugin.bench.page import page
 from msa_plugin.bench.report_rows import Saved, distinct
 from msa_plugin.bench.report_tables import (
@@ -26,6 +25,7 @@ from msa_plugin.bench.report_tables import (
     number,
     text,
 )
+from msa_plugin.data.jsonl import write_atomic
 from msa_plugin.errors import MissingExtraError
 
 TITLE = "MSA and retrieval-augmented generation, head to head"

@@ -1,7 +1,7 @@
 """The head-to-head run: every system on every data set, resumable question by question, whatever happens to one.
 
-Per data set a workspace is opened and the systems take turns (turn.py). Rows are computed from what happened to each
-question (scoring.py), so that a resumed run, an uninterrupted one and a recomputed one say the same.
+Per data set a workspace is opened and the systems take turns (run_system.py). Rows are computed from what happened to
+each question (scoring.py), so that a resumed run, an uninterrupted one and a recomputed one say the same.
 """
 
 from __future__ import annotations
@@ -17,25 +17,27 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.base import Answers, Dataset, Question, ResultRow, System, Workspace
+from msa_plugin.bench.base import Answers, ResultRow, System, Workspace
 from msa_plugin.bench.case import ADAPTER, MODEL, Words, one_size, option
-from msa_plugin.bench.datasets import (
+from msa_plugin.bench.dialogues import dialogues
+from msa_plugin.bench.growth import BANKS, Banks, distractors, keys_alone, padded
+from msa_plugin.bench.judge import Judge, judge_replies, unjudged
+from msa_plugin.bench.run_system import SystemRun
+from msa_plugin.bench.sampling import Others, Pace, affordable, in_order, thinned
+from msa_plugin.bench.scoring import exact_twin, rows_of
+from msa_plugin.bench.store import NOTE, Results
+from msa_plugin.bench.watch import Watch
+from msa_plugin.bench.workspaces import made_with, open_workspace
+from msa_plugin.config import GenerationConfig, MemoryConfig, Place, Settings
+from msa_plugin.data.datasets import (
+    Dataset,
+    Question,
     dataset_hash,
     find_datasets,
     load_dataset,
     load_distractors,
     sample_dataset,
 )
-from msa_plugin.bench.dialogues import dialogues
-from msa_plugin.bench.growth import BANKS, Banks, distractors, keys_alone, padded
-from msa_plugin.bench.judge import Judge, judge_replies, unjudged
-from msa_plugin.bench.sampling import Others, Pace, affordable, in_order, thinned
-from msa_plugin.bench.scoring import exact_twin, rows_of
-from msa_plugin.bench.store import NOTE, Results
-from msa_plugin.bench.turn import SystemTurn
-from msa_plugin.bench.watch import Watch
-from msa_plugin.bench.workspaces import made_with, open_workspace
-from msa_plugin.config import GenerationConfig, MemoryConfig, Place, Settings
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.errors import ConfigError, MSAError
 from msa_plugin.memory import LatentMemory
@@ -328,7 +330,7 @@ def _ask(session: _Session, dataset: Dataset, questions: Sequence[Question], *, 
         results.describe(dataset.name, {**facts, "tokens": workspace.tokens})
         if c.part == "qa":  # every answer is read through the memory; where nobody asks MSA, finding needs none
             _ = workspace.memory
-        turn = SystemTurn(c.part, results, workspace, session.watch, c.k, c.passages, c.batch)
+        turn = SystemRun(c.part, results, workspace, session.watch, c.k, c.passages, c.batch)
         for system in c.systems:
             if (dataset.name, system) not in session.failed:
                 _guarded(session, turn, system, questions)
@@ -343,7 +345,7 @@ def _warm(part: str, memory: LatentMemory) -> None:
         memory.ask("Is everything ready?", documents=[], max_new_tokens=1)
 
 
-def _guarded(session: _Session, turn: SystemTurn, name: str, questions: Sequence[Question]) -> None:
+def _guarded(session: _Session, turn: SystemRun, name: str, questions: Sequence[Question]) -> None:
     """One system's turn; what goes wrong in it is recorded, and nothing of the others is lost."""
     dataset, results, part = turn.workspace.dataset.name, session.results, session.config.part
     try:

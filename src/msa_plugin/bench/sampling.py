@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from msa_plugin.bench.base import Dataset, Question
+from msa_plugin.data.datasets import Dataset, Question
 from msa_plugin.prompts import document_text
 from msa_plugin.retrieval.bm25 import WordIndex
 

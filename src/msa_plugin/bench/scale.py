@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from msa_plugin.bench.base import Question, Workspace, find_others
+from msa_plugin.bench.base import Workspace, find_others
 from msa_plugin.bench.case import Sizes, option
 from msa_plugin.bench.growing import GrowthCommand, GrowthRun, GrowthSettings
 from msa_plugin.bench.growth import NAMESPACE, NOISE, GrowthPlan, GrowthStep
 from msa_plugin.bench.growth_rows import DEPTH, SCALE, loss_rows, scale_rows, scored
-from msa_plugin.bench.systems.names import Systems
+from msa_plugin.bench.systems.system_spec import Systems
+from msa_plugin.data.datasets import Question
 from msa_plugin.memory import LatentMemory
 from msa_plugin.retrieval.prefilter import PrefilterSpec, apart
 

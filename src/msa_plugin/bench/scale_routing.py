@@ -23,12 +23,11 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.view import Selection
 from msa_plugin.bench import peak
-from msa_plugin.bench.base import Dataset
 from msa_plugin.bench.case import ClockedCase, Row, Sizes, option
-from msa_plugin.bench.datasets import load_dataset, sample_dataset
 from msa_plugin.bench.route import copy_bandwidth
 from msa_plugin.bench.scale_sample import BankShape, KeySample, build, encoded_sample, reference_shape, store_sample
 from msa_plugin.config import MemoryConfig
+from msa_plugin.data.datasets import Dataset, load_dataset, sample_dataset
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.setup import fingerprint
 from msa_plugin.memory import LatentMemory

@@ -20,9 +20,9 @@ from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.quantize import stored_keys
-from msa_plugin.bench.base import Dataset
 from msa_plugin.bench.growth import noisy
 from msa_plugin.config import MemoryConfig, RoutingConfig
+from msa_plugin.data.datasets import Dataset
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.retrieval.ranking import shared_queries

@@ -14,8 +14,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from msa_plugin.bench import metrics
-from msa_plugin.bench.base import Question, ResultRow
+from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.store import Results
+from msa_plugin.data.datasets import Question
 
 BASE = "msa"  # what other systems are tested against
 ADAPTIVE = "adaptive"

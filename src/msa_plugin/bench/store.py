@@ -25,10 +25,11 @@ import numpy as np
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
-from msa_plugin.bench import archive, jsonl
+from msa_plugin.bench import archive
 from msa_plugin.bench.base import ResultRow, Scored
 from msa_plugin.bench.provenance import Provenance, now
 from msa_plugin.config import GenerationConfig, MemoryConfig, problems
+from msa_plugin.data import jsonl
 from msa_plugin.errors import ConfigError
 
 Key: TypeAlias = tuple[str, str, str, Mapping[str, Any]]  # part, dataset, system, settings

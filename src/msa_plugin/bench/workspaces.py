@@ -9,9 +9,10 @@ from typing import Any
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.base import Dataset, OnStep, Workspace
+from msa_plugin.bench.base import OnStep, Workspace
 from msa_plugin.bench.growth import Banks
 from msa_plugin.config import MemoryConfig
+from msa_plugin.data.datasets import Dataset
 from msa_plugin.engine.setup import fingerprint
 from msa_plugin.memory import LatentMemory
 

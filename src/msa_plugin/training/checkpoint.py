@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from msa_plugin.bench.jsonl import write_atomic
+from msa_plugin.data.jsonl import write_atomic
 from msa_plugin.errors import TrainingError
 
 _TENSORS, _STATE, _RUN = "state.safetensors", "state.json", "run.json"

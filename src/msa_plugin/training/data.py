@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from msa_plugin.bench.base import Dataset, Question
-from msa_plugin.bench.datasets import find_datasets
+from msa_plugin.data.datasets import Dataset, Question, find_datasets
 from msa_plugin.errors import IngestError, TrainingError
 from msa_plugin.types import Document
 

@@ -10,16 +10,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from msa_plugin.bench.base import Answers, System, Workspace
-from msa_plugin.bench.systems.beside import Mentioned, Titled, Worded
 from msa_plugin.bench.systems.common import FoundInRounds, Options
 from msa_plugin.bench.systems.dense import BackboneEmbedder, Dense, EmbeddingModel
-from msa_plugin.bench.systems.fusion import Fusion
 from msa_plugin.bench.systems.iterative import Decomposed, Iterative
 from msa_plugin.bench.systems.lexical import Bm25
 from msa_plugin.bench.systems.memory import Interleaved, Msa
-from msa_plugin.bench.systems.names import MEMORIES, NAMES, SUFFIXES, Parsed, parse, parse_one
 from msa_plugin.bench.systems.plain import ClosedBook, FullContext, Gold, Lures
+from msa_plugin.bench.systems.rank_fusion import Fusion
 from msa_plugin.bench.systems.rerank import Reranked
+from msa_plugin.bench.systems.score_fusion import WithMentions, WithTitles, WithWords
+from msa_plugin.bench.systems.system_spec import MEMORIES, NAMES, SUFFIXES, Parsed, parse, parse_one
 
 __all__ = ["NAMES", "SUFFIXES", "FoundInRounds", "Options", "create", "describe", "parse"]
 
@@ -56,12 +56,12 @@ def _build(name: str, parsed: Parsed, workspace: Workspace, options: Options) ->
     if parsed.prefilter is not None:
         options = replace(options, prefilter=parsed.prefilter)
     if parsed.mentions and parsed.kind not in MEMORIES:
-        return Mentioned(name, workspace, _base(replace(parsed, mentions=0.0), workspace, options), parsed.mentions)
+        return WithMentions(name, workspace, _base(replace(parsed, mentions=0.0), workspace, options), parsed.mentions)
     if parsed.titles and parsed.kind not in MEMORIES:
-        return Titled(name, workspace, _base(replace(parsed, titles=0.0), workspace, options), parsed.titles)
+        return WithTitles(name, workspace, _base(replace(parsed, titles=0.0), workspace, options), parsed.titles)
     if parsed.lexical and parsed.kind not in MEMORIES:
         base = _base(replace(parsed, lexical=0.0), workspace, options)
-        return Worded(name, workspace, base, parsed.lexical, Bm25("bm25", workspace, options))
+        return WithWords(name, workspace, base, parsed.lexical, Bm25("bm25", workspace, options))
     if parsed.kind in MEMORIES:
         options = replace(options, lexical=parsed.lexical, titles=parsed.titles, mentions=parsed.mentions)
     if parsed.kind in _SIMPLE:

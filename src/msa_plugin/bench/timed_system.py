@@ -36,7 +36,7 @@ class AtSize(NamedTuple):
     stage: str
 
 
-class Contestant:
+class TimedSystem:
     """One system ready to be asked, whose `ask` says where the time went."""
 
     def __init__(self, name: str, workspace: Workspace, create: Create, *, hops: int, per_round: int) -> None:

@@ -7,8 +7,10 @@ import json
 
 import pytest
 
-from msa_plugin.bench.base import Found, Question, Scored, find_others
-from msa_plugin.bench.datasets import (
+from msa_plugin.bench.base import Found, Scored, find_others
+from msa_plugin.bench.metrics import retrieval_scores
+from msa_plugin.data.datasets import (
+    Question,
     corpus_hash,
     dataset_hash,
     find_datasets,
@@ -16,7 +18,6 @@ from msa_plugin.bench.datasets import (
     load_distractors,
     sample_dataset,
 )
-from msa_plugin.bench.metrics import retrieval_scores
 from msa_plugin.errors import DuplicateDocumentError, IngestError
 
 CORPUS = [

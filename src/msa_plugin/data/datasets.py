@@ -18,10 +18,10 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from msa_plugin.bench.base import Dataset, Question
 from msa_plugin.data import sample_documents, sample_questions
 from msa_plugin.errors import DuplicateDocumentError, IngestError, InvalidDocumentError
 from msa_plugin.types import Document
@@ -30,6 +30,32 @@ SPLITS = ("test", "dev", "train")
 SHOWN = 3  # ids named in a note
 _HEADER = re.compile(r"[A-Za-z][\w -]*")
 MAX_LINE = 1 << 26  # bytes; a small packed file can hold a line of any length
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, the answers that count as right, and graded relevant passages (id -> grade > 0).
+
+    `itself` says that it is also a passage of the corpus, under its own id, which must not count as found.
+    """
+
+    id: str
+    text: str
+    answers: tuple[str, ...] = ()
+    positives: Mapping[str, int] = field(default_factory=dict)
+    hops: int = 1
+    kind: str = ""
+    itself: bool = False
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A corpus and the questions about it. `notes` say what was left out while loading, and why."""
+
+    name: str
+    documents: tuple[Document, ...]
+    questions: tuple[Question, ...]
+    notes: tuple[str, ...] = ()
 
 
 class _Record(NamedTuple):

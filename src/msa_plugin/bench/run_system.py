@@ -7,27 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from msa_plugin.bench.base import (
-    Answers,
-    Cost,
-    Found,
-    Question,
-    Reply,
-    ResultRow,
-    Scored,
-    System,
-    Workspace,
-    find_others,
-)
+from msa_plugin.bench.base import Answers, Cost, Found, Reply, ResultRow, Scored, System, Workspace, find_others
 from msa_plugin.bench.peak import peak_bytes, reset_peak
 from msa_plugin.bench.scoring import ADAPTIVE, Record, finished
 from msa_plugin.bench.store import Results
 from msa_plugin.bench.watch import Watch
+from msa_plugin.data.datasets import Question
 from msa_plugin.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class SystemTurn:
+class SystemRun:
     """`part` is retrieval or qa; `k` passages are ranked, or for qa the best of each number in `passages` are read."""
 
     part: str

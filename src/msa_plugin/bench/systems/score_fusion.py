@@ -25,7 +25,7 @@ from msa_plugin.stems import stems
 Scores = NDArray[np.float64]
 
 
-class Rescored(ABC):
+class ScoreFusion(ABC):
     """Ranks by what `again` makes of the scores of `base`, over the whole corpus."""
 
     def __init__(self, name: str, workspace: Workspace, base: System, weight: float) -> None:
@@ -73,7 +73,7 @@ class Rescored(ABC):
         return tuple(Scored(self.documents[i].id, float(scores[i])) for i in best(scores, k))
 
 
-class Worded(Rescored):
+class WithWords(ScoreFusion):
     """A passage's score is its cosine plus a weight times its share of the question's best BM25."""
 
     def __init__(self, name: str, workspace: Workspace, base: System, weight: float, words: Bm25) -> None:
@@ -97,11 +97,11 @@ class Worded(Rescored):
         self.words.close()
 
 
-class Titled(Rescored):
+class WithTitles(ScoreFusion):
     """Of its passages those gain that the question, or the best passages, name by their titles."""
 
     def __init__(self, name: str, workspace: Workspace, base: System, weight: float) -> None:
-        """As `Rescored`."""
+        """As `ScoreFusion`."""
         super().__init__(name, workspace, base, weight)
         self.titles = TitleIndex([d.title for d in self.documents])
 
@@ -115,11 +115,11 @@ class Titled(Rescored):
         return scores + self.weight * gains
 
 
-class Mentioned(Rescored):
+class WithMentions(ScoreFusion):
     """Of its passages those gain that have a rare name in common with the best ones."""
 
     def __init__(self, name: str, workspace: Workspace, base: System, weight: float) -> None:
-        """As `Rescored`."""
+        """As `ScoreFusion`."""
         super().__init__(name, workspace, base, weight)
         table = WordTable.of((document.title, document.text) for document in self.documents)
         self.parts = [WordPart(table, np.arange(len(self.documents), dtype=np.int64), None)]
