@@ -113,7 +113,7 @@ def test_it_is_all_there_after_a_restart(tmp_path, backbone, adapter):
 def test_no_query_walks_other_namespaces(memory, below):
     """SQLite's plan: every step searches an index by namespace, so that others cost nothing."""
     memory.add(["one"])
-    db, scope = memory.engine.bank._moments.now.catalog._db, Scope("default", below)
+    db, scope = memory.engine.bank._views.now.catalog._db, Scope("default", below)
     sql = f"SELECT segment FROM documents WHERE {scope.sql} AND ordinal <= 9 AND (deleted IS NULL OR deleted > 9)"
     plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {sql}", scope.bound)]
     assert not [step for step in plan if step.startswith("SCAN")]

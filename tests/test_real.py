@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from msa_plugin.answering.reading import Excerpt
-from msa_plugin.backbone.attention import Pass
+from msa_plugin.backbone.attention import ForwardState
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.read import answer_nll
 from msa_plugin.config import InterleaveConfig
@@ -46,7 +46,7 @@ def test_plugin_on_equals_the_stock_model_without_memory(real_backbone: Backbone
     single = Backbone.load(dtype="float32")
     ids = torch.tensor([single.tokenize("Penguins hold their eggs on their feet through the winter night.")])
     mask = torch.ones_like(ids).bool()
-    ours = single.run(Pass(), ids, mask, torch.arange(ids.shape[1])[None], logits="all")
+    ours = single.run(ForwardState(), ids, mask, torch.arange(ids.shape[1])[None], logits="all")
     with torch.no_grad():
         assert (ours - single.model(ids).logits).abs().max() < 1e-3
 

@@ -16,8 +16,8 @@ from msa_plugin.answering.generative.scheduler import Scheduler
 from msa_plugin.answering.per_layer import LayerRouting, LayerRow, RoutedPass
 from msa_plugin.answering.resume import Earlier, in_common, kept_rows
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.backbone.batching import joined
 from msa_plugin.backbone.families import decoder_layers
-from msa_plugin.backbone.joining import joined
 from msa_plugin.memory import LatentMemory
 from msa_plugin.retrieval.assembly import BankSource
 from tiny import tiny_adapter, tiny_backbone, tiny_lora, with_lora
@@ -191,7 +191,8 @@ def test_questions_are_answered_as_without_it(tmp_path: Path, monkeypatch: Any) 
     settings: dict[str, Any] = {"dtype": "float32", "keys_dtype": "float32", "device": "cpu"}
     with LatentMemory.open(tmp_path / "bank", model=str(folder), **settings) as memory:
         memory.add(topics())
-        assert memory.engine.generative is not None and memory.engine.generative.wire.head  # computed once, not counted
+        loop = memory.engine.generative
+        assert loop is not None and loop.codec.head  # computed once, not counted
         with layer_tokens(memory.engine.backbone) as resumed:
             ours = memory.ask(questions, **options)
         monkeypatch.setattr(Scheduler, "_earlier", lambda *_: None)

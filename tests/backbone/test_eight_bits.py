@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from facade import TOPICS, opened, topics
 from msa_plugin.backbone import eight_bits as module
-from msa_plugin.backbone.attention import Pass
+from msa_plugin.backbone.attention import ForwardState
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.eight_bits import EightBits, eight_bits, multiplies
 from msa_plugin.config import MemoryConfig
@@ -41,7 +41,7 @@ def asked_anew():
 def after(backbone, weights=None, lora=None, rows=1, step=1):
     """Logits of the next `step` tokens after a prefill of all but these."""
     ids = IDS.expand(rows, -1)
-    state, positions = Pass(keep_cache=True, lora=lora), torch.arange(ids.shape[1]).expand(rows, -1)
+    state, positions = ForwardState(keep_cache=True, lora=lora), torch.arange(ids.shape[1]).expand(rows, -1)
     real = torch.ones_like(ids, dtype=torch.bool)
     backbone.run(state, ids[:, :-step], real[:, :-step], positions[:, :-step])
     state.eight_bits = weights

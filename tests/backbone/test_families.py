@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from msa_plugin.backbone.attention import NAME, CausalRows, Pass, Sink
+from msa_plugin.attention_context import LayerContext
+from msa_plugin.backbone.attention import NAME, ActivationRecorder, CausalRows, ForwardState
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.families import shift_keys
-from msa_plugin.contexts import LayerContext
 from msa_plugin.encoding.encoder import Encoder, pad_left, pad_right
 from msa_plugin.errors import UnsupportedBackboneError
 from msa_plugin.retrieval.assembly import encode_head
@@ -32,7 +32,7 @@ def test_logits_are_the_stock_ones_before_during_and_after(any_backbone: Backbon
     ids = torch.randint(3, 250, (1, 20), generator=torch.Generator().manual_seed(1))
     before, implementation = model(ids).logits, model.config._attn_implementation
     mask = torch.ones_like(ids).bool()
-    ours = any_backbone.run(Pass(), ids, mask, _positions(mask), logits="all")
+    ours = any_backbone.run(ForwardState(), ids, mask, _positions(mask), logits="all")
     assert (ours - before).abs().max() < TOLERANCE
     assert model.config._attn_implementation == implementation != NAME
     assert torch.equal(model(ids).logits, before)
@@ -41,7 +41,7 @@ def test_logits_are_the_stock_ones_before_during_and_after(any_backbone: Backbon
 
 @torch.no_grad()
 def test_an_error_inside_leaves_the_stock_model(any_backbone: Backbone) -> None:
-    class Breaks(Pass):
+    class Breaks(ForwardState):
         def see_attention(self, *args):
             raise RuntimeError("inside")
 
@@ -56,10 +56,11 @@ def test_an_error_inside_leaves_the_stock_model(any_backbone: Backbone) -> None:
 def test_a_padded_batch_equals_single_rows(any_backbone: Backbone, pad) -> None:
     rows = [list(range(10, 27)), [40, 41, 42], [60]]
     ids, mask = pad(rows, torch.device("cpu"))
-    together = any_backbone.run(Pass(), ids, mask, _positions(mask), logits="all")
+    together = any_backbone.run(ForwardState(), ids, mask, _positions(mask), logits="all")
     for index, row in enumerate(rows):
         one = torch.tensor([row])
-        alone = any_backbone.run(Pass(), one, torch.ones_like(one).bool(), torch.arange(len(row))[None], logits="all")
+        real, places = torch.ones_like(one).bool(), torch.arange(len(row))[None]
+        alone = any_backbone.run(ForwardState(), one, real, places, logits="all")
         assert (together[index][mask[index]] - alone[0]).abs().max() < TOLERANCE
 
 
@@ -67,15 +68,15 @@ def test_right_padded_rows_need_no_mask(any_backbone: Backbone) -> None:
     rows = [list(range(10, 27)), [40, 41, 42]]
     ids, mask = pad_right(rows, torch.device("cpu"))
     fast = any_backbone.run(CausalRows(), ids, mask, _positions(mask), logits="all")
-    slow = any_backbone.run(Pass(), ids, mask, _positions(mask), logits="all")
+    slow = any_backbone.run(ForwardState(), ids, mask, _positions(mask), logits="all")
     assert (fast[mask] - slow[mask]).abs().max() < TOLERANCE
 
 
 def test_decoding_step_by_step_equals_one_prefill(any_backbone: Backbone) -> None:
     ids = torch.tensor([list(range(20, 40))])
     mask = torch.ones_like(ids).bool()
-    whole = any_backbone.run(Pass(), ids, mask, torch.arange(20)[None], logits="all")
-    state = Pass(keep_cache=True)
+    whole = any_backbone.run(ForwardState(), ids, mask, torch.arange(20)[None], logits="all")
+    state = ForwardState(keep_cache=True)
     parts = [any_backbone.run(state, ids[:, :9], mask[:, :9], torch.arange(9)[None], logits="all")]
     for at in range(9, 20):
         position = torch.tensor([[at]])
@@ -102,18 +103,18 @@ def test_unpooled_memory_equals_plain_attention_over_the_same_text(family: str) 
     text, rest = list(range(10, 22)), list(range(50, 58))
     ids = torch.tensor([text + rest])
     mask = torch.ones_like(ids).bool()
-    dense = backbone.run(Pass(), ids, mask, torch.arange(20)[None], logits="all")[:, 12:]
+    dense = backbone.run(ForwardState(), ids, mask, torch.arange(20)[None], logits="all")[:, 12:]
     source = Prefix(encode_head(backbone, text))
     row = torch.tensor([rest])
     remembered = backbone.run(
-        Pass(source=source), row, torch.ones_like(row).bool(), torch.arange(12, 20)[None], logits="all"
+        ForwardState(source=source), row, torch.ones_like(row).bool(), torch.arange(12, 20)[None], logits="all"
     )
     assert (dense - remembered).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize("by", [1, 37, -5])
 def test_shifted_keys_are_those_of_a_text_further_on(any_backbone: Backbone, by: int) -> None:
-    class Keys(Sink):
+    class Keys(ActivationRecorder):
         def __init__(self) -> None:
             self.keys: dict[int, torch.Tensor] = {}
 
@@ -121,10 +122,10 @@ def test_shifted_keys_are_those_of_a_text_further_on(any_backbone: Backbone, by:
             self.keys[layer] = keys
 
     def keys_from(start: int) -> dict[int, torch.Tensor]:
-        sink, ids = Keys(), torch.arange(10, 22)[None]
+        recorder, ids = Keys(), torch.arange(10, 22)[None]
         positions = torch.arange(start, start + 12)[None]
-        any_backbone.run(CausalRows(sink=sink), ids, torch.ones_like(ids).bool(), positions, logits="none")
-        return sink.keys
+        any_backbone.run(CausalRows(recorder=recorder), ids, torch.ones_like(ids).bool(), positions, logits="none")
+        return recorder.keys
 
     here, there = keys_from(8), keys_from(8 + by)
     for layer, keys in here.items():

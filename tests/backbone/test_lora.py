@@ -5,9 +5,9 @@ import threading
 import pytest
 import torch
 
-from msa_plugin.backbone.attention import Pass, Sink
+from msa_plugin.backbone.attention import ActivationRecorder, ForwardState
+from msa_plugin.backbone.batching import joined
 from msa_plugin.backbone.families import decoder_layers
-from msa_plugin.backbone.joining import joined
 from msa_plugin.backbone.lora import TARGETS, Lora, Update
 from msa_plugin.errors import AdapterError
 from tiny import merged, tiny_backbone, tiny_lora, tiny_model
@@ -122,7 +122,7 @@ def test_a_pass_keeps_its_update_from_prefill_to_decoding(family, fitted):
     other = merged(backbone, lora)
     lora = lora.fitted(backbone.model) if fitted else lora
     ids, following = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]]), torch.tensor([[13]])
-    with_update, taken_up = Pass(keep_cache=True, lora=lora), Pass(keep_cache=True)
+    with_update, taken_up = ForwardState(keep_cache=True, lora=lora), ForwardState(keep_cache=True)
     torch.testing.assert_close(step(backbone, with_update, ids), step(other, taken_up, ids), atol=1e-4, rtol=1e-4)
     alone, beside = joined([(with_update, [1])]), joined([(taken_up, [1])])
     found, expected = step(backbone, alone, following, 4), step(other, beside, following, 4)
@@ -132,14 +132,14 @@ def test_a_pass_keeps_its_update_from_prefill_to_decoding(family, fitted):
 
 def test_passes_with_different_updates_do_not_join(model):
     backbone = tiny_backbone()
-    states = [Pass(keep_cache=True, lora=lora) for lora in (None, tiny_lora(backbone.model))]
+    states = [ForwardState(keep_cache=True, lora=lora) for lora in (None, tiny_lora(backbone.model))]
     for state in states:
         step(backbone, state, IDS)
     with pytest.raises(ValueError, match="too many values"):
         joined([(state, [0]) for state in states])
 
 
-class Stops(Sink):
+class Stops(ActivationRecorder):
     """Fails in the middle of a forward, or says that it has seen enough."""
 
     def __init__(self, fails):
@@ -159,13 +159,13 @@ def test_a_forward_that_ends_early_leaves_the_stock_model(fails, fitted):
     backbone = tiny_backbone()
     lora = tiny_lora(backbone.model)
     lora = lora.fitted(backbone.model) if fitted else lora
-    before = step(backbone, Pass(), IDS)
+    before = step(backbone, ForwardState(), IDS)
     try:
-        assert step_none(backbone, Pass(sink=Stops(fails), lora=lora)) is None
+        assert step_none(backbone, ForwardState(recorder=Stops(fails), lora=lora)) is None
     except MemoryError:
         assert fails
     assert untouched(backbone.model)
-    assert torch.equal(step(backbone, Pass(), IDS), before)
+    assert torch.equal(step(backbone, ForwardState(), IDS), before)
 
 
 def step_none(backbone, state):
@@ -183,11 +183,11 @@ def test_an_update_that_does_not_fit_leaves_nothing_behind(model):
 def test_threads_with_and_without_do_not_see_each_other():
     backbone = tiny_backbone()
     kinds = [None, tiny_lora(backbone.model).fitted(backbone.model)]
-    alone = [step(backbone, Pass(lora=lora), IDS) for lora in kinds]
+    alone = [step(backbone, ForwardState(lora=lora), IDS) for lora in kinds]
     wrong = []
 
     def work(index):
-        seen = [step(backbone, Pass(lora=kinds[index]), IDS) for _ in range(30)]
+        seen = [step(backbone, ForwardState(lora=kinds[index]), IDS) for _ in range(30)]
         wrong.extend(index for logits in seen if not torch.equal(logits, alone[index]))
 
     threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1, 0, 1)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from msa_plugin.backbone.attention import Pass
-from msa_plugin.backbone.joining import joined
-from msa_plugin.bank.lanes import PlainLane
+from msa_plugin.backbone.attention import ForwardState
+from msa_plugin.backbone.batching import joined
+from msa_plugin.bank.device_transfer import DeviceTransfer
 from msa_plugin.bank.tiers import Budget, ContentTier
 from msa_plugin.encoding.encoder import pad_left
 from msa_plugin.retrieval import assembly
@@ -43,9 +43,9 @@ def paged(request, monkeypatch):
 
 def _prefill(backbone, rows, chosen):
     head = encode_head(backbone, [1, 40, 41])
-    store = ContentTier(_Store(), PlainLane(torch.device("cpu")), Budget(0))
+    store = ContentTier(_Store(), DeviceTransfer(torch.device("cpu")), Budget(0))
     source = BankSource(store, READING, head, len(rows), selected=chosen, kernels="auto")
-    state = Pass(source=source, keep_cache=True)
+    state = ForwardState(source=source, keep_cache=True)
     ids, mask = pad_left(rows, backbone.device)
     return state, _step(backbone, state, ids, mask, 0)
 

@@ -144,7 +144,7 @@ def test_a_named_snapshot_stays_whatever_others_do(folder, other):
 def test_a_handle_at_rest_holds_no_transaction(bank, folder):
     bank.commit([encoded("a")], NS)
     with open_bank(folder, read_only=True) as reader:
-        connection = reader._moments.shown.catalog
+        connection = reader._views.shown.catalog
         assert not connection.holds_snapshot
         selection = reader.select(NS)
         assert connection.holds_snapshot, "while somebody has a selection, its documents stay readable"
@@ -184,7 +184,7 @@ def test_selections_that_other_threads_drop_are_let_go(bank, folder):
                 thread.join()
             sys.setswitchinterval(before)
         assert not errors
-        assert not reader._moments.shown.catalog.holds_snapshot and not reader._moments._past
+        assert not reader._views.shown.catalog.holds_snapshot and not reader._views._past
 
 
 @pytest.mark.slow

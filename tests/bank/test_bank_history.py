@@ -1,4 +1,4 @@
-"""Moments: what a handle, a named snapshot and a compaction each see, here and in another process."""
+"""ViewPool: what a handle, a named snapshot and a compaction each see, here and in another process."""
 
 import random
 

@@ -89,7 +89,7 @@ def test_read_only_media(folder, no_files):
         with open_bank(folder, read_only=True, **options) as reader:
             assert set(picture(reader)) == {"d0", "d1", "d2"} and reader.verify().ok
             reader.refresh()
-            assert reader._moments.shown.catalog.connection._rest is not None
+            assert reader._views.shown.catalog.connection._rest is not None
     assert not (folder / "catalog.sqlite-shm").exists()
 
 

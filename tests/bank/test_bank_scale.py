@@ -79,9 +79,9 @@ def test_lookups_use_indexes(large):
 
         def cost(action):
             steps[0] = 0
-            bank._moments.now.catalog._db.set_progress_handler(count, 100)
+            bank._views.now.catalog._db.set_progress_handler(count, 100)
             action()
-            bank._moments.now.catalog._db.set_progress_handler(None, 0)
+            bank._views.now.catalog._db.set_progress_handler(None, 0)
             return steps[0] * 100
 
         assert cost(lambda: bank.lookup(["5-5"], NS)) < 1000

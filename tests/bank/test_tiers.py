@@ -7,20 +7,20 @@ import gc
 import pytest
 import torch
 
-from lanes import LateLane
 from msa_plugin.bank import tiers as module
-from msa_plugin.bank.lanes import PlainLane, lane_to
+from msa_plugin.bank.device_transfer import DeviceTransfer, transfer_to
 from msa_plugin.bank.quantize import quantized
 from msa_plugin.bank.tiers import Budget, ContentTier, KeyTier
 from msa_plugin.config import RoutingConfig
 from msa_plugin.retrieval.key_search import KeySearch
 from msa_plugin.types import KeyBlock
+from transfers import LateTransfer
 
 CONFIG = RoutingConfig(layers=(0,), heads=4, kv_heads=2, head_dim=8, pooling=8)
 SEGMENTS, CHUNKS = 6, (3, 1, 0, 9)
 KEYS = sum(CHUNKS) * 16 * 2
 ONE = KEYS + (len(CHUNKS) + 1) * 8  # on the device offsets lie beside the keys
-LANES = {"cpu": lambda: PlainLane(torch.device("cpu")), "late": LateLane}
+TRANSFERS = {"cpu": lambda: DeviceTransfer(torch.device("cpu")), "late": LateTransfer}
 
 
 def _blocks(allowed=None, dtype=torch.float16):
@@ -34,8 +34,8 @@ def _blocks(allowed=None, dtype=torch.float16):
     return found
 
 
-def _tier(lane="cpu", device=None, host=0):
-    return KeyTier(LANES[lane]() if isinstance(lane, str) else lane, Budget(device), Budget(host))
+def _tier(transfer="cpu", device=None, host=0):
+    return KeyTier(TRANSFERS[transfer]() if isinstance(transfer, str) else transfer, Budget(device), Budget(host))
 
 
 def _found(tier, blocks, tile_chunks=16384):
@@ -49,32 +49,32 @@ def _same(one, other):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("transfer", TRANSFERS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int8])
 @pytest.mark.parametrize("device", [0, ONE - 1, 3 * ONE, None])
 @pytest.mark.parametrize("host", [0, 1024])
-def test_results_do_not_depend_on_budgets(lane, dtype, device, host):
+def test_results_do_not_depend_on_budgets(transfer, dtype, device, host):
     blocks = _blocks(dtype=dtype)
     plain = _found(_tier(), blocks)
-    tier = _tier(lane, device, host)
+    tier = _tier(transfer, device, host)
     for _ in range(3):
         _same(_found(tier, blocks), plain)
         assert device is None or tier.device.used <= device
         assert tier.host.used <= host
 
 
-@pytest.mark.parametrize("lane", LANES)
-def test_budgets_are_used_first_come_first_served_and_counted(lane):
+@pytest.mark.parametrize("transfer", TRANSFERS)
+def test_budgets_are_used_first_come_first_served_and_counted(transfer):
     blocks = _blocks()
-    tier = _tier(lane, 2 * ONE + 5, 2 * 1024)
-    kept = tier.lane.host_bytes(KEYS)
+    tier = _tier(transfer, 2 * ONE + 5, 2 * 1024)
+    kept = tier.transfer.host_bytes(KEYS)
     hosted = 2048 // kept
     for question in (1, 2):
         found = list(tier.blocks(blocks))
         assert (tier.device.used, tier.host.used) == (2 * ONE, hosted * kept)
         assert tier.streamed == question * (SEGMENTS - 2) * KEYS
-        assert [b.device_offsets is not None for b in found[:3]] == [True, True, lane == "late"]
-    if lane == "cpu":
+        assert [b.device_offsets is not None for b in found[:3]] == [True, True, transfer == "late"]
+    if transfer == "cpu":
         maps = [b.keys.data_ptr() for b in blocks]
         assert [b.keys.data_ptr() in maps for b in found] == [False] * (2 + hosted) + [True] * (SEGMENTS - 2 - hosted)
 
@@ -85,7 +85,7 @@ def test_on_a_cpu_without_budgets_the_maps_are_used_as_they_are():
 
 
 def test_a_device_without_streams_gets_keys_once():
-    tier, [block, *_] = _tier(PlainLane(torch.device("meta"))), _blocks()
+    tier, [block, *_] = _tier(DeviceTransfer(torch.device("meta"))), _blocks()
     [first], [again] = tier.blocks([block]), tier.blocks([block])
     assert first.keys.device.type == "meta" and again.keys is first.keys
     assert first.offsets is block.offsets and first.device_offsets.device.type == "meta"
@@ -94,9 +94,9 @@ def test_a_device_without_streams_gets_keys_once():
 def test_resident_keys_are_sent_once_and_others_for_every_search():
     tier, blocks = _tier("late", 2 * ONE), _blocks()
     list(tier.blocks(blocks))
-    assert tier.lane.bytes == SEGMENTS * ONE
+    assert tier.transfer.bytes == SEGMENTS * ONE
     list(tier.blocks(blocks))
-    assert tier.lane.bytes == (2 * SEGMENTS - 2) * ONE
+    assert tier.transfer.bytes == (2 * SEGMENTS - 2) * ONE
 
 
 def test_one_tile_is_on_its_way_while_another_is_searched():
@@ -104,10 +104,10 @@ def test_one_tile_is_on_its_way_while_another_is_searched():
     searched = []
     for block in tier.blocks(blocks, tile_chunks=4):
         searched.append(block)
-        tier.lane.log.append(("search", len(searched) - 1))
+        tier.transfer.log.append(("search", len(searched) - 1))
     # Each segment is cut before its third document; the long fourth one is left to the search.
-    sent = [event for event, _ in tier.lane.log]
-    at = {entry: place for place, entry in enumerate(tier.lane.log)}
+    sent = [event for event, _ in tier.transfer.log]
+    at = {entry: place for place, entry in enumerate(tier.transfer.log)}
     assert sent.count("send") == sent.count("wait") == SEGMENTS
     assert all(at["send", n] < at["wait", n] for n in range(SEGMENTS))
     for n in range(1, SEGMENTS):
@@ -121,24 +121,24 @@ def test_documents_longer_than_a_tile_are_found_all_the_same():
     _same(_found(_tier("late", 0), blocks, tile_chunks=4), _found(_tier(), blocks, tile_chunks=4))
 
 
-@pytest.mark.parametrize("lane", LANES)
-def test_what_is_not_allowed_is_neither_sent_nor_counted(lane):
+@pytest.mark.parametrize("transfer", TRANSFERS)
+def test_what_is_not_allowed_is_neither_sent_nor_counted(transfer):
     allowed = torch.tensor([True, False, False, True])
     blocks = _blocks(allowed)
     for block in blocks:
         block.keys[3] = torch.nan
-    tier = _tier(lane, 0)
+    tier = _tier(transfer, 0)
     _same(_found(tier, blocks), _found(_tier(), blocks))
     assert tier.streamed == SEGMENTS * 12 * 16 * 2
-    if lane == "late":
-        assert not any(tensors[0].isnan().any() for tensors in tier.lane.sent)
+    if transfer == "late":
+        assert not any(tensors[0].isnan().any() for tensors in tier.transfer.sent)
 
 
 def test_a_block_without_allowed_documents_stays_where_it_is():
     [block, *_] = _blocks(torch.zeros(4).bool())
     tier = _tier("late")
     [same] = tier.blocks([block])
-    assert same is block and not tier.lane.sent and not tier.streamed
+    assert same is block and not tier.transfer.sent and not tier.streamed
 
 
 @pytest.mark.slow
@@ -185,7 +185,7 @@ def test_a_copy_that_fails_gives_its_room_back():
     def full(tensor):
         raise MemoryError
 
-    tier.lane.kept = full
+    tier.transfer.kept = full
     with pytest.raises(MemoryError):
         list(tier.blocks([block]))
     assert tier.device.used == 0
@@ -207,7 +207,7 @@ EACH = 2 * 4 * 4  # bytes a chunk
 
 def test_content_read_most_recently_is_held():
     store = _Store()
-    tier = ContentTier(store, PlainLane(torch.device("cpu")), Budget(5 * EACH))
+    tier = ContentTier(store, DeviceTransfer(torch.device("cpu")), Budget(5 * EACH))
     for ordinals in ([2, 3], [2], [1], [2, 3]):
         rows = tier.content(ordinals, 1)
         assert [row[0, 0, 0, 0].item() for row in rows] == [10 + o for o in ordinals]
@@ -222,7 +222,7 @@ def test_content_read_most_recently_is_held():
 def test_content_gives_way_to_content_alone():
     host = Budget(4 * EACH)
     assert host.take(3 * EACH)  # routing keys
-    tier = ContentTier(_Store(), PlainLane(torch.device("cpu")), host)
+    tier = ContentTier(_Store(), DeviceTransfer(torch.device("cpu")), host)
     for ordinal in (1, 2, 1, 3):
         tier.content([ordinal], 0)
     assert (tier.held, host.used) == (EACH, 4 * EACH)
@@ -232,13 +232,13 @@ def test_content_gives_way_to_content_alone():
 
 def test_without_a_budget_content_is_handed_on():
     store = _Store()
-    tier = ContentTier(store, PlainLane(torch.device("cpu")), Budget(0))
+    tier = ContentTier(store, DeviceTransfer(torch.device("cpu")), Budget(0))
     tier.content([1, 2], 0)
     tier.content([1, 2], 0)
     assert len(store.asked) == 2 and tier.held == 0 and tier.gathered == 6 * EACH
 
 
 def test_the_lane_to_a_cpu_is_plain():
-    lane = lane_to(torch.device("cpu"))
+    transfer = transfer_to(torch.device("cpu"))
     tensor = torch.ones(2)
-    assert lane.direct and lane.send([tensor]).wait()[0] is tensor
+    assert transfer.direct and transfer.send([tensor]).wait()[0] is tensor

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msa_plugin.backbone.adapter import Adapter
-from msa_plugin.backbone.attention import CausalRows, Sink
+from msa_plugin.backbone.attention import ActivationRecorder, CausalRows
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.positions import WindowLayout
 from msa_plugin.config import ContentConfig
@@ -19,7 +19,7 @@ from tiny import tiny_adapter, tiny_backbone
 EVERYTHING = ContentConfig(layers=(0, 1, 2, 3), pooling=3)
 
 
-class _States(Sink):
+class _States(ActivationRecorder):
     def __init__(self) -> None:
         self.inputs: dict[int, torch.Tensor] = {}
         self.kv: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -32,10 +32,10 @@ class _States(Sink):
 
 
 def _states(backbone: Backbone, ids: list[int]) -> _States:
-    sink, row = _States(), torch.tensor([ids])
+    recorder, row = _States(), torch.tensor([ids])
     positions = torch.arange(len(ids))[None]
-    backbone.run(CausalRows(sink=sink), row, torch.ones_like(row).bool(), positions, logits="none")
-    return sink
+    backbone.run(CausalRows(recorder=recorder), row, torch.ones_like(row).bool(), positions, logits="none")
+    return recorder
 
 
 def _chunks(count: int, size: int) -> list[slice]:

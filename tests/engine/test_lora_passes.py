@@ -10,7 +10,7 @@ import torch
 
 from facade import PER_LAYER, opened, topics
 from msa_plugin.backbone.adapter import Adapter
-from msa_plugin.backbone.attention import Pass
+from msa_plugin.backbone.attention import ForwardState
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.errors import FingerprintMismatchError
 from msa_plugin.memory import LatentMemory
@@ -154,11 +154,11 @@ def test_kept_content_belongs_to_who_reads_it(tmp_path: Path, backbone: Backbone
 def test_the_model_is_stock_after_everything(tmp_path: Path, backbone: Backbone) -> None:
     ids = torch.tensor([[5, 6, 7]])
     mask, positions = torch.ones_like(ids, dtype=torch.bool), torch.arange(3)[None]
-    before, weights = backbone.run(Pass(), ids, mask, positions), backbone.weights_hash()
+    before, weights = backbone.run(ForwardState(), ids, mask, positions), backbone.weights_hash()
     with filled(tmp_path, backbone, updated(backbone, answers=True, **PER_LAYER), reading="latent") as memory:
         assert memory.retrieve(QUESTION, k=2)
         memory.ask([QUESTION, "and of the harbour?"], max_new_tokens=4)
         assert memory.stats().documents == 8
-    assert torch.equal(backbone.run(Pass(), ids, mask, positions), before)
+    assert torch.equal(backbone.run(ForwardState(), ids, mask, positions), before)
     assert backbone.weights_hash() == weights
     assert not any(module._forward_hooks or "forward" in vars(module) for module in backbone.model.modules())

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from msa_plugin.answering.generative.compat import ReferencePass
 from msa_plugin.backbone.adapter import Adapter
-from msa_plugin.backbone.attention import CausalRows, Pass
+from msa_plugin.backbone.attention import CausalRows, ForwardState
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.checkpoint import load_reference
 from msa_plugin.backbone.families import decoder_layers
@@ -152,11 +152,11 @@ def test_template_head(load, path: Path) -> None:
         _close(case.head.values[layer], case.expected[f"layer{layer}.template_prefix_v"], STATES, f"head V {layer}")
 
 
-def _hidden_states(case: Case, state: Pass, ids: Tensor, mask: Tensor, positions: Tensor) -> list[Tensor]:
+def _hidden_states(case: Case, state: ForwardState, ids: Tensor, mask: Tensor, positions: Tensor) -> list[Tensor]:
     return _run(case, state, ids, mask, positions)[1]
 
 
-def _run(case: Case, state: Pass, ids: Tensor, mask: Tensor, positions: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _run(case: Case, state: ForwardState, ids: Tensor, mask: Tensor, positions: Tensor) -> tuple[Tensor, list[Tensor]]:
     hidden: list[Tensor] = []
     handles = [
         layer.register_forward_hook(lambda m, a, out: hidden.append(out[0] if isinstance(out, tuple) else out))
@@ -172,7 +172,7 @@ def _run(case: Case, state: Pass, ids: Tensor, mask: Tensor, positions: Tensor) 
 
 @dataclass
 class Stage2:
-    state: Pass
+    state: ForwardState
     source: BankSource
     ids: Tensor
     mask: Tensor
@@ -181,7 +181,7 @@ class Stage2:
     hidden: list[Tensor]
 
 
-def _stage2(case: Case, query: str, kind: type[Pass] = Pass) -> Stage2:
+def _stage2(case: Case, query: str, kind: type[ForwardState] = ForwardState) -> Stage2:
     rows = "q0" if query == "pos19" else query
     ids, mask, roles = (
         torch.atleast_2d(case.inputs[f"{rows}.{n}"]) for n in ("input_ids", "attention_mask", "doc_ids")
@@ -272,9 +272,9 @@ def test_greedy_decode(load, path: Path, query: str) -> None:
     "path", [p for p in CASES if (p / "expected_block_decode.safetensors").is_file()], ids=lambda p: p.name
 )
 @pytest.mark.parametrize(
-    ("kind", "recorded"), [(Pass, "causal_one_by_one"), (ReferencePass, "bidirectional_reference")]
+    ("kind", "recorded"), [(ForwardState, "causal_one_by_one"), (ReferencePass, "bidirectional_reference")]
 )
-def test_tokens_fed_together(load, path: Path, kind: type[Pass], recorded: str) -> None:
+def test_tokens_fed_together(load, path: Path, kind: type[ForwardState], recorded: str) -> None:
     """Causal by default; as the reference has it, both ways, under compat."""
     case = load(path)
     block = load_file(str(path / "expected_block_decode.safetensors"))

@@ -10,7 +10,7 @@ import torch
 
 from facade import topics
 from msa_kernels import pool_chunks, route_topk
-from msa_plugin.bank.lanes import lane_to
+from msa_plugin.bank.device_transfer import transfer_to
 from msa_plugin.memory import LatentMemory
 from tiny import tiny_adapter, tiny_backbone
 
@@ -54,9 +54,9 @@ def test_a_device_computes_what_the_cpu_does(tmp_path, mode):
 
 
 def test_copies_beside_the_device_s_work_arrive_whole():
-    lane = lane_to(DEVICE)
+    transfer = transfer_to(DEVICE)
     parts = [[torch.arange(1000, dtype=torch.float32) * i, torch.ones(7) * i] for i in range(8)]
-    sent = [lane.send([lane.kept(t) for t in some]) for some in parts]
+    sent = [transfer.send([transfer.kept(t) for t in some]) for some in parts]
     for some, arrival in zip(parts, sent, strict=True):
         assert all(torch.equal(a.cpu(), b) for a, b in zip(arrival.wait(), some, strict=True))
 

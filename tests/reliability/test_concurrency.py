@@ -368,10 +368,10 @@ def test_moments_are_let_go_when_nobody_reads_from_them(bank):
     for n in range(5):
         held.append(bank.select(NS))
         bank.commit([encoded(f"b{n}")], NS)
-    assert len(bank._moments._past) == 5
+    assert len(bank._views._past) == 5
     held.clear()
     bank.refresh()
-    assert len(bank._moments._past) == 0
+    assert len(bank._views._past) == 0
 
 
 def test_a_closed_handle_refuses_what_a_selection_still_holds(bank):

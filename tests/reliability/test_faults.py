@@ -42,7 +42,7 @@ def test_the_code_names_no_other_point():
     used = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "reached":
+            if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "fault_point":
                 assert isinstance(node.args[0], ast.Constant), f"{path}:{node.lineno}"
                 used.add(node.args[0].value)
     assert used == set(faults.POINTS)
@@ -52,9 +52,9 @@ def test_off_unless_code_turns_it_on():
     assert faults._handler is None
     seen = []
     with pytest.raises(ZeroDivisionError), faults.injected(seen.append):
-        faults.reached("writer.locked")
+        faults.fault_point("writer.locked")
         raise ZeroDivisionError
-    faults.reached("writer.locked")
+    faults.fault_point("writer.locked")
     assert seen == ["writer.locked"] and faults._handler is None
     users = [p.name for p in PACKAGE.rglob("*.py") if "faults.injected" in p.read_text(encoding="utf-8")]
     assert not users, "no product code turns them on"

@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 
 from facade import opened
 from msa_plugin import prompts
-from msa_plugin.answering.generative.wire import Transcript, Wire
+from msa_plugin.answering.generative.prompt_codec import PromptCodec, Transcript
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.encoding.numbering import Numbering
 from reference_checkpoint import LIST_END, marker_tokenizer
@@ -85,7 +85,7 @@ def test_our_own_instruction_is_tokenised_as_before(marked: Backbone) -> None:
 @given(question=texts, document=texts)
 def test_a_transcript_has_those_of_the_wire(marked: Backbone, question: str, document: str) -> None:
     def ids(asked: str, read: str) -> list[int]:
-        transcript = Transcript(Wire(marked), asked)
+        transcript = Transcript(PromptCodec(marked), asked)
         transcript.add({3: read, 1: read})
         return transcript.row(answering=True).ids
 
@@ -102,7 +102,7 @@ def test_a_numbered_document_stands_between_its_own_markers(marked: Backbone, do
 
 
 def test_no_written_number_is_a_control_token(marked: Backbone) -> None:
-    assert not control(marked) & set(Wire(marked).numbers.tokens)
+    assert not control(marked) & set(PromptCodec(marked).numbers.tokens)
 
 
 @pytest.mark.parametrize("mode", ["text", "kv", "latent"])

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from facade import PER_LAYER, opened, topics
-from lanes import LateLane
 from msa_plugin.bank import tiers
-from msa_plugin.bank.lanes import PlainLane
+from msa_plugin.bank.device_transfer import DeviceTransfer
 from msa_plugin.bank.tiers import Budget, ContentTier
 from msa_plugin.retrieval.gather import Gather
 from tiny import tiny_adapter, tiny_backbone
+from transfers import LateTransfer
 
 QUESTION = "Which text is on the glacier?"
 MODES = {
@@ -26,8 +26,8 @@ class _Store:
         return [torch.full((o, 2, 1, 4), float(10 * layer + o)) for o in ordinals]
 
 
-def _gather(lane, selected):
-    return Gather(ContentTier(_Store(), lane, Budget(0)), (5, 2, 3), selected)
+def _gather(transfer, selected):
+    return Gather(ContentTier(_Store(), transfer, Budget(0)), (5, 2, 3), selected)
 
 
 def _read(gather, layer, ordinals):
@@ -38,27 +38,27 @@ def _read(gather, layer, ordinals):
 
 @pytest.mark.parametrize("chosen", [[1, 4], [3]])
 def test_a_shared_selection_is_one_layer_ahead(chosen):
-    lane = LateLane()
-    gather = _gather(lane, chosen)
-    assert lane.log == [("send", 0)]  # before the forward begins
+    transfer = LateTransfer()
+    gather = _gather(transfer, chosen)
+    assert transfer.log == [("send", 0)]  # before the forward begins
     for layer in (2, 3, 5):
         _read(gather, layer, chosen)
-    assert lane.log == [("send", 0), ("wait", 0), ("send", 1), ("wait", 1), ("send", 2), ("wait", 2)]
+    assert transfer.log == [("send", 0), ("wait", 0), ("send", 1), ("wait", 1), ("send", 2), ("wait", 2)]
 
 
 def test_a_layers_own_selection_is_sent_for_once_it_is_known():
-    lane = LateLane()
-    gather = _gather(lane, None)
+    transfer = LateTransfer()
+    gather = _gather(transfer, None)
     for number, (layer, chosen) in enumerate(((2, [1, 4]), (3, [2]), (5, [1, 2, 3]))):
         gather.send(layer, chosen)
-        assert lane.log[-1] == ("send", number)
+        assert transfer.log[-1] == ("send", number)
         _read(gather, layer, chosen)
-        assert lane.log[-1] == ("wait", number)
+        assert transfer.log[-1] == ("wait", number)
 
 
 def test_what_was_not_sent_for_is_fetched_when_it_is_asked_for():
-    lane = LateLane()
-    gather = _gather(lane, None)
+    transfer = LateTransfer()
+    gather = _gather(transfer, None)
     _read(gather, 3, [2, 3])
     gather.send(5, [1])
     _read(gather, 5, [4])
@@ -66,7 +66,7 @@ def test_what_was_not_sent_for_is_fetched_when_it_is_asked_for():
 
 
 def test_on_a_cpu_nothing_is_sent_or_copied():
-    store = ContentTier(_Store(), PlainLane(torch.device("cpu")), Budget(0))
+    store = ContentTier(_Store(), DeviceTransfer(torch.device("cpu")), Budget(0))
     gather = Gather(store, (2, 3), [1, 2])
     assert store.gathered == 0
     _read(gather, 2, [1, 2])
@@ -82,7 +82,7 @@ def test_answers_do_not_depend_on_the_way(tmp_path, monkeypatch, mode):
     with opened(tmp_path, backbone, adapter, **settings) as memory:
         memory.add(topics(5))
         plain = memory.ask([QUESTION, "violin"], max_new_tokens=6)
-    monkeypatch.setattr(tiers, "lane_to", lambda device: LateLane())
+    monkeypatch.setattr(tiers, "transfer_to", lambda device: LateTransfer())
     for budgets in ({"device_bytes": 0}, {"device_bytes": 2000, "host_bytes": 5000}, {}):
         with opened(tmp_path, backbone, adapter, tiers=budgets, **settings) as memory:
             answers = [memory.ask([QUESTION, "violin"], max_new_tokens=6) for _ in range(2)]

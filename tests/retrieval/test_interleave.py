@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from msa_plugin.config import InterleaveConfig
-from msa_plugin.retrieval.interleave import Query, Ranking, drained, interleave_steps
+from msa_plugin.retrieval.interleave import Query, Ranking, collect, interleave_steps
 from msa_plugin.retrieval.ranking import Ranked
 
 
@@ -28,7 +28,7 @@ class Script:
         return [(f"id {r.ordinal}", self.pieces(r.ordinal)) for r in ranked]
 
     def run(self, questions=("q",), k=10, **config):
-        return drained(interleave_steps(list(questions), self.rank, self.read, k, InterleaveConfig(**config)))
+        return collect(interleave_steps(list(questions), self.rank, self.read, k, InterleaveConfig(**config)))
 
 
 def found(gathered):

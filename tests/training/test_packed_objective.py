@@ -10,7 +10,7 @@ import torch
 from chains import chains, corpus, packed_backbone
 
 from msa_plugin import prompts
-from msa_plugin.answering.generative.wire import Transcript, Wire
+from msa_plugin.answering.generative.prompt_codec import PromptCodec, Transcript
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.checkpoint import load_reference
 from msa_plugin.config import Abilities
@@ -72,7 +72,7 @@ def test_a_first_step_asks_as_inference_does_and_names_the_next_document(backbon
     number = number_of(backbone, mill)
     assert text(backbone, mill) == f"<|im_start|>[{number}]. Mill 0\nMill 0 was built by Ann.[{number}]<|im_end|>"
     head = 3 + sum(map(len, own)) + len(backbone.tokenize_frame(prompts.TEMPLATE_HEAD)) - 3
-    row = Wire(backbone).question(step.question)
+    row = PromptCodec(backbone).question(step.question)
     assert sample.ids[head : head + len(row.ids)] == row.ids
     assert [place == 0 for place in sample.documents[head : head + len(row.ids)]] == row.votes
     assert text(backbone, sample.ids[head + len(row.ids) :]) == f"[{number}]{prompts.LIST_END}"
@@ -94,7 +94,7 @@ def test_a_second_step_has_what_was_found_in_its_transcript(backbone, data):
     row = text(backbone, [t for t, p in zip(sample.ids, sample.documents, strict=True) if p <= 0])
     before, _, rest = row.partition(prompts.LIST_END)
     number = int(before[before.rindex("[") + 1 : before.rindex("]")])
-    transcript = Transcript(Wire(backbone), step.question)
+    transcript = Transcript(PromptCodec(backbone), step.question)
     document = data.documents["m0"]
     transcript.add({number: document_text(document.title, document.text)})
     expected = transcript.row()
@@ -270,7 +270,7 @@ def test_a_tokenizer_without_the_references_marker_may_have_another(data):
     tokenizer.add_special_tokens({"additional_special_tokens": [prompts.LIST_END_ELSE]})
     own = Backbone(tiny_model("llama"), tokenizer, "other")
     sample = sampler(own).sample(data, steps(data)[0], (), random.Random(0))
-    assert sample.ids[-1] == Wire(own).list_end == own.special(prompts.LIST_END_ELSE)
+    assert sample.ids[-1] == PromptCodec(own).list_end == own.special(prompts.LIST_END_ELSE)
 
 
 def test_what_cannot_be_trained_is_refused(backbone, data):

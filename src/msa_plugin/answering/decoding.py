@@ -12,7 +12,7 @@ from torch import Tensor
 
 from msa_plugin.answering.copying import Copied, constrained
 from msa_plugin.answering.repetition import Repetition
-from msa_plugin.backbone.attention import Pass
+from msa_plugin.backbone.attention import ForwardState
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.cancellation import check_cancelled
 from msa_plugin.config import GenerationConfig
@@ -120,7 +120,7 @@ class TextStream:
 
 def decode(
     backbone: Backbone,
-    state: Pass,
+    state: ForwardState,
     logits: Tensor,
     positions: Tensor,
     streams: Sequence[TextStream],

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from msa_plugin.answering.resume import Earlier, resume
-from msa_plugin.backbone.attention import Pass, Sink
+from msa_plugin.backbone.attention import ActivationRecorder, ForwardState
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.lower import LowerLayers
@@ -38,7 +38,7 @@ class RoutedPass(NamedTuple):
     `hidden` [B, T, hidden] is the input of the first layer that routes or sees memory, where it was asked for.
     """
 
-    state: Pass
+    state: ForwardState
     source: BankSource
     votes: Tensor
     logits: Tensor | None
@@ -94,7 +94,7 @@ class LayerRouting:
         """`run` that answers, and below `depth` only on what is new in each row since its `earlier` prefill, if any."""
         began = time.perf_counter()
         ids, mask, votes, positions = self._padded(rows, head)
-        state, source = self._pass(votes, head, k, selection, Pass)
+        state, source = self._pass(votes, head, k, selection, ForwardState)
         if self.depth:
             before = resume(self.backbone, state, self.depth, [row.ids for row in rows], positions, earlier)
             state.lower = LowerLayers(self.depth, None if before is None else before.hidden)
@@ -121,17 +121,17 @@ class LayerRouting:
         selection: Selected,
         *,
         answering: bool = True,
-        kind: type[Pass] = Pass,
+        kind: type[ForwardState] = ForwardState,
     ) -> RoutedPass:
         """`run` for rows [B, T] padded by the caller, in a pass of `kind`."""
         state, source = self._pass(votes, head, k, selection, kind)
         if not answering:
-            state.keep_cache, state.sink = False, _UntilRouted(self.router.config.layers[-1])
+            state.keep_cache, state.recorder = False, _UntilRouted(self.router.config.layers[-1])
         return self._finish(state, source, ids, mask, votes, positions, answering)
 
     def _pass(
-        self, votes: Tensor, head: TemplateHead, k: int, selection: Selected, kind: type[Pass]
-    ) -> tuple[Pass, BankSource]:
+        self, votes: Tensor, head: TemplateHead, k: int, selection: Selected, kind: type[ForwardState]
+    ) -> tuple[ForwardState, BankSource]:
         """A pass of `kind` that routes and keeps its cache, and its source."""
 
         def route(layer: int, queries: Tensor) -> RoutedDocuments:
@@ -145,12 +145,12 @@ class LayerRouting:
         ids, mask = pad_left([row.ids for row in rows], self.backbone.device)
         positions = head.length + self.top_k + (mask.cumsum(1) - 1).clamp(min=0)
         source = BankSource(self._store, self.reading, head, len(rows), selected=selected, kernels=self.router.kernels)
-        state = Pass(source=source, keep_cache=True, lora=self.lora)
+        state = ForwardState(source=source, keep_cache=True, lora=self.lora)
         return self._finish(state, source, ids, mask, mask, positions, True)
 
     def _finish(
         self,
-        state: Pass,
+        state: ForwardState,
         source: BankSource,
         ids: Tensor,
         mask: Tensor,
@@ -163,7 +163,7 @@ class LayerRouting:
         return RoutedPass(state, source, votes, logits, positions[:, -1] + 1, time.perf_counter() - began)
 
 
-class _UntilRouted(Sink):
+class _UntilRouted(ActivationRecorder):
     """Ends a forward at the last router layer, after it has routed."""
 
     def __init__(self, layer: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from msa_kernels import Backend
 from msa_plugin import prompts
 from msa_plugin.answering.copying import Spellings
-from msa_plugin.backbone.attention import Pass
+from msa_plugin.backbone.attention import ForwardState
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.eight_bits import EightBits
 from msa_plugin.backbone.families import shift_keys
@@ -51,7 +51,7 @@ class Prefill:
     With `spellings` an answer is to be in words of the passages that were read.
     """
 
-    state: Pass
+    state: ForwardState
     logits: Tensor
     positions: Tensor
     prompt_tokens: tuple[int, ...]
@@ -230,7 +230,7 @@ class Reader:
         ids, mask = pad_left(rows, self.backbone.device)
         first = torch.tensor(starts, device=ids.device)[:, None]
         positions = first + (mask.cumsum(1) - 1).clamp(min=0)
-        state = Pass(source=source, keep_cache=True, lora=lora)
+        state = ForwardState(source=source, keep_cache=True, lora=lora)
         logits = self.backbone.run(state, ids, mask, positions)
         assert logits is not None
         state.eight_bits = self.eight_bits  # for what follows

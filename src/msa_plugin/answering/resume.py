@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from msa_plugin.backbone.attention import Pass, Sink
+from msa_plugin.backbone.attention import ActivationRecorder, ForwardState
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.kv_cache import LayerCache
 from msa_plugin.backbone.lower import LowerLayers
@@ -32,7 +32,7 @@ class Earlier(NamedTuple):
     """A row's prefill before: what was kept of it, and the pass and row that hold its K, V."""
 
     kept: Kept
-    state: Pass
+    state: ForwardState
     row: int
 
 
@@ -58,7 +58,7 @@ def in_common(row: Sequence[int], earlier: Earlier | None) -> int:
 
 def resume(
     backbone: Backbone,
-    state: Pass,
+    state: ForwardState,
     depth: int,
     rows: Sequence[list[int]],
     positions: Tensor,
@@ -73,7 +73,7 @@ def resume(
         return None
     ids, mask = pad_left([row[start:] for row, start in zip(rows, common, strict=True)], backbone.device)
     lower = LowerLayers(depth)
-    new = Pass(source=state.source, sink=_Until(depth), keep_cache=True, lora=state.lora)
+    new = ForwardState(source=state.source, recorder=_Until(depth), keep_cache=True, lora=state.lora)
     new.lower = lower
     past = [(before, start) for before, start in zip(earlier, common, strict=True)]
     new.row_mask = torch.arange(max(common), device=ids.device) >= max(common) - ids.new_tensor(common)[:, None]
@@ -86,7 +86,7 @@ def resume(
     return _aligned(new, hidden, positions.shape[1])
 
 
-class _Until(Sink):
+class _Until(ActivationRecorder):
     """Ends a forward where the lower layers end."""
 
     def __init__(self, depth: int) -> None:
@@ -96,7 +96,7 @@ class _Until(Sink):
         return layer == self._depth
 
 
-def _cache_before(new: Pass, layer: int, past: Sequence[tuple[Earlier | None, int]]) -> LayerCache:
+def _cache_before(new: ForwardState, layer: int, past: Sequence[tuple[Earlier | None, int]]) -> LayerCache:
     """The layer's template head, and K, V of what each row has in common with before, padded on the left."""
     context = new.context_of(layer)
     assert context is not None
@@ -131,7 +131,7 @@ def _left(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     return stacked
 
 
-def _aligned(new: Pass, hidden: Tensor, width: int) -> Resumed:
+def _aligned(new: ForwardState, hidden: Tensor, width: int) -> Resumed:
     """The same with each row's padding, which may lie in its middle, moved to its left and cut to `width` columns."""
     assert new.row_mask is not None
     if bool(new.row_mask.all()):

@@ -1,7 +1,7 @@
 """The surgery: one attention function, one pre-hook, and the state of a call that travels as a keyword.
 
-Stock layers pass unknown keywords of the model's forward through to the attention function, so a `Pass` reaches it
-without any global. `installed` switches the function in and always switches it out again.
+Stock layers pass unknown keywords of the model's forward through to the attention function, so a `ForwardState`
+reaches it without any global. `installed` switches the function in and always switches it out again.
 
 Shapes: B rows, T new tokens, S keys, H heads, KV key/value heads, D head dim.
 """
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from msa_plugin.attention_context import ChunkPages, LayerContext, MemorySource
 from msa_plugin.backbone.families import decoder_layers
 from msa_plugin.backbone.kv_cache import LayerCache
 from msa_plugin.backbone.paging import attend, gathered
-from msa_plugin.contexts import ChunkPages, LayerContext, MemorySource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +38,7 @@ class DepthReached(Exception):
     """Ends a forward once its last wanted state has been captured; never leaves `Backbone.run`."""
 
 
-class Sink:
+class ActivationRecorder:
     """Receives states of a pass as they appear and says when nothing deeper is wanted; by default it wants nothing."""
 
     def on_input(self, layer: int, hidden: Tensor) -> None:
@@ -56,7 +56,7 @@ class Sink:
         return False
 
 
-class Pass:
+class ForwardState:
     """State of a prefill and the decode steps that follow it, for one batch of rows.
 
     `feed` announces the real tokens of the next forward. Every row token sees all of its layer's memory context and
@@ -69,16 +69,16 @@ class Pass:
         *,
         source: MemorySource | None = None,
         router: Router | None = None,
-        sink: Sink | None = None,
+        recorder: ActivationRecorder | None = None,
         keep_cache: bool = False,
         lora: Lora | None = None,
     ) -> None:
-        """`source` supplies memory, `router` makes the queries for `source.select`, `sink` records states.
+        """`source` supplies memory, `router` makes the queries for `source.select`, `recorder` records states.
 
         All forwards of the pass run with the updates of `lora`, and the next ones as `lower` says once it is set, those
         of a few tokens with the weights of `eight_bits`.
         """
-        self.source, self.router, self.sink, self.lora = source, router, sink, lora
+        self.source, self.router, self.recorder, self.lora = source, router, recorder, lora
         self.keep_cache = keep_cache
         self.lower: LowerLayers | None = None
         self.eight_bits: EightBits | None = None
@@ -110,24 +110,24 @@ class Pass:
 
     def wants_input(self, layer: int) -> bool:
         """Whether the pre-hook has anything to do at `layer`."""
-        return self.sink is not None or self._routes_at(layer)
+        return self.recorder is not None or self._routes_at(layer)
 
     def see_input(self, layer: int, hidden: Tensor) -> None:
         """Pre-hook: record the layer's input, route if this is a router layer, stop if nothing deeper is wanted."""
-        if self.sink is not None:
-            self.sink.on_input(layer, hidden)
+        if self.recorder is not None:
+            self.recorder.on_input(layer, hidden)
         if self._routes_at(layer) and self.router is not None and self.router.config.source == "projection":
             self._select(layer, self.router.queries(layer, hidden))
-        if self.sink is not None and self.sink.done_before(layer):
+        if self.recorder is not None and self.recorder.done_before(layer):
             raise DepthReached
 
     def see_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
         """Record K and V, and route on the attention query where the router shares it."""
-        if self.sink is not None:
-            self.sink.on_kv(layer, key, value)
+        if self.recorder is not None:
+            self.recorder.on_kv(layer, key, value)
         if self._routes_at(layer) and self.router is not None and self.router.config.source == "attention":
             self._select(layer, self.router.attention_queries(query))
-        if self.sink is not None and self.sink.done_at(layer):
+        if self.recorder is not None and self.recorder.done_at(layer):
             raise DepthReached
 
     def assemble(
@@ -222,7 +222,7 @@ class Pass:
         return torch.cat([seen[:, None, :].expand(-1, new, -1), own], dim=2)[:, None]
 
 
-class CausalRows(Pass):
+class CausalRows(ForwardState):
     """A pass over right-padded rows without memory: plain causal attention needs no mask for real tokens."""
 
     def _build_mask(self, context: LayerContext | None, total: int, local: int, window: int | None) -> Tensor | None:
@@ -247,7 +247,7 @@ def msa_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention over `[memory context | row]` (golden spec 4.6), in the signature of `AttentionInterface`."""
-    state: Pass = kwargs[KEYWORD]
+    state: ForwardState = kwargs[KEYWORD]
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     state.see_attention(layer, query, key, value)
     pages = state.pages_of(layer) if query.shape[2] == 1 and softcap is None else None
@@ -285,7 +285,7 @@ AttentionInterface.register(NAME, msa_attention)
 
 
 @contextmanager
-def installed(model: PreTrainedModel, state: Pass) -> Iterator[None]:
+def installed(model: PreTrainedModel, state: ForwardState) -> Iterator[None]:
     """Run `model` with memory attention, `state.lora` and `state.lower`; then it is the stock model again, always.
 
     The caller must pass `msa_pass=state` to the forward, and must not share the model between threads meanwhile.
@@ -309,7 +309,7 @@ def installed(model: PreTrainedModel, state: Pass) -> Iterator[None]:
             handle.remove()
 
 
-def _input_hook(state: Pass, layer: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+def _input_hook(state: ForwardState, layer: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         state.see_input(layer, kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
 

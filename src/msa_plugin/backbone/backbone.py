@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from msa_plugin.backbone import loading
-from msa_plugin.backbone.attention import KEYWORD, DepthReached, Pass, installed
+from msa_plugin.backbone.attention import KEYWORD, DepthReached, ForwardState, installed
 from msa_plugin.backbone.cache import cache_dir
 from msa_plugin.backbone.cpu import avoid_faulty_amx, fast_bfloat16
 from msa_plugin.backbone.families import BackboneSpec, describe
@@ -89,7 +89,7 @@ class Backbone:
 
     def run(
         self,
-        state: Pass,
+        state: ForwardState,
         ids: Tensor,
         mask: Tensor,
         positions: Tensor,
@@ -105,7 +105,7 @@ class Backbone:
 
     def forward(
         self,
-        state: Pass,
+        state: ForwardState,
         ids: Tensor,
         mask: Tensor,
         positions: Tensor,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from msa_kernels import attend_ranges
-from msa_plugin.contexts import ChunkPages
+from msa_plugin.attention_context import ChunkPages
 
 
 def seen(pages: ChunkPages) -> Tensor:

@@ -19,15 +19,15 @@ from msa_plugin.bank.arrivals import clock
 from msa_plugin.bank.catalog import Catalog, Snapshot
 from msa_plugin.bank.disk import check_writable, disk_errors
 from msa_plugin.bank.documents import Known, StoredDocument
-from msa_plugin.bank.faults import reached
-from msa_plugin.bank.intake import check_documents, check_ordinals
-from msa_plugin.bank.moments import Moments
+from msa_plugin.bank.faults import fault_point
 from msa_plugin.bank.schema import create_bank
 from msa_plugin.bank.scopes import Scope, check_namespace
 from msa_plugin.bank.segment import Segment
 from msa_plugin.bank.tables import Tables
+from msa_plugin.bank.validation import check_documents, check_ordinals
 from msa_plugin.bank.verify import verify_bank
 from msa_plugin.bank.view import Selection, View
+from msa_plugin.bank.view_pool import ViewPool
 from msa_plugin.bank.words import WordPart, WordTable
 from msa_plugin.bank.writer import Writer
 from msa_plugin.bank.writing import write_segment
@@ -62,11 +62,11 @@ class MemoryBank:
             if not read_only:
                 check_writable(path)
             fingerprint.check(catalog.fingerprint(), path)
-            self._moments = Moments(catalog, self._root, snapshot, follow=follow)
+            self._views = ViewPool(catalog, self._root, snapshot, follow=follow)
         except BaseException:
             catalog.close()
             raise
-        self._writer = Writer(path, self._moments, read_only=read_only, lock_timeout=lock_timeout)
+        self._writer = Writer(path, self._views, read_only=read_only, lock_timeout=lock_timeout)
 
     @classmethod
     def open(
@@ -123,14 +123,14 @@ class MemoryBank:
 
         Raises BankCorruptError and BankMovedError.
         """
-        self._moments.refresh()
+        self._views.refresh()
 
     def close(self) -> None:
         """Let go of the catalog; tensors already handed out stay valid. May be called twice."""
-        if self._moments.forked:
+        if self._views.forked:
             return  # the connections are the parent's
-        with self._moments.lock:
-            self._moments.close()
+        with self._views.lock:
+            self._views.close()
             self._writer.close()
 
     def __enter__(self) -> MemoryBank:
@@ -143,14 +143,14 @@ class MemoryBank:
 
     def one_moment(self) -> AbstractContextManager[None]:
         """Whatever this thread reads inside is of one moment; keep it short, for other threads wait."""
-        return self._moments.alone(newest=True)
+        return self._views.exclusive(newest=True)
 
     @contextmanager
     def _reading(self, ordinals: Sequence[int] | None = None) -> Iterator[View]:
         """The view to read from: the newest, or, for what a selection named, one that still has these `ordinals`."""
-        with self._moments.alone(newest=ordinals is None):
-            view = self._moments.having(ordinals or ())
-            with self._moments.reading(view):
+        with self._views.exclusive(newest=ordinals is None):
+            view = self._views.having(ordinals or ())
+            with self._views.reading(view):
                 yield view
 
     # -- reading ----------------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ class MemoryBank:
         with self._reading() as view:
             _held = view.moment()  # until the last page
         while True:
-            with self._moments.alone(), self._moments.reading(view):
+            with self._views.exclusive(), self._views.reading(view):
                 page = view.catalog.documents.page_of_ids(view.at, namespace, after, _PAGE)
             if not page:
                 return
@@ -275,7 +275,7 @@ class MemoryBank:
 
         Raises BankMovedError where that is another bank.
         """
-        self._moments.check_place()
+        self._views.check_place()
         return verify_bank(self.path, deep=deep, namespace=namespace)
 
     # -- writing ----------------------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ class MemoryBank:
                 with catalog.transaction() as version:
                     ids = [item.document.id for item in documents]
                     catalog.documents.tombstone(namespace, ids, version)
-                    reached("commit.replaced")
+                    fault_point("commit.replaced")
                     rows = zip(ordinals, documents, latents, strict=True)
                     catalog.documents.insert(
                         namespace,
@@ -316,9 +316,9 @@ class MemoryBank:
                     )
                     timed = [(ordinal, item.document) for ordinal, item in zip(ordinals, documents, strict=True)]
                     catalog.documents.periods.insert(namespace, timed, version, clock())
-                    reached("commit.periods-added")
+                    fault_point("commit.periods-added")
                     catalog.documents.arrivals.insert(ordinals[0])
-                    reached("commit.arrival-noted")
+                    fault_point("commit.arrival-noted")
             self._merge_tail()
         return ordinals
 
@@ -335,7 +335,7 @@ class MemoryBank:
                 with self._writer.changing() as catalog, catalog.transaction() as version:
                     catalog.documents.periods.bequeath(namespace, deleted)
                     catalog.documents.tombstone(namespace, deleted, version)
-                    reached("delete.marked")
+                    fault_point("delete.marked")
         return deleted, missing
 
     def snapshot(self, name: str) -> None:
@@ -355,10 +355,10 @@ class MemoryBank:
         space for what it rewrites. Raises BankLockedError, BankWriteError, BankReadOnlyError and BankCorruptError.
         """
         with self.writing():
-            if self._rewrite(self._moments.shown.segments, segment_bytes):
+            if self._rewrite(self._views.shown.segments, segment_bytes):
                 with self._writer.changing() as catalog:
-                    with self._moments.lock:
-                        self._moments.let_go()  # its own pages are the only ones it may move out of the log
+                    with self._views.lock:
+                        self._views.release()  # its own pages are the only ones it may move out of the log
                     catalog.shrink()
 
     def _rewrite(self, segments: Mapping[int, Segment], segment_bytes: int) -> bool:
@@ -369,7 +369,7 @@ class MemoryBank:
         return changed
 
     def _merge_tail(self) -> None:
-        if tail := compaction.small_tail(self._moments.shown.segments):
-            reached("commit.merging")
+        if tail := compaction.small_tail(self._views.shown.segments):
+            fault_point("commit.merging")
             with suppress(BankError):  # the commit that led here is done and acknowledged
                 self._rewrite(tail, compaction.TAIL_BYTES)

@@ -23,7 +23,7 @@ from msa_plugin.bank.arrivals import clock
 from msa_plugin.bank.connection import Connection
 from msa_plugin.bank.disk import disk_errors
 from msa_plugin.bank.documents import DocumentRows, Totals
-from msa_plugin.bank.faults import reached
+from msa_plugin.bank.faults import fault_point
 from msa_plugin.bank.log import Log
 from msa_plugin.bank.records import SegmentRecord, WordsRecord, segment_record
 from msa_plugin.bank.schema import CATALOG_FILE
@@ -153,15 +153,15 @@ class Catalog:
         unseal(self.path)
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            reached("transaction.begun")
+            fault_point("transaction.begun")
             version = self.version() + 1
             yield version
-            reached("transaction.filled")
+            fault_point("transaction.filled")
             self._db.execute("UPDATE meta SET value = ? WHERE key = 'version'", (version,))
-            reached("transaction.ready")
+            fault_point("transaction.ready")
             self.connection.check_place()  # what the rows name was written by path
             self._db.execute("COMMIT")
-            reached("transaction.committed")
+            fault_point("transaction.committed")
         except BaseException as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
@@ -186,7 +186,7 @@ class Catalog:
             # A count, for SQLite writes nothing where a value stays as it is.
             self._db.execute("INSERT INTO meta VALUES ('settled', 1) ON CONFLICT(key) DO UPDATE SET value = value + 1")
             self._db.execute("COMMIT")
-            reached("transaction.settled")
+            fault_point("transaction.settled")
         finally:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
@@ -255,7 +255,7 @@ class Catalog:
         assert number is not None
         if record.words is not None:
             self.set_words(number, record.words, record.fold)
-        reached("commit.segment-listed")
+        fault_point("commit.segment-listed")
         return number
 
     @property
@@ -314,13 +314,13 @@ class Catalog:
             raise SnapshotError(f"{self.path.parent}: a snapshot named {name!r} exists; drop it first")
         row = (name, *at, clock("seconds"))
         self._db.execute("INSERT INTO snapshots VALUES (?, ?, ?, ?, ?)", (*row, row_checksum(row)))
-        reached("snapshot.listed")
+        fault_point("snapshot.listed")
 
     def drop_snapshot(self, name: str) -> None:
         """Forget a name. Raises SnapshotError when there is none of that name."""
         self.snapshot(name)
         self._db.execute("DELETE FROM snapshots WHERE name = ?", (name,))
-        reached("snapshot.dropped")
+        fault_point("snapshot.dropped")
 
     def checkpoint(self) -> None:
         """Move a long write-ahead log into the database; see `Log.shorten`."""
@@ -329,9 +329,9 @@ class Catalog:
     def shrink(self) -> None:
         """Return free pages to the file system and, where no reader is in the way, empty the write-ahead log."""
         self._db.execute("VACUUM")
-        reached("compact.vacuumed")
+        fault_point("compact.vacuumed")
         self._log.empty()
-        reached("compact.log-emptied")
+        fault_point("compact.log-emptied")
 
     def close_sealed(self) -> None:
         """Close, and seal the catalog unless a reader stands in the way. The caller holds the writer's lock."""

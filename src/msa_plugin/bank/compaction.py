@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from msa_plugin.bank.catalog import Catalog
-from msa_plugin.bank.faults import reached
+from msa_plugin.bank.faults import fault_point
 from msa_plugin.bank.segment import Segment
 from msa_plugin.bank.words import WordTable
 from msa_plugin.bank.writing import write_segment
@@ -43,18 +43,18 @@ def compact(catalog: Catalog, root: Path, segments: Mapping[int, Segment], segme
         owner = namespaces.pop() if len(namespaces) == 1 else None
         words = _words(catalog, group) if catalog.keeps_words else None
         written.append((write_segment(root, ordinals, latents, owner, words), ordinals))
-        reached("compact.segment-written")
+        fault_point("compact.segment-written")
     if not written and not any(map(catalog.documents.any_unneeded, segments)):
         return False
     with catalog.transaction():
         for number in segments:
             catalog.documents.purge(number)
-        reached("compact.purged")
+        fault_point("compact.purged")
         for record, ordinals in written:
             catalog.documents.move(ordinals, catalog.add_segment(record))
-            reached("compact.moved")
+            fault_point("compact.moved")
         catalog.drop_empty_segments()
-        reached("compact.unlisted")
+        fault_point("compact.unlisted")
     return True
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from msa_plugin.bank.arrivals import ArrivalRows
-from msa_plugin.bank.faults import reached
+from msa_plugin.bank.faults import fault_point
 from msa_plugin.bank.filters import Condition
 from msa_plugin.bank.periods import PeriodRows
 from msa_plugin.bank.scopes import EVER, At, Place, Scope, batches, check_namespace, row_checksum, seen
@@ -236,9 +236,9 @@ class DocumentRows:
             checksum = row_checksum((ordinal, namespace, document.id, document.title, metadata, *facts))
             row = (ordinal, namespace, document.id, segment, position, *facts, checksum, metadata, document.title)
             self._db.execute(insert, row)
-            reached("commit.row-added")
+            fault_point("commit.row-added")
             self._db.execute("INSERT INTO texts VALUES (?, ?)", (ordinal, document.text))
-            reached("commit.text-added")
+            fault_point("commit.text-added")
 
     def tombstone(self, namespace: str, ids: Iterable[str], version: int) -> None:
         """Mark the live rows of `ids` as deleted by `version`."""

@@ -1,7 +1,7 @@
 """Named moments within every change to a bank, where tests make a process die or a step fail.
 
-A change calls `reached` at each of them. Outside `injected`, which only code can enter, that does nothing: no setting,
-environment variable or file switches it on.
+A change calls `fault_point` at each of them. Outside `injected`, which only code can enter, that does nothing: no
+setting, environment variable or file switches it on.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ POINTS = {
 _handler: Callable[[str], None] | None = None
 
 
-def reached(point: str) -> None:
+def fault_point(point: str) -> None:
     """A change is at `point`; raises whatever an injected handler raises."""
     if _handler is not None:
         _handler(point)

@@ -7,7 +7,7 @@ import sqlite3
 import time
 from pathlib import Path
 
-from msa_plugin.bank.faults import reached
+from msa_plugin.bank.faults import fault_point
 from msa_plugin.bank.schema import BUSY_SECONDS, bytes_of, log_of
 
 # The log is moved into the database when it is this long; when it is much longer, it is emptied.
@@ -42,11 +42,11 @@ class Log:
                 self._wait_at = _TRUNCATE_BYTES
             elif waits:
                 self._wait_at = 2 * size
-            reached("log.moved")
+            fault_point("log.moved")
         elif size > _CHECKPOINT_BYTES:
             with contextlib.suppress(sqlite3.Error):  # nothing depends on it but the log's length
                 self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-                reached("log.moved")
+                fault_point("log.moved")
 
     def empty(self, patience: float = _READER_SECONDS) -> bool:
         """Empty it; False where a reader stays in the way for `patience` seconds.

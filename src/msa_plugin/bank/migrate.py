@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from msa_plugin.bank.catalog import Catalog
 from msa_plugin.bank.disk import disk_errors
-from msa_plugin.bank.faults import reached
+from msa_plugin.bank.faults import fault_point
 from msa_plugin.bank.lock import WriterLock
 from msa_plugin.bank.records import SegmentRecord, words_name
 from msa_plugin.bank.repair import words_from_texts
@@ -78,7 +78,7 @@ def _migrate(folder: Path) -> None:
         counted = [
             (r.number, write_words(root, r, words_from_texts(catalog, r)), Segment(r, root).fold()) for r in others
         ]
-        reached("migrate.segments-written")
+        fault_point("migrate.segments-written")
         with catalog.transaction():
             catalog.upgrade()
             for new, ordinals in written:
@@ -86,7 +86,7 @@ def _migrate(folder: Path) -> None:
             for number, words, fold in counted:
                 catalog.set_words(number, words, fold)
             catalog.drop_empty_segments()
-        reached("migrate.committed")
+        fault_point("migrate.committed")
         for left in {*root.glob("*/words-*.safetensors")} - {*root.glob(f"*/{words_name(tokenizer())}")}:
             left.unlink(missing_ok=True)
         for old in orphans(root, {record.uuid for record in catalog.segments()}):

@@ -24,7 +24,7 @@ from msa_plugin.bank.arrivals import ArrivalRows
 from msa_plugin.bank.catalog import Catalog
 from msa_plugin.bank.descriptors import unconnected
 from msa_plugin.bank.disk import disk_errors, fsync_folder
-from msa_plugin.bank.faults import reached
+from msa_plugin.bank.faults import fault_point
 from msa_plugin.bank.lock import WriterLock
 from msa_plugin.bank.periods import TABLES as PERIOD_TABLES
 from msa_plugin.bank.periods import PeriodRows
@@ -71,7 +71,7 @@ def repair_bank(path: str | Path, lock_timeout: float = 10.0) -> RepairReport:
             salvaged, lost = _texts_of(folder, check)
             files = _write(folder / SALVAGE, salvaged)
             _drop(catalog, check)
-            reached("repair.dropped")
+            fault_point("repair.dropped")
             _count_again(catalog, folder / "segments", check)
             _close_gaps(catalog, folder / "segments", check)
             catalog.close_sealed()
@@ -129,13 +129,13 @@ def _write(folder: Path, rows: Sequence[_RepairedRow]) -> list[Path]:
                     stream.write(json.dumps(row.document, ensure_ascii=False) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
-        reached("repair.texts-written")
+        fault_point("repair.texts-written")
         os.replace(part, path)  # noqa: PTH105 - like every commit of a file here
         files.append(path)
     if files:
         fsync_folder(folder)
         fsync_folder(folder.parent)
-        reached("repair.texts-saved")
+        fault_point("repair.texts-saved")
     return files
 
 
@@ -157,7 +157,7 @@ def _count_again(catalog: Catalog, root: Path, check: Check) -> None:
             words = write_words(root, record, words_from_texts(catalog, record))
             with catalog.transaction():
                 catalog.set_words(record.number, words, record.fold)
-            reached("repair.words-counted")
+            fault_point("repair.words-counted")
 
 
 def words_from_texts(catalog: Catalog, record: SegmentRecord) -> WordTable:
@@ -194,14 +194,14 @@ def _sound_catalog(folder: Path) -> tuple[int, set[int]]:
         return 0, set()
     path = folder / CATALOG_FILE
     _keep(path)
-    reached("repair.catalog-kept")
+    fault_point("repair.catalog-kept")
     new = new_catalog(folder)
     with closing(connect(path, writable=True)) as old, closing(sqlite3.connect(new, isolation_level=None)) as copy:
         unreadable, doubtful = _copy(old, copy), _doubtful(old)
         unseal(path)
-        reached("repair.catalog-filled")
+        fault_point("repair.catalog-filled")
         copy.backup(old)  # one transaction of the old file: no moment has no catalog, or one beside another's log
-        reached("repair.catalog-replaced")
+        fault_point("repair.catalog-replaced")
     for leftover in folder.glob("catalog.new*"):
         leftover.unlink()
     return unreadable, doubtful

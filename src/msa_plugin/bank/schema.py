@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from msa_plugin.bank.disk import check_writable, fsync_folder, make_folder
-from msa_plugin.bank.faults import reached
+from msa_plugin.bank.faults import fault_point
 from msa_plugin.bank.lock import WriterLock
 from msa_plugin.bank.seal import seal
 from msa_plugin.errors import BankNotFoundError
@@ -99,7 +99,7 @@ def create_bank(folder: Path, fingerprint: Fingerprint, lock_timeout: float) -> 
     if (folder / CLUSTER_FILE).exists():
         raise BankNotFoundError(f"{folder} is a cluster of banks, not one; open it with cluster=")
     make_folder(folder)
-    reached("create.folder-made")
+    fault_point("create.folder-made")
     check_writable(folder)
     with WriterLock(folder, lock_timeout).hold():
         if not path.exists():
@@ -109,9 +109,9 @@ def create_bank(folder: Path, fingerprint: Fingerprint, lock_timeout: float) -> 
 def _create_catalog(path: Path, fingerprint: Fingerprint) -> None:
     """Write an empty catalog under a temporary name and rename it, so that a half-made catalog is never seen."""
     temporary = new_catalog(path.parent, fingerprint)
-    reached("create.catalog-filled")
+    fault_point("create.catalog-filled")
     os.replace(temporary, path)  # noqa: PTH105 - tests replace it to cut the power here
-    reached("create.catalog-named")
+    fault_point("create.catalog-named")
     fsync_folder(path.parent)
     seal(path)
 

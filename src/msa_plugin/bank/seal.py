@@ -18,7 +18,7 @@ from pathlib import Path
 
 from msa_plugin.bank.descriptors import unconnected
 from msa_plugin.bank.disk import fsync_folder, replace_text
-from msa_plugin.bank.faults import reached
+from msa_plugin.bank.faults import fault_point
 from msa_plugin.errors import BankCorruptError
 
 SEAL_FILE, HEAD_FILE = "catalog.seal", "catalog.head"
@@ -35,7 +35,7 @@ def seal(catalog: Path) -> None:
             faster = {"folds": list(_sums(catalog, _fold))} if size >= _LARGE else {}
             text = json.dumps({"bytes": size, "crc32": list(_sums(catalog, zlib.crc32)), **faster})
             replace_text(catalog.with_name(SEAL_FILE), _with_sum(text), durable=True)
-            reached("seal.written")
+            fault_point("seal.written")
 
 
 def unseal(catalog: Path) -> None:
@@ -45,7 +45,7 @@ def unseal(catalog: Path) -> None:
     except FileNotFoundError:
         return
     fsync_folder(catalog.parent)
-    reached("seal.removed")
+    fault_point("seal.removed")
 
 
 def differs_from_seal(catalog: Path) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from msa_plugin.bank.lanes import Arrival, PlainLane, lane_to
+from msa_plugin.bank.device_transfer import Arrival, DeviceTransfer, transfer_to
 from msa_plugin.bank.spans import TILE_CHUNKS, spans
 from msa_plugin.config import TierConfig
 from msa_plugin.types import KeyBlock, TierStats
@@ -87,9 +87,9 @@ class KeyTier:
     What is not resident is used in place where the device is the CPU, else sent tile by tile, one tile ahead.
     """
 
-    def __init__(self, lane: PlainLane, device: Budget, host: Budget) -> None:
+    def __init__(self, transfer: DeviceTransfer, device: Budget, host: Budget) -> None:
         """On the CPU a device budget of None makes no copies: the maps are in memory as far as the system has room."""
-        self.lane, self.device, self.host = lane, device, host
+        self.transfer, self.device, self.host = transfer, device, host
         self.streamed = 0
         # By the segment's tensor, and gone with it.
         self._copies: MutableMapping[Tensor, _Copy] = WeakTensorKeyDictionary()
@@ -131,7 +131,7 @@ class KeyTier:
             if copy is not None and copy.keys is not None:
                 block = block._replace(keys=copy.keys, scales=copy.scales)
             self.streamed += _bytes_to_read(block)
-            if self.lane.direct:
+            if self.transfer.direct:
                 yield _Started(block, None, copy)
             else:
                 yield from self._tiles(block, tile_chunks, copy)
@@ -141,7 +141,7 @@ class KeyTier:
             scales = None if block.scales is None else block.scales[span.rows]
             offsets = span.offsets - span.offsets[0]
             part = KeyBlock(block.keys[span.rows], offsets, span.ordinals, None, scales)
-            yield _Started(part, self.lane.send(_tensors(part)) if span.fits else None, copy)
+            yield _Started(part, self.transfer.send(_tensors(part)) if span.fits else None, copy)
 
     def _copy(self, block: KeyBlock) -> _Copy | None:
         """The copy of a block's keys, made now where there is room; from host memory it moves up when there is."""
@@ -159,7 +159,7 @@ class KeyTier:
     @property
     def _in_place(self) -> bool:
         """Whether the device computes on the maps, and asks for no copies."""
-        return self.lane.direct and self.device.limit is None
+        return self.transfer.direct and self.device.limit is None
 
     def _to_device(self, block: KeyBlock) -> _Copy | None:
         if self._in_place:
@@ -168,15 +168,15 @@ class KeyTier:
         with _reserved(self.device, sum(part.nbytes for part in parts)) as keep:
             if keep is None:
                 return None
-            sources = [self.lane.kept(part) for part in parts] if self.lane.direct else parts
-            return keep(_Copy(arrival=self.lane.send(sources)))
+            sources = [self.transfer.kept(part) for part in parts] if self.transfer.direct else parts
+            return keep(_Copy(arrival=self.transfer.send(sources)))
 
     def _to_host(self, block: KeyBlock) -> _Copy | None:
         parts = [block.keys] if block.scales is None else [block.keys, block.scales]
-        with _reserved(self.host, sum(self.lane.host_bytes(part.nbytes) for part in parts)) as keep:
+        with _reserved(self.host, sum(self.transfer.host_bytes(part.nbytes) for part in parts)) as keep:
             if keep is None:
                 return None
-            keys, *scales = [self.lane.kept(part) for part in parts]
+            keys, *scales = [self.transfer.kept(part) for part in parts]
             return keep(_Copy(keys=keys, scales=scales[0] if scales else None))
 
 
@@ -213,9 +213,9 @@ def _bytes_to_read(block: KeyBlock) -> int:
 class ContentTier:
     """Documents' K, V out of a bank, those read most recently also in host memory; an ordinal's never change."""
 
-    def __init__(self, bank: BankHandle, lane: PlainLane, host: Budget) -> None:
+    def __init__(self, bank: BankHandle, transfer: DeviceTransfer, host: Budget) -> None:
         """Copies are made where `host` has room for any."""
-        self.bank, self.lane, self.host = bank, lane, host
+        self.bank, self.transfer, self.host = bank, transfer, host
         self.gathered = self.held = 0
         self._copies: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._lock = threading.RLock()
@@ -242,7 +242,7 @@ class ContentTier:
                 self._drop(key)
 
     def _kept(self, layer: int, ordinal: int, rows: Tensor) -> Tensor:
-        size = self.lane.host_bytes(rows.nbytes)
+        size = self.transfer.host_bytes(rows.nbytes)
         if self.host.limit == 0:
             return rows
         with self._lock:
@@ -253,30 +253,30 @@ class ContentTier:
                 if not self._copies or self.host.limit is None or self.host.used - self.held + size > self.host.limit:
                     return rows
                 self._drop(next(iter(self._copies)))
-            self._copies[layer, ordinal] = copy = self.lane.kept(rows)
+            self._copies[layer, ordinal] = copy = self.transfer.kept(rows)
             self.held += size
             return copy
 
     def _drop(self, key: tuple[int, int]) -> None:
-        size = self.lane.host_bytes(self._copies.pop(key).nbytes)
+        size = self.transfer.host_bytes(self._copies.pop(key).nbytes)
         self.held -= size
         self.host.give(size)
 
 
 class Tiers:
-    """A memory's tiers: `keys` for searches, `content` for reading, and the `lane` to the device that computes."""
+    """A memory's tiers: `keys` for searches, `content` for reading, and the `transfer` to the device that computes."""
 
     def __init__(self, bank: BankHandle, config: TierConfig, device: torch.device) -> None:
         """Over `bank`, for a backbone on `device`; nothing is copied before it is first used."""
-        self.lane = lane_to(device)
+        self.transfer = transfer_to(device)
         self._device, self._host = Budget(config.device_bytes), Budget(config.host_bytes)
-        self.keys = KeyTier(self.lane, self._device, self._host)
-        self.content = ContentTier(bank, self.lane, self._host)
+        self.keys = KeyTier(self.transfer, self._device, self._host)
+        self.content = ContentTier(bank, self.transfer, self._host)
 
     def stats(self) -> TierStats:
         """What each tier holds at this moment, and what was read from beyond it so far."""
         return TierStats(
-            device=str(self.lane.device),
+            device=str(self.transfer.device),
             device_budget=self._device.limit,
             device_keys=self._device.used,
             host_budget=self._host.limit or 0,

@@ -102,7 +102,7 @@ class View:
         self.segments = segments
         self.catalog = catalog
         self.newest = newest
-        self.let_go: Callable[[], None] = lambda: None  # called when nobody reads from it any more
+        self.on_unused: Callable[[], None] = lambda: None  # called when nobody reads from it any more
         self._rows = catalog.documents
         self._moment: Callable[[], Moment | None] = lambda: None
         self._whole: dict[Scope, tuple[_Parts, int]] = {}
@@ -117,8 +117,8 @@ class View:
     def moment(self) -> Moment:
         """What to hold on to for as long as one reads from this view."""
         moment = self._moment() or Moment()
-        let_go = self.let_go
-        self._moment = weakref.ref(moment, lambda _: let_go())
+        on_unused = self.on_unused
+        self._moment = weakref.ref(moment, lambda _: on_unused())
         return moment
 
     def has(self, ordinals: Sequence[int]) -> bool:
@@ -254,7 +254,7 @@ def _selection(parts: Iterable[tuple[Segment, Tensor | None]], moment: Moment, a
     return Selection(tuple(kept), total, moment, asof)
 
 
-def look(catalog: Catalog, root: Path, mapped: Mapping[int, Segment], snapshot: str | None) -> View:
+def open_view(catalog: Catalog, root: Path, mapped: Mapping[int, Segment], snapshot: str | None) -> View:
     """Pin the newest moment of `catalog` and map its segments under `root`, keeping those in `mapped`.
 
     With the name of a `snapshot`, the view is of that moment. Raises BankCorruptError for missing or damaged files,

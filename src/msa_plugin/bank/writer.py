@@ -9,19 +9,19 @@ from pathlib import Path
 
 from msa_plugin.bank.catalog import Catalog
 from msa_plugin.bank.disk import disk_errors
-from msa_plugin.bank.faults import reached
+from msa_plugin.bank.faults import fault_point
 from msa_plugin.bank.lock import WriterLock
-from msa_plugin.bank.moments import Moments
 from msa_plugin.bank.segment import orphans
+from msa_plugin.bank.view_pool import ViewPool
 from msa_plugin.errors import BankError, BankReadOnlyError
 
 
 class Writer:
     """The writing side of one handle, which reads through `moments`."""
 
-    def __init__(self, path: Path, moments: Moments, *, read_only: bool, lock_timeout: float) -> None:
+    def __init__(self, path: Path, moments: ViewPool, *, read_only: bool, lock_timeout: float) -> None:
         """Of the bank in folder `path`; nothing is touched before the first change."""
-        self._path, self._moments, self._read_only = path, moments, read_only
+        self._path, self._views, self._read_only = path, moments, read_only
         self._root = path / "segments"
         self._lock = WriterLock(path, lock_timeout, moments.check_place)
         self._catalog: Catalog | None = None
@@ -31,14 +31,14 @@ class Writer:
         """See `MemoryBank.writing`."""
         with self._locked() as outermost:
             if outermost:
-                self._moments.refresh()
+                self._views.refresh()
                 self.sweep()
-                reached("writer.locked")
+                fault_point("writer.locked")
             yield
 
     @contextmanager
     def _locked(self, timeout: float | None = None) -> Iterator[bool]:
-        self._moments.check_process()
+        self._views.check_process()
         if self._read_only:
             raise BankReadOnlyError(f"{self._path} was opened for reading; open it without read_only and snapshot")
         with ExitStack() as stack:
@@ -57,11 +57,11 @@ class Writer:
                 yield catalog
                 done = True
             finally:
-                with self._moments.lock:
-                    self._moments.let_go()  # else this handle itself would hold the log back
+                with self._views.lock:
+                    self._views.release()  # else this handle itself would hold the log back
                 catalog.checkpoint()  # without the lock: other threads' questions may be what it waits for
-                self._moments.refresh()
-                reached("writer.refreshed")
+                self._views.refresh()
+                fault_point("writer.refreshed")
                 if not done:
                     with suppress(BankError):  # else it would hide why the change failed
                         self.sweep()
@@ -70,7 +70,7 @@ class Writer:
 
     def _connected(self) -> Catalog:
         if self._catalog is None:
-            self._catalog = Catalog(self._path, writable=True, same_as=self._moments.shown.catalog)
+            self._catalog = Catalog(self._path, writable=True, same_as=self._views.shown.catalog)
             self._catalog.connection.turn = self._lock.turn
         return self._catalog
 
@@ -78,12 +78,12 @@ class Writer:
         """`sweep`, unless somebody is writing, whose they may be then."""
         if not self._read_only and self._orphans():
             with suppress(BankError), self._locked(timeout=0):
-                self._moments.refresh()
+                self._views.refresh()
                 self.sweep()
 
     def _orphans(self) -> list[Path]:
-        with self._moments.alone():
-            named = {segment.record.uuid for segment in self._moments.now.segments.values()}
+        with self._views.exclusive():
+            named = {segment.record.uuid for segment in self._views.now.segments.values()}
         return orphans(self._root, named)
 
     def sweep(self) -> None:
@@ -95,11 +95,11 @@ class Writer:
         if left := self._orphans():
             with disk_errors(self._path):
                 self._connected().settle()
-                reached("sweep.begun")
+                fault_point("sweep.begun")
                 for folder in left:
-                    self._moments.check_place()
+                    self._views.check_place()
                     shutil.rmtree(folder, ignore_errors=True)
-                    reached("sweep.removed")
+                    fault_point("sweep.removed")
 
     def close(self) -> None:
         """Close the catalog, sealed, unless somebody else is writing or reading; then the last writer to close does."""

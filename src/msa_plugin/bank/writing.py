@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from msa_plugin.bank.disk import fsync_folder, make_folder
-from msa_plugin.bank.faults import reached
+from msa_plugin.bank.faults import fault_point
 from msa_plugin.bank.records import CONTENT_FILE, KEYS_FILE, FileRecord, SegmentRecord, WordsRecord, words_name
 from msa_plugin.bank.rows import fold, memory_of
 from msa_plugin.bank.segment import DTYPES, StoredLatents
@@ -46,20 +46,20 @@ def write_segment(
     shutil.rmtree(temporary, ignore_errors=True)
     make_folder(root)
     temporary.mkdir()
-    reached("segment.folder-made")
+    fault_point("segment.folder-made")
     keys = _write_file(temporary / KEYS_FILE, _key_tensors(ordinals, latents))
     content = _write_file(temporary / CONTENT_FILE, _content_tensors(latents)) if latents[0].content else None
     said = None if words is None else _write_words(temporary / words_name(tokenizer()), words)
     fsync_folder(temporary)
-    reached("segment.folder-durable")
+    fault_point("segment.folder-durable")
     files = (keys, content, said)
     name = hashlib.sha256("".join(file.sha256 for file in files if file).encode()).hexdigest()[:32]
     final = root / name
     shutil.rmtree(final, ignore_errors=True)  # an orphan that could not be swept
     os.replace(temporary, final)  # noqa: PTH105 - tests replace it to cut the power here
-    reached("segment.named")
+    fault_point("segment.named")
     fsync_folder(root)
-    reached("segment.durable")
+    fault_point("segment.durable")
     chunks = sum(item.chunks for item in latents)
     quick = fold(item.keys[name] for name in sorted(latents[0].keys) for item in latents)
     return SegmentRecord(name, namespace, ordinals[0], ordinals[-1], len(ordinals), chunks, *files, quick)
@@ -72,7 +72,7 @@ def write_words(root: Path, record: SegmentRecord, words: WordTable) -> WordsRec
     written = _write_words(temporary, words)
     os.replace(temporary, folder / words_name(written.tokenizer))  # noqa: PTH105 - as in `write_segment`
     fsync_folder(folder)
-    reached("segment.words-named")
+    fault_point("segment.words-named")
     return written
 
 
@@ -126,11 +126,11 @@ def _write_file(path: Path, tensors: Mapping[str, Sequence[Tensor]]) -> FileReco
             structure = zlib.crc32(block, structure) if name in _STRUCTURE else structure
             written += file.write(block)
             if name == "header":
-                reached("segment.file-begun")
+                fault_point("segment.file-begun")
         file.flush()
-        reached("segment.file-written")
+        fault_point("segment.file-written")
         os.fsync(file.fileno())
-    reached("segment.file-durable")
+    fault_point("segment.file-durable")
     return FileRecord(written, digest.hexdigest(), structure)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from msa_plugin import prompts
 from msa_plugin.answering.generative.generative import Generative
-from msa_plugin.answering.generative.wire import Transcript
+from msa_plugin.answering.generative.prompt_codec import Transcript
 from msa_plugin.answering.per_layer import RoutedPass
 from msa_plugin.answering.resume import Earlier, in_common, kept_rows
 from msa_plugin.backbone.adapter import Adapter
@@ -69,7 +69,7 @@ class Interleave(ModelCase):
 
 
 def _rounds(memory: LatentMemory, loop: Generative, rounds: int, per_round: int) -> list[dict[str, Any]]:
-    transcript = Transcript(loop.wire, sample_questions()[0].question)
+    transcript = Transcript(loop.codec, sample_questions()[0].question)
     texts = [prompts.document_text(d.title, d.text) for d in sample_documents()]
     selection = memory.engine.bank.select(memory.namespace, None)
     layers, top_k = loop.layers, loop.layers.top_k
@@ -78,9 +78,9 @@ def _rounds(memory: LatentMemory, loop: Generative, rounds: int, per_round: int)
     for number in range(rounds):
         row = transcript.row()
         began = time.perf_counter()
-        whole = layers.run([row], loop.wire.head, top_k, selection, answering=True)
+        whole = layers.run([row], loop.codec.head, top_k, selection, answering=True)
         between = time.perf_counter()
-        resumed = layers.resume([row], loop.wire.head, top_k, selection, [earlier])
+        resumed = layers.resume([row], loop.codec.head, top_k, selection, [earlier])
         seconds = time.perf_counter() - between
         found.append(_row(loop, row.ids, earlier, whole, resumed) | {"time": seconds / (between - began)})
         if resumed.hidden is not None:

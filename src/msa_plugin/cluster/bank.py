@@ -21,10 +21,10 @@ from msa_plugin.bank.scopes import check_namespace
 from msa_plugin.bank.words import WordPart
 from msa_plugin.cluster.manifest import Manifest, home
 from msa_plugin.cluster.selection import PLACES, ShardedSelection
+from msa_plugin.cluster.serialization import unflat_document, unpack
 from msa_plugin.cluster.shard import ShardQuestion
 from msa_plugin.cluster.shards import Shards
 from msa_plugin.cluster.shipping import Shipped
-from msa_plugin.cluster.wire import unflat_document, unpack
 from msa_plugin.errors import (
     BankCorruptError,
     BankError,
@@ -112,10 +112,10 @@ class ClusterBank:
         )
 
     def token(self) -> int:
-        """A name for a selection, until it is `let_go`."""
+        """A name for a selection, until its `release`."""
         return next(self._tokens)
 
-    def let_go(self, token: int) -> None:
+    def release(self, token: int) -> None:
         """Shards may forget a selection; they are told with the next question."""
         self._over.append(token)
 

@@ -19,7 +19,7 @@ from msa_plugin.bank.handle import Selected
 from msa_plugin.bank.terms import tokenizer
 from msa_plugin.cluster.bank import ClusterBank
 from msa_plugin.cluster.selection import PLACES, ShardedSelection
-from msa_plugin.cluster.wire import flat, pack, unflat_row, unpack
+from msa_plugin.cluster.serialization import flat, pack, unflat_row, unpack
 from msa_plugin.errors import ConfigError
 from msa_plugin.retrieval.mentions import Mention
 from msa_plugin.retrieval.names import Named, Runs, TextNames

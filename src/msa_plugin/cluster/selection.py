@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from msa_plugin.cluster.serialization import unpack
 from msa_plugin.cluster.shard import ShardQuestion
-from msa_plugin.cluster.wire import unpack
 from msa_plugin.errors import ConfigError
 from msa_plugin.types import Asof, KeyBlock
 
@@ -28,7 +28,7 @@ class ShardedSelection:
         self._bank, self.asked, self.asof = bank, asked, asof
         self._missed = set[int]() if missed is None else missed
         self._ordinals: Tensor | None = None
-        weakref.finalize(self, bank.let_go, asked.token).atexit = False
+        weakref.finalize(self, bank.release, asked.token).atexit = False
 
     @property
     def missed(self) -> tuple[int, ...]:

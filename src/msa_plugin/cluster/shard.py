@@ -1,6 +1,6 @@
 """What runs in a shard's process: an ordinary bank, exact search over its keys, and a backbone once it is needed.
 
-Nothing in here knows of Ray or of other shards. Tensors come and go as `wire.Sent`.
+Nothing in here knows of Ray or of other shards. Tensors come and go as `serialization.Sent`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.terms import tokenizer
 from msa_plugin.bank.tiers import Tiers
 from msa_plugin.bank.view import Selection
+from msa_plugin.cluster.serialization import Sent, flat_document, flat_row, pack, pack_all, unflat, unpack
 from msa_plugin.cluster.shipping import Shipped
-from msa_plugin.cluster.wire import Sent, flat_document, flat_row, pack, pack_all, unflat, unpack
 from msa_plugin.config import MemoryConfig, RoutingConfig
 from msa_plugin.engine.engine import Engine
 from msa_plugin.engine.setup import fingerprint
@@ -118,7 +118,7 @@ class Shard:
     def ranked(
         self, asked: Sequence[Any], question: list[Any], k: int, behind: Sequence[Any] | None = None
     ) -> list[Any]:
-        """The best `k` of each row by a shared selection, each a `wire.flat_row`; see `Search.ranked`.
+        """The best `k` of each row by a shared selection, each a `serialization.flat_row`; see `Search.ranked`.
 
         `question` is `SharedQueries`, flat; `behind` the arguments of `index`, for candidates of a prefilter.
         """
@@ -218,7 +218,7 @@ class Shard:
         return pack_all(self.bank.content(ordinals, layer))
 
     def documents(self, ordinals: Sequence[int]) -> list[list[Any]]:
-        """See `MemoryBank.documents`; each a `wire.flat_document`."""
+        """See `MemoryBank.documents`; each a `serialization.flat_document`."""
         return [flat_document(document) for document in self.bank.documents(ordinals)]
 
     def dates(self, ordinals: Sequence[int]) -> list[str | None]:

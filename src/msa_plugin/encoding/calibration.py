@@ -20,7 +20,7 @@ from torch import Tensor
 
 from msa_kernels import chunk_offsets
 from msa_plugin.backbone.adapter import Adapter, AdapterConfig
-from msa_plugin.backbone.attention import CausalRows, Sink
+from msa_plugin.backbone.attention import ActivationRecorder, CausalRows
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.router import Router, RouterLayer
 from msa_plugin.config import Abilities, BesideConfig, ContentConfig, RoutingConfig, Settings
@@ -66,7 +66,7 @@ def default_layers(depth: int) -> tuple[int, ...]:
     return tuple(sorted({depth // 30, depth // 6}))
 
 
-class _PooledStates(Sink):
+class _PooledStates(ActivationRecorder):
     """Pooled layer inputs of a batch, per chunk or (for questions) per row, layers side by side."""
 
     def __init__(self, layers: Sequence[int], ids: Tensor, mask: Tensor, pooler: Router) -> None:
@@ -179,10 +179,10 @@ class Calibration:
         done = tokens = 0
         for batch in plan_batches([len(r) for r in rows], self.config.batch_tokens):
             ids, mask = pad_right([rows[i] for i in batch], self.backbone.device)
-            sink = _PooledStates(self.layers, ids, mask, pooler)
+            recorder = _PooledStates(self.layers, ids, mask, pooler)
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-            self.backbone.run(CausalRows(sink=sink), ids, mask, positions, logits="none")
-            states = torch.cat(sink.states, dim=1)
+            self.backbone.run(CausalRows(recorder=recorder), ids, mask, positions, logits="none")
+            states = torch.cat(recorder.states, dim=1)
             _, counts = chunk_offsets(mask.sum(1).cpu(), pooler.config.pooling)
             for index, part in zip(batch, states.split_with_sizes(counts.tolist()), strict=True):
                 parts[index] = part

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from msa_kernels import chunk_offsets, pool_chunks
-from msa_plugin.backbone.attention import CausalRows, Sink
+from msa_plugin.backbone.attention import ActivationRecorder, CausalRows
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.positions import WindowLayout
@@ -40,7 +40,7 @@ class WindowLatents:
     content: dict[int, Tensor]
 
 
-class WindowSink(Sink):
+class WindowRecorder(ActivationRecorder):
     """Pools states of a batch of windows as the forward produces them, so that no layer's states are kept whole."""
 
     def __init__(self, router: Router, content: ContentConfig | None, ids: Tensor, mask: Tensor) -> None:
@@ -241,10 +241,10 @@ class Encoder:
         return [replace(mine, content=theirs.content) for mine, theirs in zip(keys, content, strict=True)]
 
     def _run(self, ids: Tensor, mask: Tensor, content: ContentConfig | None, lora: Lora | None) -> list[WindowLatents]:
-        sink = WindowSink(self.router, content, ids, mask)
+        recorder = WindowRecorder(self.router, content, ids, mask)
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        self.backbone.run(CausalRows(sink=sink, lora=lora), ids, mask, positions, logits="none")
-        return sink.latents(self.keys_dtype, None if self.content_dtype == torch.int8 else self.content_dtype)
+        self.backbone.run(CausalRows(recorder=recorder, lora=lora), ids, mask, positions, logits="none")
+        return recorder.latents(self.keys_dtype, None if self.content_dtype == torch.int8 else self.content_dtype)
 
 
 def _joined(parts: list[WindowLatents]) -> tuple[dict[str, Tensor], dict[int, Tensor]]:

@@ -45,7 +45,7 @@ from msa_plugin.engine.setup import (
 )
 from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
 from msa_plugin.events import RetrievalEnded, RetrievalEvent, RoundStarted
-from msa_plugin.retrieval.interleave import FoundDocument, Gathered, Query, Ranking, drained, interleave_steps
+from msa_plugin.retrieval.interleave import FoundDocument, Gathered, Query, Ranking, collect, interleave_steps
 from msa_plugin.retrieval.key_search import KeySearch
 from msa_plugin.retrieval.links import Titles
 from msa_plugin.retrieval.passages import Passages
@@ -53,8 +53,8 @@ from msa_plugin.retrieval.prefilter import PrefilterSpec
 from msa_plugin.retrieval.ranking import (
     ChunkScores,
     SharedQueries,
-    blended,
     chunks_of,
+    interpolate,
     rank_routed,
     routed_chunks_of,
     shared_queries,
@@ -163,7 +163,7 @@ class Engine:
         asked = self._vectors(queries)
         follows = any(q != text for q, text in zip(questions, queries, strict=False))
         if follows:
-            asked = blended(self._vectors(questions), asked, weight, self.router)
+            asked = interpolate(self._vectors(questions), asked, weight, self.router)
         encoded, routing = time.perf_counter(), self.adapter.config.routing
         ranking = SharedRanking(
             self.bank, routing, self.search, self.prefilter, self.lexical, self.titles, self.mentions, self.relevance
@@ -196,9 +196,9 @@ class Engine:
 
     def _routed_pass(self, queries: Sequence[str], k: int, selection: Selected, *, answering: bool) -> RoutedPass:
         if self.generative is not None:
-            wire = self.generative.wire
-            rows = [wire.question(q) for q in queries]
-            return self._layers.run(rows, wire.head, k, selection, answering=answering)
+            codec = self.generative.codec
+            rows = [codec.question(q) for q in queries]
+            return self._layers.run(rows, codec.head, k, selection, answering=answering)
         briefly = answering and self.config.instruction is None
         asked = self.backbone.tokenize_batch([prompts.question_part(q, briefly=briefly) for q in queries])
         asked = [ids[: self.encoder.layout.text] for ids in asked]  # a follow-up may hold a long document
@@ -368,7 +368,7 @@ class Engine:
 
     def gather(self, questions: Sequence[str], selection: Selected, rounds: InterleaveConfig) -> list[AnswerJob]:
         """Run the rounds of routing and fit what was found to the context budget."""
-        return drained(self._gathering(questions, selection, rounds))
+        return collect(self._gathering(questions, selection, rounds))
 
     def _gathering(
         self, questions: Sequence[str], selection: Selected, rounds: InterleaveConfig

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from msa_kernels import Backend, use_triton
-from msa_plugin.backbone.attention import Pass, Sink
+from msa_plugin.attention_context import ChunkPages, LayerContext
+from msa_plugin.backbone.attention import ActivationRecorder, ForwardState
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.paging import seen
 from msa_plugin.bank.tiers import ContentTier
-from msa_plugin.contexts import ChunkPages, LayerContext
 from msa_plugin.retrieval.gather import Gather
 from msa_plugin.retrieval.scorer import RoutedDocuments
 
@@ -52,7 +52,7 @@ class TemplateHead:
         return int(self.keys[0].shape[1])
 
 
-class _HeadSink(Sink):
+class _HeadRecorder(ActivationRecorder):
     def __init__(self) -> None:
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
@@ -63,11 +63,12 @@ class _HeadSink(Sink):
 
 def encode_head(backbone: Backbone, ids: Sequence[int], lora: Lora | None = None) -> TemplateHead:
     """Run the template head alone, at positions from 0, with the `lora` of the passes that it will stand before."""
-    sink = _HeadSink()
+    recorder = _HeadRecorder()
     row = torch.tensor([list(ids)], device=backbone.device)
     positions = torch.arange(len(ids), device=backbone.device)[None]
-    backbone.run(Pass(sink=sink, lora=lora), row, torch.ones_like(row, dtype=torch.bool), positions, logits="none")
-    return TemplateHead(sink.keys, sink.values)
+    real = torch.ones_like(row, dtype=torch.bool)
+    backbone.run(ForwardState(recorder=recorder, lora=lora), row, real, positions, logits="none")
+    return TemplateHead(recorder.keys, recorder.values)
 
 
 class BankSource:

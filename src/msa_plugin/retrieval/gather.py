@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from msa_plugin.bank.lanes import Arrival, Here
+from msa_plugin.bank.device_transfer import Arrival, Arrived
 from msa_plugin.bank.tiers import ContentTier
 
 
@@ -34,7 +34,7 @@ class Gather:
 
     def __init__(self, store: ContentTier, layers: Sequence[int], selected: Sequence[int] | None) -> None:
         """`selected` are the documents of all `layers`; None where each layer's are said by `send`."""
-        self._store, self._ahead = store, not store.lane.direct
+        self._store, self._ahead = store, not store.transfer.direct
         self._order = sorted(layers)
         self._selected = selected
         self._coming: dict[int, _Coming] = {}
@@ -61,5 +61,5 @@ class Gather:
         rows = self._store.content(ordinals, layer)
         sizes = [row.shape[0] for row in rows]
         # In one piece: a copy of its own for each document would cost more than it moves.
-        arrival = self._store.lane.send([torch.cat(rows)]) if self._ahead and rows else Here(rows)
+        arrival = self._store.transfer.send([torch.cat(rows)]) if self._ahead and rows else Arrived(rows)
         return _Coming(ordinals, sizes, arrival)

@@ -132,7 +132,7 @@ T = TypeVar("T")
 Steps = Generator[tuple[int, RetrievalEvent], None, list[Gathered]]
 
 
-def drained(steps: Generator[object, None, T]) -> T:
+def collect(steps: Generator[object, None, T]) -> T:
     """What a generator returns, when nobody wants what it yields."""
     kept: list[T] = []
 

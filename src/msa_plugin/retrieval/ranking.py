@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from msa_kernels import plain_scores
-from msa_plugin.backbone.attention import CausalRows, Sink
+from msa_plugin.backbone.attention import ActivationRecorder, CausalRows
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.router import Router
@@ -80,7 +80,7 @@ def best_first(ranked: Iterable[Ranked]) -> list[Ranked]:
 ChunkScores = Callable[[Sequence[int]], list[NDArray[np.float32]]]  # of documents by ordinal: [C] of their chunks
 
 
-class RouteSink(Sink):
+class RouteRecorder(ActivationRecorder):
     """Collects routing queries layer by layer and ends the forward before the deepest layer's attention."""
 
     def __init__(self, router: Router, ids: Tensor, mask: Tensor) -> None:
@@ -139,15 +139,15 @@ def _lengthened(part: SharedQueries, by: int) -> SharedQueries:
 def _one_forward(backbone: Backbone, router: Router, rows: Sequence[Sequence[int]], lora: Lora | None) -> SharedQueries:
     check_cancelled()
     ids, mask = pad_right(rows, backbone.device)
-    sink = RouteSink(router, ids, mask)
+    recorder = RouteRecorder(router, ids, mask)
     positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    backbone.run(CausalRows(sink=sink, lora=lora), ids, mask, positions, logits="none")
-    queries, shares = router.shared_queries(sink.parts)
+    backbone.run(CausalRows(recorder=recorder, lora=lora), ids, mask, positions, logits="none")
+    queries, shares = router.shared_queries(recorder.parts)
     votes = mask.new_ones(mask.shape[0], 1) if queries.shape[2] == 1 else mask
     return SharedQueries(queries, shares, votes)
 
 
-def blended(questions: SharedQueries, follow_ups: SharedQueries, weight: float, router: Router) -> SharedQueries:
+def interpolate(questions: SharedQueries, follow_ups: SharedQueries, weight: float, router: Router) -> SharedQueries:
     """Each question's vector plus `weight` times its follow-up's, normalised again (one head a layer, T = 1).
 
     Keeping the question's own vector in the sum stops a round from drifting to whatever resembles the text it read.
@@ -184,12 +184,12 @@ def rank_shared(
         found = prefilter.search(queries, votes, selection, k, **tiles)
         rows = [(one.ordinals[0], one.scores[0]) for one in found]
     return [
-        explained(bank, config, asked.shares[:, row][:, votes[row]], ordinals.tolist(), scores.tolist())
+        score_breakdown(bank, config, asked.shares[:, row][:, votes[row]], ordinals.tolist(), scores.tolist())
         for row, (ordinals, scores) in enumerate(rows)
     ]
 
 
-def explained(
+def score_breakdown(
     bank: BankHandle, config: RoutingConfig, shares: Tensor, ordinals: list[int], scores: list[float] | None = None
 ) -> list[Ranked]:
     """Take each score apart: the chunk (and question token) that gave it, and the share of each layer [L, T, W].

@@ -11,7 +11,7 @@ from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.config import RoutingConfig
 from msa_plugin.retrieval.links import FOLLOWED, Titles
 from msa_plugin.retrieval.postings import Words
-from msa_plugin.retrieval.ranking import Ranked, SharedQueries, best_first, explained
+from msa_plugin.retrieval.ranking import Ranked, SharedQueries, best_first, score_breakdown
 from msa_plugin.retrieval.recency import with_recency
 from msa_plugin.retrieval.relevance import Relevance, Said, compared
 from msa_plugin.retrieval.search import Index, Search
@@ -87,5 +87,5 @@ class SharedRanking:
         self, asked: SharedQueries, words: Sequence[Words] | None, row: int, ordinals: list[int]
     ) -> list[Ranked]:
         """Documents as question `row` scores them, by keys and by words where these count."""
-        found = explained(self.bank, self.routing, asked.of(row), ordinals)
+        found = score_breakdown(self.bank, self.routing, asked.of(row), ordinals)
         return found if self.lexical is None or words is None else self.lexical.raised(found, words[row])

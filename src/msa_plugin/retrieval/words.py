@@ -14,7 +14,7 @@ from dataclasses import replace
 from msa_plugin.backbone.router import Router
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.retrieval.postings import Counts, Words, rarity
-from msa_plugin.retrieval.ranking import Ranked, SharedQueries, best_first, explained
+from msa_plugin.retrieval.ranking import Ranked, SharedQueries, best_first, score_breakdown
 from msa_plugin.retrieval.search import Search
 from msa_plugin.stems import stems
 
@@ -62,7 +62,7 @@ class WordSignal:
         rows = []
         for row, (said, routed) in enumerate(zip(words, ranked, strict=True)):
             missing = sorted({*said.best(depth(k))} - {r.ordinal for r in routed})
-            both = self.raised([*routed, *explained(self.bank, self.router.config, asked.of(row), missing)], said)
+            both = self.raised([*routed, *score_breakdown(self.bank, self.router.config, asked.of(row), missing)], said)
             rows.append(best_first(both)[:k])
         return rows
 

@@ -30,9 +30,9 @@ from msa_plugin.backbone.lora import TARGETS, Lora
 from msa_plugin.backbone.router import Router, RouterLayer
 from msa_plugin.config import InterleaveConfig, Settings
 from msa_plugin.encoding.calibration import Calibration, CalibrationConfig
-from msa_plugin.encoding.encoder import WindowSink, pad_right, plan_batches
+from msa_plugin.encoding.encoder import WindowRecorder, pad_right, plan_batches
 from msa_plugin.errors import ConfigError
-from msa_plugin.retrieval.ranking import RouteSink
+from msa_plugin.retrieval.ranking import RouteRecorder
 from msa_plugin.training.data import Corpus
 from msa_plugin.training.groups import Ask, Group, GroupConfig, Groups, Pool
 from msa_plugin.training.losses import distillation_loss, routing_loss
@@ -216,10 +216,10 @@ class Contrastive:
         parts: dict[int, Tensor] = {}
         for batch in plan_batches([len(r) for r in rows], self.config.batch_tokens):
             ids, mask = pad_right([rows[i] for i in batch], self.backbone.device)
-            sink = WindowSink(router, None, ids, mask)
-            self._run(sink, ids, mask)
-            keys = router.finish_keys(sink.keys)["shared"]
-            parts.update(zip(batch, keys.split_with_sizes(sink.key_chunks.tolist()), strict=True))
+            recorder = WindowRecorder(router, None, ids, mask)
+            self._run(recorder, ids, mask)
+            keys = router.finish_keys(recorder.keys)["shared"]
+            parts.update(zip(batch, keys.split_with_sizes(recorder.key_chunks.tolist()), strict=True))
         counts = torch.tensor([len(parts[i]) for i in range(len(rows))])
         return torch.cat([parts[i] for i in range(len(rows))]), counts
 
@@ -229,17 +229,17 @@ class Contrastive:
         parts = []
         for batch in batches:
             ids, mask = pad_right([rows[i] for i in batch], self.backbone.device)
-            sink = RouteSink(router, ids, mask)
-            self._run(sink, ids, mask)
-            parts.append(router.shared_queries(sink.parts)[0][:, 0, 0])
+            recorder = RouteRecorder(router, ids, mask)
+            self._run(recorder, ids, mask)
+            parts.append(router.shared_queries(recorder.parts)[0][:, 0, 0])
         order = torch.tensor([i for batch in batches for i in batch]).argsort()
         return torch.cat(parts)[order]
 
-    def _run(self, sink: WindowSink | RouteSink, ids: Tensor, mask: Tensor) -> None:
+    def _run(self, recorder: WindowRecorder | RouteRecorder, ids: Tensor, mask: Tensor) -> None:
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         # The gradient of torch's fused attention on a CPU takes longer than that of plain products for rows this short.
         with sdpa_kernel(SDPBackend.MATH) if ids.device.type == "cpu" else nullcontext():
-            self.backbone.forward(CausalRows(sink=sink), ids, mask, positions, logits="none")
+            self.backbone.forward(CausalRows(recorder=recorder), ids, mask, positions, logits="none")
 
     def _queries(self, asks: Sequence[Ask], draw: random.Random) -> tuple[list[list[int]], _Owners]:
         """Token rows of all questions, then of question and piece for steps after the first; whose query is which."""

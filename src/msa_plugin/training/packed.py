@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from msa_kernels import chunk_offsets, plain_scores, pool_chunks
-from msa_plugin.backbone.attention import Pass
+from msa_plugin.backbone.attention import ForwardState
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.router import Router
 from msa_plugin.config import ContentConfig
@@ -109,7 +109,7 @@ def _lengths(packed: Packed) -> Tensor:
     return counts[counts > 0].cpu()
 
 
-class PackedPass(Pass):
+class PackedPass(ForwardState):
     """Every document sees itself; router layers' other tokens see each other and the chunks of what was selected.
 
     After the forward `scores` holds document scores [B, n + 1] by router layer (or SHARED), column 0 and absent

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from msa_plugin import prompts
 from msa_plugin.answering.decoding import TextStream, decode
 from msa_plugin.backbone.adapter import Adapter
-from msa_plugin.backbone.attention import CausalRows, Pass
+from msa_plugin.backbone.attention import CausalRows, ForwardState
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.families import shift_keys
 from msa_plugin.backbone.lora import TARGETS, Lora
@@ -156,7 +156,7 @@ class ReaderObjective:
                 at += length
             starts.append(at)
             parts.append(joined_content(own))
-        state = Pass(source=Chosen(head, parts), lora=self.lora)
+        state = ForwardState(source=Chosen(head, parts), lora=self.lora)
         logits, tokens = said_logits(self.backbone, state, [(row.asked, row.said) for row in rows], starts)
         return logits, sum(map(len, windows)) + head.length + tokens
 
@@ -194,7 +194,7 @@ class ReaderObjective:
                 self.backbone.device,
             )
             positions = (mask.cumsum(1) - 1).clamp(min=0)
-            state = Pass(keep_cache=True, lora=self.lora)
+            state = ForwardState(keep_cache=True, lora=self.lora)
             logits = self.backbone.run(state, ids, mask, positions)
             assert logits is not None
             streams = [TextStream(self.backbone, ()) for _ in some]

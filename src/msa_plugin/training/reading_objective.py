@@ -21,12 +21,12 @@ from torch.nn import functional as F
 
 from msa_kernels import chunk_offsets, pool_chunks
 from msa_plugin import prompts
+from msa_plugin.attention_context import LayerContext
 from msa_plugin.backbone.adapter import Adapter
-from msa_plugin.backbone.attention import CausalRows, Pass, Sink
+from msa_plugin.backbone.attention import ActivationRecorder, CausalRows, ForwardState
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import TARGETS, Lora
 from msa_plugin.config import Abilities, ContentConfig, Layers, Settings, Size
-from msa_plugin.contexts import LayerContext
 from msa_plugin.encoding.encoder import pad_right, plan_batches
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.errors import ConfigError, TrainingError
@@ -78,7 +78,7 @@ class LatentRow:
     said: list[int]
 
 
-class Pooled(Sink):
+class Pooled(ActivationRecorder):
     """Pools K and V of the layers that read as a bank keeps them, with gradients: [C, 2, KV, D] by layer."""
 
     def __init__(self, reading: ContentConfig, mask: Tensor) -> None:
@@ -123,10 +123,10 @@ def pooled_content(
     found: dict[int, dict[int, Tensor]] = {}
     for batch in plan_batches([len(window) for window in windows], batch_tokens):
         ids, mask = pad_right([windows[i] for i in batch], backbone.device)
-        sink = Pooled(reading, mask)
+        recorder = Pooled(reading, mask)
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        backbone.forward(CausalRows(sink=sink, lora=lora), ids, mask, positions, logits="none")
-        split = {layer: c.split_with_sizes(sink.chunks.tolist()) for layer, c in sink.content.items()}
+        backbone.forward(CausalRows(recorder=recorder, lora=lora), ids, mask, positions, logits="none")
+        split = {layer: c.split_with_sizes(recorder.chunks.tolist()) for layer, c in recorder.content.items()}
         found |= {index: {layer: c[at] for layer, c in split.items()} for at, index in enumerate(batch)}
     return [found[i] for i in range(len(windows))]
 
@@ -137,7 +137,7 @@ def joined_content(windows: Sequence[Mapping[int, Tensor]]) -> dict[int, Tensor]
 
 
 def said_logits(
-    backbone: Backbone, state: Pass, rows: Sequence[tuple[list[int], list[int]]], starts: Sequence[int]
+    backbone: Backbone, state: ForwardState, rows: Sequence[tuple[list[int], list[int]]], starts: Sequence[int]
 ) -> tuple[Tensor, int]:
     """Logits [N, V], float32, before every token that rows say, and the rows' tokens.
 
@@ -253,7 +253,7 @@ class ReadingObjective:
         reading = ContentConfig(layers=self.reading.layers, pooling=pooling)
         content = iter(pooled_content(self.backbone, reading, windows, _BATCH_TOKENS, self.lora))
         parts = [joined_content([next(content) for _ in row.windows]) for row in rows]
-        state = Pass(source=Chosen(head, parts), lora=self.lora)
+        state = ForwardState(source=Chosen(head, parts), lora=self.lora)
         starts = [head.length + self.start.config.top_k] * len(rows)
         logits, tokens = said_logits(self.backbone, state, [(row.asked, row.said) for row in rows], starts)
         said = [token for row in rows for token in row.said]

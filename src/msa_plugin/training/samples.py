@@ -1,7 +1,7 @@
 """A step of a chain as one packed row: template head, documents with numbers, question and what was found, response.
 
-The words are those of inference (`answering.generative.wire`): what the model is to write has labels, what the engine
-puts there has none. A step after the first has what was found in its transcript and not among its documents.
+The words are those of inference (`answering.generative.prompt_codec`): what the model is to write has labels, what the
+engine puts there has none. A step after the first has what was found in its transcript and not among its documents.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from msa_plugin import prompts
-from msa_plugin.answering.generative.wire import Transcript, Wire
+from msa_plugin.answering.generative.prompt_codec import PromptCodec, Transcript
 from msa_plugin.answering.per_layer import LayerRow
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.encoding.numbering import FIRST_ORDINAL, Numbering
@@ -85,12 +85,12 @@ class Sampler:
     hard: int = 4
     latent: float = 0.0
     miners: Sequence[Miner] = ()
-    _wire: Wire = field(init=False)
+    _codec: PromptCodec = field(init=False)
     _numbering: Numbering = field(init=False)
 
     def __post_init__(self) -> None:
         """Raises ConfigError when the tokenizer lacks a marker."""
-        self._wire = Wire(self.backbone)
+        self._codec = PromptCodec(self.backbone)
         self._numbering = Numbering(self.backbone, self.width)
         self._head = self.backbone.tokenize_frame(prompts.TEMPLATE_HEAD)
 
@@ -186,20 +186,20 @@ class Sampler:
         self, corpus: Corpus, step: Hop, numbered: Mapping[str, int], latent: bool
     ) -> tuple[LayerRow, list[tuple[int, bool]]]:
         """The row as inference feeds it, and what follows with whether it is learnt."""
-        wire = self._wire
-        transcript = Transcript(wire, step.question)
+        codec = self._codec
+        transcript = Transcript(codec, step.question)
         for name in () if latent else step.found:
             document = corpus.documents[name]
             transcript.add({numbered[name]: document_text(document.title, document.text)})
         tokenize = self.backbone.tokenize
         if not step.answer:
             named = tokenize(prompts.numbered_tail(numbered[step.wanted[0]]))
-            return transcript.row(), [(t, True) for t in [*named, wire.list_end]]
+            return transcript.row(), [(t, True) for t in [*named, codec.list_end]]
         answering = tokenize(prompts.ANSWERING)
-        start = wire.answer_start(step.question)
-        written = len(wire.retrieved)
+        start = codec.answer_start(step.question)
+        written = len(codec.retrieved)
         learnt = [i < written or i >= len(start) - len(answering) for i in range(len(start))]
-        said = [*tokenize(f" {step.answer.strip()}"), wire.end]
+        said = [*tokenize(f" {step.answer.strip()}"), codec.end]
         return transcript.row(), [*zip(start, learnt, strict=True), *((t, True) for t in said)]
 
 

@@ -19,7 +19,7 @@ from msa_plugin.memory import LatentMemory
 HELLO = [ChatMessage(role="user", content="hello")]
 
 
-async def drained(stream):
+async def collect(stream):
     return [piece async for piece in await stream]
 
 
@@ -39,8 +39,8 @@ CALLS = {
     "acomplete": lambda i: MSALLM(i.memory, max_tokens=3).acomplete("violin"),
     "achat": lambda i: MSALLM(i.memory, max_tokens=3).achat(HELLO),
     "achat, memory": lambda i: MSALLM(i.memory, mode="memory", max_tokens=3).achat(HELLO),
-    "astream_complete": lambda i: drained(MSALLM(i.memory, max_tokens=3).astream_complete("violin")),
-    "astream_chat": lambda i: drained(MSALLM(i.memory, mode="memory", max_tokens=3).astream_chat(HELLO)),
+    "astream_complete": lambda i: collect(MSALLM(i.memory, max_tokens=3).astream_complete("violin")),
+    "astream_chat": lambda i: collect(MSALLM(i.memory, mode="memory", max_tokens=3).astream_chat(HELLO)),
     "block.aput": lambda i: MSAMemoryBlock(i.memory).aput(HELLO),
 }
 

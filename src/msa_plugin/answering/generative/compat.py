@@ -16,9 +16,9 @@ from torch import Tensor
 from msa_plugin import prompts
 from msa_plugin.answering.generative import reference_text as text_level
 from msa_plugin.answering.per_layer import LayerRow
-from msa_plugin.backbone.attention import Pass
+from msa_plugin.attention_context import LayerContext
+from msa_plugin.backbone.attention import ForwardState
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.contexts import LayerContext
 from msa_plugin.encoding.encoder import pad_left
 
 HEAD_TOKENS = 3  # the reference has the template head's length in its code
@@ -27,7 +27,7 @@ _LONGEST_WRITTEN = 1000
 Pick = Callable[[Tensor], list[int]]
 
 
-class ReferencePass(Pass):
+class ReferencePass(ForwardState):
     """Attention of the reference: tokens fed together behind a cache see each other in both directions (5)."""
 
     def _build_mask(self, context: LayerContext | None, total: int, local: int, window: int | None) -> Tensor | None:
@@ -44,7 +44,7 @@ class ReferencePass(Pass):
 class Start(Protocol):
     """Begins a call: prefills padded `ids`, `mask`, `votes` and `positions` [B, T]; returns the pass and logits."""
 
-    def __call__(self, ids: Tensor, mask: Tensor, votes: Tensor, positions: Tensor) -> tuple[Pass, Tensor]:
+    def __call__(self, ids: Tensor, mask: Tensor, votes: Tensor, positions: Tensor) -> tuple[ForwardState, Tensor]:
         """The pass that routed, and logits [B, V] of each row's last token."""
 
 
@@ -118,7 +118,7 @@ class ReferenceCall:
                 row.finished = token in ends
         return taken
 
-    def _step(self, state: Pass, tokens: list[int], answering: bool) -> Tensor:
+    def _step(self, state: ForwardState, tokens: list[int], answering: bool) -> Tensor:
         """Feed one token a row; a row that waits for the others gets its last one again, masked."""
         real = [answering or not row.waits for row in self.rows]
         for row, token, moves in zip(self.rows, tokens, real, strict=True):
@@ -153,7 +153,7 @@ class ReferenceCall:
     def _question(self, index: int) -> str:
         return text_level.question_again(self._transcripts()[index])
 
-    def _insert(self, state: Pass, texts: Sequence[str]) -> Tensor:
+    def _insert(self, state: ForwardState, texts: Sequence[str]) -> Tensor:
         """Feed the insertions of all rows at once, left padded to one length."""
         ids, mask = self._append(texts)
         width = ids.shape[1]
@@ -172,7 +172,7 @@ class ReferenceCall:
         self._fed_mask.append(mask)
         return ids, mask
 
-    def _feed(self, state: Pass, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    def _feed(self, state: ForwardState, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         self._fed_ids.append(ids)
         self._fed_mask.append(mask)
         logits = self.backbone.run(state, ids, mask, positions)

@@ -13,10 +13,10 @@ from torch import Tensor
 from msa_plugin.answering.answers import Events, source
 from msa_plugin.answering.decoding import TextStream, TokenSampler
 from msa_plugin.answering.excerpts import Excerpts, all_of
-from msa_plugin.answering.generative.ids import Ids, Menu
+from msa_plugin.answering.generative.ids import IdCandidates, Ids
+from msa_plugin.answering.generative.prompt_codec import PromptCodec, Transcript
 from msa_plugin.answering.generative.scheduler import Prefill, Scheduler, Started
 from msa_plugin.answering.generative.state import Conversation
-from msa_plugin.answering.generative.wire import Transcript, Wire
 from msa_plugin.answering.per_layer import LayerRouting
 from msa_plugin.answering.resume import Earlier, kept_rows
 from msa_plugin.bank.handle import BankHandle, Selected
@@ -51,9 +51,9 @@ class Library:
         """`excerpts` fit ranked documents to a number of tokens."""
         self.bank, self.ids, self._excerpts = bank, ids, excerpts
 
-    def menu(self, routed: Sequence[int], known: dict[int, int]) -> Menu:
-        """See `Ids.menu`."""
-        return self.ids.menu(routed, known)
+    def candidates(self, routed: Sequence[int], known: dict[int, int]) -> IdCandidates:
+        """See `Ids.candidates`."""
+        return self.ids.candidates(routed, known)
 
     def name(self, ordinals: Sequence[int]) -> list[str]:
         """The user's ids."""
@@ -84,7 +84,7 @@ class Generative:
         self.layers, self.bank, self.numbering, self.excerpts = layers, bank, numbering, excerpts
         self.context_tokens, self.abilities = context_tokens, abilities
         self.backbone = layers.backbone
-        self.wire = Wire(self.backbone, layers.lora)
+        self.codec = PromptCodec(self.backbone, layers.lora)
 
     def ask(
         self, questions: Sequence[str], selection: Selected, generation: GenerationConfig, rounds: InterleaveConfig
@@ -127,8 +127,8 @@ class Generative:
     ) -> Conversation:
         return Conversation(
             row=row,
-            transcript=Transcript(self.wire, question),
-            shelf=library,
+            transcript=Transcript(self.codec, question),
+            documents=library,
             stream=TextStream(self.backbone, generation.stop, generation.repetition),
             sampler=TokenSampler(generation, 1),
             rounds_allowed=rounds,
@@ -145,7 +145,7 @@ class Generative:
     ) -> Started:
         """Prefill rows of which every router layer selects for itself."""
         rows = [c.prompt() for c in starting]
-        run = self.layers.resume(rows, self.wire.head, self.layers.top_k, selection, earlier)
+        run = self.layers.resume(rows, self.codec.head, self.layers.top_k, selection, earlier)
         assert run.logits is not None
         config = self.layers.router.config
         routed = []
@@ -162,7 +162,7 @@ class Generative:
     def _chosen(self, starting: Sequence[Conversation], earlier: Sequence[Earlier | None]) -> Started:
         """Prefill rows that read the latents of the documents they were given, whole, in every reading layer."""
         rows = [c.prompt() for c in starting]
-        run = self.layers.read(rows, self.wire.head, [[Extent(o) for o in c.known] for c in starting])
+        run = self.layers.read(rows, self.codec.head, [[Extent(o) for o in c.known] for c in starting])
         assert run.logits is not None
         lengths = [len(row.ids) for row in rows]
         seconds = {"prefill": run.seconds}
@@ -184,7 +184,7 @@ class Generative:
             context_tokens=sum(d.tokens for d in stored.values()),
             new_tokens=one.written,
             finish=one.stream.finish,
-            head_tokens=self.wire.head.length,
+            head_tokens=self.codec.head.length,
             interleave="ids",
             ended=one.ended or "",
             ids=ids,

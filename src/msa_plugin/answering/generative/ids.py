@@ -22,7 +22,7 @@ IdMode = Literal["global", "local"]
 
 
 @dataclass(frozen=True)
-class Menu:
+class IdCandidates:
     """The numbers that may be written next, ascending, and the ordinal that each stands for (None: number + 1)."""
 
     numbers: NDArray[np.int64]
@@ -34,7 +34,7 @@ class Menu:
 
 
 class Ids:
-    """Menus for the questions of one call."""
+    """Candidates for the questions of one call."""
 
     def __init__(self, numbering: Numbering, selection: Selected) -> None:
         """`selection` is what may be read at all."""
@@ -42,9 +42,9 @@ class Ids:
         live = selection.ordinals().numpy().astype(np.int64)
         last = int(live[-1]) if len(live) else 0
         self.mode: IdMode = "global" if numbering.fits(last) else "local"
-        self._all = Menu(live - FIRST_ORDINAL) if self.mode == "global" else None
+        self._all = IdCandidates(live - FIRST_ORDINAL) if self.mode == "global" else None
 
-    def menu(self, routed: Sequence[int], known: dict[int, int]) -> Menu:
+    def candidates(self, routed: Sequence[int], known: dict[int, int]) -> IdCandidates:
         """What may be named after routing found the ordinals `routed`, best first.
 
         `known` are the ordinals of documents that the question has fetched, with their numbers, which they keep. Of
@@ -55,7 +55,7 @@ class Ids:
         ordinals = {number: ordinal for ordinal, number in known.items()}
         for ordinal in routed:
             ordinals.setdefault(self._numbering.number(ordinal), ordinal)
-        return Menu(np.array(sorted(ordinals), dtype=np.int64), ordinals)
+        return IdCandidates(np.array(sorted(ordinals), dtype=np.int64), ordinals)
 
     def number(self, ordinal: int) -> int:
         """The number of a document."""

@@ -15,7 +15,7 @@ from msa_plugin.answering.excerpts import all_of
 from msa_plugin.answering.generative import reference_text
 from msa_plugin.answering.generative.compat import ReferenceCall, ReferencePass, Start
 from msa_plugin.answering.per_layer import LayerRouting
-from msa_plugin.backbone.attention import Pass
+from msa_plugin.backbone.attention import ForwardState
 from msa_plugin.bank.documents import StoredDocument
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.config import GenerationConfig
@@ -50,7 +50,7 @@ class ReferenceLoop:
     def start(self, selection: Selected) -> Start:
         """Begins calls over the documents of `selection`."""
 
-        def prefill(ids: Tensor, mask: Tensor, votes: Tensor, positions: Tensor) -> tuple[Pass, Tensor]:
+        def prefill(ids: Tensor, mask: Tensor, votes: Tensor, positions: Tensor) -> tuple[ForwardState, Tensor]:
             run = self.layers.prefill(ids, mask, votes, positions, self.head, self.top_k, selection, kind=ReferencePass)
             assert run.logits is not None
             return run.state, run.logits[:, -1]

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from msa_plugin.answering.generative.state import Conversation, IdPhase, Routed, Step
 from msa_plugin.answering.resume import Earlier, Kept
-from msa_plugin.backbone.attention import Pass
+from msa_plugin.backbone.attention import ForwardState
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.backbone.joining import joined
+from msa_plugin.backbone.batching import joined
 from msa_plugin.cancellation import check_cancelled
 from msa_plugin.encoding.encoder import pad_left
 
@@ -32,7 +32,7 @@ class Started:
     `kept` is what each row's next prefill can go on from; empty where every one starts anew.
     """
 
-    state: Pass
+    state: ForwardState
     logits: Tensor
     positions: list[int]
     lengths: list[int]
@@ -51,7 +51,7 @@ class Scheduler:
         """At most `rows` questions are on their way at a time."""
         self.backbone, self._prefill, self._rows = backbone, prefill, rows
         self._batch: list[Conversation] = []
-        self._state: Pass | None = None
+        self._state: ForwardState | None = None
         self._kept: dict[Conversation, Kept] = {}
 
     def run(self, conversations: Sequence[Conversation]) -> Iterator[tuple[Conversation, Step | None]]:
@@ -91,7 +91,7 @@ class Scheduler:
             return None
         return Earlier(kept, self._state, self._batch.index(conversation))
 
-    def _join(self, state: Pass, rows: Sequence[Conversation]) -> None:
+    def _join(self, state: ForwardState, rows: Sequence[Conversation]) -> None:
         """Let rows that have tokens to feed decode with the others; rows that have none any more leave."""
         arriving = [i for i, c in enumerate(rows) if c.pending and c.phase is not IdPhase.DONE]
         staying = [i for i, c in enumerate(self._batch) if self._decodes(c) and c not in rows]

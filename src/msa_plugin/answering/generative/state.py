@@ -14,8 +14,8 @@ from torch import Tensor
 
 from msa_plugin.answering.decoding import TextStream, TokenSampler
 from msa_plugin.answering.generative.constraint import IdList
-from msa_plugin.answering.generative.ids import Menu
-from msa_plugin.answering.generative.wire import Transcript
+from msa_plugin.answering.generative.ids import IdCandidates
+from msa_plugin.answering.generative.prompt_codec import Transcript
 from msa_plugin.answering.per_layer import LayerRow
 from msa_plugin.config import InterleaveConfig
 from msa_plugin.events import DocumentsChosen, DocumentsFetched, EndReason, RetrievalEnded, RetrievalEvent, RoundStarted
@@ -34,11 +34,11 @@ class IdPhase(Enum):
     DONE = auto()
 
 
-class Shelf(Protocol):
+class DocumentSource(Protocol):
     """Documents by ordinal, as a question is given them."""
 
-    def menu(self, routed: Sequence[int], known: dict[int, int]) -> Menu:
-        """See `Ids.menu`."""
+    def candidates(self, routed: Sequence[int], known: dict[int, int]) -> IdCandidates:
+        """See `Ids.candidates`."""
 
     def name(self, ordinals: Sequence[int]) -> list[str]:
         """The user's ids."""
@@ -64,7 +64,7 @@ class Conversation:
 
     row: int
     transcript: Transcript
-    shelf: Shelf
+    documents: DocumentSource
     stream: TextStream
     sampler: TokenSampler
     rounds_allowed: InterleaveConfig
@@ -83,7 +83,7 @@ class Conversation:
     written: int = 0
     routed: Routed | None = None
     _list: IdList | None = None
-    _menu: Menu | None = None
+    _candidates: IdCandidates | None = None
     _round_began: dict[str, float] = field(default_factory=dict)
 
     def prompt(self) -> LayerRow:
@@ -105,9 +105,9 @@ class Conversation:
         if self.final:
             return
         assert routed is not None
-        self._menu = self.shelf.menu([r.ordinal for r in routed.ranked], self.known)
-        vocabulary = self.transcript.wire.numbers
-        self._list = IdList(vocabulary, self._menu.numbers, self.rounds_allowed.ids_per_round)
+        self._candidates = self.documents.candidates([r.ordinal for r in routed.ranked], self.known)
+        vocabulary = self.transcript.codec.numbers
+        self._list = IdList(vocabulary, self._candidates.numbers, self.rounds_allowed.ids_per_round)
 
     def fed(self) -> None:
         """The pending tokens were fed to the model."""
@@ -123,27 +123,27 @@ class Conversation:
 
     def _choose(self, logits: Tensor) -> Iterator[Step]:
         assert self._list is not None
-        wire, allowed = self.transcript.wire, self._list.allowed()
+        codec, allowed = self.transcript.codec, self._list.allowed()
         if self._list.between:
-            allowed.append(wire.list_end)
+            allowed.append(codec.list_end)
             if not self._list.chosen:
-                allowed.append(wire.retrieved[0])
+                allowed.append(codec.retrieved[0])
         token = allowed[int(logits[allowed].argmax())]
         self.written += 1
-        if token == wire.retrieved[0] and token not in wire.numbers.tokens:
+        if token == codec.retrieved[0] and token not in codec.numbers.tokens:
             yield from self._end_of_round([], "model")
-        elif token == wire.list_end:
+        elif token == codec.list_end:
             yield from self._end_of_round(self._list.chosen, "empty")
         else:
             self._list.take(token)
             self.pending = [token]
 
     def _end_of_round(self, numbers: Sequence[int], without: EndReason) -> Iterator[Step]:
-        assert self._menu is not None and self.routed is not None
-        named = {self._menu.ordinal(n): n for n in numbers}
+        assert self._candidates is not None and self.routed is not None
+        named = {self._candidates.ordinal(n): n for n in numbers}
         scored = self.routed.score(list(named))
         number = len(self.rounds) + 1
-        ids, scores = tuple(self.shelf.name([r.ordinal for r in scored])), tuple(r.score for r in scored)
+        ids, scores = tuple(self.documents.name([r.ordinal for r in scored])), tuple(r.score for r in scored)
         spent = {k: v - self._round_began.get(k, 0.0) for k, v in self.seconds.items()}
         self.rounds.append(Round(self.transcript.question, ids, scores, spent))
         yield DocumentsChosen(number, ids, scores)
@@ -151,7 +151,7 @@ class Conversation:
         if not numbers:
             # Nothing was written since the prefill, so the answer can begin right there.
             yield self._end(without)
-            self.pending = self.transcript.wire.answer_start(self.transcript.question)
+            self.pending = self.transcript.codec.answer_start(self.transcript.question)
             self.prompt_tokens += len(self.pending)
             self.phase = IdPhase.ANSWERING
         elif not new:
@@ -161,7 +161,7 @@ class Conversation:
             yield from self._fetch(new, named, number)
 
     def _fetch(self, new: Sequence[Ranked], named: dict[int, int], number: int) -> Iterator[Step]:
-        sources, texts, tokens = self.shelf.fetch(new, self.budget, number)
+        sources, texts, tokens = self.documents.fetch(new, self.budget, number)
         self.budget -= tokens
         if not texts:
             yield self._end("budget")
@@ -187,7 +187,7 @@ class Conversation:
     def _answer(self, logits: Tensor) -> Iterator[Step]:
         token = self.sampler.pick(logits[None])[0]
         self.written += 1
-        if token in self.transcript.wire.answer_ends:
+        if token in self.transcript.codec.answer_ends:
             piece = self.stream.end("stop")
         else:
             piece = self.stream.push(token)

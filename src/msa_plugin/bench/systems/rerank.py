@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from msa_plugin import prompts
-from msa_plugin.backbone.attention import Pass
+from msa_plugin.backbone.attention import ForwardState
 from msa_plugin.bench.base import Cost, Found, Scored, System, Workspace
 from msa_plugin.bench.systems.common import FoundInRounds, Seconds, best, falling, texts, timed
 from msa_plugin.bench.systems.models import load_cross_encoder, sentence_transformers
@@ -128,7 +128,7 @@ class Likelihood:
         """Prompts first, with a cache; then the question behind each of them, whose logits alone are needed."""
         ids, mask = pad_left(rows, self.backbone.device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        state = Pass(keep_cache=True)
+        state = ForwardState(keep_cache=True)
         logits = [self.backbone.run(state, ids, mask, positions)]
         wanted = torch.tensor(asked, device=ids.device)
         if len(asked) > 1:

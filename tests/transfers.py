@@ -1,4 +1,4 @@
-"""A lane to a device that is not there: what was sent can be had only by waiting, and everything is written down."""
+"""A transfer to a device that is not there: what was sent is had only by waiting, and everything is written down."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 class LateArrival:
-    def __init__(self, lane: LateLane, number: int, tensors: list[Tensor]) -> None:
-        self.lane, self.number, self.tensors = lane, number, tensors
+    def __init__(self, transfer: LateTransfer, number: int, tensors: list[Tensor]) -> None:
+        self.transfer, self.number, self.tensors = transfer, number, tensors
 
     def wait(self) -> list[Tensor]:
-        self.lane.log.append(("wait", self.number))
+        self.transfer.log.append(("wait", self.number))
         return self.tensors
 
 
-class LateLane:
+class LateTransfer:
     """Stands in for the one to a GPU; `sent` are the tensors of each sending, `log` the order of it all."""
 
     direct = False

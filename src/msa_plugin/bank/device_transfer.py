@@ -1,7 +1,7 @@
 """How tensors get from host memory to the compute device: at once, or on a stream beside what a GPU computes.
 
-The GPU's half is as small as it can be, since no test runs it where there is none; whoever uses a lane is tested with
-one that hands out nothing before it was waited for.
+The GPU's half is as small as it can be, since no test runs it where there is none. Whoever uses a transfer is tested
+with one that hands out nothing before it was waited for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-class Here(NamedTuple):
+class Arrived(NamedTuple):
     """Tensors that have arrived."""
 
     tensors: list[Tensor]
@@ -23,7 +23,7 @@ class Here(NamedTuple):
         return self.tensors
 
 
-class PlainLane:
+class DeviceTransfer:
     """To the CPU, where tensors stay as they are, or to a device without streams, where copies are made at once.
 
     `direct`: the device computes on host memory as it is, so that nothing need be sent.
@@ -36,7 +36,7 @@ class PlainLane:
 
     def send(self, tensors: Sequence[Tensor]) -> Arrival:
         """Start to copy, here at once; on the CPU the very tensors. The sources may be let go of."""
-        return Here([tensor.to(self.device) for tensor in tensors])
+        return Arrived([tensor.to(self.device) for tensor in tensors])
 
     def kept(self, tensor: Tensor) -> Tensor:
         """A copy in host memory, of the kind that is sent fastest."""
@@ -47,7 +47,7 @@ class PlainLane:
         return count
 
 
-class CudaLane(PlainLane):
+class CudaTransfer(DeviceTransfer):
     """To a GPU, on a stream of its own, from pinned memory. Not run so far: written without a GPU."""
 
     def __init__(self, device: torch.device) -> None:
@@ -83,9 +83,9 @@ class _OnStream(NamedTuple):
         return self.tensors
 
 
-Arrival: TypeAlias = Here | _OnStream
+Arrival: TypeAlias = Arrived | _OnStream
 
 
-def lane_to(device: torch.device) -> PlainLane:
-    """The lane to a device."""
-    return CudaLane(device) if device.type == "cuda" else PlainLane(device)
+def transfer_to(device: torch.device) -> DeviceTransfer:
+    """The transfer to a device."""
+    return CudaTransfer(device) if device.type == "cuda" else DeviceTransfer(device)

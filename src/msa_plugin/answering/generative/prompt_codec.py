@@ -20,7 +20,7 @@ from msa_plugin.errors import ConfigError
 from msa_plugin.retrieval.assembly import TemplateHead, encode_head
 
 
-class Wire:
+class PromptCodec:
     """Markers, template and sentences of one backbone."""
 
     def __init__(self, backbone: Backbone, lora: Lora | None = None) -> None:
@@ -84,7 +84,7 @@ def _list_end(backbone: Backbone) -> str:
 class Transcript:
     """A question and the documents fetched for it so far, round by round."""
 
-    wire: Wire
+    codec: PromptCodec
     question: str
     rounds: list[tuple[list[int], dict[int, str]]] = field(default_factory=list)
 
@@ -101,20 +101,20 @@ class Transcript:
         From the second round on the question votes without its last newline, and of the documents only those that
         the last round fetched (golden spec 6.7).
         """
-        first = self.wire.question(self.question)
+        first = self.codec.question(self.question)
         ids, votes = list(first.ids), list(first.votes)
-        tokenize = self.wire.backbone.tokenize
+        tokenize = self.codec.backbone.tokenize
         if self.rounds:
             asked = len(tokenize(prompts.memory_question(self.question).removesuffix("\n")))
             votes[asked:] = [False] * (len(votes) - asked)
         for at, (named, texts) in enumerate(self.rounds):
             written = tokenize("".join(map(prompts.numbered_tail, named)))
             inserted = tokenize(prompts.inserted(list(texts), list(texts.values())))
-            ids += [*written, self.wire.list_end, *inserted, self.wire.list_end]
+            ids += [*written, self.codec.list_end, *inserted, self.codec.list_end]
             newest = at == len(self.rounds) - 1
             votes += [False] * (len(written) + 1) + [newest] * len(inserted) + [False]
         if answering:
-            start = self.wire.answer_start(self.question)
+            start = self.codec.answer_start(self.question)
             ids += start
             votes += [False] * len(start)
         return LayerRow(ids, votes)

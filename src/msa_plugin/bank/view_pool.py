@@ -22,15 +22,15 @@ from pathlib import Path
 
 from msa_plugin.bank.catalog import Catalog
 from msa_plugin.bank.disk import disk_errors
-from msa_plugin.bank.view import View, look
+from msa_plugin.bank.view import View, open_view
 from msa_plugin.errors import BankCorruptError, BankError
 
 
-class Moments:
+class ViewPool:
     """Views of one bank, for one thread at a time."""
 
     def __init__(self, catalog: Catalog, root: Path, snapshot: str | None, *, follow: bool) -> None:
-        """Look through `catalog`, which this then owns, at the newest moment, or at a `snapshot`; see `look`.
+        """Read through `catalog`, which this then owns, at the newest moment, or at a `snapshot`; see `open_view`.
 
         With `follow` each question that asks for it sees what others have committed since.
         """
@@ -43,11 +43,11 @@ class Moments:
         catalog.connection.turn = self.lock
         self._past: list[View] = []
         self._spare: Catalog | None = None
-        self._show(look(catalog, root, {}, snapshot))
+        self._show(open_view(catalog, root, {}, snapshot))
         self._rest()
 
     @contextmanager
-    def alone(self, *, newest: bool = False) -> Iterator[None]:
+    def exclusive(self, *, newest: bool = False) -> Iterator[None]:
         """Whatever this thread reads inside is of one moment; the `newest`, if the handle follows.
 
         Raises BankError where the handle cannot be used, and BankMovedError where the newest is another bank's.
@@ -109,7 +109,7 @@ class Moments:
 
     @property
     def now(self) -> View:
-        """The view that is shown, within its transaction. Raises as `look`, where there is a newer one to show."""
+        """The view that is shown, within its transaction. Raises as `show_newest` where there is a newer one."""
         if not self._now.catalog.holds_snapshot:
             self._catch_up()
         return self._now
@@ -123,16 +123,16 @@ class Moments:
         return next((view for view in readable if view.has(ordinals)), now)
 
     def refresh(self) -> None:
-        """`look`, alone."""
-        with self.alone():
-            self.look()
+        """`show_newest`, exclusively."""
+        with self.exclusive():
+            self.show_newest()
 
-    def look(self) -> None:
+    def show_newest(self) -> None:
         """Show the newest moment. Raises BankCorruptError, BankMovedError and SnapshotError."""
         self.check_place()
         catalog = self._free()
         try:
-            view = look(catalog, self._root, self._now.segments, self._snapshot)
+            view = open_view(catalog, self._root, self._now.segments, self._snapshot)
         except BaseException:
             catalog.release_snapshot()  # else old segments would be read by new rows
             raise
@@ -141,7 +141,7 @@ class Moments:
             self._spare = None
         self._show(view)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """End the read transactions that nobody needs: they hold back the write-ahead log."""
         for view in [view for view in self._past if not view.in_use]:
             self._past.remove(view)
@@ -158,20 +158,20 @@ class Moments:
 
     def _show(self, view: View) -> None:
         rest = weakref.WeakMethod(self._rest)
-        view.let_go = lambda: (method := rest()) and method()
+        view.on_unused = lambda: (method := rest()) and method()
         self._now = view
 
     def _catch_up(self) -> None:
         """Begin a transaction for the view that is shown, or show the newest moment where it is a later one."""
         catalog = self._free()
         if catalog.hold_snapshot() != self._now.newest or not self._now.catalog.connection.at_rest:
-            self.look()
+            self.show_newest()
         elif catalog is self._spare:
             catalog.release_snapshot()
 
     def _free(self) -> Catalog:
         """A connection that nobody reads through: the present one where it can be had, else a spare one."""
-        self.let_go()
+        self.release()
         now = self._now.catalog
         if not self._now.in_use and now.connection.at_rest:
             return now
@@ -199,7 +199,7 @@ class Moments:
         if self._depth or self._closed:
             return False
         try:
-            self.let_go()
+            self.release()
         except sqlite3.Error:
             return False  # whoever reads next hears of it
         return True

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from msa_plugin.attention_context import LayerContext
 from msa_plugin.backbone import paging
-from msa_plugin.backbone.attention import Pass
+from msa_plugin.backbone.attention import ForwardState
 from msa_plugin.backbone.kv_cache import LayerCache
-from msa_plugin.contexts import LayerContext
 
-Part = tuple[Pass, Sequence[int]]
+Part = tuple[ForwardState, Sequence[int]]
 
 
-def joined(parts: Sequence[Part]) -> Pass:
+def joined(parts: Sequence[Part]) -> ForwardState:
     """One pass, to be decoded further, with the rows named of each of `parts`, in that order.
 
     The passes have been prefilled with a cache, all with the same LoRA. Slots that no chosen row uses are dropped;
@@ -27,7 +27,7 @@ def joined(parts: Sequence[Part]) -> Pass:
     alone.
     """
     [lora] = {state.lora for state, _ in parts}
-    result = Pass(keep_cache=True, lora=lora)
+    result = ForwardState(keep_cache=True, lora=lora)
     masks = [state.row_mask[list(rows)] for state, rows in parts if state.row_mask is not None]
     used = [mask.any(0) for mask in masks]
     width = max(int(columns.sum()) for columns in used)
@@ -37,7 +37,7 @@ def joined(parts: Sequence[Part]) -> Pass:
     return result
 
 
-def _join_layer(result: Pass, layer: int, parts: Sequence[Part], used: Sequence[Tensor], width: int) -> None:
+def _join_layer(result: ForwardState, layer: int, parts: Sequence[Part], used: Sequence[Tensor], width: int) -> None:
     memories, owns, seen, paged = [], [], [], []
     for (state, rows), columns in zip(parts, used, strict=True):
         both = torch.stack(state.caches[layer].current)[:, list(rows)]  # [2, B, KV, S, D]
