@@ -44,7 +44,8 @@ test: install lint
 ROOM := $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 4000000 { print "/dev/shm" }')
 fast: install
 	$(BIN)/ruff check $(CODE)
-	OMP_NUM_THREADS=1 $(if $(ROOM),TMPDIR=$(ROOM)) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" \
+	OMP_NUM_THREADS=1 $(if $(ROOM),TMPDIR=$(ROOM)) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+		-m "not slow" -p no:nbmake \
 		-o tmp_path_retention_policy=failed \
 		--ignore=tests/kernels --ignore=tests/reliability --ignore=tests/cluster --ignore=tests/bench \
 		--ignore-glob='integrations/*/integration_tests'

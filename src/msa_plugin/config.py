@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -41,9 +41,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def problems(error: ValidationError, known: Iterable[str] = ()) -> str:
-    """What is wrong with which field; `known` are the fields there are."""
-    return "; ".join(_problem(e["loc"], e["type"], e["msg"], e["input"], list(known)) for e in error.errors())
+def problems(error: ValidationError, known: Iterable[str] = (), shown: Callable[[str], str] = str) -> str:
+    """What is wrong with which field; `known` are the fields there are, `shown` says what the user calls one."""
+    return "; ".join(
+        _problem((*map(shown, map(str, e["loc"][:1])), *e["loc"][1:]), e["type"], e["msg"], e["input"], list(known))
+        for e in error.errors()
+    )
 
 
 def _problem(place: tuple[int | str, ...], kind: str, message: str, given: object, known: list[str]) -> str:

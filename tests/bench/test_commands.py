@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from msa_plugin.cli.bench import COMMANDS, app
+from msa_plugin.errors import ConfigError
 
 GIVEN = """
 absence --data data/dev --sets nq,popqa --answers 100
@@ -76,3 +77,16 @@ def test_values_arrive(monkeypatch):
     assert (needles.depths, needles.tasks, needles.answers) == ((0.0, 0.5, 1.0), ("single-1",), False)
     ranked = called(monkeypatch, ["retrieval", "--quick", "--added", "1M", "--distractors", "d", "-s", "msa, bm25"])
     assert (ranked.added, ranked.seed, ranked.systems) == (1 << 20, 0, "msa, bm25")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("decode --tokens 0", "--tokens: Input should be greater"),
+        ("latency --data d --out o --no-peak --per-round 0", "--per-round: Input should be greater"),
+        ("retrieval --data d --out o -s bm25 -k 0", "-k: Input should be greater"),
+    ],
+)
+def test_a_wrong_value_is_told_by_its_option(line, said):
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        CliRunner().invoke(app, line.split(), catch_exceptions=False)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import typer
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, ValidationError
 from typer.core import TyperCommand, TyperGroup
 
 from msa_plugin.cli.options import Json
 from msa_plugin.cli.output import Output
+from msa_plugin.config import problems
+from msa_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -133,7 +136,13 @@ def callback(model: type[Command]) -> Callable[..., None]:
     """A function for typer: what it takes are the fields of `model`, what it does is `run`."""
 
     def call(*, as_json: bool, **given: Any) -> None:
-        model(**given).run(Output(as_json))
+        try:
+            command = model(**given)
+        except ConfigError as error:
+            if isinstance(error.__cause__, ValidationError):  # people typed options, not the names of settings
+                raise ConfigError(problems(error.__cause__, shown=partial(_shown, model))) from error
+            raise
+        command.run(Output(as_json))
 
     kind = inspect.Parameter.KEYWORD_ONLY
     fields = {name: field for name, field in model.model_fields.items() if field.description}
@@ -151,6 +160,19 @@ def callback(model: type[Command]) -> Callable[..., None]:
     return call
 
 
+def _shown(model: type[Command], name: str) -> str:
+    """What a setting is called on the command line."""
+    field = model.model_fields.get(name)
+    extra: Any = None if field is None else field.json_schema_extra
+    if not extra:
+        return name
+    return name.upper() if extra["argument"] else (extra["flags"] or [_flag(name)])[0]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _offered(name: str, field: FieldInfo) -> Any:
     """A field's type and option as typer reads them. Limits are checked, and told, by the settings themselves."""
     shown: Any = field.json_schema_extra
@@ -159,7 +181,7 @@ def _offered(name: str, field: FieldInfo) -> Any:
         kind = str | None if field.default is None else str
     if shown["argument"]:
         return _TYPED[kind, typer.Argument(help=field.description)]
-    flags = shown["flags"] or ([f"--{name.replace('_', '-')}"] if field.default is False else [])
+    flags = shown["flags"] or ([_flag(name)] if field.default is False else [])
     return _TYPED[kind, typer.Option(*flags, help=field.description, envvar=shown["envvar"] or None)]
 
 
