@@ -16,7 +16,6 @@ from typer.core import TyperCommand, TyperGroup
 
 from msa_plugin.cli.options import Json
 from msa_plugin.cli.output import Output
-from msa_plugin.config import problems
 from msa_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -140,6 +139,8 @@ def callback(model: type[Command]) -> Callable[..., None]:
             command = model(**given)
         except ConfigError as error:
             if isinstance(error.__cause__, ValidationError):  # people typed options, not the names of settings
+                from msa_plugin.config import problems  # torch comes with it
+
                 raise ConfigError(problems(error.__cause__, shown=partial(_shown, model))) from error
             raise
         command.run(Output(as_json))
