@@ -72,7 +72,7 @@ def test_scale(invoke, files, tmp_path):
     assert set(quality) == {(s, n) for s in ("msa", "bm25") for n in (1000, 2048)}
     assert quality["bm25", 1000].value == 1.0
     assert {r.system for r in rows if r.metric == "F1"} == {"msa", "bm25"}
-    assert "Degradation, nDCG@10, toy" in result.output
+    assert "Degradation, nDCG@10" in result.output
     assert (tmp_path / "out/report.md").read_text(encoding="utf-8").count("Degradation") > 2
     again, same = invoke("scale", *grown(files, "--answers", 1))
     assert again.exit_code == 0

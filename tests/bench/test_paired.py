@@ -9,7 +9,7 @@ import pytest
 
 from msa_plugin.bench.base import Scored
 from msa_plugin.bench.paired import paired
-from msa_plugin.bench.report_quality import retrieval
+from msa_plugin.bench.report_parts import tables
 from msa_plugin.bench.report_rows import Saved
 from msa_plugin.bench.scoring import rows_of
 from msa_plugin.bench.store import Results
@@ -79,7 +79,7 @@ def test_equal_systems_do_not_differ_and_unknown_ones_are_refused(run):
 def test_the_report_has_a_row_of_sets_without_titles(run):
     saved = Saved.read(run)
     assert saved.untitled() == ["news", "chunks"]
-    table = next(t for t in retrieval(saved) if t.title == "Retrieval, nDCG@10")
+    table = next(t for t in tables(saved, "retrieval") if t.title == "Retrieval, nDCG@10")
     labels = [line[0].text for line in table.rows]
     assert "average without titles (2)" in labels
 

@@ -17,7 +17,7 @@ from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.plot_style import style
 from msa_plugin.bench.report import table, write_report
 from msa_plugin.bench.report_rows import Saved
-from msa_plugin.bench.report_tables import Cell, Column, Table, escaped, markdown
+from msa_plugin.bench.report_tables import Cell, Table, escaped
 from msa_plugin.bench.store import NOTE, SKIPPED
 from msa_plugin.errors import ConfigError, MissingExtraError
 
@@ -68,8 +68,8 @@ def test_the_report_is_written_whole(tmp_path: Path) -> None:
     markdown_text, html = (out / "report.md").read_text("utf-8"), Page(page.read_text("utf-8"))
     for text in (markdown_text.replace("\\", ""), html.text):
         for said in ("2026-01-02", "abc123", "two cores", "msa bench retrieval --out out", "seed 0", "does not fit",
-                     "no weights", "dense:x", "one: only 60 questions", "loudness", "3.250", "knob 11",
-                     "prefilter faiss:hnsw", "0.770"):  # fmt: skip
+                     "no weights", "dense:x", "one: only 60 questions", "loudness", "3.250", "knob", "11",
+                     "faiss:hnsw", "0.770"):  # fmt: skip
             assert said in text, said
     pictures = sorted(p.name for p in (out / "plots").iterdir())
     assert [f"plots/{p}" in markdown_text for p in pictures] == [True] * len(pictures)
@@ -173,9 +173,8 @@ def test_hostile_names_do_not_leave_the_folder(tmp_path: Path) -> None:
 
 
 def test_markdown_tables_have_as_many_cells_as_columns() -> None:
-    columns = (Column("a|b", number=False), Column("c"))
-    text = markdown(Table("t", columns, ((Cell("x|y\nz"), Cell("1", small="0|2", best=True)),)))
-    assert borders(text) == [3] * 3
+    found = Table("t", ("a|b", "c"), ((Cell("x|y\nz"), Cell("1", small="0|2", best=True)),))
+    assert borders(found.markdown()) == [3] * 3
 
 
 @pytest.mark.parametrize(

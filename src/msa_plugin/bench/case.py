@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from msa_plugin.bench.report_tables import duration, size
+from msa_plugin.bench.units import duration, size
 from msa_plugin.config import Settings
 from msa_plugin.errors import ConfigError
 

@@ -23,8 +23,8 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.quantize import is_scale, scale_name, stored_keys
 from msa_plugin.bench.base import OnStep
-from msa_plugin.bench.report_tables import tokens as short_tokens
 from msa_plugin.bench.sampling import in_order
+from msa_plugin.bench.units import tokens as short_tokens
 from msa_plugin.config import BesideConfig, MemoryConfig
 from msa_plugin.data import jsonl
 from msa_plugin.data.datasets import Dataset, Question, corpus_hash, load_distractors

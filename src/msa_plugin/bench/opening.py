@@ -13,7 +13,7 @@ import torch
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bench.case import Case, Row, option
 from msa_plugin.bench.peak import resident_bytes
-from msa_plugin.bench.report_tables import size
+from msa_plugin.bench.units import size
 from msa_plugin.config import RoutingConfig
 from msa_plugin.retrieval.scorer import route
 from msa_plugin.types import Document, EncodedDocument, Fingerprint

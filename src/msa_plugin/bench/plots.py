@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from msa_plugin.bench import report_growth as growth
-from msa_plugin.bench import report_quality as quality
 from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.plot_style import (
     BLUE,
     COLOURS,
     INK,
     MUTED,
-    End,
-    beside,
-    canvas,
     colours,
-    key,
+    legend,
+    panels,
     png,
     quiet,
     short,
     style,
 )
-from msa_plugin.bench.report_rows import BASE, Saved, distinct, plain, spelled, systems, timed
-from msa_plugin.bench.report_tables import Figure, clean, joined, tokens
+from msa_plugin.bench.report_parts import PARTS, STAGES, Grid, Line, means
+from msa_plugin.bench.report_rows import BASE, Saved, by_metric, datasets, distinct, setting, spelled, timed
+from msa_plugin.bench.report_tables import Figure, clean, joined
+from msa_plugin.bench.units import tokens
 
-Dot = tuple[str, float, float | None, float | None]  # label, value, interval
-_STAGE_COLOURS = dict(zip(growth.STAGES[:-1], ("#E69F00", BLUE, "#009E73", "#CC79A7", "#56B4E9"), strict=True))
-_CELLS_WITH_NUMBERS = 80
-_GROWING = ("R@10", "nDCG@10", "EM", "F1", *growth.SHOWN)  # the panels of degradation, if there are more than six
+_STAGE_COLOURS = dict(zip(STAGES[:-1], ("#E69F00", BLUE, "#009E73", "#CC79A7", "#56B4E9"), strict=True))
+_MOST = 6  # panels of degradation
 _WHISKERS = "Whiskers: 95 % intervals, of times the 5th to 95th percentile."
 
 
@@ -40,277 +37,216 @@ def figures(saved: Saved) -> dict[str, list[Figure]]:
         return {part: make(saved) for part, make in makers.items()}
 
 
+def _shown(rows: Iterable[ResultRow], part: str) -> dict[str, list[ResultRow]]:
+    """The rows of each metric that is not folded."""
+    found = by_metric(rows, PARTS[part].shown)
+    return {metric: some for metric, some in found.items() if metric in PARTS[part].shown}
+
+
 # Dots: retrieval and answers
 
 
 def _retrieval(saved: Saved) -> list[Figure]:
-    rows = plain(saved.part("retrieval"))
-    metric = next((m for m in quality.RETRIEVAL if any(r.metric == m for r in rows)), None)
-    rows = [r for r in rows if r.metric == metric]
-    if not rows or metric is None:
-        return []
-    names = systems(rows)
-    panels = []
-    for dataset in quality.datasets_of(rows):
-        at = {r.system: r for r in rows if r.dataset == dataset}
-        panels.append((dataset, [_dot(n, at.get(n)) for n in names]))
-    caption = f"{metric} by data set with 95 % intervals; the line is at the first system's value."
-    return [_dots("retrieval.png", panels, metric, caption)]
+    for metric, rows in _shown((r for r in saved.part("retrieval") if not r.settings), "retrieval").items():
+        grid = Grid(rows)
+        drawn = [(place[0], grid.columns, line) for place, line in grid.lines.items()]
+        caption = f"{metric} by data set with 95 % intervals; the line is at the first system's value."
+        return [_dots("retrieval.png", drawn, caption, metric)]
+    return []
 
 
 def _qa(saved: Saved) -> list[Figure]:
-    rows = plain(saved.part("qa"), "passages")
-    panels = []
-    for metric in [m for m in quality.QA if any(r.metric == m for r in rows)]:
-        some = [r for r in rows if r.metric == metric]
-        datasets = quality.datasets_of(some)
-        at = {(r.dataset, quality.series_of(r)): r for r in some}
-        dots: list[Dot] = []
-        for one in quality.series(some):
-            row = at.get((datasets[0], one)) if len(datasets) == 1 else None
-            value = quality.average(at, datasets, one)
-            text = f"{short(one[0], 22)}  {quality.read_label(one[1])}".strip()
-            dots.append(_dot(text, row) if row else (text, float("nan") if value is None else value, None, None))
-        where = datasets[0] if len(datasets) == 1 else f"average of {len(datasets)} data sets"
-        panels.append((f"{metric}, {clean(where, 40)}", dots))
-    if not panels:
-        return []
+    drawn = []
+    for metric, rows in _shown((r for r in saved.part("qa") if {*r.settings} <= {"passages"}), "qa").items():
+        grid, names = Grid(rows), datasets(rows)
+        line = means(grid.lines.values()) if len(names) > 1 else next(iter(grid.lines.values()))
+        where = clean(names[0], 40) if len(names) == 1 else f"average of {len(names)} data sets"
+        drawn.append((f"{metric}, {where}", grid.columns, line))
     caption = "Answers by system and passages read; the line is at the first system's choice."
-    return [_dots("answers.png", panels, "", caption)]
+    return [_dots("answers.png", drawn, caption)] if drawn else []
 
 
-def _dot(name: str, row: ResultRow | None) -> Dot:
-    return (name, float("nan"), None, None) if row is None else (name, row.value, row.low, row.high)
-
-
-def _dots(name: str, panels: Sequence[tuple[str, list[Dot]]], unit: str, caption: str) -> Figure:
-    """Panels of labelled dots, on a common scale where they share a unit; the base stands out."""
-    across = 2 if len(panels) in (2, 4) else min(3, len(panels))
-    down = -(-len(panels) // across)
-    lines = max(len(dots) for _, dots in panels)
-    same = len({tuple(d[0] for d in dots) for _, dots in panels}) == 1
-    figure, axes = canvas(9.2 if across > 1 else 6.0, 0.35 + down * (0.62 + 0.21 * lines), down, across, sharey=same)
-    figure.get_layout_engine().set(wspace=0.05, hspace=0.06)
-    for ax in axes[len(panels) :]:
-        ax.set_visible(False)
-    furthest = [_furthest(dots) for _, dots in panels]
-    for i, (ax, (title, dots)) in enumerate(zip(axes, panels, strict=False)):
-        ax.set_title(short(title, 36))
+def _dots(name: str, drawn: Sequence[tuple[str, list[str], Line]], caption: str, metric: str = "") -> Figure:
+    """Panels of dots with whiskers, the base in blue; of one `metric` on one scale with the same names."""
+    most = max(len(columns) for _, columns, _ in drawn)
+    across = 2 if len(drawn) in (2, 4) else 3
+    figure, axes = panels(
+        len(drawn), across, 9.2 / min(across, len(drawn)), 0.7 + 0.21 * most, sharey=bool(metric), sharex=bool(metric)
+    )
+    for ax, (title, columns, line) in zip(axes, drawn, strict=True):
         quiet(ax, "x")
-        _draw_dots(ax, dots)
-        ax.set_xlim(0, 1.06 * (max(furthest) if unit else furthest[i]))
-        ax.locator_params(axis="x", nbins=5)
-        if unit and i + across >= len(panels):
-            ax.set_xlabel(unit)
-        elif unit:
-            ax.tick_params(labelbottom=False)
-    said = "; ".join(f"{clean(t, 40)}: {_spoken(dots)}" for t, dots in panels[:4])
-    return Figure(name, png(figure), f"Dot plot. {said}.", caption)
+        ax.set_title(short(title, 36))
+        ax.set_yticks(range(len(columns)), [short(c) for c in columns], color=INK)
+        ax.set_ylim(len(columns) - 0.4, -0.6)
+        if columns[0].startswith(BASE) and columns[0] in line:
+            ax.axvline(line[columns[0]].value, color=BLUE, lw=0.8, alpha=0.45)
+        for y, row in ((y, line[c]) for y, c in enumerate(columns) if c in line):
+            colour = BLUE if row.system.startswith(BASE) else "#555555"
+            ax.plot(_bounds(row), [y, y], color=colour, lw=1.6, alpha=0.45)
+            ax.plot([row.value], [y], "o", color=colour, ms=5, clip_on=False)
+        ax.set_xlim(left=0)
+    figure.supxlabel(metric, size=8.5, color=MUTED)
+    spoken = [f"{clean(t, 40)}: {_spoken({c: line[c].value for c in cs if c in line})}" for t, cs, line in drawn[:4]]
+    return Figure(name, png(figure), f"Dot plot. {'; '.join(spoken)}.", caption)
 
 
-def _draw_dots(ax: Any, dots: Sequence[Dot]) -> None:
-    if dots[0][0].startswith(BASE):
-        ax.axvline(dots[0][1], color=BLUE, lw=0.8, alpha=0.45)
-    for y, (label, value, low, high) in enumerate(dots):
-        colour = BLUE if label.startswith(BASE) else "#555555"
-        if low is not None and high is not None:
-            ax.plot([low, high], [y, y], color=colour, lw=1.6, alpha=0.45, solid_capstyle="round")
-        ax.plot([value], [y], "o", color=colour, ms=5, clip_on=False)
-    ax.set_yticks(range(len(dots)), [short(d[0]) for d in dots], color=INK)
-    ax.set_ylim(len(dots) - 0.4, -0.6)
+def _bounds(row: ResultRow) -> list[float]:
+    return [row.value if row.low is None else row.low, row.value if row.high is None else row.high]
 
 
-def _furthest(dots: Sequence[Dot]) -> float:
-    """The largest number to be drawn; 1 where there is none above 0."""
-    ends = [v for _, value, _, high in dots for v in (value, high) if v is not None and v == v]
-    return max([v for v in ends if v > 0], default=1.0)
-
-
-def _spoken(dots: Sequence[Dot]) -> str:
-    return ", ".join(f"{clean(n, 40)} {v:.3f}" for n, v, _, _ in dots[:6] if v == v)
+def _spoken(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{clean(name, 40)} {value:.3f}" for name, value in list(values.items())[:6])
 
 
 # Lines: degradation and whole questions
 
 
 def _scale(saved: Saved) -> list[Figure]:
-    rows, found = growth.sized(saved), []
-    for number, dataset in enumerate(quality.datasets_of(rows), start=1):
-        some = [r for r in rows if r.dataset == dataset]
-        metrics = [
-            m for m in dict.fromkeys([*_GROWING, *(r.metric for r in some)]) if not timed(m) or m in growth.SHOWN
-        ]
-        panels = [(spelled(m), [r for r in some if r.metric == m]) for m in metrics]
-        panels = sorted([p for p in panels if p[1]][:6], key=lambda p: timed(p[0]))
+    rows = [r for r in saved.part("scale") if setting(r, "memory_tokens") is not None]
+    found = []
+    for number, dataset in enumerate(datasets(rows), start=1):
+        shown = _shown((r for r in rows if r.dataset == dataset), "scale")
         caption = f"{dataset}: quality and latency as the memory grows. {_WHISKERS}"
-        found.append(_lines(f"degradation-{number}.png", panels, caption, systems(saved.rows)))
+        drawn = {spelled(metric): some for metric, some in list(shown.items())[-_MOST:]}
+        found += [_lines(f"degradation-{number}.png", drawn, caption)] if drawn else []
     return found
 
 
-def _totals(saved: Saved) -> list[Figure]:
-    rows = [r for r in saved.part("latency") if growth.stage(r) == "total" and growth.hop(r) is None]
-    medians = [r for r in rows if r.metric == growth.P50 and growth.memory_tokens(r) is not None]
-    panels = [(f"median seconds, {d}", [r for r in medians if r.dataset == d]) for d in quality.datasets_of(medians)]
-    panels = [(title, some) for title, some in panels if len(distinct(some, growth.memory_tokens)) > 1]
+def _totals(rows: Iterable[ResultRow]) -> list[Figure]:
+    whole = [r for r in rows if (setting(r, "stage"), setting(r, "hop")) == ("total", None)]
+    each = {d: [r for r in whole if r.dataset == d] for d in datasets(whole)}
+    drawn = {f"median seconds, {d}": some for d, some in each.items() if len(distinct(some, "memory_tokens")) > 1}
     caption = "Median latency of a whole question as the memory grows; whiskers: 5th to 95th percentile."
-    return [_lines("latency-total.png", panels, caption, systems(saved.rows))] if panels else []
+    return [_lines("latency-total.png", drawn, caption)] if drawn else []
 
 
-def _lines(name: str, panels: Sequence[tuple[str, list[ResultRow]]], caption: str, every: Sequence[str]) -> Figure:
-    across = min(2, len(panels))
-    down = -(-len(panels) // across)
-    figure, axes = canvas(9.2 if across > 1 else 6.4, 3.1 * down, down, across)
-    figure.get_layout_engine().set(wspace=0.06)
-    paint = colours(every)
-    for ax in axes[len(panels) :]:
-        ax.set_visible(False)
-    ends = [_panel(ax, title, rows, paint) for ax, (title, rows) in zip(axes, panels, strict=False)]
-    figure.draw_without_rendering()  # settles the scales that the names are placed by
-    for ax, (_, rows), labelled in zip(axes, panels, ends, strict=False):
-        beside(ax, labelled, max(map(growth.memory_tokens, rows)))
-    said = "; ".join(f"{clean(t, 40)} of {joined(clean(n, 40) for n in growth.labels(rows)[:6])}" for t, rows in panels)
+def _lines(name: str, drawn: Mapping[str, list[ResultRow]], caption: str) -> Figure:
+    """Panels of lines against tokens in memory, by title."""
+    figure, axes = panels(len(drawn), 2, 4.6 if len(drawn) > 1 else 6.4, 3.1)
+    grids = {title: Grid([r for r in rows if setting(r, "memory_tokens")]) for title, rows in drawn.items()}
+    names = list(dict.fromkeys(c for grid in grids.values() for c in grid.columns))
+    paint, handles = colours(names), {}
+    for ax, (title, grid) in zip(axes, grids.items(), strict=True):
+        for column in grid.columns:
+            rows = [line[column] for line in grid.lines.values() if column in line]
+            handles[column] = _line(ax, rows, *paint[column])
+        _scales(ax, title, grid.rows)
+    legend(figure, {name: handles[name] for name in names})
+    said = "; ".join(f"{clean(t, 40)} of {joined(clean(n, 40) for n in g.columns[:6])}" for t, g in grids.items())
     return Figure(name, png(figure), f"Line plots against tokens in memory: {said}.", caption)
 
 
-def _panel(ax: Any, title: str, rows: list[ResultRow], paint: dict[str, tuple[str, str]]) -> list[End]:
-    """Draw the lines of a metric; the names to write beside them."""
-    sizes = distinct(rows, growth.memory_tokens)
-    ends = []
-    names, span = growth.labels(rows), sizes[-1] / sizes[0]
-    for i, name in enumerate(names):
-        own = sorted((r for r in rows if growth.label(r) == name), key=growth.memory_tokens)
-        colour, marker = paint[own[0].system]
-        main = own[0].system == BASE
-        xs, ys = [growth.memory_tokens(r) for r in own], [r.value for r in own]
-        ax.plot(xs, ys, color=colour, marker=marker, ms=4, lw=2.2 if main else 1.4, zorder=3 if main else 2)
-        aside = max(span, 2) ** (0.008 * (i - (len(names) - 1) / 2))  # whiskers beside each other
-        for x, row in zip(xs, own, strict=True):
-            if row.low is not None and row.high is not None:
-                ax.plot([x * aside] * 2, [row.low, row.high], color=colour, lw=0.9, alpha=0.4)
-        stopped = "" if xs[-1] == sizes[-1] else f" (to {tokens(xs[-1])})"
-        ends.append(End(short(name) + stopped, xs[-1], ys[-1], colour))
-    _scales(ax, title, sizes, [r.value for r in rows])
-    room = max(len(e.name) for e in ends)
-    ax.set_xlim(sizes[0] / max(span, 1.5) ** 0.04, sizes[-1] * max(span, 1.5) ** (0.05 + 0.029 * room))
-    return ends
+def _line(ax: Any, rows: Sequence[ResultRow], colour: str, marker: str) -> Any:
+    sizes, main = [setting(r, "memory_tokens") for r in rows], rows[0].system == BASE
+    for size, row in zip(sizes, rows, strict=True):
+        ax.plot([size, size], _bounds(row), color=colour, lw=0.9, alpha=0.4)
+    width = 2.2 if main else 1.4
+    return ax.plot(
+        sizes, [r.value for r in rows], color=colour, marker=marker, ms=4, lw=width, zorder=3 if main else 2
+    )[0]
 
 
-def _scales(ax: Any, title: str, sizes: Sequence[float], values: Sequence[float]) -> None:
+def _scales(ax: Any, title: str, rows: Sequence[ResultRow]) -> None:
     """Sizes on a logarithmic axis; so are times that differ much, all else starts at 0."""
+    sizes, values = distinct(rows, "memory_tokens"), [r.value for r in rows]
     quiet(ax, "y")
+    ax.set_title(short(title, 44))
     ax.set_xscale("log")
     ax.set_xticks(sizes, [tokens(s) for s in sizes])
     ax.set_xticks([], minor=True)
     ax.set_xlabel("tokens in memory")
-    unit = "seconds" if "seconds" in title else ""
-    if timed(title) and 0 < 10 * min(values) < max(values):
+    unit = "seconds" if timed(title) else ""
+    if unit and 0 < 10 * min(values) < max(values):
         ax.set_yscale("log")
-        ax.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
         ax.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
-        ax.yaxis.set_minor_formatter(lambda v, _: "")
         unit += ", logarithmic"
     else:
         ax.set_ylim(bottom=0)
     ax.set_ylabel(unit)
-    ax.set_title(short(title, 44))
 
 
 # Heat maps
 
 
 def _needle(saved: Saved) -> list[Figure]:
-    rows = [r for r in saved.part("needle") if growth.length(r) is not None and growth.depth(r) is not None]
-    metrics = [m for m in growth.NEEDLE if any(r.metric == m for r in rows)]
-    return [_heat_maps([r for r in rows if r.metric == metric], metric) for metric in metrics]
+    rows = [r for r in saved.part("needle") if {"length", "depth"} <= {*r.settings}]
+    return [_heat_maps(some, metric) for metric, some in _shown(rows, "needle").items()]
 
 
 def _heat_maps(rows: list[ResultRow], metric: str) -> Figure:
-    names = systems(rows)
-    lengths, depths = distinct(rows, growth.length), distinct(rows, growth.depth)
-    across = min(4, len(names))
-    down = -(-len(names) // across)
-    height = max(2.4, down * (0.9 + 0.27 * len(depths)))  # the colour bar's label needs that much
-    figure, axes = canvas(9.2, height, down, across, sharex=True, sharey=True)
-    image = None
-    for i, (ax, name) in enumerate(zip(axes, names, strict=False)):
-        values = growth.heat(rows, name)
-        grid = [[values.get((n, d), float("nan")) for n in lengths] for d in depths]
-        image = ax.imshow(grid, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-        if len(lengths) * len(depths) <= _CELLS_WITH_NUMBERS:
-            _numbers(ax, grid)
-        for spine in ax.spines.values():
-            spine.set_visible(False)
+    """Means over tasks by depth and length, a panel a system."""
+    lengths, depths, grid = distinct(rows, "length"), distinct(rows, "depth"), Grid(rows).by("length", "depth")
+    at = {place[1:]: line for place, line in grid.lines.items()}
+    count = len(grid.columns)
+    height = max(2.4, 0.9 + 0.27 * len(depths))  # the colour bar's label needs that much
+    figure, axes = panels(count, 4, 9.2 / min(4, count), height, sharex=True, sharey=True)
+    for ax, name in zip(axes, grid.columns, strict=True):
+        values = [[_value(at.get((n, d), {}), name) for n in lengths] for d in depths]
+        image = ax.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
         ax.set_title(short(name), color=BLUE if name.startswith(BASE) else INK)
         ax.set_xticks(range(len(lengths)), [tokens(n) for n in lengths])
         ax.set_yticks(range(len(depths)), [f"{100 * d:.0f} %" for d in depths])
-        if i % across == 0:
-            ax.set_ylabel("depth of the needle")
-        if i + across >= len(names):
-            ax.set_xlabel("tokens in the haystack")
-            ax.tick_params(labelbottom=True)
-    for ax in axes[len(names) :]:
-        ax.set_visible(False)
-    if image is not None:
-        bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015, aspect=30)
-        bar.set_label("share of needles found" if metric == "recall" else "share of values in the answer")
-        bar.outline.set_visible(False)
-    said = ", ".join(f"{clean(n, 40)} {growth.mean(r for r in rows if r.system == n):.2f}" for n in names[:8])
+        for y, line in enumerate(values):
+            for x, value in enumerate(line):
+                ax.text(x, y, f"{value:.2f}", ha="center", va="center", size=7, color=INK if value > 0.55 else "white")
+    figure.supxlabel("tokens in the haystack", size=8.5, color=MUTED)
+    figure.supylabel("depth of the needle", size=8.5, color=MUTED)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015, aspect=30)
+    bar.set_label("share of needles found" if metric == "recall" else "share of values in the answer")
+    whole = means(Grid(rows).lines.values())
+    every = {c: whole[c].value for c in grid.columns if c in whole}
     caption = f"Needles, {metric}: mean over tasks at each length and depth."
-    return Figure(f"needle-{metric}.png", png(figure), f"Heat maps, {metric}; means: {said}.", caption)
+    return Figure(f"needle-{metric}.png", png(figure), f"Heat maps, {metric}; means: {_spoken(every)}.", caption)
 
 
-def _numbers(ax: Any, grid: Sequence[Sequence[float]]) -> None:
-    for y, line in enumerate(grid):
-        for x, value in enumerate(line):
-            if value == value:
-                shown = f"{value:.2f}".removeprefix("0") if value < 1 else "1"
-                ax.text(x, y, shown, ha="center", va="center", size=7, color=INK if value > 0.55 else "white")
+def _value(line: Line, column: str) -> float:
+    return line[column].value if column in line else math.nan
 
 
 # Stages
 
 
 def _latency(saved: Saved) -> list[Figure]:
-    rows = [r for r in saved.part("latency") if r.metric == growth.P50 and growth.stage(r) not in (None, "total")]
+    rows = [r for r in saved.part("latency") if r.metric == "seconds_p50" and "stage" in r.settings]
     found = []
-    for number, dataset in enumerate(quality.datasets_of(rows), start=1):
-        some = [r for r in rows if r.dataset == dataset]
-        sizes = distinct(some, growth.memory_tokens) or [None]
-        shown = sizes if len(sizes) < 3 else [sizes[0], sizes[-1]]
-        panels = [(s, [r for r in some if growth.memory_tokens(r) == s]) for s in shown]
-        found.append(_stages(f"latency-stages-{number}.png", panels, dataset))
-    return [*found, *_totals(saved)]
+    for number, dataset in enumerate(datasets(rows), start=1):
+        some = [r for r in rows if r.dataset == dataset and setting(r, "stage") != "total"]
+        sizes = distinct(some, "memory_tokens") or [None]
+        drawn = {s: [r for r in some if setting(r, "memory_tokens") == s] for s in (sizes[0], sizes[-1])}
+        found.append(_stages(f"latency-stages-{number}.png", drawn, dataset))
+    return [*found, *_totals(rows)]
 
 
-def _stages(name: str, panels: Sequence[tuple[Any, list[ResultRow]]], dataset: str) -> Figure:
-    """Bars of stages, one after another and hop after hop, for each system."""
-    bars = max(len(growth.labels(rows)) for _, rows in panels)
-    figure, axes = canvas(9.2, 0.55 + len(panels) * (0.75 + 0.3 * bars), len(panels), 1, sharex=True)
-    stages: dict[str, str] = {}
-    for ax, (size, rows) in zip(axes, panels, strict=True):
-        labels = growth.labels(rows)
-        for y, label in enumerate(labels):
-            _bar(ax, y, [r for r in rows if growth.label(r) == label], stages)
-        ax.set_yticks(range(len(labels)), [short(n) for n in labels], color=INK)
-        ax.set_ylim(len(labels) - 0.4, -0.6)
-        ax.set_title(f"{tokens(size)} tokens in memory" if size is not None else clean(dataset, 40))
+def _stages(name: str, drawn: Mapping[Any, list[ResultRow]], dataset: str) -> Figure:
+    """Bars of stages, one after another and hop after hop, for each system at each size."""
+    from matplotlib.patches import Patch
+
+    grids = {size: Grid(rows) for size, rows in drawn.items()}
+    most = max(len(grid.columns) for grid in grids.values())
+    figure, axes = panels(len(grids), 1, 9.2, 0.8 + 0.3 * most, sharex=True)
+    found = dict.fromkeys(str(setting(r, "stage")) for rows in drawn.values() for r in rows)
+    others = [stage for stage in found if stage not in _STAGE_COLOURS]
+    paint = {**_STAGE_COLOURS, **{stage: COLOURS[(i + 5) % len(COLOURS)] for i, stage in enumerate(others)}}
+    for ax, (size, grid) in zip(axes, grids.items(), strict=True):
         quiet(ax, "x")
+        ax.set_yticks(range(len(grid.columns)), [short(n) for n in grid.columns], color=INK)
+        ax.set_ylim(len(grid.columns) - 0.4, -0.6)
+        ax.set_title(f"{tokens(size)} tokens in memory" if size is not None else clean(dataset, 40))
+        for y, column in enumerate(grid.columns):
+            _bar(ax, y, [line[column] for line in grid.lines.values() if column in line], paint)
     axes[-1].set_xlabel("seconds: medians of the stages, hop after hop (their sum is not the median of the whole)")
     axes[-1].set_xlim(right=1.08 * axes[-1].get_xlim()[1])
-    key(figure, stages)
-    alt = f"Bars of seconds by stage and hop: {joined(clean(n, 40) for n in growth.labels(panels[-1][1])[:8])}."
+    legend(figure, {stage: Patch(color=paint[stage]) for stage in found})
+    alt = f"Bars of seconds by stage and hop: {joined(clean(n, 40) for n in grid.columns[:8])}."
     caption = f"{dataset}: where the time goes, at the smallest and the largest memory. White gaps part the hops."
     return Figure(name, png(figure), alt, caption)
 
 
-def _bar(ax: Any, y: int, rows: list[ResultRow], stages: dict[str, str]) -> None:
-    left, before = 0.0, None
-    for row in sorted(rows, key=growth.place):
-        stage, hop = str(growth.stage(row)), growth.hop(row)
-        spare = COLOURS[(len(stages) + 3) % len(COLOURS)]
-        colour = stages.setdefault(stage, _STAGE_COLOURS.get(stage, spare))
-        ax.barh(y, row.value, left=left, height=0.62, color=colour, lw=0)
-        if before is not None and hop != before:
+def _bar(ax: Any, y: int, rows: Sequence[ResultRow], paint: Mapping[str, str]) -> None:
+    left = 0.0
+    for before, row in zip([None, *rows], rows, strict=False):
+        ax.barh(y, row.value, left=left, height=0.62, color=paint[str(setting(row, "stage"))], lw=0)
+        if before is not None and setting(before, "hop") != setting(row, "hop"):
             ax.plot([left, left], [y - 0.36, y + 0.36], color="white", lw=2.5)
-        left, before = left + row.value, hop
+        left += row.value
     ax.annotate(f"{left:.3g} s", (left, y), xytext=(4, 0), textcoords="offset points", va="center", size=8, color=MUTED)

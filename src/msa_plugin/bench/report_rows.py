@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,13 @@ from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.errors import ConfigError
 
 BASE = "msa"
+COSTS = {
+    "index_seconds_per_1k_tokens": "indexing, per 1,000 tokens",
+    "disk_bytes_per_token": "disk, per token",
+    "memory_bytes_per_token": "memory to search, per token",
+    "peak_rss_bytes": "peak resident memory",
+}
+_NAMES = {**COSTS, "relative_loss": "share lost from the smallest to the largest memory"}
 _PERCENTILES = {"50": "median", "95": "95th percentile"}
 _MULTI_HOP = 1.5  # hops a question, on average
 _TITLED = 0.5  # of a data set's passages
@@ -63,14 +70,13 @@ class Saved:
     def of(cls, rows: Iterable[ResultRow], config: Mapping[str, Any] | None = None) -> Saved:
         """From rows, the skips and notes among them set apart."""
         given = list(rows)
-        config = config or {}
         skips = [Skip(r.part, r.dataset, r.system, _reason(r)) for r in given if r.metric == SKIPPED]
         said = [f"{r.dataset}: {_reason(r)}" if r.dataset else _reason(r) for r in given if r.metric == NOTE]
         numbers = [r for r in given if r.metric not in (SKIPPED, NOTE)]
         finite = [r for r in numbers if isinstance(r.value, (int, float)) and math.isfinite(r.value)]
         if len(finite) < len(numbers):
             said.append(f"{len(numbers) - len(finite)} measurements are not finite numbers and are not shown.")
-        return cls(tuple(finite), tuple(dict.fromkeys(skips)), tuple(dict.fromkeys(said)), config)
+        return cls(tuple(finite), tuple(dict.fromkeys(skips)), tuple(dict.fromkeys(said)), config or {})
 
     def part(self, name: str) -> list[ResultRow]:
         """Rows of one part."""
@@ -80,13 +86,12 @@ class Saved:
         """The rows of each run, in the order in which the runs began."""
         found: dict[RowOrigin, list[ResultRow]] = {}
         for row in sorted(self.rows, key=lambda r: r.date):
-            found.setdefault(origin(row), []).append(row)
+            found.setdefault(RowOrigin(row.commit, row.hardware, row.command), []).append(row)
         return found
 
     def hops(self) -> dict[str, float]:
         """Hops a question, on average, of the data sets where config.json says that."""
-        facts: Mapping[str, Any] = self.config.get("datasets", {})
-        known = {name: about["hops"] for name, about in facts.items() if about.get("hops")}
+        known = {name: about["hops"] for name, about in self._datasets().items() if about.get("hops")}
         return {
             name: sum(float(hops) * n for hops, n in each.items()) / sum(each.values()) for name, each in known.items()
         }
@@ -97,13 +102,31 @@ class Saved:
 
     def untitled(self) -> list[str]:
         """Data sets whose passages mostly have no title, as far as is known from config.json."""
-        facts: Mapping[str, Any] = self.config.get("datasets", {})
-        return [name for name, about in facts.items() if about.get("titled", 1.0) < _TITLED]
+        return [name for name, about in self._datasets().items() if about.get("titled", 1.0) < _TITLED]
+
+    def _datasets(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.config.get("datasets", {})
+        return found
 
 
-def origin(row: ResultRow) -> RowOrigin:
-    """The run that a row comes from."""
-    return RowOrigin(row.commit, row.hardware, row.command)
+# Times and ratios
+
+
+def timed(metric: str) -> bool:
+    """Whether a metric is a time or a size, whose bounds are percentiles."""
+    return "seconds" in metric or "bytes" in metric
+
+
+def costs(metric: str) -> bool:
+    """Whether less of a metric is better."""
+    return timed(metric) or metric in ("input_tokens", "output_tokens", "rounds", "relative_loss")
+
+
+def comparable(rows: Iterable[ResultRow]) -> bool:
+    """Whether rows come from one run. Quality does not depend on the command that measured it; time may."""
+    given = list(rows)
+    command = any(timed(r.metric) for r in given)
+    return len({(r.commit, r.hardware, r.command if command else "") for r in given}) <= 1
 
 
 def ratio(row: ResultRow | None, over: ResultRow | None) -> float | None:
@@ -113,28 +136,21 @@ def ratio(row: ResultRow | None, over: ResultRow | None) -> float | None:
     return row.value / over.value
 
 
-def comparable(rows: Sequence[ResultRow]) -> bool:
-    """Whether rows come from one run. Quality does not depend on the command that measured it; time may."""
-    command = any(timed(r.metric) for r in rows)
-    return len({(r.commit, r.hardware, r.command if command else "") for r in rows}) <= 1
-
-
-def timed(metric: str) -> bool:
-    """Whether a metric is a time or a size, whose bounds are percentiles."""
-    return "seconds" in metric or "bytes" in metric
-
-
 def spelled(metric: str) -> str:
-    """A metric of a memory that grows as a title has it: `route_seconds_p95` is "seconds to route, 95th percentile"."""
+    """A metric as a title has it: `route_seconds_p95` is "seconds to route, 95th percentile"."""
     what, found, percentile = metric.rpartition("seconds_p")
     if found and percentile in _PERCENTILES:
-        return f"seconds {f'to {what[:-1]}' if what else 'in all'}, {_PERCENTILES[percentile]}"
-    return metric.replace("prefilter_recall", "share of the exact search's best, recall")
+        return f"seconds{f' to {what[:-1]}' if what else ''}, {_PERCENTILES[percentile]}"
+    return _NAMES.get(metric, metric).replace("prefilter_recall", "share of the exact search's best, recall")
 
 
-def costs(metric: str) -> bool:
-    """Whether less of a metric is better."""
-    return timed(metric) or metric in ("input_tokens", "output_tokens", "rounds")
+# What rows are about
+
+
+def setting(row: ResultRow, name: str) -> Any:
+    """One setting of a row; what cannot be a key counts as text, what is not told is None."""
+    value = row.settings.get(name)
+    return value if isinstance(value, (str, int, float, type(None))) else json.dumps(value, sort_keys=True)
 
 
 def systems(rows: Iterable[ResultRow]) -> list[str]:
@@ -143,28 +159,33 @@ def systems(rows: Iterable[ResultRow]) -> list[str]:
     return sorted(names, key=lambda name: (name != BASE, not name.startswith(BASE), names.index(name)))
 
 
-def distinct(rows: Iterable[ResultRow], key: Callable[[ResultRow], Any]) -> list[Any]:
-    """Values of `key`, sorted where they can be compared, else as they appear; None is left out."""
-    found = list(dict.fromkeys(v for v in map(key, rows) if v is not None))
-    try:
-        return sorted(found)
-    except TypeError:
-        return found
+def label(row: ResultRow) -> str:
+    """A system with how much it read, as one line of a table or plot."""
+    read = setting(row, "passages")
+    return row.system if read is None or isinstance(read, str) else f"{row.system} R@{read:g}"
 
 
-def setting(name: str) -> Callable[[ResultRow], Any]:
-    """A function that reads one setting of a row; what cannot be a key counts as text."""
-
-    def read(row: ResultRow) -> Any:
-        value = row.settings.get(name)
-        return value if isinstance(value, (str, int, float, type(None))) else json.dumps(value, sort_keys=True)
-
-    return read
+def datasets(rows: Iterable[ResultRow]) -> list[str]:
+    """Names as they first appear."""
+    return list(dict.fromkeys(r.dataset for r in rows))
 
 
-def plain(rows: Iterable[ResultRow], *known: str) -> list[ResultRow]:
-    """Rows without settings other than `known`."""
-    return [r for r in rows if set(r.settings) <= {*known}]
+def distinct(rows: Iterable[ResultRow], name: str) -> list[Any]:
+    """Values of a setting, in order; None is left out."""
+    return sorted({v for r in rows if (v := setting(r, name)) is not None}, key=rank)
+
+
+def rank(value: Any) -> tuple[bool, bool, float, str]:
+    """Sorts values of a setting: numbers ascending, then what was not told (None), then words."""
+    return isinstance(value, str), value is None, value if isinstance(value, (int, float)) else 0.0, str(value)
+
+
+def by_metric(rows: Iterable[ResultRow], first: Sequence[str] = ()) -> dict[str, list[ResultRow]]:
+    """The rows of each metric, those of `first` in front."""
+    found: dict[str, list[ResultRow]] = {name: [] for name in first}
+    for row in rows:
+        found.setdefault(row.metric, []).append(row)
+    return {name: some for name, some in found.items() if some}
 
 
 def _reason(row: ResultRow) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msa_plugin.bench.plot_style import BLUE, canvas, colours, png, quiet, style
+from msa_plugin.bench.plot_style import BLUE, colours, panels, png, quiet, style
 from msa_plugin.data import jsonl
 
 HELD_OUT = "held_out"  # of a line: figures by name
@@ -36,20 +36,16 @@ class Curve:
 
 def picture(lines: Sequence[Mapping[str, Any]]) -> bytes:
     """A PNG with a panel for each loss, the gradient's norm, the learning rate and each held-out figure."""
-    panels = [(name, _series(lines, name)) for name in ("loss", "norm", "lr")]
+    drawn = [(name, _series(lines, name)) for name in ("loss", "norm", "lr")]
     for group in ("parts", HELD_OUT):
         names = dict.fromkeys(name for line in lines for name in line.get(group, {}))
-        panels += [(name, _series([{**line.get(group, {}), "step": line["step"]} for line in lines], name))
+        drawn += [(name, _series([{**line.get(group, {}), "step": line["step"]} for line in lines], name))
                    for name in names]  # fmt: skip
-    panels = [p for p in panels if p[1]]
+    drawn = [p for p in drawn if p[1]]
     with style():
-        across = min(3, max(len(panels), 1))
-        down = max(-(-len(panels) // across), 1)
-        figure, axes = canvas(3.2 * across, 2.2 * down, down, across)
-        paint = colours([name for name, _ in panels])
-        for ax in axes[len(panels) :]:
-            ax.set_visible(False)
-        for ax, (name, points) in zip(axes, panels, strict=False):
+        figure, axes = panels(len(drawn), 3, 3.2, 2.2)
+        paint = colours([name for name, _ in drawn])
+        for ax, (name, points) in zip(axes, drawn, strict=True):
             _draw(ax, name, points, paint.get(name, (BLUE, ""))[0])
         return png(figure)
 
