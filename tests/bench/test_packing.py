@@ -34,7 +34,8 @@ def test_rows_are_recomputed_from_it(done, tmp_path):
     recompute(small)
     assert numbers(Results(small).rows()) == numbers(everything)
     [kept, *_] = Results(small).questions("retrieval", "toy", "words")
-    ids = Results(done).rankings("toy", "words")[kept["id"]]
+    whole = {r["id"]: ranked(r) for r in Results(done).questions("retrieval", "toy", "words")}
+    ids = whole[kept["id"]]
     assert kept["places"] == {name: ids.index(name) + 1 for name in kept["positives"] if name in ids}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,17 @@ def test_all_of_it_is_a_few_megabytes():
     assert sum(path.stat().st_size for path in PUBLISHED.rglob("*") if path.name not in MADE_AGAIN) < 8_000_000
 
 
+def said(row):
+    """A row without the last bits of its value, which depend on the order of adding."""
+    return repr(replace(row, value=float(f"{row.value:.12g}")))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["answers", "needles", "growth"])
 def test_published_tables_come_out_the_same(name, tmp_path):
     folder = shutil.copytree(PUBLISHED / name, tmp_path / name)
     before = Results(folder).rows()
     assert recompute(folder) > 100
-    assert sorted(map(repr, Results(folder).rows())) == sorted(map(repr, before))
+    assert sorted(map(said, Results(folder).rows())) == sorted(map(said, before))
     write_report(folder)
     assert (folder / "report.md").read_text() == (PUBLISHED / name / "report.md").read_text()

@@ -181,13 +181,12 @@ def test_rankings_keep_their_order_for_tools_that_sort_by_score(results):
     import ir_measures
 
     ranking = [Scored("d z", 0.5), Scored("a%", 0.5), Scored("m", 0.5 + 1e-12), Scored("b", -3.0)]
-    results.write_run("toy", "a b", {"q 1": ranking, "q2": [Scored("x", 1.0)]})
-    back = results.read_run("toy", "a b")
-    assert [s.id for s in back["q 1"]] == ["d z", "a%", "m", "b"]
-    assert back["q 1"][0].score == 0.5
-    assert back["q 1"][1].score == pytest.approx(0.5)
-    assert back["q2"] == [Scored("x", 1.0)]
-    run = list(ir_measures.read_trec_run(str(results.run_file("toy", "a b"))))
+    path = results.write_run("toy", "a b", {"q 1": ranking, "q2": [Scored("x", 1.0)]})
+    run = list(ir_measures.read_trec_run(str(path)))
+    first = [one for one in run if one.query_id == "q%201"]
+    assert [one.doc_id for one in first] == ["d%20z", "a%25", "m", "b"]
+    assert [one.score for one in first] == pytest.approx([0.5, 0.5, 0.5, -3.0])
+    assert first[0].score > first[1].score > first[2].score
     qrels = [ir_measures.Qrel("q%201", "a%25", 1)]
     assert ir_measures.calc_aggregate([ir_measures.RR], qrels, run)[ir_measures.RR] == 0.5
 

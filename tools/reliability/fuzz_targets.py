@@ -197,16 +197,13 @@ class Stored(Target):
         contents = {
             "results.jsonl": lines(self.rows),
             "config.json": json.dumps(self.config).encode(),
-            "runs/d.s.trec": b"q1 Q0 a 1 0.5 s\nq1 Q0 b%20c 2 0.25 s\n",
             "questions/qa.d.s.jsonl": lines([{"id": "q", "reply": "r"}]),
         }
         hit = rng.choice(list(contents))
         if hit.endswith("jsonl"):
             contents[hit] = mutated_lines(rng, contents[hit])
-        elif hit.endswith("json"):
-            contents[hit] = mutated_json(rng, contents[hit])
         else:
-            contents[hit] = mutated_table(rng, contents[hit], b" ")
+            contents[hit] = mutated_json(rng, contents[hit])
         if rng.random() < 0.1:
             contents[f"questions/{rng.choice(('qa.jsonl', 'qa.d.jsonl', 'qa.%2e%2e.x.y.jsonl'))}"] = b"{}\n"
         for name, data in contents.items():
@@ -218,7 +215,6 @@ class Stored(Target):
         for look in (
             lambda r: r.rows(),
             lambda r: r.has(("qa", "d", "s", {"k": 1})),
-            lambda r: r.read_run("d", "s"),
             lambda r: [r.questions("qa", *names) for names in r.question_sets("qa")],
             lambda r: r.dataset_facts("d"),
             lambda r: r.configure("qa", {"seed": 0}),

@@ -131,7 +131,7 @@ class Report(Command):
     """
 
     out: Path = option(..., "The folder of a run.", argument=True)
-    recompute: bool = option(False, "First rebuild the rows from the runs and question files.")
+    recompute: bool = option(False, "First rebuild the rows from the question files.")
     pack: Path | None = option(
         None, "Report on a small copy made in this folder: what tables need, no texts, no rankings."
     )

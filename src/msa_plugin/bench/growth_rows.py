@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean as mean
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from msa_plugin.bench.base import ResultRow
-from msa_plugin.bench.metrics import bootstrap, question_scores, retrieval_scores
+from msa_plugin.bench.metrics import question_scores, retrieval_scores
 from msa_plugin.bench.needle_cases import answered
+from msa_plugin.bench.scoring import mean_row
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.bench.timing import percentiles
 from msa_plugin.data.datasets import Question
@@ -58,45 +60,42 @@ def scale_rows(records: Sequence[Record]) -> Iterator[ResultRow]:
     """What answers, times and rankings of one system at one size come to; the last ones say that the size is done."""
     replies = [r for r in records if "passages" in r]
     for metric in ANSWERS if replies else ():
-        yield _mean(SCALE, metric, [r[metric] for r in replies], {"passages": replies[0]["passages"]})
-    yield from _stages(records)
-    exact = [r for r in records if "exact" in r]
-    if exact:
-        shares = [recall_against_exact([r["exact"]], [r["ranking"]]) for r in exact]
-        yield _mean(SCALE, f"prefilter_recall@{DEPTH}", shares)
-    found = [r for r in records if "ranking" in r]
-    for metric in METRICS if found else ():
-        yield _mean(SCALE, metric, [r[metric] for r in found])
-
-
-def _stages(records: Sequence[Record]) -> Iterator[ResultRow]:
-    """p50 and p95 of the search as a whole and of its stages, and of answering."""
+        yield mean_row(metric, [r[metric] for r in replies], {"passages": replies[0]["passages"]}, part=SCALE)
     spent: dict[str, list[float]] = {}
     for record in records:
         for stage, seconds in record.get("seconds", {}).items():
             spent.setdefault("" if stage == "total" else f"{stage}_", []).append(seconds)
         if "answer_seconds" in record:
             spent.setdefault("answer_", []).append(record["answer_seconds"])
-    for prefix, values in spent.items():
-        p5, p50, p95 = percentiles(values)
-        for name, value in (("p50", p50), ("p95", p95)):
-            yield ResultRow(SCALE, "", "", f"{prefix}seconds_{name}", value, p5, p95, len(values))
+    for stage, values in spent.items():
+        yield from _times(SCALE, f"{stage}seconds", values, {})
+    exact = [r for r in records if "exact" in r]
+    if exact:
+        shares = [recall_against_exact([r["exact"]], [r["ranking"]]) for r in exact]
+        yield mean_row(f"prefilter_recall@{DEPTH}", shares, part=SCALE)
+    found = [r for r in records if "ranking" in r]
+    for metric in METRICS if found else ():
+        yield mean_row(metric, [r[metric] for r in found], part=SCALE)
+
+
+def _times(part: str, name: str, seconds: Sequence[float], settings: Mapping[str, Any]) -> Iterator[ResultRow]:
+    p5, p50, p95 = percentiles(seconds)
+    for metric, value in ((f"{name}_p50", p50), (f"{name}_p95", p95)):
+        yield ResultRow(part, "", "", metric, value, p5, p95, len(seconds), settings=settings)
 
 
 def loss_rows(records: Iterable[Record], seed: int) -> Iterator[ResultRow]:
     """The relative loss of one system from its smallest to its largest size, over the questions that both have."""
     sizes = _blocks(records, ("memory_tokens",), ("id",))
     if len(sizes) > 1:
-        first, last = min(sizes), max(sizes)
-        ends = {"from": first[0], "to": last[0]}
-        before, after = ({r["id"]: r for r in sizes[size]} for size in (first, last))
+        ends = {"from": min(sizes)[0], "to": max(sizes)[0]}
+        before, after = ({r["id"]: r for r in sizes[size]} for size in (min(sizes), max(sizes)))
         for row in losses(before, after, seed):
             yield replace(row, settings={**row.settings, **ends})
 
 
-def losses(first: Mapping[str, Record], last: Mapping[str, Record], seed: int = 0) -> list[ResultRow]:
+def losses(first: Mapping[str, Record], last: Mapping[str, Record], seed: int = 0) -> Iterator[ResultRow]:
     """(first - last) / first of each metric's mean, with the 95 % interval over questions; records by question id."""
-    rows = []
     for metric in (*METRICS, *ANSWERS):
         shared = [i for i in first if metric in first[i] and metric in last.get(i, {})]
         before, after = (np.array([side[i][metric] for i in shared]) for side in (first, last))
@@ -105,14 +104,9 @@ def losses(first: Mapping[str, Record], last: Mapping[str, Record], seed: int = 
         draws = np.random.default_rng(seed).integers(0, len(shared), (1000, len(shared)))
         means = before[draws].mean(1)
         drawn = (means - after[draws].mean(1))[means > 0] / means[means > 0]
-        low, high = np.percentile(drawn, [2.5, 97.5])
+        low, high = (float(p) for p in np.percentile(drawn, [2.5, 97.5]))
         value = 1 - float(after.mean() / before.mean())
-        rows.append(
-            ResultRow(
-                SCALE, "", "", "relative_loss", value, float(low), float(high), len(shared), settings={"of": metric}
-            )
-        )
-    return rows
+        yield ResultRow(SCALE, "", "", "relative_loss", value, low, high, len(shared), settings={"of": metric})
 
 
 def latency_rows(records: Sequence[Record]) -> Iterator[ResultRow]:
@@ -126,10 +120,7 @@ def latency_rows(records: Sequence[Record]) -> Iterator[ResultRow]:
         value, asked = told[0]["prefilter_recall"], len({r["id"] for r in records})
         yield ResultRow(LATENCY, "", "", f"prefilter_recall@{DEPTH}", value, n=asked)
     for hop, stage in sorted(spent, key=lambda at: (at == (0, "total"), at[0] or 99, at[1])):
-        p5, p50, p95 = percentiles(spent[hop, stage])
-        for metric, value in (("seconds_p50", p50), ("seconds_p95", p95)):
-            settings = {"stage": stage} | ({"hop": hop} if hop else {})
-            yield ResultRow(LATENCY, "", "", metric, value, p5, p95, len(spent[hop, stage]), settings=settings)
+        yield from _times(LATENCY, "seconds", spent[hop, stage], {"stage": stage} | ({"hop": hop} if hop else {}))
 
 
 def needle_rows(records: Sequence[Record]) -> Iterator[ResultRow]:
@@ -139,22 +130,18 @@ def needle_rows(records: Sequence[Record]) -> Iterator[ResultRow]:
         samples.setdefault(record["sample"], []).append(record)
     each = list(samples.values())
     scores = {
-        "recall": [_average(map(_needles_found, some)) for some in each if "found" in some[0]],
-        "answered": [_average(map(_answered, some)) for some in each if "reply" in some[0]],
+        "recall": [mean(map(_needles_found, some)) for some in each if "found" in some[0]],
+        "answered": [mean(answered(r["reply"], r["expected"]) for r in some) for some in each if "reply" in some[0]],
     }
     for metric, values in scores.items():
         if values:
-            low, high = bootstrap(values) if len(values) > 1 else (None, None)
-            yield ResultRow(NEEDLE, "", "", metric, _average(values), low, high, len(values))
+            row = mean_row(metric, values, part=NEEDLE)
+            yield row if len(values) > 1 else replace(row, low=None, high=None)
 
 
 def _needles_found(record: Record) -> float:
     wanted = set(record["needles"])
     return len(wanted & set(record["found"])) / len(wanted)
-
-
-def _answered(record: Record) -> float:
-    return answered(record["reply"], record["expected"])
 
 
 # Rows of a folder
@@ -178,10 +165,10 @@ def rows_of(results: Results, part: str, dataset: str) -> list[ResultRow]:
             if (one := known.get(values)) is None:
                 continue
             kept = {n: one.settings[n] for n in (*group, "synthetic", "noise") if n in one.settings}
-            where |= {"documents": one.documents, "tokens": one.tokens}
-            rows += [replace(r, **where, settings={**kept, **r.settings}) for r in make(some)]
+            sizes = {"documents": one.documents, "tokens": one.tokens}
+            rows += [replace(r, **where, **sizes, settings={**kept, **r.settings}) for r in make(some)]
         if part == SCALE:
-            rows += [replace(r, dataset=dataset, system=system) for r in loss_rows(records, seed)]
+            rows += [replace(r, **where) for r in loss_rows(records, seed)]
     return rows
 
 
@@ -217,13 +204,3 @@ def _blocks(
             found[where] = {}
         found[where][name] = record
     return {where: list(some.values()) for where, some in found.items()}
-
-
-def _mean(part: str, metric: str, values: Sequence[float], settings: Mapping[str, Any] | None = None) -> ResultRow:
-    low, high = bootstrap(values)
-    return ResultRow(part, "", "", metric, sum(values) / len(values), low, high, len(values), settings=settings or {})
-
-
-def _average(values: Iterable[float]) -> float:
-    given = list(values)
-    return sum(given) / len(given)

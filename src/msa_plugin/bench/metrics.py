@@ -1,6 +1,6 @@
 """What a ranking or an answer is worth, question by question; intervals, and whether two systems differ.
 
-Rankings are measured by ir-measures (trec_eval's definitions), differences tested by ranx. Exact match and F1 follow
+Rankings are measured by ir-measures (trec_eval's definitions), differences tested by scipy. Exact match and F1 follow
 the evaluation of SQuAD (Rajpurkar et al. 2016).
 """
 
@@ -94,25 +94,16 @@ def contains_answer(reply: str, answers: Sequence[str]) -> float:
     return float(any(f" {a} " in words for a in map(normalised, answers) if a))
 
 
-def sources_precision(read: Sequence[str], positives: Iterable[str]) -> float:
-    """The share of what was read that is relevant; 0 when nothing was read."""
-    return len(set(read) & set(positives)) / len(set(read)) if read else 0.0
-
-
-def sources_recall(read: Sequence[str], positives: Iterable[str]) -> float:
-    """The share of what is relevant that was read."""
-    wanted = set(positives)
-    return len(set(read) & wanted) / len(wanted) if wanted else 0.0
-
-
 def question_scores(reply: str, read: Sequence[str], question: Question) -> dict[str, float]:
-    """All of an answer's metrics."""
+    """All of an answer's metrics; of its sources the share that is relevant, and of what is relevant the share read."""
+    given, wanted = set(read), set(question.positives)
+    right = len(given & wanted)
     return {
         "EM": exact_match(reply, question.answers),
         "F1": f1(reply, question.answers),
         "contains": contains_answer(reply, question.answers),
-        "sources_precision": sources_precision(read, question.positives),
-        "sources_recall": sources_recall(read, question.positives),
+        "sources_precision": right / len(given) if given else 0.0,
+        "sources_recall": right / len(wanted) if wanted else 0.0,
     }
 
 
@@ -133,11 +124,11 @@ def bootstrap(values: Sequence[float], *, seed: int = 0, samples: int = 1000) ->
 
 
 def p_value(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Two-sided p-value of the paired t-test (by ranx) that two systems are equal in the mean on the same questions.
+    """Two-sided p-value of the paired t-test that two systems are equal in the mean on the same questions.
 
     Where all differences are the same number, by which that test would divide by zero: the chance that as many fair
     signs agree, so that a handful of questions never looks certain.
-    Raises MissingExtraError without ranx and ConfigError when the questions are not the same number.
+    Raises MissingExtraError without scipy and ConfigError when the questions are not the same number.
     """
     if len(ours) != len(theirs):
         raise ConfigError(f"{len(ours)} and {len(theirs)} values cannot be compared question by question")
@@ -147,12 +138,8 @@ def p_value(ours: Sequence[float], theirs: Sequence[float]) -> float:
         return 1.0
     if np.ptp(differences) == 0:
         return 2.0 ** (1 - len(differences))
-    return float(_significance().paired_student_t_test(control, treatment)[0])
-
-
-def _significance() -> Any:
     try:
-        from ranx import statistical_tests
+        from scipy.stats import ttest_rel
     except ImportError as error:
-        raise MissingExtraError('significance needs ranx: pip install "msa-plugin[bench]"') from error
-    return statistical_tests
+        raise MissingExtraError('significance needs scipy: pip install "msa-plugin[bench]"') from error
+    return float(ttest_rel(control, treatment).pvalue)

@@ -47,17 +47,15 @@ def _packed(results: Results, path: Path) -> bytes:
     if part == "retrieval":
         systems = {name for of, name in results.question_sets(part) if of == dataset}
         compared = exact_twin(system) in systems or system in map(exact_twin, systems)
-        records = _places(results.rankings(dataset, system), records, whole=compared)
+        records = _places(records, whole=compared)
     kept = ({name: value for name, value in record.items() if name not in _TEXTS} for record in records)
     return jsonl.text_of(path, kept).encode("utf-8", "backslashreplace")
 
 
-def _places(
-    run: Mapping[str, list[str]], records: Iterable[Mapping[str, Any]], *, whole: bool
-) -> Iterable[dict[str, Any]]:
+def _places(records: Iterable[Mapping[str, Any]], *, whole: bool) -> Iterable[dict[str, Any]]:
     """Records with the place (from 1) of each relevant passage that was found, or with the `whole` ranking of ids."""
     for record in records:
-        ids = run.get(record["id"]) or ranked(record)
+        ids = ranked(record)
         found = {name: ids.index(name) + 1 for name in record["positives"] if name in ids}
         kept = {"ranking": [[name] for name in ids]} if whole else {"places": found}
         yield {**{name: value for name, value in record.items() if name not in _UNUSED}, **kept}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 PACKAGES = (
     *("msa-plugin", "torch", "transformers", "numpy", "faiss-cpu", "bm25s", "sentence-transformers"),
-    *("ir-measures", "pytrec-eval-terrier", "ranx"),
+    *("ir-measures", "pytrec-eval-terrier", "scipy"),
 )
 _URL = re.compile(r"https?://[^\s,]+")
 _ABSOLUTE = re.compile(r"(?:(?<=^)|(?<=[=:,]))(?:/|[A-Za-z]:\\)[^,:=]*")

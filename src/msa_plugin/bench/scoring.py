@@ -1,7 +1,7 @@
 """Rows from what happened to each question: the same code right after a run and years later.
 
 A record of part "retrieval" holds the question, its positives and the ranking; of part "qa" also what was read and
-replied, for one number of passages; of part "judge" a score. Rankings are read from the TREC runs.
+replied, for one number of passages; of part "judge" a score.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from msa_plugin.bench import metrics
 from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.store import Results
 from msa_plugin.data.datasets import Question
+from msa_plugin.retrieval.prefilter import recall_against_exact
 
 BASE = "msa"  # what other systems are tested against
 ADAPTIVE = "adaptive"
-_PREFILTER = re.compile(
-    r"\+(?:faiss|coarse):[^+~)]*"
-)  # in the name of a system: candidates come from an approximate index
+# In the name of a system: candidates come from an approximate index.
+_PREFILTER = re.compile(r"\+(?:faiss|coarse):[^+~)]*")
 EXACT = "exact_recall@10"  # what that costs: how many of the exact search's ten best it still finds
 EXACT_READ = "exact_read"  # and for answers: the share of what is read behind exact search that is read here too
 PARTS = ("retrieval", "qa")
 TESTED = (*metrics.RETRIEVAL, "EM", "F1", "contains", "judge")
+_COUNTED = ("input_tokens", "output_tokens", "rounds")
 Record: TypeAlias = dict[str, Any]
+Rankings: TypeAlias = Mapping[str, Sequence[str]]  # ids by question
 Values: TypeAlias = dict[str, dict[str, float]]  # metric -> question id -> value
 Series: TypeAlias = tuple[str, Any]  # system, and for qa the passages that were read (else None)
 
@@ -42,7 +44,7 @@ def rows_of(results: Results, part: str, dataset: str) -> list[ResultRow]:
     for (system, passages), values in measured.items():
         base = measured.get((BASE, None if passages is None else ADAPTIVE))
         settings = {} if passages is None else {"passages": passages}
-        found = [replace(_mean(m, list(v.values()), seed), settings=settings) for m, v in values.items()]
+        found = [mean_row(metric, list(scores.values()), settings, seed) for metric, scores in values.items()]
         found += _tests(values, base, settings) if base is not None and system != BASE else []
         where: dict[str, Any] = {"part": part, "dataset": dataset, "system": system}
         rows += [replace(row, **where, documents=documents, tokens=tokens) for row in found]
@@ -60,29 +62,22 @@ def finished(results: Results, part: str, dataset: str, system: str, passages: S
 def retrieval_values(results: Results, dataset: str) -> dict[Series, Values]:
     """What every question of a data set got, of the systems that were asked all of them."""
     found: dict[Series, Values] = {}
-    runs: dict[str, dict[str, list[str]]] = {}
+    rankings: dict[Series, Rankings] = {}
     k = int(results.config().get("parts", {}).get("retrieval", {}).get("k", 100))
-    for system in _systems(results, "retrieval", dataset):
-        records = {r["id"]: r for r in results.questions("retrieval", dataset, system)}
-        if not _whole(results, "retrieval", dataset, records):
-            continue
-        rankings = results.rankings(dataset, system) or {q: ranked(r) for q, r in records.items()}
+    for (system, _), records in _whole(results, "retrieval", dataset).items():
+        rankings[system, None] = {q: ranked(r) for q, r in records.items()}
         positives = {q: r["positives"] for q, r in records.items()}
-        values = metrics.retrieval_scores(positives, rankings, metrics.within(metrics.RETRIEVAL, k))
-        found[system, None] = {**values, "seconds": {q: r["wall"] for q, r in records.items()}}
-        runs[system] = rankings
-    for system, rankings in runs.items():
-        exact = exact_twin(system)
-        if exact is not None and exact in runs:
-            best = runs[exact]
-            found[system, None][EXACT] = {q: _share(ids[:10], best.get(q, [])[:10]) for q, ids in rankings.items()}
+        kept = metrics.within(metrics.RETRIEVAL, k)
+        scores = metrics.retrieval_scores(positives, rankings[system, None], kept)
+        found[system, None] = {**scores, "seconds": {q: r["wall"] for q, r in records.items()}}
+    _add_exact(found, EXACT, {one: {q: ids[:10] for q, ids in run.items()} for one, run in rankings.items()})
     return found
 
 
 def ranked(record: Mapping[str, Any]) -> list[str]:
     """The ids that a record ranks; of a packed one, which says where relevant ones stood, numbers elsewhere."""
     if "places" not in record:
-        return [hit[0] for hit in record.get("ranking", ())]
+        return [hit[0] for hit in record["ranking"]]
     ids = [f" {n}" for n in range(max(record["places"].values(), default=0))]
     for name, place in record["places"].items():
         ids[place - 1] = name
@@ -95,40 +90,34 @@ def exact_twin(system: str) -> str | None:
     return None if name == system else name
 
 
-def _share(approximate: Sequence[str], exact: Sequence[str]) -> float:
-    """The share of what exact search gave that another one gave too."""
-    wanted = set(exact)
-    return len(wanted & set(approximate)) / len(wanted) if wanted else 1.0
+def _add_exact(found: dict[Series, Values], metric: str, told: Mapping[Series, Rankings]) -> None:
+    """Of systems behind a prefilter the share of what their exact twin tells that they tell too."""
+    for (system, passages), ids in told.items():
+        exact = told.get((exact_twin(system) or "", passages))
+        if exact is not None:
+            shares = {q: recall_against_exact([exact.get(q, ())], [some]) for q, some in ids.items()}
+            found[system, passages][metric] = shares
 
 
 def _qa(results: Results, dataset: str) -> dict[Series, Values]:
     found: dict[Series, Values] = {}
-    read: dict[tuple[Any, Any], dict[str, list[str]]] = {}
-    for system in _systems(results, "qa", dataset):
-        series: dict[Any, dict[str, Record]] = {}
-        for record in results.questions("qa", dataset, system):
-            series.setdefault(record["passages"], {})[record["id"]] = record
-        scores = _judged(results, dataset, system)
-        for passages, records in series.items():
-            if _whole(results, "qa", dataset, records):
-                found[system, passages] = _answers(records, scores.get(passages, {}))
-                read[system, passages] = {q: r["read"] for q, r in records.items()}
-    for (name, passages), rows in read.items():
-        twin = read.get((exact_twin(name), passages))
-        if twin is not None:
-            found[name, passages][EXACT_READ] = {q: _share(ids, twin.get(q, [])) for q, ids in rows.items()}
+    whole = _whole(results, "qa", dataset)
+    for (system, passages), records in whole.items():
+        graded = [r for r in results.questions("judge", dataset, system) if r["score"] is not None]
+        judged = {r["id"]: r["score"] for r in graded if r["passages"] == passages}
+        found[system, passages] = _answers(records, judged)
+    _add_exact(found, EXACT_READ, {one: {q: r["read"] for q, r in some.items()} for one, some in whole.items()})
     return found
 
 
 def _answers(records: Mapping[str, Record], judged: Mapping[str, float]) -> Values:
-    values: Values = {}
+    each: dict[str, dict[str, float]] = {}
     for name, r in records.items():
         question = Question(name, r.get("text", ""), tuple(r["answers"]), r["positives"])
-        for metric, value in metrics.question_scores(r["reply"], r["read"], question).items():
-            values.setdefault(metric, {})[name] = value
-        for metric, key in (("seconds", "wall"), ("input_tokens",) * 2, ("output_tokens",) * 2, ("rounds",) * 2):
-            values.setdefault(metric, {})[name] = float(r[key])
-        values.setdefault("abstained", {})[name] = float(r.get("abstained", False))  # older records do not say
+        spent = {"seconds": r["wall"], **{metric: float(r[metric]) for metric in _COUNTED}}
+        spent["abstained"] = float(r.get("abstained", False))  # older records do not say
+        each[name] = {**metrics.question_scores(r["reply"], r["read"], question), **spent}
+    values = {metric: {q: scores[metric] for q, scores in each.items()} for metric in next(iter(each.values()))}
     if not any(values["abstained"].values()):  # none ever did: a column of zeros says nothing
         del values["abstained"]
     if not any(r["read"] for r in records.values()):  # closed book: there are no sources to be right or wrong
@@ -137,21 +126,15 @@ def _answers(records: Mapping[str, Record], judged: Mapping[str, float]) -> Valu
     return {**values, "judge": scored} if scored else values
 
 
-def _judged(results: Results, dataset: str, system: str) -> dict[Any, dict[str, float]]:
-    scores: dict[Any, dict[str, float]] = {}
-    for record in results.questions("judge", dataset, system):
-        if record["score"] is not None:
-            scores.setdefault(record["passages"], {})[record["id"]] = record["score"]
-    return scores
-
-
-def _mean(metric: str, values: list[float], seed: int) -> ResultRow:
-    mean = float(np.mean(values))
+def mean_row(
+    metric: str, values: Sequence[float], settings: Mapping[str, Any] | None = None, seed: int = 0, part: str = ""
+) -> ResultRow:
+    """A mean with its 95 % interval over questions; of seconds with their 5th and 95th percentile."""
     if metric == "seconds":
         low, high = (float(p) for p in np.percentile(values, [5, 95]))
     else:
         low, high = metrics.bootstrap(values, seed=seed)
-    return ResultRow("", "", "", metric, mean, low, high, n=len(values))
+    return ResultRow(part, "", "", metric, float(np.mean(values)), low, high, len(values), settings=settings or {})
 
 
 def _tests(values: Values, base: Values, settings: Mapping[str, Any]) -> list[ResultRow]:
@@ -165,11 +148,11 @@ def _tests(values: Values, base: Values, settings: Mapping[str, Any]) -> list[Re
     return rows
 
 
-def _whole(results: Results, part: str, dataset: str, records: Mapping[str, Record]) -> bool:
-    """Whether every question that this run asks has its record."""
+def _whole(results: Results, part: str, dataset: str) -> dict[Series, dict[str, Record]]:
+    """The latest record of each question, of the systems and numbers of passages that have one for every question."""
     asked = results.dataset_facts(dataset).get("asked", {}).get(part)
-    return bool(records) and len(records) == asked
-
-
-def _systems(results: Results, part: str, dataset: str) -> list[str]:
-    return [system for name, system in results.question_sets(part) if name == dataset]
+    found: dict[Series, dict[str, Record]] = {}
+    for system in (name for of, name in results.question_sets(part) if of == dataset):
+        for record in results.questions(part, dataset, system):
+            found.setdefault((system, record.get("passages")), {})[record["id"]] = record
+    return {one: records for one, records in found.items() if len(records) == asked}

@@ -239,12 +239,8 @@ class Results:
     def _packed(self) -> dict[str, bytes]:
         return archive.read(self.out / PACKED)
 
-    def run_file(self, dataset: str, system: str) -> Path:
-        """Where `write_run` writes."""
-        return self.out / "runs" / f"{_safe(dataset)}.{_safe(system)}.trec"
-
-    def write_run(self, dataset: str, system: str, rankings: Mapping[str, Sequence[Scored]]) -> None:
-        """Write rankings (question id -> best first) for TREC tools, all or nothing.
+    def write_run(self, dataset: str, system: str, rankings: Mapping[str, Sequence[Scored]]) -> Path:
+        """Write rankings (question id -> best first) for TREC tools, all or nothing; returns the file.
 
         These tools sort by score in single precision and ignore ranks, so scores that tie there, or that do not fall,
         are lowered by the least amount that keeps the system's own order.
@@ -253,32 +249,12 @@ class Results:
         tag = _token(system)
         lines = []
         for question, ranking in rankings.items():
-            scores = falling([s.score for s in ranking])
+            scores = _falling([s.score for s in ranking])
             for rank, (hit, score) in enumerate(zip(ranking, scores, strict=True), start=1):
                 lines.append(f"{_token(question)} Q0 {_token(hit.id)} {rank} {score:.9g} {tag}\n")
-        jsonl.write_atomic(self.run_file(dataset, system), "".join(lines))
-
-    def read_run(self, dataset: str, system: str) -> dict[str, list[Scored]]:
-        """Rankings as `write_run` wrote them, best first; empty when there is no file."""
-        path = self.run_file(dataset, system)
-        rankings: dict[str, list[Scored]] = {}
-        try:
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path.name} is not UTF-8 ({error.reason}); restore the file or remove it") from error
-        for number, line in enumerate(text.splitlines(), start=1):
-            words = line.split()
-            if len(words) != 6:
-                raise ConfigError(f"{path.name}, line {number}: six columns were expected")
-            try:
-                rankings.setdefault(unquote(words[0]), []).append(Scored(unquote(words[2]), float(words[4])))
-            except ValueError as error:
-                raise ConfigError(f"{path.name}, line {number}: the score {words[4]!r} is not a number") from error
-        return rankings
-
-    def rankings(self, dataset: str, system: str) -> dict[str, list[str]]:
-        """The ids of `read_run`."""
-        return {question: [hit.id for hit in found] for question, found in self.read_run(dataset, system).items()}
+        path = self.out / "runs" / f"{_safe(dataset)}.{_safe(system)}.trec"
+        jsonl.write_atomic(path, "".join(lines))
+        return path
 
     # One writer
 
@@ -310,7 +286,7 @@ class Results:
         self.close()
 
 
-def falling(scores: Sequence[float]) -> list[float]:
+def _falling(scores: Sequence[float]) -> list[float]:
     """The scores in single precision, lowered where needed so that each is below the one before."""
     given = np.asarray(scores, dtype=np.float32)
     for i in range(1, len(given)):
