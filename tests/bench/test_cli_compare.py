@@ -145,7 +145,7 @@ def test_several_ways_of_reading_and_sets_in_one_table(bench, fakes, tmp_path):
         (("qa", "--data", "toy", "--judge", "ftp://x"), ConfigError, "http"),
         (("retrieval", "--data", "none"), IngestError, "not a folder"),
         (("retrieval", "--data", "toy", "--systems", "words,nonsense"), ConfigError, "nonsense"),
-        (("retrieval", "--data", "toy", "--budget", "0"), ConfigError, "budget_minutes"),
+        (("retrieval", "--data", "toy", "--budget", "0"), ConfigError, "--budget"),
         (("retrieval", "--data", "toy", "--systems", "words", "--prefilter", "faiss:HNSW32"), ConfigError, "for msa"),
         (("retrieval", "--data", "toy", "--systems", "msa", "--prefilter", "HNSW32"), ConfigError, "faiss:"),
         (("retrieval", "--data", "toy", "--distractors", "toy", "--added", "1K,2K"), ConfigError, "once for each"),

@@ -12,7 +12,7 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -277,11 +277,10 @@ class Banks:
             bank.writing(),
         ):
             done = bank.count(NAMESPACE)
-            for portion in self._portions(self._copies(source, documents[done:])):
+            left = range(max(0, done - len(documents)), synthetic)
+            made = self._synthetic(source, like or documents, left, seed)
+            for portion in self._portions(chain(self._copies(source, documents[done:]), made)):
                 bank.commit(portion, NAMESPACE)
-            made = max(0, done - len(documents))
-            if made < synthetic:
-                self._add_synthetic(bank, source, like or documents, synthetic, made, seed)
         return path
 
     def _open(self, path: Path) -> LatentMemory:
@@ -307,29 +306,17 @@ class Banks:
         if held:
             yield held
 
-    def _add_synthetic(
-        self,
-        bank: MemoryBank,
-        source: MemoryBank,
-        like: Sequence[Document],
-        count: int,
-        made: int,
-        seed: int,
-    ) -> None:
-        """Continue the random sequence where an interrupted run stopped: each passage has its own generator."""
-
-        def passages() -> Iterator[EncodedDocument]:
-            for number in range(made, count):
-                generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-                pick = like[int(torch.randint(len(like), (1,), generator=generator))]
-                [known] = source.lookup([pick.content_hash], NAMESPACE).values()
-                latents = source.latents(known.ordinal)
-                keys = noisy_keys(latents.keys, generator)
-                document = Document(f"synthetic-{number}", f"synthetic passage {number}")
-                yield replace(latents, document=document, keys=keys)
-
-        for portion in self._portions(passages()):
-            bank.commit(portion, NAMESPACE)
+    def _synthetic(
+        self, source: MemoryBank, like: Sequence[Document], numbers: Iterable[int], seed: int
+    ) -> Iterator[EncodedDocument]:
+        """Made-up passages. Each has its own generator, so that an interrupted run continues the random sequence."""
+        for number in numbers:
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+            pick = like[int(torch.randint(len(like), (1,), generator=generator))]
+            [known] = source.lookup([pick.content_hash], NAMESPACE).values()
+            latents = source.latents(known.ordinal)
+            document = Document(f"synthetic-{number}", f"synthetic passage {number}")
+            yield replace(latents, document=document, keys=noisy_keys(latents.keys, generator))
 
 
 def noisy_keys(keys: Mapping[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:

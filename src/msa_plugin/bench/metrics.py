@@ -10,7 +10,6 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -39,7 +38,10 @@ def retrieval_scores(
     `rankings` are passage ids, best first: their order counts, not scores. A question without a ranking gets 0.
     Raises MissingExtraError without ir-measures and ConfigError for a metric that it does not know.
     """
-    measures = _ir_measures()
+    try:
+        import ir_measures as measures
+    except ImportError as error:
+        raise MissingExtraError('metrics need ir-measures: pip install "msa-plugin[bench]"') from error
     try:
         parsed = {measures.parse_measure(name): name for name in metrics}
     except (NameError, ValueError) as error:
@@ -56,14 +58,6 @@ def retrieval_scores(
         for found in measures.iter_calc(list(parsed), qrels, run):
             scores[parsed[found.measure]][found.query_id] = float(found.value)
     return scores
-
-
-def _ir_measures() -> Any:
-    try:
-        import ir_measures
-    except ImportError as error:
-        raise MissingExtraError('metrics need ir-measures: pip install "msa-plugin[bench]"') from error
-    return ir_measures
 
 
 def normalised(text: str) -> str:

@@ -10,7 +10,7 @@ from msa_plugin.bench import plots
 from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.page import page
 from msa_plugin.bench.report_parts import PARTS, tables
-from msa_plugin.bench.report_rows import Saved, datasets
+from msa_plugin.bench.report_rows import Saved, datasets, reason
 from msa_plugin.bench.report_tables import Figure, Section, Table, joined
 from msa_plugin.data.jsonl import write_atomic
 from msa_plugin.errors import MissingExtraError
@@ -95,7 +95,7 @@ def _lead(saved: Saved) -> list[str]:
         f"{len(rows):,} measurements."
     )
     if len(runs) == 1:
-        return [one, f"Command: {next(iter(runs)).command or 'unknown'}"]
+        return [one, f"Command: {rows[0].command or 'unknown'}"]
     return [
         one,
         f"These rows come from {len(runs)} runs, listed below, that differ in commit, machine or command. Ratios are "
@@ -117,16 +117,16 @@ def _corpora(saved: Saved) -> list[Table]:
 def _runs(saved: Saved) -> list[Table]:
     runs = saved.origins()
     body = []
-    for number, (of, rows) in enumerate(runs.items(), start=1):
+    for number, (origin, rows) in enumerate(runs.items(), start=1):
         seeds, parts = joined(sorted({r.seed for r in rows})), joined(dict.fromkeys(r.part for r in rows))
         days = [r.date[:10] for r in rows if r.date] or [""]
-        body.append((f"{number}", days[0], of.commit, of.hardware, of.command, seeds, parts, f"{len(rows):,}"))
+        body.append((f"{number}", days[0], *origin, seeds, parts, f"{len(rows):,}"))
     heads = ("run", "date", "commit", "machine", "command", "seed", "parts", "rows")
     return [Table.of_texts("Runs", heads, body, words=7)] if len(runs) > 1 else []
 
 
 def _skipped(saved: Saved) -> list[Table]:
-    body = [(s.part, s.dataset, s.system or "all systems", s.reason) for s in saved.skipped]
+    body = [(s.part, s.dataset, s.system or "all systems", reason(s)) for s in saved.skipped]
     heads = ("part", "data set", "system", "reason")
     return [Table.of_texts("What did not run, and why", heads, body, words=4)] if body else []
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
@@ -29,21 +29,7 @@ _MULTI_HOP = 1.5  # hops a question, on average
 _TITLED = 0.5  # of a data set's passages
 
 
-class Skip(NamedTuple):
-    """A system (or with system "" a whole data set) that did not run, and why."""
-
-    part: str
-    dataset: str
-    system: str
-    reason: str
-
-
-class RowOrigin(NamedTuple):
-    """What makes a run: rows that differ here are not compared as ratios."""
-
-    commit: str
-    hardware: str
-    command: str
+Origin: TypeAlias = tuple[str, str, str]  # commit, machine and command: rows that differ here come from other runs
 
 
 @dataclass(frozen=True)
@@ -51,7 +37,7 @@ class Saved:
     """Measurements with a finite value, and everything that is said beside them."""
 
     rows: tuple[ResultRow, ...]
-    skipped: tuple[Skip, ...] = ()
+    skipped: tuple[ResultRow, ...] = ()  # what did not run: a system, or with system "" a whole data set
     notes: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -70,23 +56,23 @@ class Saved:
     def of(cls, rows: Iterable[ResultRow], config: Mapping[str, Any] | None = None) -> Saved:
         """From rows, the skips and notes among them set apart."""
         given = list(rows)
-        skips = [Skip(r.part, r.dataset, r.system, _reason(r)) for r in given if r.metric == SKIPPED]
-        said = [f"{r.dataset}: {_reason(r)}" if r.dataset else _reason(r) for r in given if r.metric == NOTE]
+        skips = tuple(r for r in given if r.metric == SKIPPED)
+        said = [f"{r.dataset}: {reason(r)}" if r.dataset else reason(r) for r in given if r.metric == NOTE]
         numbers = [r for r in given if r.metric not in (SKIPPED, NOTE)]
         finite = [r for r in numbers if isinstance(r.value, (int, float)) and math.isfinite(r.value)]
         if len(finite) < len(numbers):
             said.append(f"{len(numbers) - len(finite)} measurements are not finite numbers and are not shown.")
-        return cls(tuple(finite), tuple(dict.fromkeys(skips)), tuple(dict.fromkeys(said)), config or {})
+        return cls(tuple(finite), skips, tuple(dict.fromkeys(said)), config or {})
 
     def part(self, name: str) -> list[ResultRow]:
         """Rows of one part."""
         return [r for r in self.rows if r.part == name]
 
-    def origins(self) -> dict[RowOrigin, list[ResultRow]]:
+    def origins(self) -> dict[Origin, list[ResultRow]]:
         """The rows of each run, in the order in which the runs began."""
-        found: dict[RowOrigin, list[ResultRow]] = {}
+        found: dict[Origin, list[ResultRow]] = {}
         for row in sorted(self.rows, key=lambda r: r.date):
-            found.setdefault(RowOrigin(row.commit, row.hardware, row.command), []).append(row)
+            found.setdefault((row.commit, row.hardware, row.command), []).append(row)
         return found
 
     def hops(self) -> dict[str, float]:
@@ -188,5 +174,6 @@ def by_metric(rows: Iterable[ResultRow], first: Sequence[str] = ()) -> dict[str,
     return {name: some for name, some in found.items() if some}
 
 
-def _reason(row: ResultRow) -> str:
+def reason(row: ResultRow) -> str:
+    """Of a skip or a note."""
     return str(row.settings.get("reason", "no reason was recorded"))

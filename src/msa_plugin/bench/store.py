@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeAlias
 from urllib.parse import quote, unquote
 
@@ -47,7 +46,6 @@ class Results:
     def __init__(self, out: Path, *, seed: int = 0, command: str | None = None) -> None:
         """`seed` and `command` (this process's command line if None) go into every row that is added."""
         self.out, self.seed, self._command = Path(out).resolve(), seed, command
-        self._provenance: Provenance | None = None
         self._lock = FileLock(str(self.out / ".lock"))
         self._loaded: list[ResultRow] | None = None
         self._cut: int | None = None  # where results.jsonl is to be cut before the first write
@@ -82,9 +80,10 @@ class Results:
 
     def add(self, rows: Iterable[ResultRow]) -> None:
         """Store rows, stamped with this run's provenance and the date; on the disk when it returns."""
-        stamped = [self._stamped(row) for row in rows]
-        if not stamped:
+        kept = list(rows)
+        if not kept:
             return
+        stamped = [replace(row, seed=self.seed, date=now(), **vars(self._here)) for row in kept]
         self.claim()
         known = self._load()
         jsonl.append(self.path, (row.to_dict() for row in stamped), after=self._cut)
@@ -112,19 +111,9 @@ class Results:
         jsonl.write_atomic(self.path, jsonl.text_of(self.path, (row.to_dict() for row in kept)))
         self._loaded, self._cut = kept, None
 
-    def _stamped(self, row: ResultRow) -> ResultRow:
-        if self._provenance is None:
-            self._provenance = Provenance.here(self._command)
-        p = self._provenance
-        return replace(
-            row,
-            seed=self.seed,
-            date=now(),
-            versions=p.versions,
-            hardware=p.hardware,
-            commit=p.commit,
-            command=p.command,
-        )
+    @cached_property
+    def _here(self) -> Provenance:
+        return Provenance.here(self._command)
 
     def _load(self) -> list[ResultRow]:
         if self._loaded is None:
@@ -147,14 +136,11 @@ class Results:
         if not path.exists():
             return {}
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            return _CONFIG.validate_python(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, OSError, RecursionError) as error:
-            raise ConfigError(f"config.json of {self.out.name} cannot be read ({error}); use another --out") from error
-        try:
-            return _CONFIG.validate_python(found)
-        except ValidationError as error:
+            told = problems(error) if isinstance(error, ValidationError) else error
             raise ConfigError(
-                f"config.json of {self.out.name} is not what a run writes ({problems(error)}); use another --out"
+                f"config.json of {self.out.name} is not what a run writes ({told}); use another --out"
             ) from error
 
     def configure(self, part: str, settings: Mapping[str, Any], *, fresh: bool = False) -> None:
@@ -279,9 +265,7 @@ class Results:
         """Itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
 
