@@ -26,7 +26,7 @@ def bridging(question="?"):
 
 
 def prepared(kind, toy, base, **options):
-    system = kind("iterative:given", toy, base, Options(**options))
+    system = kind("iterative:given", toy, (base,), Options(**options))
     system.prepare()
     return system
 

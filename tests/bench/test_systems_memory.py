@@ -7,7 +7,7 @@ from system_toys import ids, toy_dataset, workspace
 
 from facade import PER_LAYER
 from msa_plugin.bench.base import Workspace
-from msa_plugin.bench.systems import FoundInRounds, Options, create
+from msa_plugin.bench.systems import FoundInRounds, create
 from msa_plugin.config import InterleaveConfig
 from msa_plugin.data.datasets import sample_dataset
 from msa_plugin.errors import ConfigError, InvalidQueryError
@@ -86,25 +86,18 @@ def test_what_indexing_cost(toy):
         assert create("msa", given).prepare().seconds == seconds
 
 
-def test_a_prefilter_is_in_place_only_while_its_system_is_asked(toy, monkeypatch):
+def test_a_prefilter_and_weights_are_their_systems_alone(toy):
     engine = toy.memory.engine
-    seen = []
-    rank = type(engine).rank
-    monkeypatch.setattr(type(engine), "rank", lambda self, *a: seen.append(self.prefilter) or rank(self, *a))
-    narrow = made("msa", toy, Options(prefilter="faiss:Flat@candidates=2"))
-    assert engine.prefilter is None
-    narrow.find(QUESTIONS, 2)
-    assert seen[-1] is not None
-    assert engine.prefilter is None
+    before = vars(engine).copy()
+    narrow = made("msa+lexical+titles+mentions+coarse:16@candidates=2", toy)
+    own = narrow.memory.engine
+    assert None not in (own.prefilter, own.lexical, own.titles, own.mentions)
+    assert own.bank is engine.bank and own.reader is engine.reader
+    [found] = narrow.find(QUESTIONS[:1], 3)
+    assert len(found.ranking) >= 2 and narrow.answer(QUESTIONS[:1])[0].read
     exact = made("msa", toy)
-    exact.find(QUESTIONS, 2)
-    assert seen[-1] is None
-    engine.prefilter = kept = seen[0]  # as the run over sizes does it, around a system without one
-    try:
-        exact.find(QUESTIONS, 2)
-        assert seen[-1] is kept
-    finally:
-        engine.prefilter = None
+    assert ids(exact.find(QUESTIONS[:1], 3)[0]) == [h.id for h in toy.memory.retrieve(QUESTIONS[0], 3)]
+    assert exact.memory.engine.prefilter is None and vars(engine) == before
 
 
 def test_a_question_that_cannot_be_asked(toy):

@@ -165,7 +165,7 @@ def test_cross_encoder(toy, monkeypatch):
 
     monkeypatch.setattr(rerank, "load_cross_encoder", lambda model, device: Model())
     system = create("bm25+rerank:org/cross", toy)
-    system.base = Given(lambda q: ORDER)
+    system.bases = (Given(lambda q: ORDER),)
     system.prepare()
     assert isinstance(system.scorer, CrossEncoder)
     [found] = system.find(["What?"], 6)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from msa_plugin.bench.base import Answers, System, Workspace
 from msa_plugin.bench.systems.common import FoundInRounds, Options
@@ -19,18 +20,23 @@ from msa_plugin.bench.systems.plain import ClosedBook, FullContext, Gold, Lures
 from msa_plugin.bench.systems.rank_fusion import Fusion
 from msa_plugin.bench.systems.rerank import Reranked
 from msa_plugin.bench.systems.score_fusion import WithMentions, WithTitles, WithWords
-from msa_plugin.bench.systems.system_spec import MEMORIES, NAMES, SUFFIXES, Parsed, parse, parse_one
+from msa_plugin.bench.systems.system_spec import NAMES, SUFFIXES, Parsed, parse, parse_one
+from msa_plugin.config import BesideConfig
 
 __all__ = ["NAMES", "SUFFIXES", "FoundInRounds", "Options", "create", "describe", "parse"]
 
 _SIMPLE: dict[str, Callable[[str, Workspace, Options], System | Answers]] = {
-    "msa": Msa,
-    "msa-interleave": Interleaved,
     "bm25": Bm25,
     "full-context": FullContext,
     "closed-book": ClosedBook,
     "gold": Gold,
     "lures": Lures,
+}
+_MEMORIES = {"msa": Msa, "msa-interleave": Interleaved}
+_ADDED: dict[str, Callable[[str, Workspace, System, float], System]] = {  # the outermost first
+    "mentions": WithMentions,
+    "titles": WithTitles,
+    "lexical": WithWords,
 }
 
 
@@ -48,37 +54,27 @@ def describe() -> str:
     return "\n".join(f"{name:<{width}}  {text}" for name, text in (*NAMES.items(), *SUFFIXES.items()))
 
 
-def _build(name: str, parsed: Parsed, workspace: Workspace, options: Options) -> System | Answers:
-    if parsed.reranks:
-        *inner, outer = parsed.reranks
-        base = _base(replace(parsed, reranks=tuple(inner)), workspace, options)
+def _build(name: str, spec: Parsed, workspace: Workspace, options: Options) -> System | Answers:
+    if spec.reranks:
+        *inner, outer = spec.reranks
+        base = _base(replace(spec, reranks=tuple(inner)), workspace, options)
         return Reranked(name, workspace, base, outer.depth or options.rerank_depth, outer.model)
-    if parsed.prefilter is not None:
-        options = replace(options, prefilter=parsed.prefilter)
-    if parsed.mentions and parsed.kind not in MEMORIES:
-        return WithMentions(name, workspace, _base(replace(parsed, mentions=0.0), workspace, options), parsed.mentions)
-    if parsed.titles and parsed.kind not in MEMORIES:
-        return WithTitles(name, workspace, _base(replace(parsed, titles=0.0), workspace, options), parsed.titles)
-    if parsed.lexical and parsed.kind not in MEMORIES:
-        base = _base(replace(parsed, lexical=0.0), workspace, options)
-        return WithWords(name, workspace, base, parsed.lexical, Bm25("bm25", workspace, options))
-    if parsed.kind in MEMORIES:
-        options = replace(options, lexical=parsed.lexical, titles=parsed.titles, mentions=parsed.mentions)
-    if parsed.kind in _SIMPLE:
-        return _SIMPLE[parsed.kind](name, workspace, options)
-    return _build_finding(name, parsed, workspace, options)
-
-
-def _build_finding(name: str, parsed: Parsed, workspace: Workspace, options: Options) -> System:
-    if parsed.kind == "dense":
-        return EmbeddingModel(name, workspace, parsed.argument)
-    if parsed.kind == "dense-same-backbone":
+    if spec.kind in _MEMORIES:
+        weights = BesideConfig(lexical=spec.lexical, titles=spec.titles, mentions=spec.mentions)
+        return _MEMORIES[spec.kind](name, workspace, options, weights, spec.prefilter)
+    for kind, added in _ADDED.items():
+        if weight := getattr(spec, kind):
+            without: dict[str, Any] = {kind: 0.0}
+            return added(name, workspace, _base(replace(spec, **without), workspace, options), weight)
+    if spec.kind in _SIMPLE:
+        return _SIMPLE[spec.kind](name, workspace, options)
+    if spec.kind == "dense":
+        return EmbeddingModel(name, workspace, spec.argument)
+    if spec.kind == "dense-same-backbone":
         return Dense(name, workspace, BackboneEmbedder(workspace.engine))
-    bases = [_base(base, workspace, options) for base in parsed.bases]
-    if parsed.kind in ("iterative", "decompose"):
-        kind = Iterative if parsed.kind == "iterative" else Decomposed
-        return kind(name, workspace, bases[0], options)
-    return Fusion(name, workspace, bases, options)
+    kinds = {"iterative": Iterative, "decompose": Decomposed}
+    bases = [_base(base, workspace, options) for base in spec.bases]
+    return kinds.get(spec.kind, Fusion)(name, workspace, bases, options)
 
 
 def _base(parsed: Parsed, workspace: Workspace, options: Options) -> System:

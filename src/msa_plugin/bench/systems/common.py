@@ -1,4 +1,4 @@
-"""What the systems have in common: settings, stable order, shares of a batch's time, and what an index costs.
+"""What the systems have in common: how they are made, stable order, and shares of a batch's time.
 
 Ties are broken by the order of the corpus, so that a system says the same on every run.
 """
@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msa_plugin.bench.base import Cost, Found, Scored
+from msa_plugin.bench.base import Cost, Found, Scored, System, Workspace
 from msa_plugin.errors import ConfigError
 from msa_plugin.prompts import document_text
 from msa_plugin.types import Document
@@ -26,16 +27,11 @@ Seconds: TypeAlias = dict[str, float]
 class Options:
     """Settings that names do not carry.
 
-    `prefilter` is `faiss:...` or `coarse:...` for MSA's router (None: exact), `lexical` its weight of BM25, `titles`
-    and `mentions` those of names. `rounds` bound iterative systems, which keep `per_round` new passages a round and
-    append the best `follow` of them to the next query; MSA's rounds follow the memory's own settings. `rerank_depth`
-    passages are reranked. `fusion_k` and `fusion_depth` are of reciprocal rank fusion.
+    `rounds` bound iterative systems, which keep `per_round` new passages a round and append the best `follow` of them
+    to the next query; MSA's rounds follow the memory's own settings. `rerank_depth` passages are reranked. `fusion_k`
+    and `fusion_depth` are of reciprocal rank fusion.
     """
 
-    prefilter: str | None = None
-    lexical: float = 0.0
-    titles: float = 0.0
-    mentions: float = 0.0
     rounds: int = 2
     per_round: int = 3
     follow: int = 1
@@ -45,8 +41,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for numbers below 1."""
-        numbers = {name: value for name, value in vars(self).items() if isinstance(value, int)}
-        if wrong := [name for name, value in numbers.items() if value < 1]:
+        if wrong := [name for name, value in vars(self).items() if value < 1]:
             raise ConfigError(f"{', '.join(wrong)} must be at least 1")
 
 
@@ -118,12 +113,54 @@ def text_bytes(documents: Sequence[Document]) -> int:
     return sum(len(d.title.encode()) + len(d.text.encode()) for d in documents)
 
 
-def total_cost(costs: Sequence[Cost], documents: Sequence[Document], tokens: int) -> Cost:
-    """Several indexes over one corpus of `tokens` tokens, whose texts are kept once."""
-    repeated = (len(costs) - 1) * text_bytes(documents)
-    return Cost(
-        sum(c.seconds for c in costs),
-        tokens,
-        sum(c.disk_bytes for c in costs) - repeated,
-        sum(c.memory_bytes for c in costs),
-    )
+class BenchSystem:
+    """What every system is made of: its name on the command line, the workspace it works on, and options."""
+
+    def __init__(self, name: str, workspace: Workspace, options: Options | None = None) -> None:
+        """Nothing is indexed before `prepare`."""
+        self.name, self.workspace, self.options = name, workspace, options or Options()
+
+    @cached_property
+    def documents(self) -> tuple[Document, ...]:
+        """The corpus."""
+        return self.workspace.dataset.documents
+
+    def close(self) -> None:
+        """Release what `prepare` took."""
+
+
+class Composite(BenchSystem):
+    """A system that is made of others: it prepares and closes them, and tells what they have to say."""
+
+    def __init__(
+        self, name: str, workspace: Workspace, bases: Sequence[System], options: Options | None = None
+    ) -> None:
+        """`bases` become its own."""
+        super().__init__(name, workspace, options)
+        self.bases = tuple(bases)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its bases have to say."""
+        return tuple(note for base in self.bases for note in getattr(base, "notes", ()))
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """Title and text of each passage, by id."""
+        return dict(zip((d.id for d in self.documents), texts(self.documents), strict=True))
+
+    def prepare(self) -> Cost:
+        """Index with each base; costs add up, but for the passages themselves, which are kept once."""
+        costs = [base.prepare() for base in self.bases]
+        repeated = (len(costs) - 1) * text_bytes(self.documents)
+        return Cost(
+            sum(c.seconds for c in costs),
+            costs[0].tokens,
+            sum(c.disk_bytes for c in costs) - repeated,
+            sum(c.memory_bytes for c in costs),
+        )
+
+    def close(self) -> None:
+        """Close its bases."""
+        for base in self.bases:
+            base.close()

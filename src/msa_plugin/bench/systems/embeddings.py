@@ -10,9 +10,8 @@ import logging
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,22 +21,18 @@ _LOG = logging.getLogger("msa_plugin.bench.systems")
 OnBlock = Callable[[int, int], None]  # passages embedded so far, of how many
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """Vectors [n, W] float32 of the passages asked for; what embedding them took in all, in seconds; tokens of each."""
-
-    vectors: NDArray[np.float32]
-    seconds: float
-    tokens: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Portion:
-    """What is made of some texts: vectors [n, W], seconds spent, and tokens of each, before anything is cut off."""
+class Portion(NamedTuple):
+    """Vectors [n, W] float32 of some texts, seconds that making them took in all, and tokens of each before any cut."""
 
     vectors: NDArray[np.float32]
     seconds: float
     tokens: Sequence[int]
+
+
+class _Row(NamedTuple):
+    vector: NDArray[np.float32]
+    seconds: float
+    tokens: int
 
 
 Make = Callable[[list[str]], Portion]
@@ -50,8 +45,10 @@ class EmbeddingCache:
         """`folder` is made when the first block is saved."""
         self.folder = folder
 
-    def embed(self, keys: Sequence[str], texts: Sequence[str], make: Make, on_block: OnBlock) -> Embedded:
+    def embed(self, keys: Sequence[str], texts: Sequence[str], make: Make, on_block: OnBlock) -> Portion:
         """The vectors of `texts`, which `keys` identify: those on the disk from there, the others made and saved."""
+        if not keys:
+            return Portion(np.zeros((0, 0), dtype=np.float32), 0.0, ())
         wanted = dict(zip(keys, texts, strict=True))
         rows = dict(self._saved(set(wanted)))
         missing = [key for key in wanted if key not in rows]
@@ -62,13 +59,8 @@ class EmbeddingCache:
             rows.update(self._save(block, made))
         if missing:
             on_block(len(wanted), len(wanted))
-        if not keys:
-            return Embedded(np.zeros((0, 0), dtype=np.float32), 0.0, np.zeros(0, dtype=np.int64))
-        return Embedded(
-            np.stack([rows[key].vector for key in keys]),
-            sum(row.seconds for row in rows.values()),
-            np.array([rows[key].tokens for key in keys]),
-        )
+        seconds = sum(row.seconds for row in rows.values())
+        return Portion(np.stack([rows[key].vector for key in keys]), seconds, [rows[key].tokens for key in keys])
 
     def _saved(self, wanted: set[str]) -> Iterator[tuple[str, _Row]]:
         for path in sorted(self.folder.glob("*.npz")):
@@ -102,10 +94,3 @@ class EmbeddingCache:
             np.savez(file, **arrays)
         draft.replace(path)
         return {k: _Row(v, share, int(n)) for k, v, n in zip(keys, vectors, made.tokens, strict=True)}
-
-
-@dataclass(frozen=True)
-class _Row:
-    vector: NDArray[np.float32]
-    seconds: float
-    tokens: int

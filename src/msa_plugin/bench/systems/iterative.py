@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 from msa_plugin import prompts
 from msa_plugin.answering.reading import allowances
-from msa_plugin.bench.base import Cost, Found, Scored, System, Workspace
-from msa_plugin.bench.systems.common import FoundInRounds, Options, Seconds, merged, summed, texts, timed
+from msa_plugin.bench.base import Found, Scored
+from msa_plugin.bench.systems.common import Composite, FoundInRounds, Seconds, merged, summed, timed
 from msa_plugin.config import GenerationConfig
 
 QUERY_TOKENS = 32
@@ -53,24 +53,8 @@ class _Course:
         return FoundInRounds(merged(self.kept, self.first, k), summed(rounds), tuple(self.queries), rounds)
 
 
-class Iterative:
+class Iterative(Composite):
     """Iter-RetGen without a generated text: the next query is the question followed by the best new passage."""
-
-    def __init__(self, name: str, workspace: Workspace, base: System, options: Options) -> None:
-        """`base` becomes its own: it prepares and closes it."""
-        self.name, self.workspace, self.base, self.options = name, workspace, base, options
-        self.backbone = workspace.engine.backbone
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the base has to say."""
-        return tuple(getattr(self.base, "notes", ()))
-
-    def prepare(self) -> Cost:
-        """The base's; rounds index nothing."""
-        documents = self.workspace.dataset.documents
-        self._texts = dict(zip((d.id for d in documents), texts(documents), strict=True))
-        return self.base.prepare()
 
     def find(self, questions: Sequence[str], k: int) -> list[Found]:
         """The best `k` passages of each question; seconds and queries of each round are in `FoundInRounds`."""
@@ -84,29 +68,26 @@ class Iterative:
             asked = [(course, course.ask) for course in searching if course.ask is not None]
             if not asked:
                 break
-            rankings = self.base.find([query for _, query in asked], depth)
+            rankings = self.bases[0].find([query for _, query in asked], depth)
             for (course, query), found in zip(asked, rankings, strict=True):
                 course.take(query, found, self.options.per_round)
             searching = [course for course, _ in asked]
         return [course.found(k) for course in courses]
 
-    def close(self) -> None:
-        """Close the base."""
-        self.base.close()
-
     def _next_query(self, course: _Course) -> str | None:
         """What the next round asks; None after a round that found nothing new."""
         new = course.kept[-1][: self.options.follow]
-        return self._follow_up(course.question, [self._texts[hit.id] for hit in new]) if new else None
+        return self._follow_up(course.question, [self.texts[hit.id] for hit in new]) if new else None
 
     def _follow_up(self, question: str, passages: list[str]) -> str:
         """Question and passages, cut where they are longer than a query may be."""
         found = "\n".join(passages)
-        limit = self.workspace.engine.encoder.layout.text
-        room = limit - len(self.backbone.tokenize(f"{question}\n"))
-        ids = self.backbone.tokenize(found)
+        engine = self.workspace.engine
+        backbone = engine.backbone
+        room = engine.encoder.layout.text - len(backbone.tokenize(f"{question}\n"))
+        ids = backbone.tokenize(found)
         if len(ids) > room:
-            found = self.backbone.detokenize(ids[: max(0, room - 1)]).strip("\ufffd")
+            found = backbone.detokenize(ids[: max(0, room - 1)]).strip("\ufffd")
         return prompts.follow_up(question, found)
 
 
@@ -124,7 +105,7 @@ class Decomposed(Iterative):
 
     def _written(self, course: _Course) -> str:
         """The first line that the model writes, empty when it says that nothing is missing."""
-        passages = [self._texts[hit.id] for ranking in course.kept for hit in ranking]
+        passages = [self.texts[hit.id] for ranking in course.kept for hit in ranking]
         options = {name: v for name, v in self.workspace.generation.items() if name in GenerationConfig.model_fields}
         options["max_new_tokens"] = QUERY_TOKENS
         messages = prompts.next_query(course.question, self._fitting(course.question, passages))
@@ -134,16 +115,15 @@ class Decomposed(Iterative):
 
     def _fitting(self, question: str, passages: list[str]) -> list[str]:
         """The passages' beginnings, so that the prompt and the query fit the backbone's window."""
-        bare = prompts.conversation(self.backbone.tokenizer, prompts.next_query(question, [""] * len(passages)))
-        used = sum(
-            len(self.backbone.tokenize_frame(text) if frame else self.backbone.tokenize(text)) for text, frame in bare
-        )
-        room = self.backbone.spec.max_positions - used - QUERY_TOKENS - len(passages)
-        rows = self.backbone.tokenize_batch(passages) if passages else []
+        backbone = self.workspace.engine.backbone
+        bare = prompts.conversation(backbone.tokenizer, prompts.next_query(question, [""] * len(passages)))
+        used = sum(len(backbone.tokenize_frame(text) if frame else backbone.tokenize(text)) for text, frame in bare)
+        room = backbone.spec.max_positions - used - QUERY_TOKENS - len(passages)
+        rows = backbone.tokenize_batch(passages) if passages else []
         budget = max(0, min(room, self.workspace.engine.context_tokens))
         granted = allowances([len(ids) for ids in rows], budget)
         return [
-            text if size >= len(ids) else self.backbone.detokenize(ids[:size]).strip("\ufffd")
+            text if size >= len(ids) else backbone.detokenize(ids[:size]).strip("\ufffd")
             for text, ids, size in zip(passages, rows, granted, strict=True)
         ]
 

@@ -5,26 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from msa_plugin.bench.base import Cost, Found, Scored, Workspace
-from msa_plugin.bench.systems.common import Options, Seconds, best, shared, text_bytes, texts, timed
+from msa_plugin.bench.base import Cost, Found, Scored
+from msa_plugin.bench.systems.common import BenchSystem, Seconds, best, shared, text_bytes, texts, timed
 from msa_plugin.retrieval.bm25 import Scores, WordIndex
 
 
-class Bm25:
+class Bm25(BenchSystem):
     """Lucene's variant with k1 = 1.5 and b = 0.75. A passage that shares no word with the question is not found."""
 
-    def __init__(self, name: str, workspace: Workspace, options: Options) -> None:
-        """Nothing is indexed before `prepare`."""
-        self.name, self.workspace = name, workspace
-        self._index = WordIndex([])
+    _index = WordIndex([])
 
     def prepare(self) -> Cost:
         """Index the corpus; the index is built anew every time, which takes seconds."""
-        documents = self.workspace.dataset.documents
         began = time.perf_counter()
-        self._index = WordIndex(texts(documents))
+        self._index = WordIndex(texts(self.documents))
         seconds, held = time.perf_counter() - began, self._index.bytes
-        return Cost(seconds, self.workspace.tokens, held + text_bytes(documents), held)
+        return Cost(seconds, self.workspace.tokens, held + text_bytes(self.documents), held)
 
     def find(self, questions: Sequence[str], k: int) -> list[Found]:
         """The best `k` passages of each question."""
@@ -48,5 +44,4 @@ class Bm25:
 
     def _search(self, words: list[str], k: int) -> tuple[Scored, ...]:
         scores = self._index.scores(words)
-        documents = self.workspace.dataset.documents
-        return tuple(Scored(documents[i].id, float(scores[i])) for i in best(scores, k) if scores[i] > 0)
+        return tuple(Scored(self.documents[i].id, float(scores[i])) for i in best(scores, k) if scores[i] > 0)

@@ -6,37 +6,34 @@ Nothing is ranked here that the engine does not rank for a user: `msa` is `engin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from copy import copy
 
 from msa_plugin.answering.answers import AnswerJob
 from msa_plugin.bench.base import Cost, Found, Reply, Scored, Workspace
-from msa_plugin.bench.systems.common import FoundInRounds, Options, merged, shared, summed
+from msa_plugin.bench.systems.common import BenchSystem, FoundInRounds, Options, merged, shared, summed
 from msa_plugin.config import BesideConfig
+from msa_plugin.memory import LatentMemory
 from msa_plugin.retrieval.interleave import Ranking
-from msa_plugin.retrieval.links import Titles
 from msa_plugin.retrieval.ranking import Ranked
-from msa_plugin.retrieval.search import Index
-from msa_plugin.retrieval.shared_names import Mentions
-from msa_plugin.retrieval.words import WordSignal
 
 
-class Msa:
-    """One round: the question's own ranking; the answer is read from what clears the adaptive cut."""
+class Msa(BenchSystem):
+    """One round: the question's own ranking; the answer is read from what clears the adaptive cut.
 
-    def __init__(self, name: str, workspace: Workspace, options: Options) -> None:
-        """`name` is what the command line called it."""
-        self.name, self.workspace, self.options = name, workspace, options
-        self.memory = workspace.memory
-        self._prefilter: Index | None = None
-        self._lexical: WordSignal | None = None
-        self._titles: Titles | None = None
-        self._mentions: Mentions | None = None
+    `memory` is a view of the workspace's, with weights of words and names and a prefilter of its own.
+    """
 
-    @property
-    def rounds(self) -> int:
-        """How often it routes for one question, at most."""
-        return 1
+    rounds = 1  # how often it routes for one question, at most
+
+    def __init__(
+        self, name: str, workspace: Workspace, options: Options, beside: BesideConfig, prefilter: str | None
+    ) -> None:
+        """Without weights the memory's own count. The memory is filled now, where it is not."""
+        super().__init__(name, workspace, options)
+        self.beside, self.prefilter = beside, prefilter
+        memory = workspace.memory
+        self.memory = LatentMemory(copy(memory.engine), memory.engine.bank, memory.namespace)
 
     def prepare(self) -> Cost:
         """The memory holds the corpus, words and names among it; a prefilter is built. Raises as `use_...` do.
@@ -44,11 +41,15 @@ class Msa:
         `seconds` is what adding took in all, as the workspace knows it. `disk_bytes` include the passages' texts,
         `memory_bytes` are routing keys, a prefilter's index, and words and names where they count.
         """
-        stats = self.memory.stats()
-        held = stats.bytes_keys + self._build_prefilter()
-        self._use_words()
-        if self._lexical or self._titles or self._mentions:
+        stats, engine = self.memory.stats(), self.memory.engine
+        held = stats.bytes_keys
+        if self.beside != BesideConfig():
+            engine.use_beside(self.beside)
             held += stats.bytes_words
+        if self.prefilter is not None:
+            selection = engine.bank.select(self.memory.namespace)
+            engine.use_prefilter(self.prefilter, self.workspace.cache / "prefilter", selection)
+            held += 0 if engine.prefilter is None else engine.prefilter.bytes
         return Cost(self.workspace.encoding_seconds, stats.tokens, stats.bytes_total, held)
 
     def find(self, questions: Sequence[str], k: int) -> list[Found]:
@@ -65,55 +66,19 @@ class Msa:
     def answer(self, questions: Sequence[str]) -> list[Reply]:
         """Answers from what MSA chooses to read, with as many rounds as this system has."""
         options = {**self.workspace.generation, "max_rounds": self.rounds}
-        with self._filtered():
-            answers = self.memory.ask(list(questions), **options)
-        return [Reply.of(answer) for answer in answers]
-
-    def close(self) -> None:
-        """Drop what was built; the memory is the workspace's."""
-        self._prefilter = self._lexical = self._titles = self._mentions = None
+        return [Reply.of(answer) for answer in self.memory.ask(list(questions), **options)]
 
     def _rank(self, questions: Sequence[str], k: int) -> Ranking:
         engine = self.memory.engine
         for question in questions:
             engine.check_question(question)
-        with self._filtered():
-            return engine.rank(questions, k, engine.bank.select(self.memory.namespace))
+        return engine.rank(questions, k, engine.bank.select(self.memory.namespace))
 
     def _scored(self, rows: Sequence[Sequence[Ranked]]) -> list[list[Scored]]:
         """Ids for ordinals, all rows at once."""
         ordinals = sorted({r.ordinal for row in rows for r in row})
         names = {d.ordinal: d.id for d in self.memory.engine.bank.documents(ordinals)}
         return [[Scored(names[r.ordinal], r.score) for r in row] for row in rows]
-
-    def _build_prefilter(self) -> int:
-        """The only place that knows how a prefilter is made; returns its bytes."""
-        if self.options.prefilter is None:
-            return 0
-        engine, before = self.memory.engine, self.memory.engine.prefilter
-        selection = engine.bank.select(self.memory.namespace)
-        engine.use_prefilter(self.options.prefilter, self.workspace.cache / "prefilter", selection)
-        self._prefilter, engine.prefilter = engine.prefilter, before
-        return self._prefilter.bytes if self._prefilter is not None else 0
-
-    def _use_words(self) -> None:
-        engine = self.memory.engine
-        before, options = (engine.lexical, engine.titles, engine.mentions), self.options
-        engine.use_beside(BesideConfig(lexical=options.lexical, titles=options.titles, mentions=options.mentions))
-        self._lexical, self._titles, self._mentions = engine.lexical, engine.titles, engine.mentions
-        engine.lexical, engine.titles, engine.mentions = before
-
-    @contextmanager
-    def _filtered(self) -> Iterator[None]:
-        """This system's prefilter, words and names are the engine's while inside; without them it stays as it is."""
-        engine = self.memory.engine
-        before = engine.prefilter, engine.lexical, engine.titles, engine.mentions
-        engine.prefilter, engine.lexical = self._prefilter or before[0], self._lexical or before[1]
-        engine.titles, engine.mentions = self._titles or before[2], self._mentions or before[3]
-        try:
-            yield
-        finally:
-            engine.prefilter, engine.lexical, engine.titles, engine.mentions = before
 
 
 class Interleaved(Msa):
@@ -125,7 +90,7 @@ class Interleaved(Msa):
     """
 
     @property
-    def rounds(self) -> int:
+    def rounds(self) -> int:  # type: ignore[override]  # what is set for one round is a setting for several
         """The memory's setting, and 2 where that is only one."""
         return max(2, self.memory.config.interleave.max_rounds)
 
@@ -136,8 +101,7 @@ class Interleaved(Msa):
         first = self._rank(questions, k)
         engine = self.memory.engine
         config = self.memory.config.interleave.model_copy(update={"max_rounds": self.rounds})
-        with self._filtered():
-            asked = engine.gather(questions, engine.bank.select(self.memory.namespace), config)
+        asked = engine.gather(questions, engine.bank.select(self.memory.namespace), config)
         fill = {"fill": sum(first.seconds.values()) / len(questions)}
         rows = zip(asked, self._scored(first.rows), strict=True)
         return [self._found(one, below, fill, k) for one, below in rows]

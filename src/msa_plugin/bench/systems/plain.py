@@ -4,86 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from msa_plugin import prompts
 from msa_plugin.bench.base import Cost, Reply, Workspace
-from msa_plugin.bench.systems.common import Options, text_bytes, texts
+from msa_plugin.bench.systems.common import BenchSystem, text_bytes, texts
 from msa_plugin.bench.systems.lexical import Bm25
 from msa_plugin.engine.engine import Engine
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
 
 
-class ClosedBook:
+class ClosedBook(BenchSystem):
     """The backbone alone, in the same prompt without documents."""
-
-    def __init__(self, name: str, workspace: Workspace, options: Options) -> None:
-        """`name` is what the command line called it."""
-        self.name, self.workspace = name, workspace
 
     def answer(self, questions: Sequence[str]) -> list[Reply]:
         """Answers from what the model knows."""
-        if not questions:
-            return []
-        return self.workspace.read(questions, [[] for _ in questions])
+        return self.workspace.read(questions, [[] for _ in questions]) if questions else []
 
 
-class Gold:
+class Gold(BenchSystem):
     """The passages that answer a question, as the data set names them: what finding can gain at most."""
-
-    def __init__(self, name: str, workspace: Workspace, options: Options) -> None:
-        """`name` is what the command line called it."""
-        self.name, self.workspace = name, workspace
-        self._positives = {q.text: list(q.positives) for q in reversed(workspace.dataset.questions)}
 
     def answer(self, questions: Sequence[str]) -> list[Reply]:
         """Answers from the passages that the data set names. Raises ConfigError for a question that it lacks."""
-        if unknown := [q for q in questions if q not in self._positives]:
+        known = _positives(self.workspace)
+        if unknown := [q for q in questions if q not in known]:
             raise ConfigError(f"{self.name} answers the data set's own questions, of which {unknown[0]!r} is none")
-        return self.workspace.read(questions, [self._positives[q] for q in questions]) if questions else []
+        return self.workspace.read(questions, [known[q] for q in questions]) if questions else []
 
 
-class Lures:
-    """Passages that look right and are not: the best by BM25 without those that answer. To abstain is right here."""
+class Lures(BenchSystem):
+    """Passages that look right and are not: the best by BM25 without those that answer. To abstain is right here.
 
-    def __init__(self, name: str, workspace: Workspace, options: Options) -> None:
-        """`name` is what the command line called it; as many passages are read as a round of `options` keeps."""
-        self.name, self.workspace, self.count = name, workspace, options.per_round
-        self._words = Bm25("bm25", workspace, options)
-        self._positives = {q.text: set(q.positives) for q in reversed(workspace.dataset.questions)}
+    As many are read as a round of an iterative system keeps.
+    """
+
+    @cached_property
+    def words(self) -> Bm25:
+        """What finds them."""
+        return Bm25("bm25", self.workspace)
 
     def prepare(self) -> Cost:
         """What an index of words costs."""
-        return self._words.prepare()
+        return self.words.prepare()
 
     def answer(self, questions: Sequence[str]) -> list[Reply]:
         """Answers from wrong passages, as far as the data set names the right ones."""
-        if not questions:
-            return []
-        known = [self._positives.get(q, set()) for q in questions]
-        found = self._words.find(questions, self.count + max(map(len, known)))
-        wrong = [
-            [hit.id for hit in one.ranking if hit.id not in right] for one, right in zip(found, known, strict=True)
-        ]
-        return self.workspace.read(questions, [ids[: self.count] for ids in wrong])
-
-    def close(self) -> None:
-        """Forget the index of words."""
-        self._words.close()
+        known, count, rows = _positives(self.workspace), self.options.per_round, []
+        for question in questions:
+            right = known.get(question, [])
+            [found] = self.words.find([question], count + len(right))
+            rows.append([hit.id for hit in found.ranking if hit.id not in right][:count])
+        return self.workspace.read(questions, rows) if rows else []
 
 
-class FullContext:
+class FullContext(BenchSystem):
     """Every passage in the prompt, in the order of the corpus, where the backbone's window holds them all."""
-
-    def __init__(self, name: str, workspace: Workspace, options: Options) -> None:
-        """`name` is what the command line called it."""
-        self.name, self.workspace = name, workspace
-        self._wide: Workspace | None = None
 
     def prepare(self) -> Cost:
         """Nothing is indexed. Raises ConfigError, with both numbers, for a corpus that does not fit."""
-        self._wide = self._whole()
-        stored = text_bytes(self.workspace.dataset.documents)
+        _ = self.wide
+        stored = text_bytes(self.documents)
         return Cost(0.0, self.workspace.tokens, stored, stored)
 
     def answer(self, questions: Sequence[str]) -> list[Reply]:
@@ -92,22 +74,17 @@ class FullContext:
         The prompt ends with the first passage of the corpus, as prompts end with the best one elsewhere.
         Raises ConfigError as `prepare`, and for a question with which the prompt is too long.
         """
-        wide = self._wide or self._whole()
-        ids = [d.id for d in self.workspace.dataset.documents]
-        engine = wide.engine
+        engine = self.wide.engine
         for question in questions:
             asked = len(engine.backbone.tokenize(prompts.question_part(question, briefly=True)))
             self._check(engine, engine.context_tokens, asked)
-        return [wide.read([question], [ids])[0] for question in questions]
+        return [self.wide.read([question], [[d.id for d in self.documents]])[0] for question in questions]
 
-    def close(self) -> None:
-        """Forget the wide view; the memory is the workspace's."""
-        self._wide = None
-
-    def _whole(self) -> Workspace:
+    @cached_property
+    def wide(self) -> Workspace:
         """The same workspace with a budget for all documents: the same bank, prompt and decoding."""
         engine = self.workspace.engine
-        parts = prompts.reading_parts(texts(self.workspace.dataset.documents))
+        parts = prompts.reading_parts(texts(self.documents))
         tokens = sum(map(len, engine.backbone.tokenize_batch(parts))) if parts else 0
         self._check(engine, tokens, 0)
         config = engine.config.model_copy(update={"context_tokens": max(1, tokens)})
@@ -124,3 +101,8 @@ class FullContext:
                 f"full-context: the corpus with its prompt and answer has {needed:,} tokens, "
                 f"{engine.backbone.name} reads {longest:,}"
             )
+
+
+def _positives(workspace: Workspace) -> dict[str, list[str]]:
+    """Ids of the passages that answer each question; of two alike the first one's."""
+    return {q.text: list(q.positives) for q in reversed(workspace.dataset.questions)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from msa_plugin.bench.base import Cost, Found, Scored, System, Workspace
-from msa_plugin.bench.systems.common import Options, summed, total_cost
+from msa_plugin.bench.base import Found, Scored
+from msa_plugin.bench.systems.common import Composite, summed
 
 
 def reciprocal_ranks(rankings: Sequence[Sequence[str]], k: int) -> dict[str, float]:
@@ -17,38 +17,17 @@ def reciprocal_ranks(rankings: Sequence[Sequence[str]], k: int) -> dict[str, flo
     return scores
 
 
-class Fusion:
+class Fusion(Composite):
     """Several systems asked side by side; what they rank is fused."""
-
-    def __init__(self, name: str, workspace: Workspace, systems: Sequence[System], options: Options) -> None:
-        """`systems` become its own: it prepares and closes them."""
-        self.name, self.workspace, self.systems = name, workspace, tuple(systems)
-        self.k, self.depth = options.fusion_k, options.fusion_depth
-        self.places = {d.id: place for place, d in enumerate(workspace.dataset.documents)}
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What its systems have to say."""
-        return tuple(note for system in self.systems for note in getattr(system, "notes", ()))
-
-    def prepare(self) -> Cost:
-        """Index with each system; the costs add up."""
-        costs = [system.prepare() for system in self.systems]
-        return total_cost(costs, self.workspace.dataset.documents, self.workspace.tokens)
 
     def find(self, questions: Sequence[str], k: int) -> list[Found]:
         """The best `k` passages of each question, from the best `fusion_depth` (or `k`, if more) of each system."""
-        depth = max(k, self.depth)
-        columns = [system.find(questions, depth) for system in self.systems]
-        return [self._fused(question, row, k) for question, *row in zip(questions, *columns, strict=True)]
-
-    def close(self) -> None:
-        """Close its systems."""
-        for system in self.systems:
-            system.close()
-
-    def _fused(self, question: str, row: Sequence[Found], k: int) -> Found:
-        scores = reciprocal_ranks([[hit.id for hit in found.ranking] for found in row], self.k)
-        order = sorted(scores, key=lambda name: (-scores[name], self.places.get(name, len(self.places)), name))
-        ranking = tuple(Scored(name, scores[name]) for name in order[:k])
-        return Found(ranking, summed(found.seconds for found in row), (question,))
+        depth = max(k, self.options.fusion_depth)
+        places = {d.id: place for place, d in enumerate(self.documents)}
+        found = []
+        for question, *row in zip(questions, *(base.find(questions, depth) for base in self.bases), strict=True):
+            scores = reciprocal_ranks([[hit.id for hit in one.ranking] for one in row], self.options.fusion_k)
+            order = sorted(scores, key=lambda name: (-scores[name], places.get(name, len(places)), name))
+            ranking = tuple(Scored(name, scores[name]) for name in order[:k])
+            found.append(Found(ranking, summed(one.seconds for one in row), (question,)))
+        return found

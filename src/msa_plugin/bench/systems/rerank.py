@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from msa_plugin import prompts
 from msa_plugin.backbone.attention import ForwardState
 from msa_plugin.bench.base import Cost, Found, Scored, System, Workspace
-from msa_plugin.bench.systems.common import FoundInRounds, Seconds, best, falling, texts, timed
+from msa_plugin.bench.systems.common import Composite, FoundInRounds, Seconds, best, falling, timed
 from msa_plugin.bench.systems.models import load_cross_encoder, sentence_transformers
 from msa_plugin.encoding.encoder import pad_left, plan_batches
 from msa_plugin.engine.engine import Engine
@@ -27,41 +28,31 @@ class Scorer(Protocol):
         """A score for each passage."""
 
 
-class Reranked:
+class Reranked(Composite):
     """The best `depth` of a base's ranking in a scorer's order, followed by the rest of the base's ranking."""
 
     def __init__(self, name: str, workspace: Workspace, base: System, depth: int, cross_encoder: str | None) -> None:
         """The backbone scores unless a `cross_encoder` is named. Raises MissingExtraError if that has no library."""
-        self.name, self.workspace, self.base, self.depth, self.model = name, workspace, base, depth, cross_encoder
-        self.scorer: Scorer | None = None
+        super().__init__(name, workspace, (base,))
+        self.depth, self.model = depth, cross_encoder
         if cross_encoder is not None:
             sentence_transformers()
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the base has to say."""
-        return tuple(getattr(self.base, "notes", ()))
+    @cached_property
+    def scorer(self) -> Scorer:
+        """Loaded when it is needed. Raises ConfigError for a cross-encoder that cannot be."""
+        engine = self.workspace.engine
+        return Likelihood(engine) if self.model is None else CrossEncoder(self.model, str(engine.backbone.device))
 
     def prepare(self) -> Cost:
-        """The base's; a reranker indexes nothing. Raises ConfigError for a cross-encoder that cannot be loaded."""
-        engine = self.workspace.engine
-        if self.scorer is None:
-            self.scorer = (
-                Likelihood(engine) if self.model is None else CrossEncoder(self.model, str(engine.backbone.device))
-            )
-        documents = self.workspace.dataset.documents
-        self._texts = dict(zip((d.id for d in documents), texts(documents), strict=True))
-        return self.base.prepare()
+        """The base's; a reranker indexes nothing. Raises as `scorer`."""
+        _ = self.scorer
+        return super().prepare()
 
     def find(self, questions: Sequence[str], k: int) -> list[Found]:
         """The best `k` passages of each question; stage `rerank` is the scorer's time."""
-        found = self.base.find(questions, max(k, self.depth))
+        found = self.bases[0].find(questions, max(k, self.depth))
         return [self._reranked(question, one, k) for question, one in zip(questions, found, strict=True)]
-
-    def close(self) -> None:
-        """Close the base and drop the scorer."""
-        self.scorer = None
-        self.base.close()
 
     def _reranked(self, question: str, found: Found, k: int) -> Found:
         first, rest = found.ranking[: self.depth], found.ranking[self.depth :]
@@ -78,8 +69,7 @@ class Reranked:
     def _ordered(self, question: str, hits: Sequence[Scored]) -> list[Scored]:
         if not hits:
             return []
-        assert self.scorer is not None
-        scores = torch.tensor(self.scorer.scores(question, [self._texts[h.id] for h in hits]), dtype=torch.float64)
+        scores = torch.tensor(self.scorer.scores(question, [self.texts[h.id] for h in hits]), dtype=torch.float64)
         return [Scored(hits[i].id, float(scores[i])) for i in best(scores.numpy(), len(hits))]
 
 

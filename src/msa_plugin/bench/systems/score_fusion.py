@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msa_plugin.bank.words import WordPart, WordTable
-from msa_plugin.bench.base import Cost, Found, Scored, System, Workspace
-from msa_plugin.bench.systems.common import Seconds, best, shared, summed, timed, total_cost
+from msa_plugin.bench.base import Found, Scored, System, Workspace
+from msa_plugin.bench.systems.common import Composite, Seconds, best, shared, summed, timed
 from msa_plugin.bench.systems.lexical import Bm25
 from msa_plugin.retrieval.links import FOLLOWED
 from msa_plugin.retrieval.mentions import holders, mentions
@@ -25,34 +25,26 @@ from msa_plugin.stems import stems
 Scores = NDArray[np.float64]
 
 
-class ScoreFusion(ABC):
-    """Ranks by what `again` makes of the scores of `base`, over the whole corpus."""
+class ScoreFusion(Composite, ABC):
+    """Ranks by what `again` makes of the scores of its first base, over the whole corpus."""
 
     def __init__(self, name: str, workspace: Workspace, base: System, weight: float) -> None:
         """`base` becomes its own; a passage that it does not rank has a score of 0. `weight` is for `again`."""
-        self.name, self.workspace, self.base, self.weight = name, workspace, base, weight
-        self.documents = workspace.dataset.documents
+        super().__init__(name, workspace, (base,))
+        self.weight = weight
         self.places = {d.id: place for place, d in enumerate(self.documents)}
 
     @abstractmethod
     def again(self, question: str, scores: Scores) -> Scores:
         """New scores [n] of all passages, in the order of the corpus."""
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What `base` has to say."""
-        return tuple(getattr(self.base, "notes", ()))
-
-    def prepare(self) -> Cost:
-        """What `base` costs; names are indexed with the system."""
-        return self.base.prepare()
-
     def find(self, questions: Sequence[str], k: int) -> list[Found]:
         """The best `k` passages of each question."""
+        base = self.bases[0]
         if not questions or not self.places:
-            return self.base.find(questions, k)
+            return base.find(questions, k)
         seconds: Seconds = {}
-        found = self.base.find(questions, len(self.places))
+        found = base.find(questions, len(self.places))
         with timed(seconds, "search"):
             rows = [self._row(question, one, k) for question, one in zip(questions, found, strict=True)]
         share = shared(seconds, len(questions))
@@ -60,10 +52,6 @@ class ScoreFusion(ABC):
             Found(row, summed([one.seconds, share]), (question,))
             for question, one, row in zip(questions, found, rows, strict=True)
         ]
-
-    def close(self) -> None:
-        """Close `base`."""
-        self.base.close()
 
     def _row(self, question: str, found: Found, k: int) -> tuple[Scored, ...]:
         scores = np.zeros(len(self.places))
@@ -76,25 +64,17 @@ class ScoreFusion(ABC):
 class WithWords(ScoreFusion):
     """A passage's score is its cosine plus a weight times its share of the question's best BM25."""
 
-    def __init__(self, name: str, workspace: Workspace, base: System, weight: float, words: Bm25) -> None:
-        """`base` and `words` become its own. `base` must rank as many passages as it is asked for."""
+    def __init__(self, name: str, workspace: Workspace, base: System, weight: float) -> None:
+        """`base` must rank as many passages as it is asked for."""
         super().__init__(name, workspace, base, weight)
-        self.words = words
-
-    def prepare(self) -> Cost:
-        """Index with both; the costs add up."""
-        return total_cost([self.base.prepare(), self.words.prepare()], self.documents, self.workspace.tokens)
+        self.words = Bm25("bm25", workspace)
+        self.bases = (base, self.words)
 
     def again(self, question: str, scores: Scores) -> Scores:
         """Words added, as a share of the best."""
         words = self.words.asked(question)
         highest = float(words.max())
         return scores + self.weight * words / highest if highest > 0 else scores
-
-    def close(self) -> None:
-        """Close both."""
-        super().close()
-        self.words.close()
 
 
 class WithTitles(ScoreFusion):
