@@ -64,7 +64,6 @@ bench: install
 	$(BIN)/msa bench encode
 	$(BIN)/msa bench route
 	$(BIN)/msa bench read
-	$(BIN)/msa bench open
 
 # What keeping a memory costs beside its questions: opening, looking for what others wrote, adding files.
 bench-operate: install

@@ -106,7 +106,7 @@ class Fakes:
         self.fails = fails
         self.kinds: dict[str, Callable[..., Any]] = {"words": Words, "wrong": Wrong, "msa": Both}
 
-    def __call__(self, name: str, workspace: Workspace) -> System | Answers:
+    def __call__(self, name: str, workspace: Workspace, *_: Any) -> System | Answers:
         if name == "knows":
             return Knows(name)
         if name not in self.kinds:
@@ -129,7 +129,7 @@ def config(out: Path, data: Path | None, part: str = "retrieval", **changes: Any
 
 def run(backbone: Any, fakes: Fakes, given: CompareConfig, **more: Any) -> list[Any]:
     """`compare` on the tiny backbone."""
-    return compare(given, make=fakes, backbone=backbone, adapter=tiny_adapter(backbone), **more)
+    return compare(given, create=fakes, backbone=backbone, adapter=tiny_adapter(backbone), **more)
 
 
 def numbers(rows: Sequence[Any]) -> dict[Any, Any]:

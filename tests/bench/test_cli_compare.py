@@ -161,7 +161,7 @@ def test_wrong_use(bench, fakes, tmp_path, words, error, message):
 
 
 def test_a_mistyped_path_is_told_before_a_backbone_is_loaded(bench, fakes, tmp_path, monkeypatch):
-    monkeypatch.setattr("msa_plugin.bench.runner.Backbone.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("msa_plugin.bench.driver.Backbone.load", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(IngestError, match="not a folder"):
         bench("retrieval", "--data", "none", "--systems", "words", "--out", "out")
     assert not (tmp_path / "out").exists()

@@ -122,7 +122,7 @@ def test_needle(invoke, tmp_path):
     options = ["--systems", "bm25", "--lengths", "1200", "--depths", 2, "--tasks", "single-1", "--no-answers"]
     result, rows = invoke("needle", *options, "--cache", tmp_path / "shared")
     assert result.exit_code == 0, result.output
-    assert [*(tmp_path / "shared" / "banks").glob("*/encoded")]
+    assert [*(tmp_path / "shared" / "banks").glob("*/bank-*")] and not [*(tmp_path / "shared").rglob("encoded")]
     assert {r.settings["depth"] for r in rows if r.metric == "recall"} == {0.0, 1.0}
 
 

@@ -13,7 +13,6 @@ from msa_plugin.errors import ConfigError
 
 GIVEN = """
 absence --data data/dev --sets nq,popqa --answers 100
-content
 decode --prompt 400 --rows 2
 encode --tokens 8000
 gpu --out gpu-check --tests tests/gpu --dry-run
@@ -22,7 +21,6 @@ interleave --model CHECKPOINT
 latency --data DATA/dev/nq --distractors others --sizes 16K,256K --questions 3 --repeats 2 --hops 2 --out needles
 mteb --tasks SciFact --bank bench-bank
 needle --systems "msa,msa-interleave,msa+lexical:1,bm25,dense" --lengths 4K,16K --depths 3 --distractors d --out needles
-open --chunks 100000
 operate --passages 1e3,1e4 --files 0 --changes 3 --repeats 1 --cpu-clock --folder DIR --distractors DATA/distractors
 paired pools --sets cranfield-of-80,squad-of-80-hard
 qa --data DATA/dev --sets squad,nq --systems gold --corpus 0 --questions 40 --reading kv,text --out F

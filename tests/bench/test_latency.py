@@ -9,6 +9,7 @@ import pytest
 from growth_toys import corpus, distractors
 from toy_systems import create
 
+from msa_plugin.bench.driver import Run
 from msa_plugin.bench.growth import Banks
 from msa_plugin.bench.indexing import TextSource
 from msa_plugin.bench.latency import Latency, LatencySettings
@@ -35,9 +36,9 @@ def measure(tmp_path, made):
         banks = Banks(tmp_path / "cache", *parts, CONFIG)
         settings = {"questions": 4, "repeats": 2, "encode_tokens": 300, **settings}
         with Results(tmp_path / "out") as results:
-            options = {"create": create, "generation": {"max_new_tokens": 2}, "source": source}
             chosen = LatencySettings(systems=systems, sizes=sizes, **settings)
-            planned = Latency(chosen, results, banks, tmp_path / "cache", **options).run(corpus(), distractors())
+            run = Run("latency", results, banks, tmp_path / "cache", {"max_new_tokens": 2}, create)
+            planned = Latency(chosen, run, source).over(corpus(), distractors())
             return planned, results.rows()
 
     return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ import pytest
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.base import Cost, Found, Reply, ResultRow, Scored, Workspace
-from msa_plugin.bench.needle import NeedleConfig, measure, run
+from msa_plugin.bench.driver import Run
+from msa_plugin.bench.needle import NeedleConfig, measure, needles
 from msa_plugin.bench.needle_cases import TASKS, answered, make_task
 from msa_plugin.bench.store import SKIPPED, Results
+from msa_plugin.bench.watch import Watch
 from msa_plugin.data.datasets import Dataset
 from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.types import Document
@@ -66,9 +69,12 @@ def made(name: str, workspace: Workspace) -> Any:
     return {"oracle": Oracle, "blind": Blind}[name](name, workspace)
 
 
-@contextmanager
-def no_memory(dataset: Dataset) -> Iterator[Workspace]:
-    yield Workspace(dataset, None, Path())  # type: ignore[arg-type]
+class Bare(Run):
+    """A run without memories, which counts words."""
+
+    @contextmanager
+    def workspace(self, dataset: Dataset) -> Iterator[Workspace]:
+        yield Workspace(dataset, None, Path())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -184,7 +190,10 @@ def _run(
 ) -> list[ResultRow]:
     cells: dict[str, Any] = {"lengths": (1000,), "depths": depths, "tasks": ("single-1", "multivalue")}
     config = NeedleConfig(systems=tuple(systems), out=results.out, samples=samples, **cells)
-    return measure(config, results, no_memory, made, count)
+    before = results.rows()
+    words: Any = SimpleNamespace(backbone=SimpleNamespace(tokenize=str.split))
+    measure(config, Bare("needle", results, words, Path(), {}, made))
+    return [row for row in results.rows() if row not in before and row.metric != SKIPPED]
 
 
 def test_a_run_on_a_memory_is_kept_and_goes_on(tmp_path: Path, backbone: Backbone, adapter: Adapter) -> None:
@@ -196,14 +205,16 @@ def test_a_run_on_a_memory_is_kept_and_goes_on(tmp_path: Path, backbone: Backbon
 
     config: dict[str, Any] = {"systems": ("msa",), "out": tmp_path, "lengths": (2500,), "depths": (0.5,)}
     steps: list[str] = []
+    watch = Watch()
+    watch.step = lambda what, done, total: steps.append(what)  # type: ignore[method-assign]
 
     def go(**changes: Any) -> list[ResultRow]:
-        return run(
+        return needles(
             NeedleConfig(**{**config, "tasks": ("single-1",), **changes}),
             create=Routed,
             backbone=backbone,
             adapter=adapter,
-            on_step=lambda what, done, total: steps.append(what),
+            watch=watch,
         )
 
     rows = go()

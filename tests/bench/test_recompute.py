@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from dataclasses import replace
 from shutil import copytree
 
 import pytest
 from growth_toys import corpus, distractors
 from toy_systems import Words, create
 
-from msa_plugin.bench.base import Reply, Workspace
+from msa_plugin.bench.base import Reply
+from msa_plugin.bench.driver import Run
 from msa_plugin.bench.growth import Banks
 from msa_plugin.bench.latency import Latency, LatencySettings
 from msa_plugin.bench.needle import NeedleConfig, measure
@@ -44,19 +45,14 @@ def done(tmp_path_factory):
         results.configure("scale", {"seed": 0})
         grown = {"questions": 8, "answers": 3, "passages": 2, "prefilter": COARSE}
         scale = ScaleSettings(systems=("msa", "words"), sizes=(700, 1500, 2500), **grown)
-        Scale(scale, results, banks, folder / "cache", create=create).run(corpus(), distractors())
+        run = Run("scale", results, banks, folder / "cache", {"max_new_tokens": 2}, create)
+        Scale(scale, run).over(corpus(), distractors())
         asked = {"questions": 3, "repeats": 2, "prefilter": COARSE}
         latency = LatencySettings(systems=("msa-interleave", "iterative:words"), sizes=(700, 1500), **asked)
-        options = {"create": create, "generation": {"max_new_tokens": 2}}
-        Latency(latency, results, banks, folder / "cache", **options).run(corpus(), distractors())
-        hidden = {"lengths": (1000,), "depths": (0.0, 1.0), "tasks": ("single-1", "multivalue"), "samples": 2}
-        measure(
-            NeedleConfig(systems=("tells",), out=folder, **hidden),
-            results,
-            lambda dataset: nullcontext(Workspace(dataset, None, folder)),
-            lambda _, w: Tells(w),
-            lambda text: len(text.split()),
-        )
+        Latency(latency, replace(run, part="latency")).over(corpus(), distractors())
+        hidden = {"lengths": (8000,), "depths": (0.0, 1.0), "tasks": ("single-1", "multivalue"), "samples": 2}
+        needles = replace(run, part="needle", create=lambda _, w: Tells(w))
+        measure(NeedleConfig(systems=("tells",), out=folder, **hidden), needles)
     return folder / "out"
 
 

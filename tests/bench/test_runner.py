@@ -13,6 +13,7 @@ from test_judge import Endpoint
 from facade import TOPICS, topics
 from msa_plugin.bench.judge import Judge
 from msa_plugin.bench.recompute import recompute
+from msa_plugin.bench.runner import Comparison
 from msa_plugin.bench.scoring import exact_twin
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.errors import ConfigError, IngestError, MissingExtraError
@@ -174,7 +175,7 @@ def test_a_budget_asks_the_same_questions_of_all(tmp_path, backbone, monkeypatch
     toy(tmp_path / "sets" / "a")
     toy(tmp_path / "sets" / "b", hops=(1,) * 8)
     given = config(tmp_path / "out", tmp_path / "sets", systems=("words", "wrong"), budget_minutes=2, seed=3)
-    monkeypatch.setattr("msa_plugin.bench.runner._seconds", lambda session, name, pilot: len(pilot) * 10.0)
+    monkeypatch.setattr(Comparison, "_seconds", lambda self, name, pilot: len(pilot) * 10.0)
     rows = run(backbone, Fakes(), given)  # 2 sets, 10 seconds a question of each: 6 of each fit into 120 seconds
     assert {r.n for r in rows if r.metric == "AP"} == {6}
     results = Results(given.out)

@@ -7,6 +7,7 @@ from growth_toys import corpus, distractors
 from toy_systems import create
 
 from msa_plugin.bench.base import Workspace
+from msa_plugin.bench.driver import Run
 from msa_plugin.bench.growth import Banks
 from msa_plugin.bench.growth_rows import losses
 from msa_plugin.bench.scale import Scale, ScaleSettings
@@ -32,9 +33,8 @@ def measure(tmp_path, made):
         banks = Banks(tmp_path / "cache", *made, CONFIG)
         with Results(tmp_path / out) as results:
             chosen = ScaleSettings(systems=systems, sizes=sizes, questions=8, **settings)
-            planned = Scale(chosen, results, banks, tmp_path / "cache", create=create).run(
-                corpus(), [*distractors(), *more]
-            )
+            run = Run("scale", results, banks, tmp_path / "cache", {"max_new_tokens": 2}, create)
+            planned = Scale(chosen, run).over(corpus(), [*distractors(), *more])
             return planned, results.rows()
 
     return run
@@ -103,7 +103,7 @@ def test_some_questions_are_answered(measure):
 def test_an_interrupted_run_goes_on_where_it_stopped(measure, tmp_path):
     calls = []
 
-    def stops(name, workspace):
+    def stops(name, workspace, *_):
         calls.append((name, len(workspace.dataset.documents)))
         if len(calls) == 4:
             raise KeyboardInterrupt
@@ -115,7 +115,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(measure, tmp_path):
     assert {r.settings["memory_tokens"] for r in before if r.metric == "R@5"} == {700, 1500}
     first = list(calls)
     calls.clear()
-    _, rows = measure(create=lambda name, w: calls.append((name, len(w.dataset.documents))) or create(name, w))
+    _, rows = measure(create=lambda name, w, *_: calls.append((name, len(w.dataset.documents))) or create(name, w))
     assert len(first) == 4
     assert len(calls) == 3  # the size that was under way for one system, and the last for both
     assert calls[0] == first[3]

@@ -1,41 +1,13 @@
-"""Stand-ins for the systems of the registry: one on the workspace's memory, one that counts words, one that refuses."""
+"""Stand-ins for the systems of the registry beside memories: one that counts words, one that refuses."""
 
 from __future__ import annotations
 
 import time
 
-from msa_plugin.bench.base import Cost, Found, Reply, Scored
+from msa_plugin.bench import systems
+from msa_plugin.bench.base import Cost, Scored
 from msa_plugin.bench.systems import FoundInRounds
 from msa_plugin.errors import ConfigError, MissingExtraError
-
-
-class Routed:
-    """The workspace's own memory."""
-
-    name = "msa"
-
-    def __init__(self, workspace):
-        self.workspace = workspace
-
-    def prepare(self):
-        stats = self.workspace.memory.stats()
-        return Cost(0.5, stats.tokens, stats.bytes_total, stats.bytes_keys)
-
-    def find(self, questions, k):
-        hits = self.workspace.memory.retrieve(list(questions), k=k)
-        seconds = {"encode": 0.001, "route": 0.002}
-        rankings = [tuple(Scored(h.id, h.score) for h in row) for row in hits]
-        return [Found(ranking, seconds, (q,)) for q, ranking in zip(questions, rankings, strict=True)]
-
-    def answer(self, questions):
-        answers = self.workspace.memory.ask(list(questions), max_new_tokens=2)
-        return [
-            Reply(a.text, tuple(s.id for s in a.sources), dict(a.trace.seconds), a.trace.input_tokens, 2)
-            for a in answers
-        ]
-
-    def close(self):
-        pass
 
 
 class Words:
@@ -67,7 +39,7 @@ class Words:
 def create(name, workspace, options=None):
     """Like the registry's."""
     if name.startswith("msa"):
-        return Routed(workspace)
+        return systems.create(name, workspace, options)
     if name in ("words", "iterative:words"):
         return Words(workspace, name, options.rounds if name.startswith("iterative") else 1)
     if name == "absent":

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.case import Case, Command, Row, Sizes, Voice, Words, aligned, option
 from msa_plugin.bench.dialogues import SHOWN, by_kind
+from msa_plugin.bench.driver import report
 from msa_plugin.bench.judge import Judge
 from msa_plugin.bench.packing import pack
 from msa_plugin.bench.paired import paired
@@ -20,7 +21,7 @@ from msa_plugin.bench.runner import CompareConfig, RunOptions, compare
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.bench.systems.system_spec import MEMORIES, parse
 from msa_plugin.bench.watch import Watch
-from msa_plugin.errors import ConfigError, MissingExtraError
+from msa_plugin.errors import ConfigError
 from msa_plugin.retrieval.prefilter import PrefilterSpec
 
 DEFAULT = "msa+lexical:1+titles+mentions"  # what a memory with the default adapter ranks by when nothing is said
@@ -189,11 +190,8 @@ def show(out: Voice, configs: Mapping[Way, CompareConfig], judge: Judge | None =
         of = " on ".join(name for name in (row.system, row.dataset) if name)
         which = f" ({', '.join(' '.join(pair) for pair in way)})" if several else ""
         out.say(f"{row.metric}: {of}: {row.settings['reason']}{which}")
-    try:
-        for config in configs.values():
-            out.say(f"report: {write_report(config.out)}")
-    except MissingExtraError as error:
-        out.note(f"no report: {error}")
+    for config in configs.values():
+        report(out, config.out)
     out.result([row.to_dict() | (dict(way) if several else {}) for way, rows in found.items() for row in rows])
 
 

@@ -5,13 +5,12 @@ The two ways take turns, prefill by prefill, and count this process's own second
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -20,8 +19,8 @@ from msa_plugin.answering.reading import Excerpt, Reader
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.case import ModelCase, Row, option
+from msa_plugin.bench.workspaces import scratch_memory
 from msa_plugin.data import sample_documents, sample_questions
-from msa_plugin.memory import LatentMemory
 
 WAYS = ("full", "int8")
 
@@ -55,11 +54,7 @@ class Decode(ModelCase):
         `over_full` is the median ratio of sums that were taken one after the other.
         Raises ConfigError where int8 weights cannot be had.
         """
-        settings: dict[str, Any] = {"reading": "text", "decoding": "int8"}
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            LatentMemory.open(Path(folder) / "bank", model=backbone, adapter=adapter, **settings) as memory,
-        ):
+        with scratch_memory(backbone, adapter, reading="text", decoding="int8") as memory:
             reader = memory.engine.reader
             read = list(_excerpts(reader.backbone, self.prompt))
             asked = [q.question for q in islice(cycle(sample_questions()), self.questions)]

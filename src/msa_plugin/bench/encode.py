@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +12,9 @@ import torch
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.case import REPEATS, ModelCase, Row, Words, medians, option
+from msa_plugin.bench.workspaces import scratch_memory
 from msa_plugin.data import sample_documents
 from msa_plugin.encoding.encoder import Encoder, pad_right, plan_batches
-from msa_plugin.memory import LatentMemory
 from msa_plugin.prompts import document_text
 from msa_plugin.types import Document
 
@@ -72,10 +71,7 @@ def _documents(backbone: Backbone, tokens: int) -> list[Document]:
 def _add(
     backbone: Backbone, adapter: Any, mode: str, documents: list[Document]
 ) -> tuple[float, int, tuple[list[list[int]], int]]:
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        LatentMemory.open(Path(folder) / "bank", model=backbone, adapter=adapter, reading=mode) as memory,
-    ):
+    with scratch_memory(backbone, adapter, reading=mode) as memory:
         encoder: Encoder = memory.engine.encoder
         texts = [document_text(d.title, d.text) for d in documents]
         windows = [w for ids in backbone.tokenize_batch(texts) for w in encoder.windows(ids)]

@@ -9,7 +9,6 @@ questions for which one was written, `routed` the share for which routing let th
 from __future__ import annotations
 
 import random
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
@@ -20,9 +19,9 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.case import ModelCase, Row, Sizes, option
 from msa_plugin.bench.metrics import bootstrap
 from msa_plugin.bench.sampling import in_order
+from msa_plugin.bench.workspaces import scratch_memory
 from msa_plugin.data.datasets import Dataset, Question, load_dataset
 from msa_plugin.errors import AdapterError, ConfigError
-from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Document
 
 
@@ -88,10 +87,7 @@ def _measure(
     backbone: Backbone, adapter: Any, asked: Sequence[Question], documents: Sequence[Document]
 ) -> dict[str, Any]:
     wrote, right, routed, chance = [], [], [], []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        LatentMemory.open(Path(folder) / "bank", model=backbone, adapter=adapter, reading="latent") as memory,
-    ):
+    with scratch_memory(backbone, adapter, reading="latent") as memory:
         if memory.engine.generative is None:
             raise AdapterError(
                 f"adapter {memory.engine.adapter.config.name} does not write document ids (ability emit_ids); "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import tempfile
 from collections import defaultdict
@@ -12,18 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.base import OnStep, Workspace
+from msa_plugin.bench.base import Workspace
+from msa_plugin.bench.driver import Create, Run
 from msa_plugin.bench.growth import Banks
 from msa_plugin.bench.peak import peak_bytes, reset_peak
-from msa_plugin.bench.timed_system import Create, TimedSystem
-from msa_plugin.bench.timing import reason
+from msa_plugin.bench.systems import Options
+from msa_plugin.bench.timed_system import TimedSystem
+from msa_plugin.bench.workspaces import scratch_memory
 from msa_plugin.config import MemoryConfig
 from msa_plugin.data.datasets import Dataset
 from msa_plugin.engine.adapters import find_adapter
-from msa_plugin.errors import MSAError
-from msa_plugin.memory import LatentMemory
 
-_LOG = logging.getLogger(__name__)
 _ASKED = 3  # questions that the process whose peak is measured answers
 
 
@@ -35,21 +33,18 @@ class Indexing:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def indexing_seconds(
-    names: Sequence[str], sample: Dataset, banks: Banks, create: Create, repeats: int, on_step: OnStep
-) -> Indexing:
+def indexing_seconds(names: Sequence[str], sample: Dataset, run: Run, repeats: int) -> Indexing:
     """Index `sample` from nothing, the systems in turns, `repeats` times after one that does not count."""
     found = Indexing()
     for repeat in range(repeats + 1):
         for name in names:
             if name in found.skipped:
                 continue
-            on_step(f"indexing with {name}", repeat, repeats + 1)
+            run.watch.step(f"indexing with {name}", repeat, repeats + 1)
             try:
-                seconds = _index(name, sample, banks, create)
+                seconds = _index(name, sample, run)
             except Exception as error:
-                _LOG.warning("indexing with %s: %s", name, error, exc_info=not isinstance(error, MSAError))
-                found.skipped[name] = reason(error)
+                found.skipped[name] = run.why(f"indexing with {name}", error)
                 found.seconds.pop(name, None)
                 continue
             if repeat:
@@ -57,22 +52,17 @@ def indexing_seconds(
     return found
 
 
-def _index(name: str, sample: Dataset, banks: Banks, create: Create) -> float:
+def _index(name: str, sample: Dataset, run: Run) -> float:
     """Seconds to index the sample in an empty folder."""
+    banks = run.banks
     with (
-        tempfile.TemporaryDirectory() as folder,
-        LatentMemory.open(
-            Path(folder) / "bank", model=banks.backbone, adapter=banks.adapter, config=banks.config
-        ) as memory,
+        tempfile.TemporaryDirectory() as cache,
+        scratch_memory(banks.backbone, banks.adapter, config=banks.config) as memory,
     ):
         if name.startswith("msa"):
             return memory.add(list(sample.documents), on_progress=lambda progress: None).seconds
-        system = create(name, Workspace(sample, memory, Path(folder) / "cache"))
-        try:
-            return float(system.prepare().seconds) if hasattr(system, "prepare") else 0.0
-        finally:
-            if hasattr(system, "close"):
-                system.close()
+        with run.prepared(name, Workspace(sample, memory, Path(cache))) as system:
+            return 0.0 if system.cost is None else float(system.cost.seconds)
 
 
 @dataclass(frozen=True)
@@ -84,48 +74,44 @@ class TextSource:
     config: MemoryConfig
 
 
-def peak_of(
-    source: TextSource,
-    banks: Path,
-    cache: Path,
-    dataset: Dataset,
-    name: str,
-    create: Create,
-    *,
-    hops: int,
-    per_round: int,
-) -> int:
-    """Most bytes resident in a process of its own that answers a few questions with this system and nothing else.
+@dataclass(frozen=True)
+class Alone:
+    """A system in a process of its own, which answers a few questions and does nothing else.
 
-    The backbone and libraries are part of it; what loading the backbone took for a moment is not, where the operating
-    system can forget it. The bank must have been encoded and built. `create` must be a function of a module.
+    The bank must have been encoded and built. `create` must be a function of a module.
+    """
+
+    source: TextSource
+    banks: Path
+    cache: Path
+    dataset: Dataset
+    name: str
+    create: Create
+    hops: int
+    per_round: int
+
+    def ask(self) -> int:
+        """Load, prepare and ask; the most bytes that were resident after loading."""
+        config = self.source.config
+        backbone = Backbone.load(self.source.model, device=config.device, dtype=config.dtype)
+        banks = Banks(self.banks, backbone, find_adapter(backbone, self.source.adapter), config)
+        reset_peak()
+        with banks.open(self.dataset.documents) as memory:
+            workspace = Workspace(self.dataset, memory, self.cache, {"max_new_tokens": 8})
+            system = self.create(self.name, workspace, Options(rounds=self.hops, per_round=self.per_round))
+            system.prepare()
+            timed = TimedSystem(self.name, system, workspace, self.hops, self.per_round)
+            for question in self.dataset.questions[:_ASKED]:
+                timed.ask(question.text)
+            system.close()
+        return peak_bytes()
+
+
+def peak_of(alone: Alone) -> int:
+    """Most bytes resident in that process: the backbone and libraries are part of it.
+
+    What loading the backbone took for a moment is not, where the operating system can forget it.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(_peak, source, banks, cache, dataset, name, create, hops, per_round).result()
-
-
-def _peak(
-    source: TextSource,
-    folder: Path,
-    cache: Path,
-    dataset: Dataset,
-    name: str,
-    create: Create,
-    hops: int,
-    per_round: int,
-) -> int:
-    config = source.config
-    backbone = Backbone.load(source.model, device=config.device, dtype=config.dtype)
-    banks = Banks(folder, backbone, find_adapter(backbone, source.adapter), config)
-    reset_peak()
-    with banks.open(dataset.documents) as memory:
-        workspace = Workspace(dataset, memory, cache, {"max_new_tokens": 8})
-        one = TimedSystem(name, workspace, create, hops=hops, per_round=per_round)
-        try:
-            one.prepare()
-            for question in dataset.questions[:_ASKED]:
-                one.ask(question.text)
-        finally:
-            one.close()
-    return peak_bytes()
+        return pool.submit(alone.ask).result()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from msa_plugin.answering.resume import Earlier, in_common, kept_rows
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.case import REPEATS, ModelCase, Row, option
+from msa_plugin.bench.workspaces import scratch_memory
 from msa_plugin.data import sample_documents, sample_questions
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
@@ -52,10 +52,7 @@ class Interleave(ModelCase):
         `layer_tokens` is the share of (layer, token) pairs that are computed, `time` the prefill's time over the whole
         one's (medians). Raises ConfigError for an adapter that does not write ids.
         """
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            LatentMemory.open(Path(folder) / "bank", model=backbone, adapter=adapter, reading="latent") as memory,
-        ):
+        with scratch_memory(backbone, adapter, reading="latent") as memory:
             loop = memory.engine.generative
             if loop is None:
                 raise ConfigError(

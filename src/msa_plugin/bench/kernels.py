@@ -9,73 +9,46 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from msa_kernels import attend_ranges, chunk_offsets, chunk_owners, pool_chunks, route_topk
+from msa_plugin.bench.case import Row
 
 RUNS = 20
 WARM_UP = 3
 
 
-@dataclass(frozen=True)
-class Timing:
-    """One kernel at one size: seconds of kernel and twin, and the bytes that must move."""
-
-    what: str
-    bytes: int
-    kernel_s: float
-    twin_s: float
-    copy_bytes_per_s: float
-
-    @property
-    def of_copy(self) -> float:
-        """Achieved over copied bytes per second: 1 is as fast as the device copies."""
-        return self.bytes / self.kernel_s / self.copy_bytes_per_s
-
-    @property
-    def speedup(self) -> float:
-        """Twin's time over the kernel's."""
-        return self.twin_s / self.kernel_s
-
-    def row(self) -> dict[str, Any]:
-        """All figures, for JSON."""
-        return {**asdict(self), "of_copy": self.of_copy, "speedup": self.speedup}
-
-    def __str__(self) -> str:
-        """One line of a table."""
-        return f"{self.what:46} {self.kernel_s * 1e3:9.3f} ms  {self.of_copy:6.1%} of copy  {self.speedup:7.2f} x twin"
-
-
-def kernel_timings(device: torch.device, *, chunks: int = 1_000_000, runs: int = RUNS) -> Iterator[Timing]:
+def kernel_timings(device: torch.device, *, chunks: int = 1_000_000, runs: int = RUNS) -> Iterator[Row]:
     """Time every kernel on `device`; `chunks` of routing keys of width 1024 (at a million 2 GB in 16 bits).
 
-    The first Timing is the copy itself. Printing each as it comes is all a caller has to do.
+    Of each the seconds of kernel and twin, the bytes that must move, `of_copy` (1: as fast as the device copies) and
+    `speedup` over the twin. The first row is the copy itself.
     """
     copied = _copy(device, chunks * 2048, runs)
     yield copied
+    copy = copied["copy_bytes_per_s"]
     for dtype in (torch.float16, torch.bfloat16, torch.int8, torch.float32):
         for tokens in (16, 64, 128):
-            yield _routing(device, chunks, tokens, dtype, copied.copy_bytes_per_s, runs)
-    yield _routing(device, chunks, 64, torch.bfloat16, copied.copy_bytes_per_s, runs, width=192)
-    yield from _pooling(device, chunks // 64, copied.copy_bytes_per_s, runs)
+            yield _routing(device, chunks, tokens, dtype, copy, runs)
+    yield _routing(device, chunks, 64, torch.bfloat16, copy, runs, width=192)
+    yield from _pooling(device, chunks // 64, copy, runs)
     for rows, stored in ((1, 256), (1, 65_536), (32, 4096)):
-        yield _attention(device, chunks, rows, stored, copied.copy_bytes_per_s, runs)
+        yield _attention(device, chunks, rows, stored, copy, runs)
 
 
-def _copy(device: torch.device, size: int, runs: int) -> Timing:
+def _copy(device: torch.device, size: int, runs: int) -> Row:
     source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = _median(lambda: target.copy_(source), device, runs)
-    return Timing("copy", 2 * size, seconds, seconds, 2 * size / seconds)
+    return _row("copy", 2 * size, seconds, seconds, 2 * size / seconds)
 
 
 def _routing(
     device: torch.device, chunks: int, tokens: int, dtype: torch.dtype, copy: float, runs: int, width: int = 1024
-) -> Timing:
+) -> Row:
     keys = torch.randint(-127, 128, (chunks, width), dtype=torch.int8, device=device)
     scales = torch.rand(chunks, device=device) + 0.5 if dtype == torch.int8 else None
     keys = keys if dtype == torch.int8 else keys.to(dtype)
@@ -90,7 +63,7 @@ def _routing(
     )
 
 
-def _pooling(device: torch.device, chunks: int, copy: float, runs: int) -> Iterator[Timing]:
+def _pooling(device: torch.device, chunks: int, copy: float, runs: int) -> Iterator[Row]:
     offsets = chunk_offsets(torch.full((chunks // 8,), 512), 64)[0].to(device)
     tokens = int(offsets[-1])
     inputs = [torch.randn(tokens, 1024, device=device).to(torch.bfloat16).requires_grad_() for _ in range(3)]
@@ -106,7 +79,7 @@ def _pooling(device: torch.device, chunks: int, copy: float, runs: int) -> Itera
     yield _both("pooling and its gradients", 2 * size, both_ways, device, copy, runs)
 
 
-def _attention(device: torch.device, chunks: int, rows: int, stored: int, copy: float, runs: int) -> Timing:
+def _attention(device: torch.device, chunks: int, rows: int, stored: int, copy: float, runs: int) -> Row:
     stored = min(stored, chunks // 2)
     content = torch.randn(max(chunks // 4, stored), 2, 8, 128, device=device).to(torch.bfloat16)
     starts = torch.randint(0, content.shape[0] - stored // 16 + 1, (rows, 16, 1), dtype=torch.int32, device=device)
@@ -121,9 +94,14 @@ def _attention(device: torch.device, chunks: int, rows: int, stored: int, copy: 
     return _both(f"decode attention, {rows} rows, {stored} chunks", size, attend, device, copy, runs)
 
 
-def _both(what: str, size: int, call: Callable[[Any], object], device: torch.device, copy: float, runs: int) -> Timing:
+def _both(what: str, size: int, call: Callable[[Any], object], device: torch.device, copy: float, runs: int) -> Row:
     kernel = _median(lambda: call("auto"), device, runs)
-    return Timing(what, size, kernel, _median(lambda: call("torch"), device, min(runs, 3)), copy)
+    return _row(what, size, kernel, _median(lambda: call("torch"), device, min(runs, 3)), copy)
+
+
+def _row(what: str, size: int, kernel: float, twin: float, copy: float) -> Row:
+    row = {"what": what, "bytes": size, "kernel_s": kernel, "twin_s": twin, "copy_bytes_per_s": copy}
+    return row | {"of_copy": size / kernel / copy, "speedup": twin / kernel}
 
 
 def _median(call: Callable[[], object], device: torch.device, runs: int) -> float:

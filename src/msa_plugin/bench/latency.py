@@ -7,7 +7,6 @@ The systems take turns question by question, so that drift of the machine hits a
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,15 +16,19 @@ from pydantic import Field
 
 from msa_plugin.bench.base import Cost, ResultRow, Workspace
 from msa_plugin.bench.case import Sizes, option
+from msa_plugin.bench.driver import Run
 from msa_plugin.bench.growing import GrowthCommand, GrowthRun, GrowthSettings
 from msa_plugin.bench.growth import Banks, GrowthPlan, GrowthStep
 from msa_plugin.bench.growth_rows import DEPTH, LATENCY, latency_rows
-from msa_plugin.bench.indexing import TextSource, indexing_seconds, peak_of
+from msa_plugin.bench.indexing import Alone, TextSource, indexing_seconds, peak_of
+from msa_plugin.bench.scoring import exact_twin
+from msa_plugin.bench.systems import Options
 from msa_plugin.bench.systems.system_spec import Systems
 from msa_plugin.bench.timed_system import AtSize, TimedSystem
 from msa_plugin.bench.timing import percentiles
 from msa_plugin.config import MemoryConfig
 from msa_plugin.data.datasets import Dataset, Question
+from msa_plugin.retrieval.prefilter import recall_against_exact
 from msa_plugin.types import Document
 
 COST = "cost"
@@ -48,125 +51,115 @@ class LatencySettings(GrowthSettings):
 class Latency(GrowthRun):
     """One run over one data set."""
 
-    part = LATENCY
-
-    def __init__(self, *given: Any, source: TextSource | None = None, **more: Any) -> None:
+    def __init__(self, settings: Any, run: Run, source: TextSource | None = None) -> None:
         """`source` is what another process loads to measure a system's peak memory alone; None leaves that out."""
-        super().__init__(*given, **more)
+        super().__init__(settings, run)
         self.source = source
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Systems as the results name them."""
-        chosen = self.settings
-        return (*chosen.systems, *(f"{name}+{chosen.prefilter}" for name in chosen.behind))
 
     def measure(self, planned: GrowthPlan) -> None:
         """Measure every system at every size, and what indexing costs."""
         self._indexing(planned)
         for number, step in enumerate(planned.steps):
-            self._size(planned, step, len(planned.steps) - number)
+            done = {"stage": "total", "memory_tokens": step.size}
+            if missing := self.run.missing(planned.name, self.settings.names, done):
+                with self.run.workspace(planned.dataset(step)) as workspace, ExitStack() as stack:
+                    _ = workspace.memory  # filling it is no part of a question's time
+                    self._size(workspace, stack, step, missing, len(planned.steps) - number)
 
-    def _size(self, planned: GrowthPlan, step: GrowthStep, left: int) -> None:
+    def _size(
+        self, workspace: Workspace, stack: ExitStack, step: GrowthStep, missing: Sequence[str], left: int
+    ) -> None:
         """All systems in turns: when one was not measured yet all are, since only times of one run compare."""
-        done = {"stage": "total", "memory_tokens": step.size}
-        missing = {n for n in self.names if not self.results.has((LATENCY, planned.name, n, done))}
-        if not missing:
+        ready = [one for name in self.settings.names if (one := self._ready(name, workspace, stack)) is not None]
+        if not set(missing) & {one.name for one in ready}:
             return
-        dataset = planned.dataset(step)
-        self.banks.encode(dataset.documents, self.on_step)
-        with self.banks.open(dataset.documents) as memory, ExitStack() as stack:
-            workspace = Workspace(dataset, memory, self.cache, self.generation, self.on_step)
-            ready = [c for name in self.names if (c := self._ready(name, workspace, stack)) is not None]
-            if not missing & {c.name for c in ready}:
-                return
-            spent = self._ask(ready, planned, step, left)
-            recalls = {c.name: c.recall([q.text for q in planned.questions], DEPTH) for c in ready}
-            stats = memory.stats()
-        for one in ready:
-            if one.name not in spent:
-                continue
-            records = _records(spent[one.name], planned.questions, recalls[one.name])
+        dataset, stats = workspace.dataset, workspace.memory.stats()
+        spent = self._ask(ready, dataset, step, left)
+        for one in (one for one in ready if one.name in spent):
+            records = _records(spent[one.name], dataset.questions, self._recall(one))
             at = {"memory_tokens": step.size}
-            self.results.add_questions(LATENCY, planned.name, one.name, [{**at, **record} for record in records])
-            rows = [*_costs(one.cost, step), *self._peak(one.name, dataset, step)]
+            self.run.results.add_questions(LATENCY, dataset.name, one.name, [{**at, **record} for record in records])
+            rows = [*_costs(one.system.cost, step), *self._peak(one.name, dataset, step)]
             rows += [replace(row, settings={**at, **row.settings}) for row in latency_rows(records)]
-            self.store(rows, planned.name, one.name, stats.documents, stats.tokens)
+            self.run.store(rows, dataset.name, one.name, stats.documents, stats.tokens)
 
     def _ready(self, name: str, workspace: Workspace, stack: ExitStack) -> TimedSystem | None:
         """A system that has indexed the corpus and answered once; None, with a recorded reason, where it cannot."""
-        chosen, question = self.settings, workspace.dataset.questions[0].text
+        hops, per_round = self.settings.hops, self.settings.per_round
         try:
-            made = TimedSystem(name, workspace, self.create, hops=chosen.hops, per_round=chosen.per_round)
-            stack.callback(made.close)
-            self.on_step(f"preparing {name}", 0, 1)
-            made.prepare()
-            for note in getattr(made.system, "notes", ()):
-                self.note(workspace.dataset.name, f"{name}: {note}")
-            made.ask(question)  # caches and lazy imports are not the first question's fault
+            options = Options(rounds=hops, per_round=per_round)
+            system = stack.enter_context(self.run.prepared(name, workspace, options))
+            made = TimedSystem(name, system, workspace, hops, per_round)
+            made.ask(workspace.dataset.questions[0].text)  # caches and lazy imports are not the first question's fault
         except Exception as error:
-            self.results.skip(LATENCY, workspace.dataset.name, name, self.failed(name, error))
+            self.run.skip(workspace.dataset.name, name, error)
             return None
         return made
 
     def _ask(
-        self, ready: Sequence[TimedSystem], planned: GrowthPlan, step: GrowthStep, left: int
+        self, ready: Sequence[TimedSystem], dataset: Dataset, step: GrowthStep, left: int
     ) -> dict[str, list[dict[AtSize, float]]]:
-        """Seconds of each question by system; the systems take turns, in an order that rotates."""
-        spent: dict[str, list[dict[AtSize, float]]] = defaultdict(list)
-        playing = list(ready)
-        turns = [q for _ in range(self.settings.repeats) for q in planned.questions]
+        """Seconds of each question by system; the systems take turns, in an order that rotates.
+
+        One that fails is out, and what it did so far is dropped.
+        """
+        spent: dict[str, list[dict[AtSize, float]]] = {one.name: [] for one in ready}
+        turns = [q for _ in range(self.settings.repeats) for q in dataset.questions]
         asked = 0
         for number, question in self.in_time(turns, left):
-            self.on_step(f"asking at {step.size:,} tokens", number, len(turns))
+            self.run.watch.step(f"asking at {step.size:,} tokens", number, len(turns))
+            playing = [one for one in ready if one.name in spent]
             for place in range(len(playing)):
                 one = playing[(number + place) % len(playing)]
-                self._turn(one, question, spent, planned.name)
-            playing = [one for one in playing if one.name in spent]
+                try:
+                    spent[one.name].append(one.ask(question.text))
+                except Exception as error:
+                    del spent[one.name]
+                    self.run.skip(dataset.name, one.name, error)
             asked = number + 1
         if asked < len(turns):
-            self.note(planned.name, f"the budget allowed {asked} of {len(turns)} turns at {step.size:,} tokens")
+            self.run.note(dataset.name, f"the budget allowed {asked} of {len(turns)} turns at {step.size:,} tokens")
         return spent
 
-    def _turn(
-        self, one: TimedSystem, question: Question, spent: dict[str, list[dict[AtSize, float]]], dataset: str
-    ) -> None:
-        """One question; a system that fails is out, and what it did so far is dropped."""
-        try:
-            spent[one.name].append(one.ask(question.text))
-        except Exception as error:
-            spent.pop(one.name, None)
-            self.results.skip(LATENCY, dataset, one.name, self.failed(one.name, error))
+    def _recall(self, one: TimedSystem) -> float | None:
+        """Share of the exact best passages that a prefilter lets through; None without one."""
+        if (twin := exact_twin(one.name)) is None:
+            return None
+        questions = [q.text for q in one.workspace.dataset.questions]
+        with self.run.prepared(twin, one.workspace) as exact:
+            memories = (exact.memory, one.system.memory)
+            found = [[[h.id for h in row] for row in m.retrieve(questions, k=DEPTH)] for m in memories]
+        return recall_against_exact(*found)
 
     def _peak(self, name: str, dataset: Dataset, step: GrowthStep) -> list[ResultRow]:
         if self.source is None:
             return []
-        chosen = self.settings
-        self.on_step(f"peak memory of {name}", 0, 1)
-        banks, hops, kept = self.banks.folder.parent, chosen.hops, chosen.per_round
+        run, chosen = self.run, self.settings
+        run.watch.step(f"peak memory of {name}", 0, 1)
+        places = run.banks.folder.parent, run.cache
         try:
-            peak = peak_of(self.source, banks, self.cache, dataset, name, self.create, hops=hops, per_round=kept)
+            peak = peak_of(Alone(self.source, *places, dataset, name, run.create, chosen.hops, chosen.per_round))
         except Exception as error:  # a process that the system ended, say; the times that were measured stand
-            why = self.failed(f"peak memory of {name}", error)
-            self.note(dataset.name, f"peak memory of {name} at {step.size:,} tokens was not measured: {why}")
+            why = run.why(f"peak memory of {name}", error)
+            run.note(dataset.name, f"peak memory of {name} at {step.size:,} tokens was not measured: {why}")
             return []
         return [ResultRow(COST, "", "", "peak_rss_bytes", float(peak), n=1, settings={"memory_tokens": step.size})]
 
     def _indexing(self, planned: GrowthPlan) -> None:
         """What indexing 1,000 tokens takes, per system that indexes: MSA's encoding beside an embedding model's."""
-        chosen = self.settings
+        chosen, results = self.settings, self.run.results
         settings = {"sample_tokens": chosen.encode_tokens}
         names = list(dict.fromkeys(_indexed(name) for name in chosen.systems))
-        if all(self.results.has((COST, planned.name, name, settings)) for name in names):
+        if all(results.has((COST, planned.name, name, settings)) for name in names):
             return
-        sample, tokens = _sample(planned, self.banks, chosen.encode_tokens)
-        found = indexing_seconds(names, sample, self.banks, self.create, chosen.repeats, self.on_step)
+        sample, tokens = _sample(planned, self.run.banks, chosen.encode_tokens)
+        found = indexing_seconds(names, sample, self.run, chosen.repeats)
         for name, why in found.skipped.items():
-            self.results.note(COST, planned.name, f"indexing with {name}: {why}")
+            results.note(COST, planned.name, f"indexing with {name}: {why}")
         for name, seconds in found.seconds.items():
             p5, p50, p95 = (1000 * value / tokens for value in percentiles(seconds))
             row = ResultRow(COST, "", "", "index_seconds_per_1k_tokens", p50, p5, p95, len(seconds), settings=settings)
-            self.store([row], planned.name, name, len(sample.documents), tokens)
+            self.run.store([row], planned.name, name, len(sample.documents), tokens)
 
 
 class LatencyCommand(LatencySettings, GrowthCommand):
@@ -175,13 +168,13 @@ class LatencyCommand(LatencySettings, GrowthCommand):
     Example: msa bench latency --data DATA/dev/hotpotqa --distractors DATA/distractors --out results
     """
 
-    kind = Latency
+    part = LATENCY
     own = ("hops", "per_round", "repeats")
     peak: bool = option(True, "Measure peak memory of each system in a process of its own.")
 
-    def more(self) -> dict[str, Any]:
-        """What another process loads."""
-        return {"source": TextSource(self.model, self.adapter, MemoryConfig()) if self.peak else None}
+    def measuring(self, settings: Any, run: Run) -> Latency:
+        """What is run on one data set, with what another process loads."""
+        return Latency(settings, run, TextSource(self.model, self.adapter, MemoryConfig()) if self.peak else None)
 
 
 def _indexed(name: str) -> str:

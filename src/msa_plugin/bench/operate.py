@@ -23,18 +23,17 @@ import torch
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
-from msa_plugin.bank.quantize import stored_keys
 from msa_plugin.bench import peak
 from msa_plugin.bench.case import REPEATS, ClockedCase, Row, Sizes, medians, option
 from msa_plugin.bench.growth import noisy
-from msa_plugin.bench.scale_sample import KeySample, encoded_sample
+from msa_plugin.bench.scale_sample import KeySample, encoded, encoded_sample
 from msa_plugin.config import BesideConfig, MemoryConfig
 from msa_plugin.data.datasets import approximate_tokens, load_distractors, sample_dataset
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.setup import fingerprint
 from msa_plugin.ingest import read_paths
 from msa_plugin.memory import LatentMemory
-from msa_plugin.types import Document, EncodedDocument, Fingerprint
+from msa_plugin.types import Document, Fingerprint
 
 _PORTION = 16_384  # documents of one commit
 _WARM = 4  # questions whose median is a warm one
@@ -114,15 +113,8 @@ def fill(path: Path, made_with: Fingerprint, sample: KeySample, pooling: int, pa
             tokens = [approximate_tokens(d.text) for d in portion]
             sizes = [-(-n // pooling) for n in tokens]
             rows = torch.randint(len(sample.keys), (sum(sizes),), generator=generator)
-            kept = stored_keys({"shared": noisy(sample.keys[rows], generator)}, torch.float16)
-            split = {name: tensor.split_with_sizes(sizes) for name, tensor in kept.items()}
-            bank.commit(
-                [
-                    EncodedDocument(document, n, {name: parts[at] for name, parts in split.items()}, {})
-                    for at, (document, n) in enumerate(zip(portion, tokens, strict=True))
-                ],
-                "default",
-            )
+            keys = noisy(sample.keys[rows], generator)
+            bank.commit(encoded(portion, tokens, "shared", keys, sizes, torch.float16), "default")
 
 
 def _passages(plan: Operate) -> Iterator[Document]:

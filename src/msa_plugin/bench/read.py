@@ -5,7 +5,6 @@ Every question is asked over exactly the documents that it needs, so that nothin
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from msa_plugin import prompts
 from msa_plugin.answering.decoding import TextStream, decode
@@ -24,6 +24,7 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.case import REPEATS, ModelCase, Row, Words, option
 from msa_plugin.bench.metrics import exact_match, f1
 from msa_plugin.bench.sampling import in_order
+from msa_plugin.bench.workspaces import scratch_memory
 from msa_plugin.config import GenerationConfig
 from msa_plugin.data.datasets import Dataset, Question, load_dataset, sample_dataset
 from msa_plugin.engine.adapters import find_adapter
@@ -35,6 +36,8 @@ MODES: dict[str, dict[str, Any]] = {
     "text": {"reading": "text"},
     "kv": {"reading": "kv"},
     "kv/4": {"reading": "kv", "content_pooling": 4},
+    "kv/int8": {"reading": "kv", "content_dtype": "int8"},
+    "kv/float8": {"reading": "kv", "content_dtype": "float8_e4m3fn"},
     **{f"latent/{p}": {"reading": "latent", "content_pooling": p} for p in (1, 2, 4, 8, 64)},
     "closed book": {"reading": "text"},
 }
@@ -54,7 +57,7 @@ def modes_for(adapter: Adapter, wanted: Sequence[str] | None = None) -> list[str
 
 
 class Read(ModelCase):
-    """Times are over those of the first mode.
+    """Times are over those of the first mode; `same`: the share of tokens of which the likeliest is the first mode's.
 
     Example: msa bench read --data DATA/dev/squad --questions 100 --modes "text,latent/2,closed book" --repeats 1
     """
@@ -66,6 +69,7 @@ class Read(ModelCase):
         "first token": "{first_token_s:seconds}",
         "over the first mode's": "{first_token_over_text:.2f}",
         "answer NLL": "{answer_nll:.2f}",
+        "same": "{same:.3f}",
         "EM": "{exact_match:.2f}",
         "F1": "{f1:.2f}",
         "questions": "{questions}",
@@ -99,13 +103,14 @@ class Read(ModelCase):
         if not asked:
             raise ConfigError(f"{dataset.name} has no question with an answer and the documents that it needs")
         plain = replace(found, config=found.config.model_copy(update={"lora": None, "format_version": 1}), lora=None)
-        base = None
+        base: tuple[float, Tensor] | None = None
         for name in names:
             bare = name.removesuffix(STOCK)
             chosen = found if bare == name else plain
-            row = _measure(backbone, chosen, name, MODES[bare], dataset, asked, self.repeats)
-            base = base or row["first_token_s"]
-            yield row | {"first_token_over_text": row["first_token_s"] / base}
+            row, likeliest = _measure(backbone, chosen, name, MODES[bare], dataset, asked, self.repeats)
+            seconds, first = base = base or (row["first_token_s"], likeliest)
+            same = float((likeliest == first).float().mean())
+            yield row | {"same": same, "first_token_over_text": row["first_token_s"] / seconds}
 
 
 def _measure(
@@ -116,31 +121,23 @@ def _measure(
     dataset: Dataset,
     asked: Sequence[Question],
     repeats: int,
-) -> dict[str, Any]:
-    needed = {id for question in asked for id in question.positives}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        LatentMemory.open(Path(folder) / "bank", model=backbone, adapter=adapter, **settings) as memory,
-    ):
-        if name.startswith("closed book"):
-            return {"mode": name, **_scores(memory.engine.reader, asked, [[]] * len(asked), repeats), **_bytes()}
-        memory.add([d for d in dataset.documents if d.id in needed], on_progress=lambda _: None)
-        chosen = [excerpts_of(memory, tuple(question.positives)) for question in asked]
-        row = {"mode": name, **_scores(memory.engine.reader, asked, chosen, repeats)}
+) -> tuple[dict[str, Any], Tensor]:
+    """The figures of a mode, and the likeliest token [T] before each token of all expected answers."""
+    closed = name.startswith("closed book")
+    needed = set[str]() if closed else {id for question in asked for id in question.positives}
+    with scratch_memory(backbone, adapter, [d for d in dataset.documents if d.id in needed], **settings) as memory:
+        chosen = [[] if closed else excerpts_of(memory, tuple(question.positives)) for question in asked]
+        scores, likeliest = _scores(memory.engine.reader, asked, chosen, repeats)
         stats = memory.stats()
-    return row | _bytes(stats.bytes_keys / stats.tokens, stats.bytes_content / stats.tokens)
+    keys, content = (held / max(1, stats.tokens) for held in (stats.bytes_keys, stats.bytes_content))
+    held = {"bytes_per_token": keys + content, "bytes_keys_per_token": keys, "bytes_content_per_token": content}
+    return {"mode": name, **scores, **held}, likeliest
 
 
-def _bytes(keys: float = 0.0, content: float = 0.0) -> dict[str, float]:
-    return {
-        "bytes_per_token": keys + content,
-        "bytes_keys_per_token": keys,
-        "bytes_content_per_token": content,
-    }
-
-
-def _scores(reader: Reader, asked: Sequence[Question], chosen: Sequence[list[Excerpt]], repeats: int) -> dict[str, Any]:
-    seconds, likelihoods, exact, overlaps = [], [], [], []
+def _scores(
+    reader: Reader, asked: Sequence[Question], chosen: Sequence[list[Excerpt]], repeats: int
+) -> tuple[dict[str, Any], Tensor]:
+    seconds, likelihoods, likeliest, exact, overlaps = [], [], [], [], []
     for question, excerpts in zip(asked, chosen, strict=True):
         timed = []
         for _ in range(repeats):
@@ -148,12 +145,15 @@ def _scores(reader: Reader, asked: Sequence[Question], chosen: Sequence[list[Exc
             prefill = reader.prefill([question.text], [excerpts])
             timed.append(time.perf_counter() - began)
         seconds.append(median(timed))
-        likelihoods.append(answer_nll(reader.backbone, prefill, question.answers[0]))
+        ids = reader.backbone.tokenize(question.answers[0])
+        logits = answer_logits(reader.backbone, prefill, ids)
+        likeliest.append(logits.argmax(1).cpu())
+        likelihoods.append(float(cross_entropy(logits, torch.tensor(ids, device=logits.device))))
         said = _reply(reader, question, excerpts)
         exact.append(exact_match(said, question.answers))
         overlaps.append(f1(said, question.answers))
     scores = {"answer_nll": mean(likelihoods), "exact_match": mean(exact), "f1": mean(overlaps)}
-    return {"questions": len(asked), "first_token_s": mean(seconds), **scores}
+    return {"questions": len(asked), "first_token_s": mean(seconds), **scores}, torch.cat(likeliest)
 
 
 def _reply(reader: Reader, question: Question, excerpts: list[Excerpt]) -> str:
@@ -181,7 +181,7 @@ def answer_nll(backbone: Backbone, prefill: Prefill, answer: str) -> float:
     """Mean negative log-likelihood, in nats per token, of `answer` after a prefill of one row; uses up the prefill."""
     ids = backbone.tokenize(answer)
     before = answer_logits(backbone, prefill, ids)
-    return float(torch.nn.functional.cross_entropy(before, torch.tensor(ids, device=before.device)))
+    return float(cross_entropy(before, torch.tensor(ids, device=before.device)))
 
 
 def answer_logits(backbone: Backbone, prefill: Prefill, ids: list[int]) -> Tensor:

@@ -6,48 +6,34 @@ each question (scoring.py), so that a resumed run, an uninterrupted one and a re
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.base import Answers, ResultRow, System, Workspace
-from msa_plugin.bench.case import ADAPTER, MODEL, Words, one_size, option
+from msa_plugin.bench.base import ResultRow
+from msa_plugin.bench.case import Words, one_size, option
 from msa_plugin.bench.dialogues import dialogues
-from msa_plugin.bench.growth import BANKS, Banks, distractors, keys_alone, padded
+from msa_plugin.bench.driver import Run, RunSettings, opened_run
+from msa_plugin.bench.growth import distractors, keys_alone, padded
 from msa_plugin.bench.judge import Judge, judge_replies, unjudged
 from msa_plugin.bench.run_system import SystemRun
 from msa_plugin.bench.sampling import Others, Pace, affordable, in_order, thinned
 from msa_plugin.bench.scoring import exact_twin, rows_of
 from msa_plugin.bench.store import NOTE, Results
 from msa_plugin.bench.watch import Watch
-from msa_plugin.bench.workspaces import made_with, open_workspace
-from msa_plugin.config import GenerationConfig, MemoryConfig, Place, Settings
-from msa_plugin.data.datasets import (
-    Dataset,
-    Question,
-    dataset_hash,
-    find_datasets,
-    load_dataset,
-    load_distractors,
-    sample_dataset,
-)
-from msa_plugin.engine.adapters import find_adapter
-from msa_plugin.errors import ConfigError, MSAError
-from msa_plugin.memory import LatentMemory
+from msa_plugin.config import GenerationConfig, MemoryConfig, Place
+from msa_plugin.data.datasets import Dataset, Question, dataset_hash, find_datasets, load_distractors
+from msa_plugin.errors import ConfigError
 
-_LOG = logging.getLogger("msa_plugin.bench.runner")
 PILOT = 4  # questions of each data set that every system answers first, to measure its pace
-Make: TypeAlias = Callable[[str, Workspace], System | Answers]
 
 
-class RunOptions(Settings):
+class RunOptions(RunSettings):
     """Settings of a run that are options of its commands as they are."""
 
     out: Place = option("bench-results", "Folder for results, caches and the report.", "--out", "-o")
@@ -73,12 +59,7 @@ class RunOptions(Settings):
     budget_minutes: float | None = option(
         None, "Minutes to find and answer in all, without indexing; questions are sampled.", "--budget", gt=0
     )
-    seed: int = option(0, "Decides which questions are sampled.")
     batch: int = option(8, "Questions asked at once; times per question are those of their batch divided by it.", gt=0)
-    model: str | None = MODEL
-    adapter: Path | None = ADAPTER
-    fresh: bool = option(False, "Forget this folder's earlier results of this kind.")
-    cache: Place | None = option(None, "Folder for encoded passages and indexes, to share among runs [OUT/cache].")
 
 
 class CompareConfig(RunOptions):
@@ -114,68 +95,49 @@ class CompareConfig(RunOptions):
             )
         return self
 
-    def identity(self, backbone: Backbone, adapter: Adapter) -> dict[str, Any]:
+    def identity(self, backbone: Backbone) -> dict[str, Any]:
         """What two runs must share for their results to stand in one folder. Systems and data may be added."""
         own = "k" if self.part == "retrieval" else "passages"
         names = {"questions", "budget_minutes", "seed", "batch", "memory", "generation", own}
-        said = self.model_dump(mode="json", include=names)
         name = backbone.name
-        return {
-            **said,
-            "backbone": Path(name).name if Path(name).is_absolute() else name,
-            "made_with": made_with(backbone, adapter, self.memory),
-        }
+        said = self.model_dump(mode="json", include=names)
+        return {**said, "backbone": Path(name).name if Path(name).is_absolute() else name}
 
-
-@dataclass
-class _Session:
-    """One call of `compare`; `failed` are the (data set, system) that are not tried again in it."""
-
-    config: CompareConfig
-    results: Results
-    make: Make
-    watch: Watch
-    banks: Banks
-    failed: set[tuple[str, str]] = field(default_factory=set)
+    def paths(self) -> list[Path]:
+        """Folders of the data sets. Raises IngestError if there is none, ConfigError if one of `sets` is missing."""
+        found = [] if self.data is None else find_datasets(self.data)
+        if self.sets is None:
+            return found
+        known = {path.resolve().name: path for path in found}
+        if missing := [name for name in self.sets if name not in known]:
+            raise ConfigError(f"there is no data set {missing[0]!r} here; there are {', '.join(known) or 'none'}")
+        return [known[name] for name in self.sets]
 
 
 def compare(
-    config: CompareConfig,
-    *,
-    make: Make | None = None,
-    backbone: Backbone | None = None,
-    adapter: Adapter | None = None,
-    judge: Judge | None = None,
-    watch: Watch | None = None,
+    config: CompareConfig, *, judge: Judge | None = None, watch: Watch | None = None, **given: Any
 ) -> list[ResultRow]:
     """Run what is missing of `config` and return the rows of its part and of "cost".
 
-    `make` creates systems (by default the registry's), `backbone` and `adapter` replace the configured ones, `judge`
-    grades the replies in the end. A system that cannot run is recorded as skipped, with the reason.
+    `judge` grades the replies in the end; `given` are further arguments of `driver.opened_run`. A system that cannot
+    run is recorded as skipped, with the reason.
     Raises ConfigError for another configuration in the same folder, and IngestError when no data set can be read.
     """
-    _paths(config)  # a mistyped path is told before a backbone is loaded
+    paths = config.paths()  # a mistyped path is told before a backbone is loaded
     if config.distractors is not None:
         next(load_distractors(config.distractors, 1), None)
-    backbone = backbone or Backbone.load(config.model, device=config.memory.device, dtype=config.memory.dtype)
-    adapter = find_adapter(backbone, adapter or config.adapter)
-    with Results(config.out, seed=config.seed) as results, watch or Watch() as shown:
-        results.configure(config.part, config.identity(backbone, adapter), fresh=config.fresh)
+    limit = config.generation.max_new_tokens
+    generation = {**config.generation.model_dump(exclude_defaults=True), "max_new_tokens": limit}
+    given = {"watch": watch or Watch(), **given}
+    with opened_run(config, config.part, config.identity, config.memory, generation, **given) as run:
+        comparison = Comparison(config, run)
         if config.fresh:
-            _forget(results, config)
-        banks = Banks((config.cache or config.out / "cache") / BANKS, backbone, adapter, config.memory)
-        session = _Session(config, results, make or _registered, shown, banks)
-        datasets = _datasets(session)
-        _run(session, datasets)
+            _forget(run.results, config)
+        datasets = comparison.datasets(paths)
+        comparison.measure(datasets)
         if judge is not None and config.part == "qa":
-            _judge(session, judge, [d.name for d in datasets])
-        return [row for row in results.rows() if row.part in (config.part, "cost")]
-
-
-def _registered(name: str, workspace: Workspace) -> System | Answers:
-    from msa_plugin.bench.systems import create
-
-    return create(name, workspace)
+            _judge(run.results, judge, [d.name for d in datasets], config.systems)
+        return run.rows("cost")
 
 
 def _forget(results: Results, config: CompareConfig) -> None:
@@ -185,182 +147,129 @@ def _forget(results: Results, config: CompareConfig) -> None:
     results.rewrite([r for r in results.rows() if r.part != "cost" or r.system not in config.systems])
 
 
-def _run(session: _Session, datasets: Sequence[Dataset]) -> None:
-    asked = {d.name: _asked(session, d) for d in datasets}
-    if undecided := [d for d in datasets if asked[d.name] is None]:
-        asked.update(_fit_budget(session, undecided))
-    session.watch.expect(sum(n or 0 for n in asked.values()) * len(session.config.systems))
-    for dataset in datasets:
-        _ask(session, dataset, _questions(session, dataset)[: asked[dataset.name]], final=True)
+@dataclass
+class Comparison:
+    """One call of `compare`."""
 
+    config: CompareConfig
+    run: Run
 
-# Data sets
+    def measure(self, datasets: Sequence[Dataset]) -> None:
+        """Ask every system about every data set."""
+        asked = {d.name: self._asked(d) for d in datasets}
+        if undecided := [d for d in datasets if asked[d.name] is None]:
+            asked.update(self._fit_budget(undecided))
+        self.run.watch.expect(sum(n or 0 for n in asked.values()) * len(self.config.systems))
+        for dataset in datasets:
+            self._ask(dataset, self._questions(dataset)[: asked[dataset.name]], final=True)
 
+    def datasets(self, paths: Sequence[Path]) -> list[Dataset]:
+        """All data sets, smallest corpus first, so that a run that is cut short has finished as many as it could."""
+        c = self.config
+        if c.dialogues is not None and c.data is not None:
+            return dialogues(c.data, c.dialogues)
+        found = list(self.run.datasets(paths, self._usable))
+        if not found:
+            raise ConfigError(f"none of the {len(paths)} data sets in {c.data} can be used; the log says why")
+        if c.corpus is not None:
+            found = [thinned(d, self._questions(d), c.corpus, c.seed, c.others) for d in found]
+        smallest_first = sorted(found, key=lambda dataset: len(dataset.documents))
+        if c.distractors is None or c.added is None:
+            return smallest_first
+        others = distractors(c.distractors, c.added, self.run.banks.tokens)
+        return [padded(dataset, others, c.added) for dataset in smallest_first]
 
-def _datasets(session: _Session) -> list[Dataset]:
-    """All data sets, smallest corpus first, so that a run that is cut short has finished as many as it could.
-
-    One of several that cannot be used is recorded as skipped.
-    """
-    c = session.config
-    if c.dialogues is not None and c.data is not None:
-        return dialogues(c.data, c.dialogues)
-    paths = _paths(c)
-    tried = [_load(session, path, must=len(paths) == 1) for path in paths]
-    found = [dataset for dataset in tried if dataset is not None]
-    if paths and not found:
-        raise ConfigError(f"none of the {len(paths)} data sets in {c.data} can be used; the log says why")
-    found = found if paths else [sample_dataset()]
-    if c.corpus is not None:
-        found = [thinned(d, _questions(session, d), c.corpus, c.seed, c.others) for d in found]
-    smallest_first = sorted(found, key=lambda dataset: len(dataset.documents))
-    if c.distractors is None or c.added is None:
-        return smallest_first
-    others = distractors(c.distractors, c.added, session.banks.tokens)
-    return [padded(dataset, others, c.added) for dataset in smallest_first]
-
-
-def _paths(config: CompareConfig) -> list[Path]:
-    """Folders of the data sets. Raises IngestError if there is none, ConfigError if one of `sets` is missing."""
-    found = [] if config.data is None else find_datasets(config.data)
-    if config.sets is None:
-        return found
-    known = {path.resolve().name: path for path in found}
-    if missing := [name for name in config.sets if name not in known]:
-        raise ConfigError(f"there is no data set {missing[0]!r} here; there are {', '.join(known) or 'none'}")
-    return [known[name] for name in config.sets]
-
-
-def _load(session: _Session, path: Path, *, must: bool) -> Dataset | None:
-    try:
-        dataset = load_dataset(path)
-        if not _questions(session, dataset):
+    def _usable(self, dataset: Dataset) -> None:
+        if not self._questions(dataset):
             raise ConfigError("no question has an answer to compare with")
-    except MSAError as error:
-        if must:
-            raise
-        _LOG.warning("%s is left out: %s", path.name, error)
-        reason = str(error).replace(str(path), path.name)
-        session.results.skip(session.config.part, path.resolve().name, "", reason)
-        return None
-    return dataset
 
+    def _questions(self, dataset: Dataset) -> list[Question]:
+        """The questions in the order in which they are asked; for qa those that have an answer to compare with."""
+        usable = [q for q in dataset.questions if q.answers or self.config.part == "retrieval"]
+        return in_order(usable, self.config.seed)[: self.config.questions]
 
-def _questions(session: _Session, dataset: Dataset) -> list[Question]:
-    """The questions in the order in which they are asked; for qa those that have an answer to compare with."""
-    usable = [q for q in dataset.questions if q.answers or session.config.part == "retrieval"]
-    return in_order(usable, session.config.seed)[: session.config.questions]
+    def _asked(self, dataset: Dataset) -> int | None:
+        """How many questions are asked, None while a budget has to decide; records what the data set is."""
+        c, results = self.config, self.run.results
+        facts = {
+            "hash": dataset_hash(dataset),
+            "documents": len(dataset.documents),
+            "questions": len(dataset.questions),
+            "hops": dict(Counter(str(q.hops) for q in dataset.questions)),
+            "titled": sum(bool(d.title) for d in dataset.documents) / len(dataset.documents),
+        }
+        asked = dict(results.dataset_facts(dataset.name).get("asked", {}))
+        if c.fresh:
+            asked.pop(c.part, None)
+        results.describe(dataset.name, {**facts, "asked": asked})
+        for note in dataset.notes:
+            self.run.note(dataset.name, note)
+        without = sum(not q.answers for q in dataset.questions)
+        if c.part == "qa" and without:
+            self.run.note(dataset.name, f"{without} questions have no answer to compare with and were left out")
+        if c.part in asked:
+            return int(asked[c.part])
+        if c.budget_minutes is not None:
+            return None
+        return self._decide(dataset, len(self._questions(dataset)), f"--questions {c.questions}")
 
-
-def _asked(session: _Session, dataset: Dataset) -> int | None:
-    """How many questions are asked, None while a budget has to decide; records what the data set is."""
-    c, results = session.config, session.results
-    facts = {
-        "hash": dataset_hash(dataset),
-        "documents": len(dataset.documents),
-        "questions": len(dataset.questions),
-        "hops": dict(Counter(str(q.hops) for q in dataset.questions)),
-        "titled": sum(bool(d.title) for d in dataset.documents) / len(dataset.documents),
-    }
-    asked = dict(results.dataset_facts(dataset.name).get("asked", {}))
-    if c.fresh:
-        asked.pop(c.part, None)
-    results.describe(dataset.name, {**facts, "asked": asked})
-    for note in dataset.notes:
-        results.note(c.part, dataset.name, note)
-    without = sum(not q.answers for q in dataset.questions)
-    if c.part == "qa" and without:
-        results.note(c.part, dataset.name, f"{without} questions have no answer to compare with and were left out")
-    if c.part in asked:
-        return int(asked[c.part])
-    if c.budget_minutes is not None:
-        return None
-    return _decide(session, dataset, len(_questions(session, dataset)), f"--questions {c.questions}")
-
-
-def _decide(session: _Session, dataset: Dataset, number: int, why: str) -> int:
-    """Record how many questions are asked, with a note where these are not all."""
-    c, results = session.config, session.results
-    facts = results.dataset_facts(dataset.name)
-    results.describe(dataset.name, {**facts, "asked": {**facts["asked"], c.part: number}})
-    usable = sum(bool(q.answers) or c.part == "retrieval" for q in dataset.questions)
-    if number < usable:
-        drawn = f"{number} of {usable} questions were asked, drawn evenly over numbers of hops with seed {c.seed}"
-        results.note(c.part, dataset.name, f"{drawn} ({why})")
-    return number
-
-
-def _fit_budget(session: _Session, datasets: Sequence[Dataset]) -> dict[str, int]:
-    """Let every system answer a few questions of each data set, and choose how many the budget is enough for."""
-    c = session.config
-    assert c.budget_minutes is not None
-    pilots = {d.name: _questions(session, d)[:PILOT] for d in datasets}
-    session.watch.expect(sum(map(len, pilots.values())) * len(c.systems))
-    paces = {}
-    for dataset in datasets:
-        pilot = pilots[dataset.name]
-        _ask(session, dataset, pilot, final=False)
-        pace = _seconds(session, dataset.name, pilot) / len(pilot)
-        paces[dataset.name] = Pace(pace, len(_questions(session, dataset)))
-    chosen = affordable(paces, c.budget_minutes * 60, least=PILOT)
-    why = f"--budget {c.budget_minutes:g} minutes without indexing, at the pace of the first {PILOT} questions"
-    return {d.name: _decide(session, d, chosen[d.name], why) for d in datasets}
-
-
-def _seconds(session: _Session, dataset: str, questions: Sequence[Question]) -> float:
-    """Seconds that all systems together took for these questions."""
-    wanted, total = {q.id for q in questions}, 0.0
-    for system in session.config.systems:
-        records = session.results.questions(session.config.part, dataset, system)
-        total += sum(r["spent"] for r in records if r["id"] in wanted)
-    return total
-
-
-# Systems
-
-
-def _ask(session: _Session, dataset: Dataset, questions: Sequence[Question], *, final: bool) -> None:
-    """Ask what is missing of `questions`, system by system; rows are computed when these are all (`final`)."""
-    c, results = session.config, session.results
-    generation = {**c.generation.model_dump(exclude_defaults=True), "max_new_tokens": c.generation.max_new_tokens}
-    with open_workspace(
-        dataset, session.banks, generation, session.watch.step, lambda memory: _warm(c.part, memory)
-    ) as workspace:
+    def _decide(self, dataset: Dataset, number: int, why: str) -> int:
+        """Record how many questions are asked, with a note where these are not all."""
+        c, results = self.config, self.run.results
         facts = results.dataset_facts(dataset.name)
-        results.describe(dataset.name, {**facts, "tokens": workspace.tokens})
-        if c.part == "qa":  # every answer is read through the memory; where nobody asks MSA, finding needs none
-            _ = workspace.memory
-        turn = SystemRun(c.part, results, workspace, session.watch, c.k, c.passages, c.batch)
-        for system in c.systems:
-            if (dataset.name, system) not in session.failed:
-                _guarded(session, turn, system, questions)
+        results.describe(dataset.name, {**facts, "asked": {**facts["asked"], c.part: number}})
+        usable = sum(bool(q.answers) or c.part == "retrieval" for q in dataset.questions)
+        if number < usable:
+            drawn = f"{number} of {usable} questions were asked, drawn evenly over numbers of hops with seed {c.seed}"
+            self.run.note(dataset.name, f"{drawn} ({why})")
+        return number
+
+    def _fit_budget(self, datasets: Sequence[Dataset]) -> dict[str, int]:
+        """Let every system answer a few questions of each data set, and choose how many the budget is enough for."""
+        c = self.config
+        assert c.budget_minutes is not None
+        pilots = {d.name: self._questions(d)[:PILOT] for d in datasets}
+        self.run.watch.expect(sum(map(len, pilots.values())) * len(c.systems))
+        paces = {}
+        for dataset in datasets:
+            pilot = pilots[dataset.name]
+            self._ask(dataset, pilot, final=False)
+            pace = self._seconds(dataset.name, pilot) / len(pilot)
+            paces[dataset.name] = Pace(pace, len(self._questions(dataset)))
+        chosen = affordable(paces, c.budget_minutes * 60, least=PILOT)
+        why = f"--budget {c.budget_minutes:g} minutes without indexing, at the pace of the first {PILOT} questions"
+        return {d.name: self._decide(d, chosen[d.name], why) for d in datasets}
+
+    def _seconds(self, dataset: str, questions: Sequence[Question]) -> float:
+        """Seconds that all systems together took for these questions."""
+        wanted, of = {q.id for q in questions}, self.run.results.questions
+        records = (r for system in self.config.systems for r in of(self.config.part, dataset, system))
+        return sum(float(r["spent"]) for r in records if r["id"] in wanted)
+
+    def _ask(self, dataset: Dataset, questions: Sequence[Question], *, final: bool) -> None:
+        """Ask what is missing of `questions`, system by system; rows are computed when these are all (`final`).
+
+        What goes wrong with one is recorded, and nothing of the others is lost.
+        """
+        c, run = self.config, self.run
+        with run.workspace(dataset) as workspace:
+            facts = run.results.dataset_facts(dataset.name)
+            run.results.describe(dataset.name, {**facts, "tokens": workspace.tokens})
+            if c.part == "qa":  # every answer is read through the memory; where nobody asks MSA, finding needs none
+                _ = workspace.memory
+            asking = SystemRun(run, workspace, c.k, c.passages, c.batch)
+            for name in (name for name in c.systems if (dataset.name, name) not in run.failed):
+                try:
+                    asking.take(name, questions)
+                except Exception as error:
+                    kept = len({r["id"] for r in run.results.questions(c.part, dataset.name, name)})
+                    also = f" (after {kept} questions, which are kept; the same command goes on from there)"
+                    run.skip(dataset.name, name, error, also if kept else "")
                 if final:
-                    results.put(rows_of(results, c.part, dataset.name))
+                    run.results.put(rows_of(run.results, c.part, dataset.name))
 
 
-def _warm(part: str, memory: LatentMemory) -> None:
-    """What is computed once per memory (the prompt's head, mapped keys) is not charged to whoever comes first."""
-    memory.retrieve("Is everything ready?", 1)
-    if part == "qa":
-        memory.ask("Is everything ready?", documents=[], max_new_tokens=1)
-
-
-def _guarded(session: _Session, turn: SystemRun, name: str, questions: Sequence[Question]) -> None:
-    """One system's turn; what goes wrong in it is recorded, and nothing of the others is lost."""
-    dataset, results, part = turn.workspace.dataset.name, session.results, session.config.part
-    try:
-        turn.take(name, session.make(name, turn.workspace), questions)
-    except Exception as error:
-        _LOG.warning("%s on %s is skipped: %s", name, dataset, error, exc_info=not isinstance(error, MSAError))
-        reason = str(error) if isinstance(error, MSAError) else f"{type(error).__name__}: {error}"
-        if kept := len({r["id"] for r in results.questions(part, dataset, name)}):
-            reason += f" (after {kept} questions, which are kept; the same command goes on from there)"
-        results.skip(part, dataset, name, reason)
-        session.failed.add((dataset, name))
-
-
-def _judge(session: _Session, judge: Judge, datasets: Sequence[str]) -> None:
-    results, systems = session.results, session.config.systems
+def _judge(results: Results, judge: Judge, datasets: Sequence[str], systems: Sequence[str]) -> None:
     judge_replies(results, datasets, systems, judge)
     for dataset in datasets:
         results.put(rows_of(results, "qa", dataset))

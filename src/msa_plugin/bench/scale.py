@@ -7,21 +7,20 @@ through a mask over something larger. Rows are those of part "scale"; what happe
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from msa_plugin.bench.base import Workspace, find_others
 from msa_plugin.bench.case import Sizes, option
 from msa_plugin.bench.growing import GrowthCommand, GrowthRun, GrowthSettings
-from msa_plugin.bench.growth import NAMESPACE, NOISE, GrowthPlan, GrowthStep
+from msa_plugin.bench.growth import NOISE, GrowthPlan, GrowthStep
 from msa_plugin.bench.growth_rows import DEPTH, SCALE, loss_rows, scale_rows, scored
+from msa_plugin.bench.scoring import exact_twin
 from msa_plugin.bench.systems.system_spec import Systems
 from msa_plugin.data.datasets import Question
-from msa_plugin.memory import LatentMemory
-from msa_plugin.retrieval.prefilter import PrefilterSpec, apart
+from msa_plugin.retrieval.prefilter import apart
 
 _SYNTHETIC = ("msa",)  # systems that need routing keys only, and no text
 
@@ -37,97 +36,70 @@ class ScaleSettings(GrowthSettings):
     passages: int = option(5, "Passages read for an answer.", ge=1)
     synthetic: bool = option(False, "Fill sizes that the texts do not reach with made-up keys (MSA only).")
 
-    @property
-    def variants(self) -> tuple[tuple[str, str, str | None], ...]:
-        """Name in the results, name in the registry, and prefilter."""
-        found: list[tuple[str, str, str | None]] = []
-        for name in self.systems:
-            plain, given = apart(name)
-            spec = None if given is None else str(PrefilterSpec.parse(given))
-            found.append((f"{plain}+{spec}" if spec else name, plain, spec))
-        return (*found, *((f"{name}+{self.prefilter}", name, self.prefilter) for name in self.behind))
-
-
-@dataclass(frozen=True)
-class _ScaleCell:
-    """One system at one size."""
-
-    name: str
-    system: str
-    prefilter: str | None
-    step: GrowthStep
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        more = {"synthetic": True, "noise": NOISE} if self.step.synthetic else {}
-        return {"memory_tokens": self.step.size, **more}
-
 
 class Scale(GrowthRun):
     """One run over one data set."""
 
-    part = SCALE
-
     def measure(self, planned: GrowthPlan) -> None:
-        """Measure every system at every size."""
-        cells = list(self._cells(planned))
-        open_cells = [c for c in cells if not self.results.has((SCALE, planned.name, c.name, c.settings))]
+        """Measure every system at every size; one that failed at some size keeps the others, with a note."""
         failures: dict[str, list[str]] = {}
-        for number, cell in enumerate(open_cells):
-            self.on_step(f"{cell.name} at {cell.step.size:,} tokens", number, len(open_cells))
+        cells = [cell for step in planned.steps for cell in self._missing(planned, step)]
+        for number, (step, name) in enumerate(cells):
+            at = f" at {step.size:,} tokens"
+            self.run.watch.step(name + at, number, len(cells))
             try:
-                self._measure(planned, cell, len(open_cells) - number)
+                with self._workspace(planned, step) as workspace:
+                    self._measure(workspace, step, name, len(cells) - number)
             except Exception as error:
-                why = self.failed(cell.name, error)
-                failures.setdefault(cell.name, []).append(f"at {cell.step.size:,} tokens: {why}")
-        self._say(planned.name, failures)
-        for name, _, _ in self.settings.variants:
-            rows = loss_rows(self.results.questions(SCALE, planned.name, name), self.settings.seed)
-            self.results.put(replace(row, dataset=planned.name, system=name) for row in rows)
-
-    def _cells(self, planned: GrowthPlan) -> Iterator[_ScaleCell]:
-        for step in planned.steps:
-            for name, system, prefilter in self.settings.variants:
-                if step.synthetic and system not in _SYNTHETIC:
-                    self.note(planned.name, f"{name} needs texts: not run on synthetic passages")
-                    continue
-                yield _ScaleCell(name, system, prefilter, step)
-
-    def _say(self, dataset: str, failures: Mapping[str, Sequence[str]]) -> None:
-        """A system that ran at no size is skipped; one that failed at some size keeps the others, with a note."""
+                failures.setdefault(name, []).append(f"{at[1:]}: {self.run.why(name, error)}")
         for name, reasons in failures.items():
-            if self.results.questions(SCALE, dataset, name):
-                for reason in reasons:
-                    self.note(dataset, f"{name} {reason}")
+            if self.run.results.questions(SCALE, planned.name, name):
+                for why in reasons:
+                    self.run.note(planned.name, f"{name} {why}")
             else:
-                self.results.skip(SCALE, dataset, name, reasons[0])
+                self.run.results.skip(SCALE, planned.name, name, reasons[0])
+        for name in self.settings.names:
+            rows = loss_rows(self.run.results.questions(SCALE, planned.name, name), self.settings.seed)
+            self.run.results.put(replace(row, dataset=planned.name, system=name) for row in rows)
 
-    def _measure(self, planned: GrowthPlan, cell: _ScaleCell, left: int) -> None:
-        dataset, at = planned.dataset(cell.step), f"{cell.name} at {cell.step.size:,} tokens"
-        self.banks.encode(dataset.documents, self.on_step)
-        with self.banks.open(dataset.documents, cell.step.synthetic, planned.fillers, self.settings.seed) as memory:
-            workspace = Workspace(dataset, memory, self.cache, self.generation, self.on_step)
-            system = self.create(cell.system, workspace)
-            try:
-                if hasattr(system, "prepare"):
-                    system.prepare()
-                for note in getattr(system, "notes", ()):
-                    self.note(planned.name, f"{at}: {note}")
-                with _prefiltered(memory, cell.prefilter, self.cache):
-                    records = self._ask(system, workspace, left)
-                if cell.prefilter is not None:
-                    _add_exact(system, planned.questions, records)
-            finally:
-                if hasattr(system, "close"):
-                    system.close()
-            stats = memory.stats()
-        if len(records) < len(planned.questions):
-            count = f"{len(records)} of {len(planned.questions)} questions"
-            self.note(planned.name, f"the budget allowed {count}, evenly spaced, for {at}")
-        kept = [{"memory_tokens": cell.step.size, **record} for record in records]
-        self.results.add_questions(SCALE, planned.name, cell.name, kept)
-        rows = [replace(row, settings={**cell.settings, **row.settings}) for row in scale_rows(records)]
-        self.store(rows, planned.name, cell.name, stats.documents, stats.tokens)
+    def _missing(self, planned: GrowthPlan, step: GrowthStep) -> Iterator[tuple[GrowthStep, str]]:
+        """What was not measured yet at a size."""
+        for name in self.run.missing(planned.name, self.settings.names, _where(step)):
+            if step.synthetic and apart(name)[0] not in _SYNTHETIC:
+                self.run.note(planned.name, f"{name} needs texts: not run on synthetic passages")
+            else:
+                yield step, name
+
+    @contextmanager
+    def _workspace(self, planned: GrowthPlan, step: GrowthStep) -> Iterator[Workspace]:
+        dataset, run = planned.dataset(step), self.run
+        if not step.synthetic:
+            with run.workspace(dataset) as workspace:
+                _ = workspace.memory  # filling it is no part of a question's time
+                yield workspace
+            return
+        run.banks.encode(dataset.documents, run.watch.step)
+        with run.banks.open(dataset.documents, step.synthetic, planned.fillers, self.settings.seed) as memory:
+            yield Workspace(dataset, memory, run.cache, run.generation, run.watch.step)
+
+    def _measure(self, workspace: Workspace, step: GrowthStep, name: str, left: int) -> None:
+        dataset, where, run = workspace.dataset, f" at {step.size:,} tokens", self.run
+        with run.prepared(name, workspace, where=where) as system:
+            records = self._ask(system, workspace, left)
+        if (twin := exact_twin(name)) is not None:  # what it finds without an index says what the index missed
+            with run.prepared(twin, workspace, where=where) as system:
+                asked = {q.id: q for q in dataset.questions}
+                for record in records:
+                    [found] = find_others(system, [asked[record["id"]]], DEPTH)
+                    record["exact"] = [hit.id for hit in found.ranking]
+        if len(records) < len(dataset.questions):
+            count = f"{len(records)} of {len(dataset.questions)} questions"
+            run.note(dataset.name, f"the budget allowed {count}, evenly spaced, for {name}{where}")
+        kept = [{"memory_tokens": step.size, **record} for record in records]
+        run.results.add_questions(SCALE, dataset.name, name, kept)
+        stats = workspace.memory.stats()
+        rows = [replace(row, settings={**_where(step), **row.settings}) for row in scale_rows(records)]
+        run.store(rows, dataset.name, name, stats.documents, stats.tokens)
 
     def _ask(self, system: Any, workspace: Workspace, left: int) -> list[dict[str, Any]]:
         """Ask one question at a time until all are asked, or the time is up."""
@@ -169,24 +141,11 @@ class ScaleCommand(ScaleSettings, GrowthCommand):
     Example: msa bench scale --data DATA/dev/nq --distractors DATA/distractors --out results
     """
 
+    part = SCALE
     kind = Scale
     own = ("answers", "passages")
 
 
-@contextmanager
-def _prefiltered(memory: LatentMemory, spec: str | None, cache: Path) -> Iterator[None]:
-    """The memory routes behind an index while inside."""
-    engine = memory.engine
-    engine.use_prefilter(spec, cache / "prefilter", engine.bank.select(NAMESPACE))
-    try:
-        yield
-    finally:
-        engine.prefilter = None
-
-
-def _add_exact(system: Any, questions: Sequence[Question], records: list[dict[str, Any]]) -> None:
-    """Add what the same system finds without an index, to say what the index missed."""
-    asked = {q.id: q for q in questions}
-    for record in records:
-        [found] = find_others(system, [asked[record["id"]]], DEPTH)
-        record["exact"] = [hit.id for hit in found.ranking]
+def _where(step: GrowthStep) -> dict[str, Any]:
+    """The settings of rows of one size."""
+    return {"memory_tokens": step.size, **({"synthetic": True, "noise": NOISE} if step.synthetic else {})}

@@ -8,10 +8,9 @@ Shape legend: C chunks, W routing-key width, Q questions, T tokens, n documents.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,10 +20,10 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.quantize import stored_keys
 from msa_plugin.bench.growth import noisy
-from msa_plugin.config import MemoryConfig, RoutingConfig
+from msa_plugin.bench.workspaces import scratch_memory
+from msa_plugin.config import RoutingConfig
 from msa_plugin.data.datasets import Dataset
 from msa_plugin.errors import ConfigError
-from msa_plugin.memory import LatentMemory
 from msa_plugin.retrieval.ranking import shared_queries
 from msa_plugin.types import Document, EncodedDocument, Fingerprint
 
@@ -64,17 +63,15 @@ def encoded_sample(backbone: Backbone, adapter: Adapter, dataset: Dataset, passa
     if adapter.config.routing.selection != "shared":
         raise ConfigError("scale-routing takes its keys from an adapter with one shared selection; choose another one")
     texts = tuple(question.text for question in dataset.questions[:questions])
-    with tempfile.TemporaryDirectory() as folder:
-        config = MemoryConfig(reading="text", keys_dtype="float32")
-        with LatentMemory.open(Path(folder) / "bank", model=backbone, adapter=adapter, config=config) as memory:
-            memory.add(list(dataset.documents[:passages]))
-            engine = memory.engine
-            blocks = list(engine.bank.select("default").key_blocks("shared"))
-            keys = torch.cat([block.keys for block in blocks]).clone()
-            offsets = torch.cat([torch.zeros(1, dtype=torch.int64), *(block.offsets.diff() for block in blocks)])
-            prefix, longest = engine.encoder.prefix, engine.encoder.layout.text
-            rows = [prefix + ids[:longest] for ids in backbone.tokenize_batch(list(texts))]
-            asked = shared_queries(backbone, engine.router, rows, engine.batch_tokens, engine.lora)
+    sampled = dataset.documents[:passages]
+    with scratch_memory(backbone, adapter, sampled, reading="text", keys_dtype="float32") as memory:
+        engine = memory.engine
+        blocks = list(engine.bank.select("default").key_blocks("shared"))
+        keys = torch.cat([block.keys for block in blocks]).clone()
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), *(block.offsets.diff() for block in blocks)])
+        prefix, longest = engine.encoder.prefix, engine.encoder.layout.text
+        rows = [prefix + ids[:longest] for ids in backbone.tokenize_batch(list(texts))]
+        asked = shared_queries(backbone, engine.router, rows, engine.batch_tokens, engine.lora)
     return KeySample(keys, offsets.cumsum(0), asked.queries.cpu(), asked.votes.cpu(), texts)
 
 
@@ -109,21 +106,24 @@ def build(path: Path, made_with: Fingerprint, shape: BankShape, tokens: int, dty
 
 def store_sample(path: Path, made_with: Fingerprint, shape: BankShape, dtype: torch.dtype) -> int:
     """Write a bank of the sample's own documents, nothing resampled, to `path`; returns its chunks."""
-    kept = stored_keys({shape.group: shape.sample.keys}, dtype)
     sizes = shape.sample.offsets.diff().tolist()
-    split = {name: tensor.split_with_sizes(sizes) for name, tensor in kept.items()}
-    documents = [
-        EncodedDocument(
-            Document(f"real-{n}", f"real document {n}"),
-            size * shape.config.pooling,
-            {name: parts[n] for name, parts in split.items()},
-            {},
-        )
-        for n, size in enumerate(sizes)
-    ]
+    documents = [Document(f"real-{n}", f"real document {n}") for n in range(len(sizes))]
+    tokens = [size * shape.config.pooling for size in sizes]
     with MemoryBank.open(path, made_with) as bank:
-        bank.commit(documents, "default")
+        bank.commit(encoded(documents, tokens, shape.group, shape.sample.keys, sizes, dtype), "default")
     return sum(sizes)
+
+
+def encoded(
+    documents: Sequence[Document], tokens: Sequence[int], group: str, keys: Tensor, sizes: Sequence[int], dtype: Any
+) -> list[EncodedDocument]:
+    """Documents of so many tokens each with their share, so many rows of `sizes`, of `keys` [C, W], kept in `dtype`."""
+    kept = stored_keys({group: keys}, dtype)
+    split = {name: tensor.split_with_sizes(list(sizes)) for name, tensor in kept.items()}
+    return [
+        EncodedDocument(document, count, {name: parts[at] for name, parts in split.items()}, {})
+        for at, (document, count) in enumerate(zip(documents, tokens, strict=True))
+    ]
 
 
 def _portions(shape: BankShape, documents: int, dtype: torch.dtype, seed: int) -> Iterator[list[EncodedDocument]]:
@@ -135,14 +135,7 @@ def _portions(shape: BankShape, documents: int, dtype: torch.dtype, seed: int) -
         source = torch.randint(len(sizes), (count, 1), generator=generator)
         within = (torch.rand(count, CHUNKS_PER_DOCUMENT, generator=generator) * sizes[source]).long()
         rows = (shape.sample.offsets[source] + within).flatten()
-        kept = stored_keys({shape.group: noisy(shape.sample.keys[rows], generator)}, dtype)
-        split = {name: torch.split(tensor, CHUNKS_PER_DOCUMENT) for name, tensor in kept.items()}
-        yield [
-            EncodedDocument(
-                Document(f"synthetic-{first + n}", f"synthetic document {first + n}"),
-                CHUNKS_PER_DOCUMENT * shape.config.pooling,
-                {name: parts[n] for name, parts in split.items()},
-                {},
-            )
-            for n in range(count)
-        ]
+        made = [Document(f"synthetic-{n}", f"synthetic document {n}") for n in range(first, first + count)]
+        tokens = [CHUNKS_PER_DOCUMENT * shape.config.pooling] * count
+        keys = noisy(shape.sample.keys[rows], generator)
+        yield encoded(made, tokens, shape.group, keys, [CHUNKS_PER_DOCUMENT] * count, dtype)

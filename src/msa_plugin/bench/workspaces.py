@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from msa_plugin.backbone.adapter import Adapter
@@ -15,11 +17,26 @@ from msa_plugin.config import MemoryConfig
 from msa_plugin.data.datasets import Dataset
 from msa_plugin.engine.setup import fingerprint
 from msa_plugin.memory import LatentMemory
+from msa_plugin.types import Document
 
 
 def made_with(backbone: Backbone, adapter: Adapter, config: MemoryConfig) -> dict[str, Any]:
     """What names the backbone, the adapter and their settings, without saying where they lie."""
     return asdict(fingerprint(backbone, adapter, config))
+
+
+@contextmanager
+def scratch_memory(
+    backbone: Backbone, adapter: Adapter | Path | None, documents: Iterable[Document] = (), **settings: Any
+) -> Iterator[LatentMemory]:
+    """A memory in a temporary folder, with these documents."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        LatentMemory.open(Path(folder) / "bank", model=backbone, adapter=adapter, **settings) as memory,
+    ):
+        if given := list(documents):
+            memory.add(given, on_progress=lambda _: None)
+        yield memory
 
 
 @contextmanager

@@ -83,10 +83,6 @@ COMMANDS = {
         "bench.ids:WrittenIds",
         "How often an adapter that writes document ids writes the right one, by the size of the memory.",
     ),
-    "content": (
-        "bench.content:Content",
-        "K and V stored in eight bits beside K and V as computed: bytes, error, and what becomes of answers.",
-    ),
     "interleave": (
         "bench.interleave:Interleave",
         "Rounds of written ids: prefills that go on from the last one, over prefills of the whole transcript.",
@@ -94,10 +90,6 @@ COMMANDS = {
     "gpu": (
         "cli.gpu_check:Gpu",
         "Everything that is to be known about one GPU, in minutes, written down after every step.",
-    ),
-    "open": (
-        "bench.opening:Opening",
-        "Time and memory that opening a large (synthetic) bank takes, and one question on it.",
     ),
     "operate": (
         "bench.operate:Operate",

@@ -101,7 +101,7 @@ class GpuCheck:
         steps: Sequence[tuple[str, Callable[[], Any]]] = (
             ("environment", self.environment),
             ("tests", self.tests),
-            ("kernels", lambda: [t.row() for t in self.kernels()]),
+            ("kernels", lambda: list(self.kernels())),
             ("routing", lambda: list(self.routing())),
             ("encoding", self.encoding),
             ("asking", self.asking),
