@@ -15,7 +15,7 @@ import typer.main
 from facade import topics
 from msa_plugin.backbone.cache import cache_dir
 from msa_plugin.cli import main
-from tiny import tiny_adapter, tiny_backbone
+from tiny import save_tiny, tiny_backbone
 
 
 @pytest.fixture(scope="session")
@@ -23,9 +23,7 @@ def saved(tmp_path_factory):
     """A tiny model and an adapter for it, as folders."""
     folder = tmp_path_factory.mktemp("saved")
     backbone = tiny_backbone()
-    backbone.model.save_pretrained(folder / "model")
-    backbone.tokenizer.save_pretrained(folder / "model")
-    tiny_adapter(backbone).save(folder / "adapter")
+    save_tiny(folder, backbone)
     return folder
 
 

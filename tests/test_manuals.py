@@ -16,7 +16,7 @@ import measure
 
 from facade import TOPICS, topics
 from msa_plugin.data.datasets import load_dataset
-from tiny import tiny_adapter
+from tiny import save_tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS, QUESTIONS = collect.listed("documents"), collect.listed("questions")
@@ -161,9 +161,7 @@ def test_a_checkout_with_settings(tmp_path):
 
 @pytest.mark.slow  # two processes import everything
 def test_two_checkouts_are_asked_in_turns(tmp_path, backbone, capsys):
-    backbone.model.save_pretrained(tmp_path / "model")
-    backbone.tokenizer.save_pretrained(tmp_path / "model")
-    tiny_adapter(backbone).save(tmp_path / "adapter")
+    save_tiny(tmp_path, backbone)
     data = tmp_path / "data"
     data.mkdir()
     corpus = [{k: d[k] for k in ("id", "title", "text")} for d in topics()]

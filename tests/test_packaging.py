@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 
 import msa_plugin
 from msa_plugin.backbone.loading import packaged_gguf
-from tiny import tiny_adapter, tiny_backbone
+from tiny import save_tiny, tiny_backbone
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,9 +138,7 @@ def test_it_works_where_the_repository_is_not(built, builder, kind, tmp_path):
 def _from_the_shell(msa, folder, options):
     """Help, version, and a memory that is filled, asked and looked at, on a model made here."""
     backbone = tiny_backbone()
-    backbone.model.save_pretrained(folder / "model")
-    backbone.tokenizer.save_pretrained(folder / "model")
-    tiny_adapter(backbone).save(folder / "adapter")
+    save_tiny(folder, backbone)
     (folder / "note.md").write_text("# Mill\n\nAnna Veld built the mill in 1821.")
     assert "retrieve" in run(msa, "--help", **options)
     assert run(msa, "--version", **options).strip() == msa_plugin.__version__

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,6 +95,14 @@ def tiny_model(family: str = "llama", seed: int = 0, **overrides: Any) -> Any:
 def tiny_backbone(family: str = "llama", seed: int = 0, **overrides: Any) -> Backbone:
     """A random backbone with the byte-level tokenizer."""
     return Backbone(tiny_model(family, seed, **overrides), tiny_tokenizer(), f"tiny-{family}")
+
+
+def save_tiny(folder: Path, backbone: Backbone) -> list[str]:
+    """A backbone and a tiny adapter for it as folders in `folder`; the options that name them."""
+    backbone.model.save_pretrained(folder / "model")
+    backbone.tokenizer.save_pretrained(folder / "model")
+    tiny_adapter(backbone).save(folder / "adapter")
+    return ["--model", str(folder / "model"), "--adapter", str(folder / "adapter")]
 
 
 def tiny_lora(model: Any, layers: Sequence[int] = (0, 1), rank: int = 3) -> Lora:

@@ -12,26 +12,38 @@ from facade import TOPICS, topics
 from msa_plugin.bench.base import Answers, Cost, Found, Reply, Scored, System, Workspace
 from msa_plugin.bench.runner import CompareConfig, compare
 from msa_plugin.config import GenerationConfig, MemoryConfig
+from msa_plugin.data.datasets import Dataset, Question
+from msa_plugin.types import Document
 from tiny import tiny_adapter
+
+
+def save_dataset(folder: Path, dataset: Dataset) -> Path:
+    """A data set as files whose questions name their positives."""
+    folder.mkdir(parents=True)
+    passages = [{"id": d.id, "title": d.title, "text": d.text} for d in dataset.documents]
+    questions = [
+        {"id": q.id, "question": q.text, "answers": [*q.answers], "positive_ids": [*q.positives], "hops": q.hops}
+        for q in dataset.questions
+    ]
+    for name, records in (("corpus", passages), ("queries", questions)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    return folder
 
 
 def toy(folder: Path, hops: Sequence[int] = (1, 1, 2, 2, 1, 1, 2, 1), answers: bool = True) -> Path:
     """A data set with a passage and a question on each topic."""
-    folder.mkdir(parents=True)
-    questions = [
-        {
-            "id": f"q{n}",
-            "question": f"What is a {topic}?",
-            "answers": [f"answer {topic}"] if answers else [],
-            "positive_ids": [topic, TOPICS[n - 1]][: hops[n]],
-            "hops": hops[n],
-        }
+    documents = tuple(Document.of({k: d[k] for k in ("id", "title", "text")}) for d in topics())
+    questions = tuple(
+        Question(
+            f"q{n}",
+            f"What is a {topic}?",
+            (f"answer {topic}",) if answers else (),
+            dict.fromkeys([topic, TOPICS[n - 1]][: hops[n]], 1),
+            hops[n],
+        )
         for n, topic in enumerate(TOPICS)
-    ]
-    passages = [{k: d[k] for k in ("id", "title", "text")} for d in topics()]
-    for name, records in (("corpus", passages), ("queries", questions)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-    return folder
+    )
+    return save_dataset(folder, Dataset(folder.name, documents, questions))
 
 
 class Words:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import typer
+from fakes import save_dataset
 from typer.testing import CliRunner
 
 from facade import opened
@@ -14,7 +15,7 @@ from msa_plugin.cli.adapters import relevance
 from msa_plugin.data.datasets import Dataset, Question, sample_dataset
 from msa_plugin.errors import IngestError
 from msa_plugin.types import Document
-from tiny import judging, tiny_adapter
+from tiny import judging, save_tiny, tiny_adapter
 
 
 def small():
@@ -67,36 +68,13 @@ def test_rows_say_how_often_it_says_so(tmp_path, backbone):
     assert "mills" in table and "AUC" in table and "nan" not in table
 
 
-def folders(tmp_path, backbone):
-    backbone.model.save_pretrained(tmp_path / "model")
-    backbone.tokenizer.save_pretrained(tmp_path / "model")
-    tiny_adapter(backbone).save(tmp_path / "adapter")
-    sets = tmp_path / "data" / "sample"
-    sets.mkdir(parents=True)
-    dataset = sample_dataset()
-    with (sets / "corpus.jsonl").open("w") as file:
-        file.writelines(json.dumps({"id": d.id, "title": d.title, "text": d.text}) + "\n" for d in dataset.documents)
-    with (sets / "queries.jsonl").open("w") as file:
-        file.writelines(
-            json.dumps({"id": q.id, "question": q.text, "answers": q.answers, "positive_ids": [*q.positives]}) + "\n"
-            for q in dataset.questions
-        )
-    return [
-        "--model",
-        str(tmp_path / "model"),
-        "--adapter",
-        str(tmp_path / "adapter"),
-        "--data",
-        str(tmp_path / "data"),
-    ]
-
-
 def test_relevance_is_fitted_and_measured_from_the_shell(tmp_path, backbone, monkeypatch):
     monkeypatch.chdir(tmp_path)
     app = typer.Typer()
     app.command("relevance")(relevance)
     app.add_typer(bench.app, name="bench")
-    given = folders(tmp_path, backbone)
+    save_dataset(tmp_path / "data" / "sample", sample_dataset())
+    given = [*save_tiny(tmp_path, backbone), "--data", str(tmp_path / "data")]
     done = CliRunner().invoke(
         app, ["relevance", *given, "--out", "fitted", "--banks", "banks", "--json"], catch_exceptions=False
     )

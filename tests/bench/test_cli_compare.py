@@ -17,16 +17,14 @@ from msa_plugin.cli.bench import app
 from msa_plugin.config import GenerationConfig
 from msa_plugin.errors import ConfigError, IngestError
 from msa_plugin.retrieval.prefilter import PrefilterSpec
-from tiny import tiny_adapter
+from tiny import save_tiny, tiny_adapter
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, backbone):
     """The tiny model and its adapter as folders."""
     folder = tmp_path_factory.mktemp("saved")
-    backbone.model.save_pretrained(folder / "model")
-    backbone.tokenizer.save_pretrained(folder / "model")
-    tiny_adapter(backbone).save(folder / "adapter")
+    save_tiny(folder, backbone)
     return folder
 
 

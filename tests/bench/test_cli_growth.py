@@ -6,15 +6,15 @@ import gzip
 import json
 
 import pytest
+from fakes import save_dataset
 from growth_toys import corpus, distractors
 from typer.testing import CliRunner
 
-from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.store import NOTE, Results
 from msa_plugin.bench.systems import parse
 from msa_plugin.cli.bench import app
 from msa_plugin.errors import ConfigError
-from tiny import tiny_adapter, tiny_model, tiny_tokenizer
+from tiny import save_tiny, tiny_backbone
 
 pytest.importorskip("bm25s", reason="needs the bench extra")
 
@@ -28,15 +28,8 @@ def write(path, records):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     root = tmp_path_factory.mktemp("files")
-    tiny_model().save_pretrained(root / "model")
-    tiny_tokenizer().save_pretrained(root / "model")
-    tiny_adapter(Backbone.load(str(root / "model"), device="cpu", dtype="auto")).save(root / "adapter")
-    toy = corpus()
-    write(root / "toy/corpus.jsonl.gz", [{"id": d.id, "title": d.title, "text": d.text} for d in toy.documents])
-    questions = [
-        {"id": q.id, "question": q.text, "answers": q.answers, "positive_ids": list(q.positives)} for q in toy.questions
-    ]
-    write(root / "toy/queries.jsonl.gz", questions)
+    save_tiny(root, tiny_backbone())
+    save_dataset(root / "toy", corpus())
     write(root / "more/part.jsonl.gz", [{"id": d.id, "text": d.text} for d in distractors()])
     return root
 

@@ -9,6 +9,8 @@ import pytest
 from growth_toys import corpus, distractors
 from toy_systems import create
 
+from msa_plugin.backbone.adapter import Adapter
+from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.driver import Run
 from msa_plugin.bench.growth import Banks
 from msa_plugin.bench.indexing import TextSource
@@ -17,7 +19,7 @@ from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.bench.timed_system import AtSize, TimedSystem
 from msa_plugin.config import MemoryConfig
 from msa_plugin.errors import ConfigError
-from tiny import tiny_adapter, tiny_backbone, tiny_model, tiny_tokenizer
+from tiny import save_tiny, tiny_adapter, tiny_backbone
 
 CONFIG = MemoryConfig(dtype="float32", instruction="Be brief.", context_tokens=512)
 SIZES = (700, 1500)
@@ -215,15 +217,10 @@ def test_a_budget_says_so(measure):
 
 @pytest.mark.slow
 def test_peak_memory_is_measured_in_a_process_of_its_own(measure, tmp_path):
-    from msa_plugin.backbone.backbone import Backbone
-
-    model, adapter = tmp_path / "model", tmp_path / "adapter"
-    tiny_model().save_pretrained(model)
-    tiny_tokenizer().save_pretrained(model)
-    backbone = Backbone.load(str(model), device="cpu", dtype="float32")
-    loaded = tiny_adapter(backbone)
-    loaded.save(adapter)
-    source = TextSource(str(model), adapter, CONFIG.model_copy(update={"device": "cpu"}))
+    save_tiny(tmp_path, tiny_backbone())
+    backbone = Backbone.load(str(tmp_path / "model"), device="cpu", dtype="float32")
+    loaded = Adapter.load(tmp_path / "adapter")
+    source = TextSource(str(tmp_path / "model"), tmp_path / "adapter", CONFIG.model_copy(update={"device": "cpu"}))
     _, rows = measure(systems=("msa", "words"), sizes=SIZES[:1], source=source, parts=(backbone, loaded))
     peaks = {r.system: r.value for r in rows if r.metric == "peak_rss_bytes"}
     assert set(peaks) == {"msa", "words"}

@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from fakes import save_dataset
 
 mteb = pytest.importorskip("mteb")
 
@@ -16,7 +17,7 @@ from msa_plugin.cli import main  # noqa: E402
 from msa_plugin.data.datasets import Dataset, Question  # noqa: E402
 from msa_plugin.errors import ConfigError  # noqa: E402
 from msa_plugin.types import Document  # noqa: E402
-from tiny import tiny_adapter, tiny_backbone  # noqa: E402
+from tiny import save_tiny, tiny_backbone  # noqa: E402
 
 
 def topics_set():
@@ -85,20 +86,9 @@ def test_candidates_conversations_and_odd_questions(search):
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
-    backbone = tiny_backbone()
-    backbone.model.save_pretrained(tmp_path / "model")
-    backbone.tokenizer.save_pretrained(tmp_path / "model")
-    tiny_adapter(backbone).save(tmp_path / "adapter")
-    data, made = tmp_path / "topics", topics_set()
-    (data / "qrels").mkdir(parents=True)
-    lines = [{"_id": d.id, "title": d.title, "text": d.text} for d in made.documents]
-    (data / "corpus.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (data / "queries.jsonl").write_text("\n".join(json.dumps({"_id": q.id, "text": q.text}) for q in made.questions))
-    (data / "qrels" / "test.tsv").write_text(
-        "query-id\tcorpus-id\tscore\n" + "\n".join(f"{q.id}\t{t}\t1" for q in made.questions for t in q.positives)
-    )
+    data = save_dataset(tmp_path / "topics", topics_set())
     monkeypatch.setenv("MSA_CACHE", str(tmp_path / "cache"))
-    where = ["--bank", tmp_path / "bank", "--model", tmp_path / "model", "--adapter", tmp_path / "adapter"]
+    where = ["--bank", tmp_path / "bank", *save_tiny(tmp_path, tiny_backbone())]
     monkeypatch.setattr(sys, "argv", [*map(str, ["msa", "bench", "mteb", "--data", data, *where, "--json"])])
     with pytest.raises(SystemExit) as ended:
         main()
