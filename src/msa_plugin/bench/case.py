@@ -107,14 +107,12 @@ class Case(Command):
 
     A column that a row has no figures for stays empty. With `across` each row is a column of the table: for few rows
     with many figures. `notes` are said below it; `streams` tells each row on stderr when it is measured.
-    `single` is for one row alone.
     """
 
     columns: ClassVar[Mapping[str, str]]
     notes: ClassVar[tuple[str, ...]] = ()
     across: ClassVar[bool] = False
     streams: ClassVar[bool] = False
-    single: ClassVar[bool] = False
 
     def about(self) -> str:
         """What is going to happen, and what it needs."""
@@ -133,7 +131,7 @@ class Case(Command):
             if self.streams:
                 out.note(json.dumps(row))
         out.say(self.table(rows))
-        out.result(rows[0] if self.single else rows)
+        out.result(rows)
 
     @classmethod
     def table(cls, rows: Sequence[Row]) -> str:

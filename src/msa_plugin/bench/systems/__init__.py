@@ -20,10 +20,10 @@ from msa_plugin.bench.systems.plain import ClosedBook, FullContext, Gold, Lures
 from msa_plugin.bench.systems.rank_fusion import Fusion
 from msa_plugin.bench.systems.rerank import Reranked
 from msa_plugin.bench.systems.score_fusion import WithMentions, WithTitles, WithWords
-from msa_plugin.bench.systems.system_spec import NAMES, SUFFIXES, Parsed, parse, parse_one
+from msa_plugin.bench.systems.system_spec import NAMES, Parsed, parse, parse_one
 from msa_plugin.config import BesideConfig
 
-__all__ = ["NAMES", "SUFFIXES", "FoundInRounds", "Options", "create", "describe", "parse"]
+__all__ = ["NAMES", "FoundInRounds", "Options", "create", "parse"]
 
 _SIMPLE: dict[str, Callable[[str, Workspace, Options], System | Answers]] = {
     "bm25": Bm25,
@@ -46,12 +46,6 @@ def create(name: str, workspace: Workspace, options: Options | None = None) -> S
     Raises ConfigError for a name that cannot be read and MissingExtraError when a package is not installed.
     """
     return _build(name, parse_one(name), workspace, options or Options())
-
-
-def describe() -> str:
-    """All names with what they are, one a line, for help texts."""
-    width = max(map(len, (*NAMES, *SUFFIXES)))
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in (*NAMES.items(), *SUFFIXES.items()))
 
 
 def _build(name: str, spec: Parsed, workspace: Workspace, options: Options) -> System | Answers:

@@ -4,8 +4,11 @@
     suffix   = "+rerank" ["@" depth] [":" cross-encoder]   |   "+faiss:" index   |   "+coarse:" numbers
              | "+lexical" [":" weight]  |   "+titles" [":" weight]  |   "+mentions" [":" weight]
 
-What belongs together goes in parentheses: `iterative:(dense+rerank)` reranks in every round, `iterative:dense+rerank`
-only at the end. A fusion's members are separated by "~" or, where the name stands alone, by commas.
+`+rerank` ranks what was found again, by the likelihood of the question given the passage or by a cross-encoder.
+`+lexical` adds BM25 to scores, `+titles` and `+mentions` names: for memories as a user sets them, for others the same
+over the whole corpus. What belongs together goes in parentheses: `iterative:(dense+rerank)` reranks in every round,
+`iterative:dense+rerank` only at the end. A fusion's members are separated by "~" or, where the name stands alone, by
+commas.
 """
 
 from __future__ import annotations
@@ -35,16 +38,6 @@ NAMES = {
     "closed-book": "the backbone alone, without documents",
     "gold": "the passages that the data set names as the right ones: what a perfect search would give",
     "lures": "passages that look right and are not (BM25's best without those that answer): to abstain is right",
-}
-SUFFIXES = {
-    "+rerank": "what NAME finds, ranked again by the likelihood of the question given the passage, or by a "
-    "cross-encoder: NAME+rerank[@DEPTH][:MODEL]",
-    "+lexical": "BM25 added to the scores of msa or msa-interleave, as a user sets it, or to those of dense: "
-    "NAME+lexical[:WEIGHT]",
-    "+titles": "titles named in the question, or in the best passages, count, for MSA as a user sets it: "
-    "NAME+titles[:WEIGHT]",
-    "+mentions": "rare names that passages share with the best ones count, for MSA as a user sets it: "
-    "NAME+mentions[:WEIGHT]",
 }
 MEMORIES = ("msa", "msa-interleave")
 _SCORED = (*MEMORIES, "dense", "dense-same-backbone")  # every passage has a cosine that BM25 can be added to
