@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from msa_plugin.bench.sampling import Pace, affordable, in_order, thinned
+from msa_plugin.bench.sampling import affordable, in_order, thinned
 from msa_plugin.data.datasets import Dataset, Question
 from msa_plugin.types import Document
 
@@ -39,11 +39,11 @@ def test_the_seed_decides():
     ],
 )
 def test_as_many_of_each_as_the_budget_allows(budget, wanted):
-    assert affordable({"a": Pace(1.0, 100), "b": Pace(2.0, 30)}, budget, least=4) == wanted
+    assert affordable({"a": (1.0, 100), "b": (2.0, 30)}, budget, least=4) == wanted
 
 
 def test_a_small_set_is_asked_whole():
-    assert affordable({"a": Pace(1.0, 2), "b": Pace(1.0, 9)}, 11, least=4) == {"a": 2, "b": 9}
+    assert affordable({"a": (1.0, 2), "b": (1.0, 9)}, 11, least=4) == {"a": 2, "b": 9}
     assert affordable({}, 10, least=4) == {}
 
 

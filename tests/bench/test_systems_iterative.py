@@ -58,15 +58,8 @@ def test_seconds_are_those_of_all_rounds(toy):
 
 def test_later_rounds_go_on_from_the_newest(toy):
     base = bridging()
-    prepared(Iterative, toy, base, rounds=3, per_round=1, follow=1).find(["?"], 5)
+    prepared(Iterative, toy, base, rounds=3, per_round=1).find(["?"], 5)
     assert [query.split("\n")[-1].split(":")[0] for query in base.asked] == ["?", "Lighthouse", "Beekeeping"]
-
-
-def test_several_passages_can_be_appended(toy):
-    base = bridging()
-    prepared(Iterative, toy, base, follow=2).find(["?"], 5)
-    assert "Lighthouse:" in base.asked[1]
-    assert "Beekeeping:" in base.asked[1]
 
 
 def test_it_ends_when_nothing_new_was_found(toy):

@@ -8,7 +8,7 @@ from system_toys import Given, ids, workspace
 
 from msa_plugin import prompts
 from msa_plugin.bench.base import Scored
-from msa_plugin.bench.systems import FoundInRounds, Options, create, rerank
+from msa_plugin.bench.systems import FoundInRounds, create, rerank
 from msa_plugin.bench.systems.rerank import CrossEncoder, Likelihood, Reranked
 from tiny import tiny_backbone
 
@@ -150,9 +150,9 @@ def test_it_costs_and_closes_as_its_base(toy):
     assert base.closed
 
 
-def test_depth_comes_from_the_name_or_from_the_options(toy):
+def test_depth_comes_from_the_name(toy):
     assert create("bm25+rerank@7", toy).depth == 7
-    assert create("bm25+rerank", toy, Options(rerank_depth=9)).depth == 9
+    assert create("bm25+rerank", toy).depth == rerank.RERANKED
 
 
 def test_cross_encoder(toy, monkeypatch):

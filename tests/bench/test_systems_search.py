@@ -286,7 +286,7 @@ def test_fusion_orders_by_score_and_ties_by_the_corpus(tmp_path, backbone):
     assert other.closed
 
 
-def test_fusion_asks_as_deep_as_it_is_told(tmp_path, backbone):
+def test_fusion_asks_a_hundred_of_each_and_more_where_more_are_wanted(tmp_path, backbone):
     given = workspace(tmp_path, backbone)
     depths = []
 
@@ -295,10 +295,10 @@ def test_fusion_asks_as_deep_as_it_is_told(tmp_path, backbone):
             depths.append(k)
             return [Found((), {}, (q,)) for q in questions]
 
-    fusion = Fusion("f", given, [Deep(lambda q: [])], Options(fusion_depth=50))
+    fusion = Fusion("f", given, [Deep(lambda q: [])], Options())
     fusion.find(["?"], 10)
-    fusion.find(["?"], 70)
-    assert depths == [50, 70]
+    fusion.find(["?"], 170)
+    assert depths == [100, 170]
 
 
 def test_merging_and_falling():

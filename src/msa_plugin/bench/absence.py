@@ -8,7 +8,7 @@ out is not admitted, so that statistics follow as if it had never been there.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from msa_plugin.arguments import answer_settings
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.handle import Selected
+from msa_plugin.bench.base import OnStep
 from msa_plugin.bench.case import ModelCase, Row, Words, option
 from msa_plugin.bench.metrics import f1, normalised
 from msa_plugin.data.datasets import Dataset, Question, find_datasets, load_dataset
@@ -29,11 +30,6 @@ from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Answer
 
 _JUDGEMENTS = frozenset(("yes", "no", "supports", "refutes"))  # answers that are no words of a text
-OnStep = Callable[[str, int, int], None]
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +138,9 @@ class Absence(ModelCase):
                     yield run(room, answers=self.answers, max_new_tokens=self.max_new_tokens)
 
 
-def run(room: Room, *, answers: int = 0, on_step: OnStep = _silent, **options: Any) -> dict[str, Any]:
+def run(
+    room: Room, *, answers: int = 0, on_step: OnStep = lambda what, done, total: None, **options: Any
+) -> dict[str, Any]:
     """Relevance of all questions each way, and what is answered to the first `answers` of them.
 
     `auc` is the chance that a question that can be answered has a higher relevance than one that cannot, `below` the

@@ -22,7 +22,7 @@ from msa_plugin.bench.driver import Run, RunSettings, opened_run
 from msa_plugin.bench.growth import distractors, keys_alone, padded
 from msa_plugin.bench.judge import Judge, judge_replies, unjudged
 from msa_plugin.bench.run_system import SystemRun
-from msa_plugin.bench.sampling import Others, Pace, affordable, in_order, thinned
+from msa_plugin.bench.sampling import Others, affordable, in_order, thinned
 from msa_plugin.bench.scoring import exact_twin, rows_of
 from msa_plugin.bench.store import NOTE, Results
 from msa_plugin.bench.watch import Watch
@@ -235,7 +235,7 @@ class Comparison:
             pilot = pilots[dataset.name]
             self._ask(dataset, pilot, final=False)
             pace = self._seconds(dataset.name, pilot) / len(pilot)
-            paces[dataset.name] = Pace(pace, len(self._questions(dataset)))
+            paces[dataset.name] = (pace, len(self._questions(dataset)))
         chosen = affordable(paces, c.budget_minutes * 60, least=PILOT)
         why = f"--budget {c.budget_minutes:g} minutes without indexing, at the pace of the first {PILOT} questions"
         return {d.name: self._decide(d, chosen[d.name], why) for d in datasets}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, TypeAlias
 
@@ -65,25 +64,18 @@ def _hard(dataset: Dataset, asked: Sequence[Question], gold: Collection[str], co
     return islice((i for i in dict.fromkeys(ids) if i not in gold), count)
 
 
-@dataclass(frozen=True)
-class Pace:
-    """What one question of a data set takes, all systems together (seconds), and how many questions there are."""
-
-    seconds: float
-    questions: int
-
-
-def affordable(paces: Mapping[str, Pace], budget: float, *, least: int) -> dict[str, int]:
+def affordable(paces: Mapping[str, tuple[float, int]], budget: float, *, least: int) -> dict[str, int]:
     """Questions per data set that `budget` seconds are enough for: the same number of each, or all that it has.
 
-    At least `least` of each, those that were already asked to measure the pace.
+    `paces` are the seconds that one question takes, all systems together, and how many questions there are. At least
+    `least` are asked of each, those that were already asked to measure the pace.
     """
-    most = max((p.questions for p in paces.values()), default=0)
+    most = max((questions for _, questions in paces.values()), default=0)
     low, high = min(least, most), most
     while low < high:  # the largest number that fits
         middle = (low + high + 1) // 2
-        if sum(p.seconds * min(middle, p.questions) for p in paces.values()) <= budget:
+        if sum(pace * min(middle, questions) for pace, questions in paces.values()) <= budget:
             low = middle
         else:
             high = middle - 1
-    return {name: min(low, p.questions) for name, p in paces.items()}
+    return {name: min(low, questions) for name, (_, questions) in paces.items()}

@@ -19,7 +19,8 @@ from pydantic import Field
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.absence import AbsenceSample, OnStep, Room, auc
+from msa_plugin.bench.absence import AbsenceSample, Room, auc
+from msa_plugin.bench.base import OnStep
 from msa_plugin.config import RelevanceConfig, RelevanceWeights, Settings
 from msa_plugin.data.datasets import dataset_hash, load_dataset
 from msa_plugin.errors import TrainingError

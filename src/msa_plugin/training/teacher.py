@@ -6,13 +6,12 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from msa_plugin.backbone.cpu import trains_faster_in_bfloat16
-from msa_plugin.bench.systems.dense import SentenceEmbedder
+from msa_plugin.bench.systems.dense import Embedder, SentenceEmbedder
 from msa_plugin.bench.systems.e5 import E5, E5Embedder
 from msa_plugin.bench.systems.embeddings import EmbeddingCache, OnBlock, Portion
 from msa_plugin.training.groups import Vectors
@@ -20,24 +19,7 @@ from msa_plugin.training.groups import Vectors
 MINILM = "minilm"  # all-MiniLM-L6-v2, which is the default
 
 
-class Teacher(Protocol):
-    """What a teacher must be able to do; `bench.systems.dense.SentenceEmbedder` is one."""
-
-    @property
-    def key(self) -> str:
-        """What vectors depend on besides the text, as a file name."""
-
-    def documents(self, given: list[str]) -> Vectors:
-        """Unit vectors [n, W] of passages."""
-
-    def queries(self, given: list[str]) -> Vectors:
-        """Unit vectors [n, W] of questions."""
-
-    def lengths(self, given: list[str]) -> list[int]:
-        """Tokens of each text."""
-
-
-def load_teacher(model: str, device: str) -> Teacher:
+def load_teacher(model: str, device: str) -> Embedder:
     """`minilm`, `mpnet`, `e5-small`, or a sentence-transformers model by folder or hub id.
 
     Sentence-transformers run in bfloat16 where the processor multiplies it faster: a mean of several teachers' cosines
@@ -51,7 +33,7 @@ def load_teacher(model: str, device: str) -> Teacher:
 
 
 def teach(
-    teacher: Teacher, passages: Sequence[str], questions: Sequence[str], cache: Path, on_block: OnBlock
+    teacher: Embedder, passages: Sequence[str], questions: Sequence[str], cache: Path, on_block: OnBlock
 ) -> tuple[Vectors, Vectors]:
     """Vectors of passages [P, W] and of questions [M, W]; what `cache` holds of them is not embedded again."""
     kept = EmbeddingCache(cache / teacher.key)

@@ -18,7 +18,7 @@ from msa_plugin.bench.systems.lexical import Bm25
 from msa_plugin.bench.systems.memory import Interleaved, Msa
 from msa_plugin.bench.systems.plain import ClosedBook, FullContext, Gold, Lures
 from msa_plugin.bench.systems.rank_fusion import Fusion
-from msa_plugin.bench.systems.rerank import Reranked
+from msa_plugin.bench.systems.rerank import RERANKED, Reranked
 from msa_plugin.bench.systems.score_fusion import WithMentions, WithTitles, WithWords
 from msa_plugin.bench.systems.system_spec import NAMES, Parsed, parse, parse_one
 from msa_plugin.config import BesideConfig
@@ -52,7 +52,7 @@ def _build(name: str, spec: Parsed, workspace: Workspace, options: Options) -> S
     if spec.reranks:
         *inner, outer = spec.reranks
         base = _base(replace(spec, reranks=tuple(inner)), workspace, options)
-        return Reranked(name, workspace, base, outer.depth or options.rerank_depth, outer.model)
+        return Reranked(name, workspace, base, outer.depth or RERANKED, outer.model)
     if spec.kind in _MEMORIES:
         weights = BesideConfig(lexical=spec.lexical, titles=spec.titles, mentions=spec.mentions)
         return _MEMORIES[spec.kind](name, workspace, options, weights, spec.prefilter)

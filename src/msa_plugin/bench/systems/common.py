@@ -27,17 +27,11 @@ Seconds: TypeAlias = dict[str, float]
 class Options:
     """Settings that names do not carry.
 
-    `rounds` bound iterative systems, which keep `per_round` new passages a round and append the best `follow` of them
-    to the next query; MSA's rounds follow the memory's own settings. `rerank_depth` passages are reranked. `fusion_k`
-    and `fusion_depth` are of reciprocal rank fusion.
+    `rounds` bound iterative systems, which keep `per_round` new passages a round; MSA's rounds follow the memory's own.
     """
 
     rounds: int = 2
     per_round: int = 3
-    follow: int = 1
-    rerank_depth: int = 20
-    fusion_k: int = 60
-    fusion_depth: int = 100
 
     def __post_init__(self) -> None:
         """Raises ConfigError for numbers below 1."""

@@ -76,12 +76,11 @@ class Iterative(Composite):
 
     def _next_query(self, course: _Course) -> str | None:
         """What the next round asks; None after a round that found nothing new."""
-        new = course.kept[-1][: self.options.follow]
-        return self._follow_up(course.question, [self.texts[hit.id] for hit in new]) if new else None
+        new = course.kept[-1]
+        return self._follow_up(course.question, self.texts[new[0].id]) if new else None
 
-    def _follow_up(self, question: str, passages: list[str]) -> str:
-        """Question and passages, cut where they are longer than a query may be."""
-        found = "\n".join(passages)
+    def _follow_up(self, question: str, found: str) -> str:
+        """Question and passage, cut where they are longer than a query may be."""
         engine = self.workspace.engine
         backbone = engine.backbone
         room = engine.encoder.layout.text - len(backbone.tokenize(f"{question}\n"))

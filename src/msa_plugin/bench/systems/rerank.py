@@ -18,6 +18,7 @@ from msa_plugin.bench.systems.models import load_cross_encoder, sentence_transfo
 from msa_plugin.encoding.encoder import pad_left, plan_batches
 from msa_plugin.engine.engine import Engine
 
+RERANKED = 20  # passages, where a name gives no number
 _LOGITS = 1 << 26  # numbers of logits computed at once, 256 MiB
 
 
