@@ -62,7 +62,7 @@ docs: install
 
 bench: install
 	$(BIN)/msa bench encode
-	$(BIN)/msa bench route
+	$(BIN)/msa bench scale-routing --no-reference --backends "torch;heads;flat"
 	$(BIN)/msa bench read
 
 # What keeping a memory costs beside its questions: opening, looking for what others wrote, adding files.

@@ -30,9 +30,8 @@ report docs/results/retrieval --recompute --pack docs/results/run
 retrieval --data DATA/dev --systems "fusion:msa~bm25,(dense+rerank)" -k 20 --dtype bfloat16 --batch 32 --others hard
 retrieval --data DATA/dev --distractors DATA/distractors --added 1M --systems msa,bm25 --prefilter faiss:HNSW32
 retrieval --quick --out results --dialogues turns
-route --repeats 5 --chunks 10000,100000
 scale --data DATA/dev/nq --distractors DATA/distractors --sizes 16K,64K,256K,1M,4M,10M --questions 100 --out growth
-scale-routing --cpu-clock --data D --passages 250 --questions 10 --no-reference --tokens 1e5,1e6 --backends "torch;int8"
+scale-routing --cpu-clock --data D --passages 250 --no-reference --tokens 1e5,1e6 --backends "torch;int8;heads;flat"
 """
 LINES = GIVEN.strip().splitlines()
 

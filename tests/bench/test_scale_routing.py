@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bench.case import sizes
+from msa_plugin.bench.peak import tensor_bytes
 from msa_plugin.bench.scale_routing import ScaleRouting
 from msa_plugin.bench.scale_sample import CHUNKS_PER_DOCUMENT, BankShape, build, encoded_sample, reference_shape
 from msa_plugin.data.datasets import sample_dataset
-from msa_plugin.errors import ConfigError
+from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.types import Fingerprint
 from tiny import tiny_adapter, tiny_backbone
 
@@ -30,23 +33,34 @@ def sample(tiny):
 
 def test_every_backend_is_measured_and_exact_ones_agree(tiny, tmp_path):
     plan = ScaleRouting(
-        tokens=(TOKENS,), backends=("torch", "int8", "coarse:all"), questions=4, passages=6, folder=tmp_path
+        tokens=(TOKENS,),
+        backends=("torch", "int8", "heads", "flat", "coarse:all"),
+        questions=4,
+        passages=6,
+        folder=tmp_path,
     )
     rows = list(plan.measure(*tiny))
     drawn = [row for row in rows if "noise" in row["keys_from"]]
     default = {row["backend"]: row for row in drawn if row["shape"] == "default"}
     real = {row["backend"]: row for row in rows if row not in drawn}
     assert set(real) == set(default) and real["coarse:all"]["recall@10"] == 1.0, "six documents are all candidates"
-    assert set(default) == {"build float16", "build int8", "torch", "int8", "coarse:all", "facade"}
+    assert set(default) == {"build float16", "build int8", "torch", "int8", "heads", "flat", "coarse:all", "facade"}
     assert all(row["chunks"] == 640 and row["seconds"] > 0 for row in default.values())
     assert default["facade"]["ask_s"] > 0
     width = default["torch"]["width"]
     assert default["torch"]["bytes_needed"] == default["torch"]["bytes_read"] == 640 * width * 2
     assert default["int8"]["bytes_needed"] == 640 * (width + 4)
-    assert default["torch"]["recall@10"] == 1.0 and default["int8"]["recall@10"] >= 0.8
+    assert default["torch"]["recall@10"] == default["heads"]["recall@10"] == 1.0 and default["int8"]["recall@10"] >= 0.8
+    assert default["flat"]["recall@10"] > 0.2, "ten chunks may be those of few documents"
+    assert (
+        default["flat"]["bytes_read"] == 2 * default["torch"]["bytes_read"] and default["heads"]["workspace_bytes"] > 0
+    )
     assert default["coarse:all"]["recall@10"] == 1.0, "128 candidates are all there are"
     reference = {row["backend"]: row for row in rows if row["shape"] == "msa-4b layer"}
-    assert set(reference) == {"build float16", "build int8", "torch", "int8"}, "no shared selection, no prefilter"
+    assert set(reference) == {"build float16", "build int8", "torch", "int8", "heads", "flat"}, (
+        "no shared selection, no prefilter"
+    )
+    assert reference["heads"]["recall@10"] == 1.0
     assert reference["torch"]["width"] == 1024 and reference["torch"]["searches"] == 18
     assert not list(tmp_path.iterdir()), "banks do not pile up"
     text = plan.table(rows)
@@ -98,6 +112,26 @@ def test_what_cannot_be_measured(wrong):
 def test_triton_needs_a_gpu():
     with pytest.raises(ConfigError, match="CUDA"):
         ScaleRouting(backends=("triton",))
+
+
+def test_without_faiss_the_extra_is_named(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    plan = ScaleRouting(tokens=(TOKENS,), backends=("flat",), questions=1, passages=2, reference=False)
+    with pytest.raises(MissingExtraError, match=r"msa-plugin\[faiss\]"):
+        list(plan.measure(*tiny))
+
+
+def test_tensors_that_are_alive_together_are_counted():
+    given = torch.zeros(1000)
+
+    def call():
+        for _ in range(5):
+            first = given + 1  # 4000 bytes
+            second = first.double()  # 8000 more
+            second.view(10, 100)[:5].add_(1)
+            del first, second
+
+    assert tensor_bytes(call) == 12000
 
 
 def test_sizes_are_read_as_people_write_them():

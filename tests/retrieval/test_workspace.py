@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from msa_plugin.bench.route import peak_bytes
+from msa_plugin.bench.peak import tensor_bytes
 from msa_plugin.config import RoutingConfig
 from msa_plugin.retrieval.scorer import route
 from msa_plugin.types import KeyBlock
@@ -34,7 +34,7 @@ def extra(chunks, tokens, head, query, chunk, dtype=torch.float16, rows=1):
     queries = torch.randn(rows, 6, tokens, 16, generator=generator)
     mask = torch.ones(rows, tokens, dtype=torch.bool)
     mask[:, 1:3] = False
-    return peak_bytes(lambda: route(queries, mask, [block], 4, config, tile_chunks=TILE, tile_tokens=32))
+    return tensor_bytes(lambda: route(queries, mask, [block], 4, config, tile_chunks=TILE, tile_tokens=32))
 
 
 @pytest.mark.slow
@@ -63,5 +63,5 @@ def test_a_large_document_needs_no_more():
     for chunks in (4 * TILE, 32 * TILE):
         block = KeyBlock(torch.randn(chunks, 32).half(), torch.tensor([0, chunks]), torch.tensor([0]), None)
         question = torch.randn(1, 2, 3, 16), torch.ones(1, 3).bool()
-        sizes.append(peak_bytes(lambda b=block, q=question: route(*q, [b], 4, config, tile_chunks=TILE)))
+        sizes.append(tensor_bytes(lambda b=block, q=question: route(*q, [b], 4, config, tile_chunks=TILE)))
     assert sizes[0] == sizes[1]

@@ -8,35 +8,28 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import BeforeValidator, model_validator
-from torch import Tensor
 
-from msa_kernels import chunk_owners, collapse_heads, route_topk
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
-from msa_plugin.bank.view import Selection
 from msa_plugin.bench import peak
 from msa_plugin.bench.case import ClockedCase, Row, Sizes, option
-from msa_plugin.bench.route import copy_bandwidth
+from msa_plugin.bench.routing_backends import DEPTH, EXACT, Search, searching
 from msa_plugin.bench.scale_sample import BankShape, KeySample, build, encoded_sample, reference_shape, store_sample
 from msa_plugin.config import MemoryConfig
 from msa_plugin.data.datasets import Dataset, load_dataset, sample_dataset
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.setup import fingerprint
 from msa_plugin.memory import LatentMemory
-from msa_plugin.retrieval.prefilter import Prefilter, PrefilterSpec, recall_against_exact
-from msa_plugin.retrieval.scorer import route
+from msa_plugin.retrieval.prefilter import PrefilterSpec, recall_against_exact
 from msa_plugin.types import Fingerprint
 
-EXACT = {"torch": "float16", "int8": "int8", "triton": "float16", "triton-int8": "int8"}
-DEPTH = 10
 _ANSWER = 16  # tokens of the facade's answer, at most
 COPY_BYTES = 1 << 28
 
@@ -64,13 +57,15 @@ class ScaleRouting(ClockedCase):
         "of copy": "{bandwidth_share:.3f}",
         "read/needed": "{read_over_needed:.3f}",
         f"recall@{DEPTH}": f"{{recall@{DEPTH}:.3f}}",
+        "workspace": "{workspace_bytes:bytes}",
         "peak": "{peak_bytes:bytes}",
         "own": "{own_bytes:bytes}",
     }
     tokens: Sizes = option("1e5,1e6,1e7", "Sizes of the memory in tokens, separated by commas.")
     backends: Annotated[tuple[str, ...], BeforeValidator(_backends)] = option(
         "torch;int8;coarse:128;coarse:all",
-        "torch, int8, triton, triton-int8, or prefilters (over the float16 bank), separated by semicolons.",
+        "torch, int8, triton, triton-int8, prefilters, and to compare with: heads (the formula written per head) and "
+        "flat (FAISS IndexFlatIP); by semicolons, over the float16 bank where no name says int8.",
     )
     data: Path | None = option(None, "Folder of a data set whose passages and questions are sampled [the sample's].")
     passages: int = option(300, "Passages to encode as a sample.", ge=1)
@@ -183,12 +178,7 @@ def _measured(
     blocks = list(bank.key_blocks(shape.group, selection))  # each document's checksum is compared here, once
     keys = sum(block.keys.nbytes + (0 if block.scales is None else block.scales.nbytes) for block in blocks)
     checked, began = plan.now() - began, plan.now()
-    if backend not in EXACT:
-        search = _prefiltered(shape, selection, backend, place, bank)
-    elif backend.startswith("triton"):
-        search = _triton(shape, selection)
-    else:
-        search = partial(_exactly, shape, selection)
+    search = searching(backend, shape, bank, selection, place)
     prepared = plan.now() - began
     peak.reset_peak()
     found = _timed(shape.sample, search, keys, plan)
@@ -202,13 +192,11 @@ def _measured(
         "bytes_read": found.bytes,
         "bytes_needed": keys,
         "bank_bytes": bank.stats("default").bytes_total,
+        "workspace_bytes": peak.tensor_bytes(lambda: search(shape.sample.questions[:1], shape.sample.votes[:1])),
         "peak_bytes": peak.peak_bytes(),
         "own_bytes": peak.own_bytes(),
     }
     return row, found.rankings
-
-
-Search = Callable[[Tensor, Tensor], tuple[list[int], int | None]]  # one question -> documents, bytes read if not all
 
 
 def _timed(sample: KeySample, search: Search, everything: int, plan: ScaleRouting) -> SearchOutcome:
@@ -224,44 +212,15 @@ def _timed(sample: KeySample, search: Search, everything: int, plan: ScaleRoutin
     return SearchOutcome(rankings, seconds, read)
 
 
-def _exactly(shape: BankShape, selection: Selection, queries: Tensor, votes: Tensor) -> tuple[list[int], int | None]:
-    found = route(queries, votes, selection.key_blocks(shape.group), DEPTH, shape.config)
-    return found.ordinals[0].tolist(), None
-
-
-def _prefiltered(shape: BankShape, selection: Selection, spec: str, place: Path, bank: MemoryBank) -> Search:
-    index = Prefilter.open(place / "index", bank.fingerprint, selection, shape.config, spec)
-    mean = selection.documents and sum(len(s.keys[shape.group]) for s, _ in selection.parts) / selection.documents
-    width = next(iter(shape.config.key_groups.values()))
-    rescored = int(index.spec.candidates * mean * width * 2)
-    read = (index.bytes if index.spec.kind == "coarse" else 0) + rescored
-
-    def search(queries: Tensor, votes: Tensor) -> tuple[list[int], int | None]:
-        return index.search(queries, votes, selection, DEPTH)[0].ordinals[0].tolist(), read
-
-    return search
-
-
-def _triton(shape: BankShape, selection: Selection) -> Search:
-    """All keys on the GPU, and the fused kernel."""
-    device = torch.device("cuda")
-    blocks = list(selection.key_blocks(shape.group))
-    keys = torch.cat([block.keys.to(device) for block in blocks])
-    scales = (
-        None if blocks[0].scales is None else torch.cat([b.scales.to(device) for b in blocks if b.scales is not None])
-    )
-    lengths = torch.cat([block.offsets.diff() for block in blocks])
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).to(device)
-    ordinals = torch.cat([block.ordinals for block in blocks])
-    owners = chunk_owners(offsets, len(keys))
-    kv = shape.config.kv_heads
-
-    def search(queries: Tensor, votes: Tensor) -> tuple[list[int], int | None]:
-        left = queries.to(device) if queries.ndim == 3 else collapse_heads(queries.to(device), kv)
-        found = route_topk(left[:, None], votes.to(device), keys, offsets, DEPTH, scales=scales, owners=owners)
-        return ordinals[found.documents[0].cpu()].tolist(), None
-
-    return search
+def copy_bandwidth(size: int, now: Callable[[], float], repeats: int = 5) -> float:
+    """Bytes per second that a memory copy of `size` bytes reads and writes together, median of `repeats`."""
+    source = torch.ones(size, dtype=torch.uint8)
+    target, times = source.clone(), []
+    for _ in range(repeats):
+        began = now()
+        target.copy_(source)
+        times.append(now() - began)
+    return 2 * size / median(times)
 
 
 def _facade(sample: KeySample, path: Path, backbone: Backbone, adapter: Adapter, plan: ScaleRouting) -> dict[str, Any]:

@@ -67,10 +67,6 @@ COMMANDS = {
         "bench.decode:Decode",
         "Answers that are written with int8 weights over those with the model's own, in processor time.",
     ),
-    "route": (
-        "bench.route:Route",
-        "Exact routing over the formula written per head, and over FAISS IndexFlatIP, on the same vectors.",
-    ),
     "scale-routing": (
         "bench.scale_routing:ScaleRouting",
         "Routing over synthetic banks with real key statistics: time, bytes, share of copy bandwidth and memory.",
