@@ -191,15 +191,6 @@ class ClockedCase(ModelCase):
         return time.process_time() if self.cpu_clock else time.perf_counter()
 
 
-def interleaved(calls: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, float]:
-    """Medians of what the calls return, which take turns, so that drift of the machine hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            times[name].append(call())
-    return {name: median(values) for name, values in times.items()}
-
-
 def medians(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """The median of each figure over repetitions."""
     given = list(rows)

@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,9 +21,8 @@ from msa_plugin.bench.case import ADAPTER, MODEL, Voice, option
 from msa_plugin.bench.growth import BANKS, Banks
 from msa_plugin.bench.report import table, write_report
 from msa_plugin.bench.store import NOTE, Results
-from msa_plugin.bench.timing import reason
 from msa_plugin.bench.watch import Watch
-from msa_plugin.bench.workspaces import made_with, open_workspace
+from msa_plugin.bench.workspaces import open_workspace
 from msa_plugin.config import MemoryConfig, Place, Settings
 from msa_plugin.data.datasets import Dataset, load_dataset, sample_dataset
 from msa_plugin.engine.adapters import find_adapter
@@ -86,17 +85,17 @@ class Run:
 
     @contextmanager
     def prepared(
-        self, name: str, workspace: Workspace, *options: Any, made: Any = None, where: str = ""
+        self, name: str, workspace: Workspace, *options: Any, made: Any = None, where: str | None = ""
     ) -> Iterator[Any]:
         """A system (`made` or created) that has indexed the corpus, with its `cost` if it indexes; closed in the end.
 
-        What it has to say is noted, with `where` behind its name.
+        What it has to say is noted, with `where` behind its name; not with None.
         """
         system = self.create(name, workspace, *options) if made is None else made
         try:
             self.watch.say(f"{workspace.dataset.name}: {name}")
             system.cost = system.prepare() if hasattr(system, "prepare") else None
-            for said in getattr(system, "notes", ()):
+            for said in () if where is None else getattr(system, "notes", ()):
                 self.note(workspace.dataset.name, f"{name}{where}: {said}")
             yield system
         finally:
@@ -112,9 +111,10 @@ class Run:
         self.results.note(self.part, dataset, said)
 
     def why(self, name: str, error: Exception) -> str:
-        """Log that something is left out; returns why."""
-        _LOG.warning("%s is left out: %s", name, error, exc_info=not isinstance(error, MSAError))
-        return reason(error)
+        """Log that something is left out; returns why, with the kind of error where it is not one of ours."""
+        ours = isinstance(error, MSAError)
+        _LOG.warning("%s is left out: %s", name, error, exc_info=not ours)
+        return str(error) if ours else f"{type(error).__name__}: {error}"
 
     def skip(self, dataset: str, name: str, error: Exception, also: str = "") -> None:
         """Record that a system did not run, and why."""
@@ -139,9 +139,8 @@ class Run:
             except MSAError as error:
                 if len(paths) == 1:
                     raise
-                self.results.skip(
-                    self.part, path.resolve().name, "", self.why(path.name, error).replace(str(path), path.name)
-                )
+                why = self.why(path.name, error).replace(str(path), path.name)
+                self.results.skip(self.part, path.resolve().name, "", why)
                 return None
             return dataset
 
@@ -175,9 +174,9 @@ def opened_run(
         results.claim()
         backbone = backbone or Backbone.load(settings.model, device=memory.device, dtype=memory.dtype)
         adapter = find_adapter(backbone, adapter or settings.adapter)
-        said = {**identity(backbone), "made_with": made_with(backbone, adapter, memory)}
-        results.configure(part, said, fresh=settings.fresh)
         banks = Banks(settings.kept / BANKS, backbone, adapter, memory)
+        said = {**identity(backbone), "made_with": asdict(banks.made_with)}
+        results.configure(part, said, fresh=settings.fresh)
         yield Run(part, results, banks, settings.kept.resolve(), generation, create or registered, shown)
 
 

@@ -61,8 +61,8 @@ def _index(name: str, sample: Dataset, run: Run) -> float:
     ):
         if name.startswith("msa"):
             return memory.add(list(sample.documents), on_progress=lambda progress: None).seconds
-        system = run.create(name, Workspace(sample, memory, Path(cache)))
-        return float(system.prepare().seconds) if hasattr(system, "prepare") else 0.0
+        with run.prepared(name, Workspace(sample, memory, Path(cache)), where=None) as system:
+            return 0.0 if system.cost is None else float(system.cost.seconds)
 
 
 @dataclass(frozen=True)

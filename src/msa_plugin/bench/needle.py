@@ -130,7 +130,7 @@ def measure(config: NeedleConfig, run: Run) -> None:
 def _records(run: Run, name: str, workspace: Workspace, case: NeedleCase, config: NeedleConfig) -> list[dict[str, Any]]:
     """What happened to each question of a haystack; nothing, with a recorded reason, where a system cannot run."""
     try:
-        with run.prepared(name, workspace) as system:
+        with run.prepared(name, workspace, where=None) as system:
             return _asked(system, workspace, case, config)
     except Exception as error:
         run.skip(NEEDLE, name, error)

@@ -10,12 +10,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from msa_kernels import chunk_owners, collapse_heads, route_topk
+from msa_kernels import chunk_owners, route_topk
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.view import Selection
 from msa_plugin.bench.scale_sample import BankShape
 from msa_plugin.retrieval.faiss_library import faiss_threads, load_faiss
 from msa_plugin.retrieval.prefilter import Prefilter
+from msa_plugin.retrieval.queries import collapsed
 from msa_plugin.retrieval.scorer import route
 
 DEPTH = 10  # documents that are found
@@ -71,7 +72,7 @@ def _triton(shape: BankShape, selection: Selection) -> Search:
     owners = chunk_owners(offsets, len(keys))
 
     def search(queries: Tensor, votes: Tensor) -> tuple[list[int], int | None]:
-        left = _collapsed(shape, queries.to("cuda"))
+        left = collapsed(queries.to("cuda"), shape.config)
         found = route_topk(left[:, None], votes.to("cuda"), keys, offsets, DEPTH, scales=scales, owners=owners)
         return ordinals[found.documents[0].cpu()].tolist(), None
 
@@ -81,7 +82,8 @@ def _triton(shape: BankShape, selection: Selection) -> Search:
 def _heads(shape: BankShape, selection: Selection) -> Search:
     """The formula as it is written, with all heads, in panels that caches hold and with buffers that are used again."""
     keys, _, offsets, ordinals = _joined(shape, selection, "cpu")
-    kv, width = shape.config.kv_heads, shape.config.head_dim
+    width = shape.config.head_dim
+    kv = keys.shape[1] // width  # of all layers of a shared selection together
     rows = max(64, _PANEL * torch.get_num_threads() // (kv * width) // 64 * 64)
 
     def search(queries: Tensor, votes: Tensor) -> tuple[list[int], int | None]:
@@ -116,7 +118,9 @@ def _flat(shape: BankShape, selection: Selection) -> Search:
 
     def search(queries: Tensor, votes: Tensor) -> tuple[list[int], int | None]:
         with faiss_threads():
-            values, found = index.search(_collapsed(shape, queries)[0].contiguous().numpy(), min(DEPTH, len(keys)))
+            values, found = index.search(
+                collapsed(queries, shape.config)[0].contiguous().numpy(), min(DEPTH, len(keys))
+            )
         owners = torch.searchsorted(offsets, torch.from_numpy(found).flatten(), right=True) - 1
         documents, place = torch.unique(owners, return_inverse=True)
         scores = torch.full(documents.shape, -torch.inf)
@@ -125,11 +129,6 @@ def _flat(shape: BankShape, selection: Selection) -> Search:
         return ordinals[best].tolist(), 4 * keys.numel()
 
     return search
-
-
-def _collapsed(shape: BankShape, queries: Tensor) -> Tensor:
-    """Queries [Q, T, W] whose products with keys are the means over heads."""
-    return queries if queries.ndim == 3 else collapse_heads(queries, shape.config.kv_heads)
 
 
 def _per_head(shape: BankShape, queries: Tensor) -> Tensor:

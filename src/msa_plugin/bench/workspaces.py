@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,9 @@ from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.base import OnStep, Workspace
 from msa_plugin.bench.growth import Banks
-from msa_plugin.config import MemoryConfig
 from msa_plugin.data.datasets import Dataset
-from msa_plugin.engine.setup import fingerprint
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Document
-
-
-def made_with(backbone: Backbone, adapter: Adapter, config: MemoryConfig) -> dict[str, Any]:
-    """What names the backbone, the adapter and their settings, without saying where they lie."""
-    return asdict(fingerprint(backbone, adapter, config))
 
 
 @contextmanager
