@@ -40,17 +40,12 @@ def test_each_part_has_its_plots(part: str, make: Callable[[], list[ResultRow]],
     for figure in found[part]:
         width, height = shape(figure.png)
         assert 800 < width < 2400 and 200 < height < 4000
-        assert len(figure.png) > 5000 and figure.alt and figure.caption
+        assert len(figure.png) > 5000 and figure.caption
 
 
 def test_the_same_rows_give_the_same_bytes() -> None:
     first, again = (plots.figures(Saved.of(retrieval()))["retrieval"][0].png for _ in range(2))
     assert first == again
-
-
-def test_numbers_of_a_heat_map_are_those_of_the_rows() -> None:
-    [recall, _] = plots.figures(Saved.of(needles()))["needle"]
-    assert "msa 0.500, bm25 0.250" in recall.alt
 
 
 @pytest.mark.filterwarnings("error::UserWarning")  # others: what an earlier test left open may be collected in here
@@ -70,6 +65,8 @@ def test_a_single_size_a_missing_cell_and_no_base_are_drawn() -> None:
     assert len(plots.figures(Saved.of(gaps))["needle"]) == 2
     others = [r for r in [*retrieval(), *scale(), *latency()] if r.system != "msa"]
     assert sum(map(len, plots.figures(Saved.of(others)).values())) == 4
+    odd = [replace(r, settings={"memory_tokens": "much"}) for r in scale()]
+    assert plots.figures(Saved.of(odd))["scale"] == []
     zero = [row("scale", "d", "msa", "seconds_p50", 0.0, settings={"memory_tokens": s}) for s in (1, 10)]
     assert len(plots.figures(Saved.of(zero))["scale"]) == 1
 

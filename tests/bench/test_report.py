@@ -210,6 +210,8 @@ def test_what_no_part_knows_is_folded() -> None:
     )
     assert found.folded and found.heads == ("data set", "knob", "n", "msa")
     assert lines(found) == {"one 11": ["3.250"]}
+    odd = table("scale", [replace(r, settings={"memory_tokens": "much"}) for r in scale()], "Degradation, R@10")
+    assert list(lines(odd)) == ["one much"]
 
 
 @pytest.mark.parametrize(

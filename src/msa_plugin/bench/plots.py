@@ -22,7 +22,7 @@ from msa_plugin.bench.plot_style import (
 )
 from msa_plugin.bench.report_parts import PARTS, STAGES, Grid, Line, means
 from msa_plugin.bench.report_rows import BASE, Saved, by_metric, datasets, distinct, setting, spelled, timed
-from msa_plugin.bench.report_tables import Figure, clean, joined
+from msa_plugin.bench.report_tables import Figure, clean
 from msa_plugin.bench.units import tokens
 
 _STAGE_COLOURS = dict(zip(STAGES[:-1], ("#E69F00", BLUE, "#009E73", "#CC79A7", "#56B4E9"), strict=True))
@@ -86,24 +86,18 @@ def _dots(name: str, drawn: Sequence[tuple[str, list[str], Line]], caption: str,
             ax.plot([row.value], [y], "o", color=colour, ms=5, clip_on=False)
         ax.set_xlim(left=0)
     figure.supxlabel(metric, size=8.5, color=MUTED)
-    spoken = [f"{clean(t, 40)}: {_spoken({c: line[c].value for c in cs if c in line})}" for t, cs, line in drawn[:4]]
-    return Figure(name, png(figure), f"Dot plot. {'; '.join(spoken)}.", caption)
+    return Figure(name, png(figure), caption)
 
 
 def _bounds(row: ResultRow) -> list[float]:
     return [row.value if row.low is None else row.low, row.value if row.high is None else row.high]
 
 
-def _spoken(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{clean(name, 40)} {value:.3f}" for name, value in list(values.items())[:6])
-
-
 # Lines: degradation and whole questions
 
 
 def _scale(saved: Saved) -> list[Figure]:
-    rows = [r for r in saved.part("scale") if setting(r, "memory_tokens") is not None]
-    found = []
+    rows, found = _sized(saved.part("scale")), []
     for number, dataset in enumerate(datasets(rows), start=1):
         shown = _shown((r for r in rows if r.dataset == dataset), "scale")
         caption = f"{dataset}: quality and latency as the memory grows. {_WHISKERS}"
@@ -112,8 +106,13 @@ def _scale(saved: Saved) -> list[Figure]:
     return found
 
 
+def _sized(rows: Iterable[ResultRow]) -> list[ResultRow]:
+    """Rows at a size that can stand on an axis."""
+    return [r for r in rows if isinstance(size := setting(r, "memory_tokens"), (int, float)) and size > 0]
+
+
 def _totals(rows: Iterable[ResultRow]) -> list[Figure]:
-    whole = [r for r in rows if (setting(r, "stage"), setting(r, "hop")) == ("total", None)]
+    whole = _sized(r for r in rows if (setting(r, "stage"), setting(r, "hop")) == ("total", None))
     each = {d: [r for r in whole if r.dataset == d] for d in datasets(whole)}
     drawn = {f"median seconds, {d}": some for d, some in each.items() if len(distinct(some, "memory_tokens")) > 1}
     caption = "Median latency of a whole question as the memory grows; whiskers: 5th to 95th percentile."
@@ -123,7 +122,7 @@ def _totals(rows: Iterable[ResultRow]) -> list[Figure]:
 def _lines(name: str, drawn: Mapping[str, list[ResultRow]], caption: str) -> Figure:
     """Panels of lines against tokens in memory, by title."""
     figure, axes = panels(len(drawn), 2, 4.6 if len(drawn) > 1 else 6.4, 3.1)
-    grids = {title: Grid([r for r in rows if setting(r, "memory_tokens")]) for title, rows in drawn.items()}
+    grids = {title: Grid(rows) for title, rows in drawn.items()}
     names = list(dict.fromkeys(c for grid in grids.values() for c in grid.columns))
     paint, handles = colours(names), {}
     for ax, (title, grid) in zip(axes, grids.items(), strict=True):
@@ -132,8 +131,7 @@ def _lines(name: str, drawn: Mapping[str, list[ResultRow]], caption: str) -> Fig
             handles[column] = _line(ax, rows, *paint[column])
         _scales(ax, title, grid.rows)
     legend(figure, {name: handles[name] for name in names})
-    said = "; ".join(f"{clean(t, 40)} of {joined(clean(n, 40) for n in g.columns[:6])}" for t, g in grids.items())
-    return Figure(name, png(figure), f"Line plots against tokens in memory: {said}.", caption)
+    return Figure(name, png(figure), caption)
 
 
 def _line(ax: Any, rows: Sequence[ResultRow], colour: str, marker: str) -> Any:
@@ -193,10 +191,8 @@ def _heat_maps(rows: list[ResultRow], metric: str) -> Figure:
     figure.supylabel("depth of the needle", size=8.5, color=MUTED)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015, aspect=30)
     bar.set_label("share of needles found" if metric == "recall" else "share of values in the answer")
-    whole = means(Grid(rows).lines.values())
-    every = {c: whole[c].value for c in grid.columns if c in whole}
     caption = f"Needles, {metric}: mean over tasks at each length and depth."
-    return Figure(f"needle-{metric}.png", png(figure), f"Heat maps, {metric}; means: {_spoken(every)}.", caption)
+    return Figure(f"needle-{metric}.png", png(figure), caption)
 
 
 def _value(line: Line, column: str) -> float:
@@ -237,9 +233,8 @@ def _stages(name: str, drawn: Mapping[Any, list[ResultRow]], dataset: str) -> Fi
     axes[-1].set_xlabel("seconds: medians of the stages, hop after hop (their sum is not the median of the whole)")
     axes[-1].set_xlim(right=1.08 * axes[-1].get_xlim()[1])
     legend(figure, {stage: Patch(color=paint[stage]) for stage in found})
-    alt = f"Bars of seconds by stage and hop: {joined(clean(n, 40) for n in grid.columns[:8])}."
     caption = f"{dataset}: where the time goes, at the smallest and the largest memory. White gaps part the hops."
-    return Figure(name, png(figure), alt, caption)
+    return Figure(name, png(figure), caption)
 
 
 def _bar(ax: Any, y: int, rows: Sequence[ResultRow], paint: Mapping[str, str]) -> None:

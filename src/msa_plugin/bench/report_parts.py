@@ -33,14 +33,14 @@ _SIGNED = (
     "not corrected for the number of tests."
 )
 _MISSING = f"{DASH} in place of a mean or ratio: something that others have is missing, or is of another run."
-# Settings in the order of their columns, with how their values are shown; others follow as they are.
+# Settings in the order of their columns, with how their numbers are shown; others follow as they are.
 _SHOWN: dict[str, Callable[[Any], str]] = {
     "of": str,
     "memory_tokens": tokens,
     "task": str,
     "length": tokens,
     "depth": lambda share: f"{100 * share:.0f} %",
-    "passages": lambda read: read if isinstance(read, str) else f"R@{read:g}",
+    "passages": lambda read: f"R@{read:g}",
     "hop": str,
     "stage": str,
     "from": tokens,
@@ -54,11 +54,10 @@ _UNTESTED: Tests = {}
 
 
 class Part(NamedTuple):
-    """A kind of run: its chapter, what its tables are called, and the metrics that are not folded."""
+    """A kind of run: its chapter, and the metrics whose tables are not folded."""
 
     title: str
     about: str
-    name: str
     shown: tuple[str, ...]
 
 
@@ -66,36 +65,25 @@ PARTS = {
     "retrieval": Part(
         "Retrieval",
         "How well each system ranks the passages that a question needs.",
-        "Retrieval",
         ("nDCG@10", "R@5", "R@10"),
     ),
     "qa": Part(
         "Answers",
         "Every system answers with the same backbone, prompt, token budget and decoding. "
         "R@k: from the k best passages that the system found; adaptive: the system chose what to read.",
-        "Answers",
         ("EM", "F1", "contains", "judge"),
     ),
     "scale": Part(
         "Degradation",
         "The same questions while the memory is filled up with passages that have nothing to do with them.",
-        "Degradation",
         ("R@5", "R@10", "nDCG@10", "EM", "F1", "relative_loss", "seconds", "seconds_p50", "answer_seconds_p50"),
     ),
-    "needle": Part(
-        "Needles in a haystack",
-        "Sentences hidden among filler, to be found and told.",
-        "Needles",
-        ("recall", "answered"),
-    ),
-    "latency": Part(
-        "Latency", "Where the time of a question goes: hop by hop, and in all.", "Latency", ("seconds_p50",)
-    ),
+    "needle": Part("Needles", "Sentences hidden among filler, to be found and told.", ("recall", "answered")),
+    "latency": Part("Latency", "Where the time of a question goes: hop by hop, and in all.", ("seconds_p50",)),
     "cost": Part(
         "Cost",
         "What it takes to index a corpus and to keep it searchable. Peak resident memory is that of the whole process, "
         "model and libraries included; where no memory tokens are told, also what earlier systems left loaded.",
-        "Cost",
         tuple(COSTS),
     ),
 }
@@ -103,11 +91,11 @@ PARTS = {
 
 def tables(saved: Saved, name: str) -> list[Table]:
     """The tables of a part, one a metric; those of an unknown part are folded."""
-    rows, part = saved.part(name), PARTS.get(name, Part("", "", name, ()))
+    rows, part = saved.part(name), PARTS.get(name, Part(name, "", ()))
     tests = {_compared(r, r.metric.removeprefix(TEST)): r.value for r in rows if r.metric.startswith(TEST)}
     found = []
     for metric, some in by_metric((r for r in rows if not r.metric.startswith(TEST)), part.shown).items():
-        title, folded = f"{part.name}, {spelled(metric)}", metric not in part.shown
+        title, folded = f"{part.title}, {spelled(metric)}", metric not in part.shown
         grid = Grid(some, by_system=name == "qa")
         if name == "needle":
             for what in ("task", "length"):
@@ -169,7 +157,7 @@ class Grid:
 
     def _line(self, place: Place, cells: Sequence[Cell], n: str = "") -> Cells:
         values = zip(self.settings, place[1:], strict=False)
-        told = ["" if value is None else _SHOWN.get(name, str)(value) for name, value in values]
+        told = [_SHOWN.get(n, str)(v) if isinstance(v, (int, float)) else str(v or "") for n, v in values]
         told += [""] * (len(self.settings) - len(told))
         return (*map(Cell, (place[0], *told, n)), *bold_best(cells, least=costs(self.metric)))
 

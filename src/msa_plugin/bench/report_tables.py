@@ -87,11 +87,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG: file name in plots/, what it shows for those who cannot see it, and its caption."""
+    """A PNG: file name in plots/ and caption; the tables tell the numbers to those who cannot see it."""
 
     name: str
     png: bytes
-    alt: str
     caption: str
 
 
@@ -109,7 +108,7 @@ class Section:
         """The chapter with all its tables, or with some of them."""
         blocks = [f"{'#' * level} {escaped(self.title)}", *(escaped(p, 4000) for p in self.text)]
         for figure in self.figures:
-            blocks += [f"![{escaped(figure.alt)}](plots/{figure.name})", escaped(figure.caption)]
+            blocks += [f"![{escaped(figure.caption)}](plots/{figure.name})", escaped(figure.caption)]
         blocks += [table.markdown() for table in (self.tables if tables is None else tables)]
         blocks += ["\n".join("    " + clean(line, 4000) for line in self.code.split("\n"))] if self.code else []
         return "\n\n".join(blocks)
