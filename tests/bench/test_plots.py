@@ -63,6 +63,8 @@ def test_a_single_size_a_missing_cell_and_no_base_are_drawn() -> None:
     assert len(plots.figures(Saved.of(one))["scale"]) == 1
     gaps = [r for r in needles() if (r.system, r.settings["depth"]) != ("bm25", 0.5)]
     assert len(plots.figures(Saved.of(gaps))["needle"]) == 2
+    apart = [r for r in needles() if (r.system == "msa") == (r.settings["task"] == "single-1")]
+    assert len(plots.figures(Saved.of(apart))["needle"]) == 2
     others = [r for r in [*retrieval(), *scale(), *latency()] if r.system != "msa"]
     assert sum(map(len, plots.figures(Saved.of(others)).values())) == 4
     odd = [replace(r, settings={"memory_tokens": "much"}) for r in scale()]

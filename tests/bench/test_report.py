@@ -179,6 +179,12 @@ def test_a_mean_over_other_cells_is_none() -> None:
     assert heat["needle 4K 100 %"] == ["0.000", DASH] and heat["needle 16K 100 %"] == ["0.000", "0.000"]
 
 
+def test_systems_that_share_no_task_have_no_mean_over_tasks() -> None:
+    apart = [r for r in needles() if (r.system == "msa") == (r.settings["task"] == "single-1")]
+    assert lines(table("needle", apart, "Needles, recall, by task"))["needle single-1"] == ["0.500", DASH]
+    assert set(map(tuple, lines(table("needle", apart, "Needles, recall, by length")).values())) == {(DASH, DASH)}
+
+
 def test_latency_stands_by_hop_and_stage() -> None:
     found = table("latency", latency(), "Latency, seconds, median")
     assert found.heads == ("data set", "memory tokens", "hop", "stage", "n", "msa", "iterative")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -121,11 +122,12 @@ class Grid:
 
         told = {name for row in rows for name in row.settings} - (set() if by_system else {"passages"})
         self.rows, self.metric, self.datasets, names = rows, rows[0].metric, datasets(rows), systems(rows)
-        self.settings = (*(n for n in _SHOWN if n in told), *sorted(told - {*_SHOWN}))
-        self.lines: dict[Place, dict[str, ResultRow]] = {}
+        self.settings: tuple[str, ...] = (*(n for n in _SHOWN if n in told), *sorted(told - {*_SHOWN}))
+        lines: dict[Place, dict[str, ResultRow]] = {}
         for row in sorted(rows, key=self._order):
             place = (row.dataset, *(setting(row, name) for name in self.settings))
-            self.lines.setdefault(place, {})[column(row)] = row
+            lines.setdefault(place, {})[column(row)] = row
+        self.lines: Mapping[Place, Line] = lines
         ordered = sorted(rows, key=lambda row: (names.index(row.system), rank(setting(row, "passages"))))
         self.columns = list(dict.fromkeys(map(column, ordered)))
         self.base = next((name for name in self.columns if name.startswith(BASE)), "")
@@ -140,7 +142,7 @@ class Grid:
         for place, line in self.lines.items():
             own = line.get(self.base) if timed(self.metric) else None
             cells = [Cell.of(row, own, _sign(row, tests)) for row in map(line.get, self.columns)]
-            body.append(self._line(place, cells, f"{max(row.n for row in line.values()):,}"))
+            body.append(self._line(place, cells, f"{max((row.n for row in line.values()), default=0):,}"))
         shown = [cell for line in body for cell in line]
         notes = ["The best of each row is in bold."]
         notes += [_SIGNED] if any(c.mark for c in shown) else []
@@ -157,26 +159,20 @@ class Grid:
 
     def _line(self, place: Place, cells: Sequence[Cell], n: str = "") -> Cells:
         values = zip(self.settings, place[1:], strict=False)
-        told = [_SHOWN.get(n, str)(v) if isinstance(v, (int, float)) else str(v or "") for n, v in values]
+        told = [_SHOWN.get(name, str)(v) if isinstance(v, (int, float)) else str(v or "") for name, v in values]
         told += [""] * (len(self.settings) - len(told))
         return (*map(Cell, (place[0], *told, n)), *bold_best(cells, least=costs(self.metric)))
 
     # Means over lines
 
     def by(self, *names: str) -> Grid:
-        """Means over all lines that share these settings, of columns that have all of these lines."""
+        """Means over all lines that share these settings, of columns that stand in all of these lines."""
         groups: dict[Place, list[Line]] = {}
         for place, line in self.lines.items():
             told = dict(zip(self.settings, place[1:], strict=True))
-            groups.setdefault(tuple(told[name] for name in names), []).append(line)
-        made = Grid(
-            [
-                replace(row, settings=dict(zip(names, values, strict=True)))
-                for values, lines in groups.items()
-                for row in means(lines).values()
-            ]
-        )
-        made.columns = self.columns
+            groups.setdefault((place[0], *(told.get(name) for name in names)), []).append(line)
+        made = copy(self)
+        made.settings, made.lines = names, {place: means(lines) for place, lines in groups.items()}
         return made
 
     def mean(self, name: str, lines: Iterable[Line], values: Place = ()) -> Cells:

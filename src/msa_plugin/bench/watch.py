@@ -13,41 +13,34 @@ class Watch:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         """On `stream` if it is a terminal; None is silent."""
-        self._bar: Progress | None = None
-        if stream is not None and stream.isatty():
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-            times = (TimeElapsedColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, *times, console=Console(file=stream), transient=True)
-            self._all = self._bar.add_task("questions", total=None)
-            self._one = self._bar.add_task("", total=None, visible=False)
+        silent = stream is None or not stream.isatty()
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, *times, console=Console(file=stream), transient=True, disable=silent)
+        self._all = self._bar.add_task("questions", total=None)
+        self._one = self._bar.add_task("", total=None, visible=False)
 
     def expect(self, total: int) -> None:
         """From now on `total` questions are to come, over all systems and data sets."""
-        if self._bar is not None:
-            self._bar.reset(self._all, total=total)
+        self._bar.reset(self._all, total=total)
 
     def advance(self, done: int) -> None:
         """So many more questions are done."""
-        if self._bar is not None:
-            self._bar.advance(self._all, done)
+        self._bar.advance(self._all, done)
 
     def step(self, what: str, done: int, total: int) -> None:
         """Part of the work in between, such as encoding a corpus; done when `done` is `total`."""
-        if self._bar is not None:
-            self._bar.update(self._one, description=what, completed=done, total=total, visible=done < total)
+        self._bar.update(self._one, description=what, completed=done, total=total, visible=done < total)
 
     def say(self, what: str) -> None:
         """What is being worked on."""
-        if self._bar is not None:
-            self._bar.update(self._all, description=what)
+        self._bar.update(self._all, description=what)
 
     def __enter__(self) -> Watch:
         """Itself, shown."""
-        if self._bar is not None:
-            self._bar.start()
+        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.stop()
