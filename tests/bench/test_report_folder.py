@@ -143,17 +143,25 @@ def hostile(name: str) -> list[ResultRow]:
     return [*rows, row(name, name, name, name, 1.0, settings={name: name})]
 
 
+def written(out: Path, name: str) -> tuple[Page, str]:
+    """The report of such a run, as HTML and as Markdown, without plots."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "figures", lambda saved: {})
+        page = write_report(saved(out, hostile(name), parts={name: {name: name}}))
+    return Page(page.read_text("utf-8")), (out / "report.md").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def harmless(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, str]:
+    return written(tmp_path_factory.mktemp("harmless"), "plain")
+
+
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_names_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(plots, "figures", lambda saved: {})
-    out = saved(tmp_path / "out", hostile(name), parts={name: {name: name}})
-    page = Page(write_report(out).read_text("utf-8"))
-    harmless = Page(write_report(saved(tmp_path / "plain", hostile("plain"), parts={"plain": {}})).read_text("utf-8"))
-    assert Counter(page.tags) == Counter(harmless.tags)
-    assert {a for a, _ in page.attributes} == {a for a, _ in harmless.attributes}
-    text = (out / "report.md").read_text("utf-8")
+def test_hostile_names_stay_text(tmp_path: Path, harmless: tuple[Page, str], name: str) -> None:
+    (page, text), (expected, plain) = written(tmp_path / "out", name), harmless
+    assert Counter(page.tags) == Counter(expected.tags)
+    assert {a for a, _ in page.attributes} == {a for a, _ in expected.attributes}
     prose = "\n".join(line for line in text.splitlines() if not line.startswith("    "))  # the rest is literal
-    plain = (tmp_path / "plain" / "report.md").read_text("utf-8")
     assert len(re.findall("^#", prose, re.M)) == len(re.findall("^#", plain, re.M))
     assert not re.search(r"<script|(?<!\\)\*\*bold|(?<!\\)`code|\](?<!\\\])\(j", prose)
     assert borders(prose) == borders(plain)

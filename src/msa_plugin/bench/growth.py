@@ -99,11 +99,10 @@ def plan(
     random.Random(seed).shuffle(rest)
     ordered = [d for d in dataset.documents if d.id in gold] + rest
     dropped: list[str] = []
-    stream = _counted(ordered, _unseen(distractors, dataset.documents, dropped), counts, tokens)
-    chosen, steps = _steps(stream, wanted)
+    more = _counted(_unseen(distractors, dataset.documents, dropped), tokens)
+    chosen, steps, total = _steps(chain(((d, counts[d.id]) for d in ordered), more), wanted)
     if dropped:
         notes.append(f"{len(dropped)} distractors were left out: their text was there before")
-    total = sum(counts[d.id] for d in chosen)
     for size in wanted[len(steps) :]:
         if synthetic and chosen:
             steps.append(GrowthStep(size, len(chosen), total, round((size - total) * len(chosen) / total)))
@@ -116,7 +115,7 @@ def plan(
 
 def distractors(folder: Path, size: int, tokens: Tokens) -> tuple[Document, ...]:
     """The first passages of `folder`, so many that they hold `size` tokens. Raises ConfigError when there are fewer."""
-    chosen, steps = _steps(_counted((), load_distractors(folder, sys.maxsize), {}, tokens), [size])
+    chosen, steps, _ = _steps(_counted(load_distractors(folder, sys.maxsize), tokens), [size])
     if not steps:
         raise ConfigError(f"{folder.name} holds fewer than {size:,} tokens; ask for fewer")
     return tuple(chosen)
@@ -173,19 +172,15 @@ def _squeezed(text: str) -> str:
     return hashlib.sha256(" ".join(text.casefold().split()).encode()).hexdigest()
 
 
-def _counted(
-    first: Iterable[Document], then: Iterator[Document], counts: dict[str, int], tokens: Tokens
-) -> Iterator[tuple[Document, int]]:
-    for document in first:
-        yield document, counts[document.id]
-    while portion := list(islice(then, _COUNTED)):
-        for document, count in zip(portion, tokens(portion), strict=True):
-            counts[document.id] = count
-            yield document, count
+def _counted(documents: Iterator[Document], tokens: Tokens) -> Iterator[tuple[Document, int]]:
+    while portion := list(islice(documents, _COUNTED)):
+        yield from zip(portion, tokens(portion), strict=True)
 
 
-def _steps(stream: Iterator[tuple[Document, int]], sizes: Sequence[int]) -> tuple[list[Document], list[GrowthStep]]:
-    """Passages up to the largest size, and for each size the first beginning that reaches it."""
+def _steps(
+    stream: Iterator[tuple[Document, int]], sizes: Sequence[int]
+) -> tuple[list[Document], list[GrowthStep], int]:
+    """Passages up to the largest size, for each size the first beginning that reaches it, and the tokens of all."""
     chosen: list[Document] = []
     steps: list[GrowthStep] = []
     total = 0
@@ -196,7 +191,7 @@ def _steps(stream: Iterator[tuple[Document, int]], sizes: Sequence[int]) -> tupl
             steps.append(GrowthStep(sizes[len(steps)], len(chosen), total))
         if len(steps) == len(sizes):
             break
-    return chosen, steps
+    return chosen, steps, total
 
 
 def keys_alone(config: MemoryConfig) -> MemoryConfig:
