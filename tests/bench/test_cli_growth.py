@@ -11,7 +11,6 @@ from growth_toys import corpus, distractors
 from typer.testing import CliRunner
 
 from msa_plugin.bench.store import NOTE, Results
-from msa_plugin.bench.systems import parse
 from msa_plugin.cli.bench import app
 from msa_plugin.errors import ConfigError
 from tiny import save_tiny, tiny_backbone
@@ -117,13 +116,6 @@ def test_needle(invoke, tmp_path):
     assert result.exit_code == 0, result.output
     assert [*(tmp_path / "shared" / "banks").glob("*/bank-*")] and not [*(tmp_path / "shared").rglob("encoded")]
     assert {r.settings["depth"] for r in rows if r.metric == "recall"} == {0.0, 1.0}
-
-
-def test_systems():
-    assert parse("msa, bm25") == ("msa", "bm25")
-    for wrong in ("", "msa,msa", "nonsense"):
-        with pytest.raises(ConfigError):
-            parse(wrong)
 
 
 def test_folders_that_are_not_there(invoke, files, tmp_path):

@@ -69,7 +69,7 @@ def test_every_command_is_tried_and_tells_what_it_takes():
 def test_values_arrive(monkeypatch):
     grown = called(monkeypatch, ["scale", "--out", "o", "--sizes", "4K,1e3", "--budget", "2", "--synthetic"])
     assert (grown.sizes, grown.minutes, grown.synthetic, grown.questions) == ((1000, 4096), 2.0, True, 100)
-    assert grown.systems == ("msa", "msa-interleave", "bm25", "dense", "hybrid") and grown.budget is None
+    assert grown.systems == ("msa", "msa-interleave", "bm25", "dense", "hybrid")
     needles = called(monkeypatch, ["needle", "-o", "o", "--depths", "3", "--tasks", "single-1", "--no-answers"])
     assert (needles.depths, needles.tasks, needles.answers) == ((0.0, 0.5, 1.0), ("single-1",), False)
     ranked = called(monkeypatch, ["retrieval", "--quick", "--added", "1M", "--distractors", "d", "-s", "msa, bm25"])

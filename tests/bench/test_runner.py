@@ -84,28 +84,20 @@ def test_who_abstains_is_counted(tmp_path, backbone):
     ] == [1]
 
 
-def test_a_prefilter_is_told_beside_what_it_loses(tmp_path, backbone):
+@pytest.mark.parametrize(
+    ("part", "metric", "lost"),
+    [("retrieval", "exact_recall@10", {None: 3 / 8}), ("qa", "exact_read", {2: 1, 4: 3 / 4})],
+)
+def test_a_prefilter_is_told_beside_what_it_loses(tmp_path, backbone, part, metric, lost):
     name, data = "words+faiss:HNSW32", toy(tmp_path / "toy")
     with pytest.raises(ConfigError, match="exact search: add words"):
-        config(tmp_path / "out", data, systems=(name,))
+        config(tmp_path / "out", data, part, systems=(name,))
     fakes = Fakes()
     fakes.kinds[name] = Few
-    rows = run(backbone, fakes, config(tmp_path / "out", data, systems=("words", name)))
-    assert value(rows, name, "exact_recall@10") == 3 / 8
-    assert [r.system for r in rows if r.metric == "exact_recall@10"] == [name]
+    rows = run(backbone, fakes, config(tmp_path / "out", data, part, systems=("words", name), passages=(2, 4)))
+    found = {(r.system, r.settings.get("passages")): r.value for r in rows if r.metric == metric}
+    assert found == {(name, passages): share for passages, share in lost.items()}
     assert ("toy", "", f"{name}: three at most") in [*reasons(rows, NOTE)]
-
-
-def test_what_is_read_behind_a_prefilter_is_compared_too(tmp_path, backbone):
-    name, data = "words+faiss:HNSW32", toy(tmp_path / "toy")
-    with pytest.raises(ConfigError, match="exact search: add words"):
-        config(tmp_path / "out", data, "qa", systems=(name,))
-    fakes = Fakes()
-    fakes.kinds[name] = Few
-    rows = run(backbone, fakes, config(tmp_path / "out", data, "qa", systems=("words", name), passages=(2, 4)))
-    assert value(rows, name, "exact_read", passages=2) == 1
-    assert value(rows, name, "exact_read", passages=4) == 3 / 4
-    assert {r.system for r in rows if r.metric == "exact_read"} == {name}
 
 
 @pytest.mark.parametrize("part", ["retrieval", "qa"])

@@ -10,7 +10,7 @@ from system_toys import ids, static_model, toy_dataset, workspace
 from msa_plugin.bench.base import Answers, Cost, System
 from msa_plugin.bench.systems import NAMES, Options, create, models, parse
 from msa_plugin.bench.systems.system_spec import Parsed, Rerank, parse_one
-from msa_plugin.data.datasets import Dataset, Question, sample_dataset
+from msa_plugin.data.datasets import Dataset, Question
 from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.types import Document
 
@@ -50,11 +50,6 @@ def packaged(tmp_path_factory):
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory, backbone):
     return workspace(tmp_path_factory.mktemp("toy"), backbone)
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory, backbone):
-    return workspace(tmp_path_factory.mktemp("sample"), backbone, sample_dataset())
 
 
 @pytest.fixture
@@ -97,16 +92,6 @@ def test_every_system_finds(name, toy, offline):
     assert ids(system.find(questions[:1], 1000)[0]) == ids(everything)
     assert system.find([], 5) == []
     system.close()
-
-
-@pytest.mark.parametrize("name", ["msa", "msa-interleave", "bm25", "fusion:msa~bm25", "iterative:msa"])
-def test_sample_corpus(name, sample):
-    system = create(name, sample)
-    system.prepare()
-    known = {d.id for d in sample.dataset.documents}
-    for one in system.find([q.text for q in sample.dataset.questions], 10):
-        assert set(ids(one)) <= known
-        assert len(one.ranking) == 10 or name == "bm25"
 
 
 @pytest.mark.parametrize("name", ANSWERING)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.case import Command, Sizes, Voice, option
@@ -26,10 +26,7 @@ T = TypeVar("T")
 
 
 class GrowthSettings(Settings):
-    """What is measured: `systems` at `sizes` in tokens, on at most so many `questions`.
-
-    `budget` (seconds to ask, without indexing) cuts the questions of each size short, evenly.
-    """
+    """What is measured: `systems` at `sizes` in tokens, on at most so many `questions`."""
 
     systems: Systems = option(..., "Names of systems, separated by commas.", "--systems", "-s", min_length=1)
     sizes: Sizes = option(..., "Sizes of the memory in tokens, such as 16K,64K,1M.")
@@ -38,7 +35,6 @@ class GrowthSettings(Settings):
     prefilter: str | None = option(
         None, "Also measure MSA behind this index, e.g. faiss:HNSW32@candidates=200 or coarse:128."
     )
-    budget: float | None = Field(default=None, gt=0)
 
     @field_validator("prefilter")
     @classmethod
@@ -57,9 +53,9 @@ class GrowthSettings(Settings):
 class GrowthRun:
     """A run over data sets, one after another; what a former run has stored is not measured again."""
 
-    def __init__(self, settings: Any, run: Run) -> None:
-        """`settings` are `GrowthSettings`."""
-        self.settings, self.run = settings, run
+    def __init__(self, settings: Any, run: Run, budget: float | None = None) -> None:
+        """`settings` are `GrowthSettings`; `budget` (seconds to ask) cuts the questions of each size short, evenly."""
+        self.settings, self.run, self.budget = settings, run, budget
         self._asking = 0.0  # seconds spent on questions so far
 
     def over(self, dataset: Dataset, distractors: Iterable[Document]) -> GrowthPlan:
@@ -86,7 +82,7 @@ class GrowthRun:
     def in_time(self, turns: Sequence[T], left: int) -> Iterator[tuple[int, T]]:
         """The turns with their numbers, as long as the share of the budget lasts that `left` such loops have."""
         began = time.monotonic()
-        allowed = None if self.settings.budget is None else (self.settings.budget - self._asking) / left
+        allowed = None if self.budget is None else (self.budget - self._asking) / left
         for number, turn in enumerate(turns):
             if allowed is not None and number >= _LEAST and time.monotonic() - began > allowed:
                 break
@@ -108,9 +104,9 @@ class GrowthCommand(GrowthSettings, RunSettings, Command):
     kind: ClassVar[type[GrowthRun]]
     own: ClassVar[tuple[str, ...]]  # further settings that rows must share to stand side by side
 
-    def measuring(self, settings: GrowthSettings, run: Run) -> GrowthRun:
+    def measuring(self, run: Run, budget: float | None) -> GrowthRun:
         """What is run on one data set."""
-        return self.kind(settings, run)
+        return self.kind(self, run, budget)
 
     def run(self, out: Voice) -> None:
         """Measure every data set. A mistyped path is told before a backbone is loaded or anything is written."""
@@ -137,6 +133,6 @@ class GrowthCommand(GrowthSettings, RunSettings, Command):
                 out.note(f"{dataset.name}: {len(dataset.documents):,} passages, {len(dataset.questions):,} questions")
                 # By the rule of thumb for tokens; the plan stops taking them when its own count is reached.
                 more = load_distractors(self.distractors, 2 * max(self.sizes)) if self.distractors else iter(())
-                self.measuring(self.model_copy(update={"budget": budget}), run).over(dataset, more)
+                self.measuring(run, budget).over(dataset, more)
             rows = run.rows("cost")
         show(out, self.out, rows)

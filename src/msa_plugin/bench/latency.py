@@ -51,9 +51,9 @@ class LatencySettings(GrowthSettings):
 class Latency(GrowthRun):
     """One run over one data set."""
 
-    def __init__(self, settings: Any, run: Run, source: TextSource | None = None) -> None:
+    def __init__(self, settings: Any, run: Run, budget: float | None = None, source: TextSource | None = None) -> None:
         """`source` is what another process loads to measure a system's peak memory alone; None leaves that out."""
-        super().__init__(settings, run)
+        super().__init__(settings, run, budget)
         self.source = source
 
     def measure(self, planned: GrowthPlan) -> None:
@@ -172,9 +172,10 @@ class LatencyCommand(LatencySettings, GrowthCommand):
     own = ("hops", "per_round", "repeats")
     peak: bool = option(True, "Measure peak memory of each system in a process of its own.")
 
-    def measuring(self, settings: Any, run: Run) -> Latency:
+    def measuring(self, run: Run, budget: float | None) -> Latency:
         """What is run on one data set, with what another process loads."""
-        return Latency(settings, run, TextSource(self.model, self.adapter, MemoryConfig()) if self.peak else None)
+        source = TextSource(self.model, self.adapter, MemoryConfig()) if self.peak else None
+        return Latency(self, run, budget, source)
 
 
 def _indexed(name: str) -> str:
