@@ -81,13 +81,13 @@ class Bare(Run):
 @pytest.mark.parametrize("task", TASKS)
 def test_values_are_in_their_needles_and_nowhere_else(task: str, depth: float) -> None:
     case = make_task(task, 3000, depth, 5, count, FILLER if task == "single-3" else ())
-    [question], [expected], [needles] = case.questions, case.expected, case.needles
-    shape = TASKS[task]
+    [question], documents, shape = case.dataset.questions, case.dataset.documents, TASKS[task]
+    expected, needles = question.answers, question.positives
     assert len(set(expected)) == len(expected) == shape.keys * shape.values
-    holding = [d.id for d in case.documents for v in expected if v in d.text]
+    holding = [d.id for d in documents for v in expected if v in d.text]
     assert sorted(holding) == sorted(needles)
-    assert not any(v in question for v in expected)
-    assert sum(count(f"{d.title} {d.text}") for d in case.documents) <= 3000
+    assert not any(v in question.text for v in expected)
+    assert sum(count(f"{d.title} {d.text}") for d in documents) <= 3000
     assert case.tokens > 2500
 
 
@@ -95,8 +95,8 @@ def test_values_are_in_their_needles_and_nowhere_else(task: str, depth: float) -
 def test_needles_stand_at_their_depth(task: str) -> None:
     for depth in DEPTHS:
         case = make_task(task, 3000, depth, 1, count)
-        order = [d.id for d in case.documents]
-        places = [order.index(i) for i in case.needles[0]]
+        order = [d.id for d in case.dataset.documents]
+        places = [order.index(i) for i in case.dataset.questions[0].positives]
         assert places == list(range(places[0], places[0] + len(places)))
         before, after = places[0], len(order) - 1 - places[-1]
         assert before / (before + after) == pytest.approx(depth, abs=1 / len(order))
@@ -107,21 +107,22 @@ def test_the_same_arguments_give_the_same_case_and_depth_moves_only_needles(task
     case = make_task(task, 3000, 0.5, 3, count)
     assert case == make_task(task, 3000, 0.5, 3, count)
     other = make_task(task, 3000, 0.5, 4, count)
-    assert (case.questions, case.documents) != (other.questions, other.documents)
+    assert case.dataset != other.dataset
     start = make_task(task, 3000, 0.0, 3, count)
-    assert (start.questions, start.expected) == (case.questions, case.expected)
-    moved = {d.text for d in case.documents} - {d.text for d in start.documents}
-    assert len(moved) <= 2 * sum(map(len, case.needles)) + TASKS[task].decoys
+    [asked], [same] = case.dataset.questions, start.dataset.questions
+    assert (same.text, same.answers) == (asked.text, asked.answers)
+    moved = {d.text for d in case.dataset.documents} - {d.text for d in start.dataset.documents}
+    assert len(moved) <= 2 * len(asked.positives) + TASKS[task].decoys
 
 
 def test_tasks_differ_in_what_surrounds_the_needle() -> None:
-    about = {t: " ".join(d.text for d in make_task(t, 3000, 0.5, 0, count).documents) for t in TASKS}
+    about = {t: " ".join(d.text for d in make_task(t, 3000, 0.5, 0, count).dataset.documents) for t in TASKS}
     assert "The kettle is on the stove." in about["single-1"]
     assert about["multikey-2"].count("The locker code of") > 150
     assert about["multikey-1"].count("The locker code of") == 4
     assert about["multikey-3"].count("The serial of item") > 100
     with_stream = make_task("single-3", 3000, 0.5, 0, count, FILLER)
-    assert {d.title.split()[0] for d in with_stream.documents} == {"Report"}
+    assert {d.title.split()[0] for d in with_stream.dataset.documents} == {"Report"}
 
 
 @pytest.mark.parametrize(
@@ -139,11 +140,10 @@ def test_what_cannot_be_made_says_why(arguments: tuple[str, int, float], says: s
 
 
 def test_filler_that_says_a_value_gets_another_value() -> None:
-    first = make_task("single-3", 500, 0.5, 0, count, FILLER[:200])
-    told = [Document(d.id, f"{d.text} It is {first.expected[0][0]}.") for d in FILLER[:200]]
-    again = make_task("single-3", 500, 0.5, 0, count, told)
-    assert again.questions == first.questions
-    assert again.expected != first.expected
+    [first] = make_task("single-3", 500, 0.5, 0, count, FILLER[:200]).dataset.questions
+    told = [Document(d.id, f"{d.text} It is {first.answers[0]}.") for d in FILLER[:200]]
+    [again] = make_task("single-3", 500, 0.5, 0, count, told).dataset.questions
+    assert again.text == first.text and again.answers != first.answers
 
 
 @pytest.mark.parametrize(

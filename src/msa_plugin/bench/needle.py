@@ -19,10 +19,10 @@ from msa_plugin.bench.case import Command, Sizes, Voice, Words, option
 from msa_plugin.bench.driver import Run, RunSettings, opened_run, show
 from msa_plugin.bench.growth import keys_alone
 from msa_plugin.bench.growth_rows import NEEDLE, needle_rows
-from msa_plugin.bench.needle_cases import TASKS, CountTokens, NeedleCase, make_task
+from msa_plugin.bench.needle_cases import TASKS, CountTokens, make_task
 from msa_plugin.bench.systems.system_spec import Systems
 from msa_plugin.config import GenerationConfig, MemoryConfig, Place
-from msa_plugin.data.datasets import Dataset, Question, load_distractors
+from msa_plugin.data.datasets import load_distractors
 from msa_plugin.errors import ConfigError
 from msa_plugin.types import Document
 
@@ -116,55 +116,41 @@ def measure(config: NeedleConfig, run: Run) -> None:
             if not (still := [name for name in missing if (NEEDLE, name) not in run.failed]):
                 break
             case = make_task(task, length, depth, config.seed + sample, count, filler)
-            with run.workspace(_dataset(case)) as workspace:
+            with run.workspace(case.dataset) as workspace:
                 for name in still:
-                    records = _records(run, name, workspace, case, config)
-                    measured[name] += ({"sample": sample, **record} for record in records)
+                    if (record := _record(run, name, workspace, config)) is not None:
+                        measured[name].append({"sample": sample, **record})
         for name in (name for name in measured if (NEEDLE, name) not in run.failed):
-            records = measured[name]
-            run.results.add_questions(NEEDLE, NEEDLE, name, [{**settings, **record} for record in records])
-            rows = [replace(row, settings=settings) for row in needle_rows(records)]
-            run.store(rows, NEEDLE, name, len(case.documents), case.tokens)
+            run.results.add_questions(NEEDLE, NEEDLE, name, [{**settings, **record} for record in measured[name]])
+            rows = [replace(row, settings=settings) for row in needle_rows(measured[name])]
+            run.store(rows, NEEDLE, name, len(case.dataset.documents), case.tokens)
 
 
-def _records(run: Run, name: str, workspace: Workspace, case: NeedleCase, config: NeedleConfig) -> list[dict[str, Any]]:
-    """What happened to each question of a haystack; nothing, with a recorded reason, where a system cannot run."""
+def _record(run: Run, name: str, workspace: Workspace, config: NeedleConfig) -> dict[str, Any] | None:
+    """What happened to a haystack's question; None, with a recorded reason, where a system cannot run."""
     try:
         with run.prepared(name, workspace, where=None) as system:
-            return _asked(system, workspace, case, config)
+            return _asked(system, workspace, config)
     except Exception as error:
         run.skip(NEEDLE, name, error)
-        return []
+        return None
 
 
-def _asked(system: Any, workspace: Workspace, case: NeedleCase, config: NeedleConfig) -> list[dict[str, Any]]:
-    """Of each question the needles and what was found (or read) and replied."""
-    questions = list(case.questions)
-    passages: list[list[str]] = []
-    records: list[dict[str, Any]] = [
-        {"id": f"q{i}", "needles": list(ids), "expected": list(expected)}
-        for i, (ids, expected) in enumerate(zip(case.needles, case.expected, strict=True))
-    ]
+def _asked(system: Any, workspace: Workspace, config: NeedleConfig) -> dict[str, Any]:
+    """The question's needles, what was found (or read) and replied."""
+    [question] = workspace.dataset.questions
+    record: dict[str, Any] = {"id": question.id, "needles": [*question.positives], "expected": [*question.answers]}
     if isinstance(system, System):
-        passages = [[hit.id for hit in found.ranking[: config.k]] for found in system.find(questions, config.k)]
+        [found] = system.find([question.text], config.k)
+        record["found"] = [hit.id for hit in found.ranking[: config.k]]
     elif not config.answers:
         raise ConfigError("it only answers, and answers were not asked for")
     if config.answers:
-        replies = system.answer(questions) if hasattr(system, "answer") else workspace.read(questions, passages)
-        passages = passages or [list(reply.read) for reply in replies]
-        for record, reply in zip(records, replies, strict=True):
-            record["reply"] = reply.text
-    for record, found in zip(records, passages, strict=True) if passages else ():
-        record["found"] = found
-    return records
-
-
-def _dataset(case: NeedleCase) -> Dataset:
-    questions = (
-        Question(f"q{i}", text, expected, dict.fromkeys(ids, 1), kind=case.task)
-        for i, (text, expected, ids) in enumerate(zip(case.questions, case.expected, case.needles, strict=True))
-    )
-    return Dataset(f"{NEEDLE}-{case.task}", case.documents, tuple(questions))
+        asked = [question.text]
+        [reply] = system.answer(asked) if hasattr(system, "answer") else workspace.read(asked, [record["found"]])
+        record["reply"] = reply.text
+        record.setdefault("found", list(reply.read))
+    return record
 
 
 def _filler(config: NeedleConfig, count: CountTokens) -> list[Document]:

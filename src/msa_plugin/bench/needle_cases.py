@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from msa_plugin.bench import needle_text as words
+from msa_plugin.data.datasets import Dataset, Question
 from msa_plugin.errors import ConfigError
 from msa_plugin.types import Document
 
@@ -51,18 +52,11 @@ TASKS: dict[str, Task] = {
 }
 
 
-@dataclass(frozen=True)
-class NeedleCase:
-    """One haystack with its questions; for each of them the values asked for and the ids of passages they are in."""
+class NeedleCase(NamedTuple):
+    """A haystack of so many tokens with one question; its answers are the values, its positives where they are."""
 
-    task: str
-    length: int
-    depth: float
+    dataset: Dataset
     tokens: int
-    documents: tuple[Document, ...]
-    questions: tuple[str, ...]
-    expected: tuple[tuple[str, ...], ...]
-    needles: tuple[tuple[str, ...], ...]
 
 
 @dataclass
@@ -116,16 +110,15 @@ def make_task(
         into = passages[place].sentences
         into.insert(round(random.random() * len(into)), sentence)
     documents = tuple(Document(f"p{i:06d}", p.text, p.title) for i, p in enumerate(passages))
-    return NeedleCase(
-        task=task,
-        length=length_tokens,
-        depth=depth,
-        tokens=sum(count_tokens(p.whole) for p in passages),
-        documents=documents,
-        questions=(words.question(asked[: chosen.keys], chosen.value, chosen.values),),
-        expected=(tuple(v for values in held[: chosen.keys] for v in values),),
-        needles=(tuple(documents[p].id for p in places[:wanted]),),
+    question = Question(
+        "q0",
+        words.question(asked[: chosen.keys], chosen.value, chosen.values),
+        tuple(value for values in held[: chosen.keys] for value in values),
+        {documents[place].id: 1 for place in places[:wanted]},
+        kind=task,
     )
+    tokens = sum(count_tokens(p.whole) for p in passages)
+    return NeedleCase(Dataset(f"needle-{task}", documents, (question,)), tokens)
 
 
 def answered(reply: str, expected: Sequence[str]) -> float:
