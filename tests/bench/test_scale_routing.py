@@ -50,8 +50,8 @@ def test_every_backend_is_measured_and_exact_ones_agree(tiny, tmp_path):
     width = default["torch"]["width"]
     assert default["torch"]["bytes_needed"] == default["torch"]["bytes_read"] == 640 * width * 2
     assert default["int8"]["bytes_needed"] == 640 * (width + 4)
-    assert default["torch"]["recall@10"] == default["heads"]["recall@10"] == 1.0 and default["int8"]["recall@10"] >= 0.8
-    assert default["flat"]["recall@10"] > 0.2, "ten chunks may be those of few documents"
+    assert {default[name]["recall@10"] for name in ("torch", "heads", "flat")} == {1.0}
+    assert default["int8"]["recall@10"] >= 0.8
     assert (
         default["flat"]["bytes_read"] == 2 * default["torch"]["bytes_read"] and default["heads"]["workspace_bytes"] > 0
     )

@@ -7,8 +7,8 @@ import torch
 from system_toys import Given, ids, workspace
 
 from msa_plugin import prompts
-from msa_plugin.bench.base import Scored
-from msa_plugin.bench.systems import FoundInRounds, create, rerank
+from msa_plugin.bench.base import Found, Scored
+from msa_plugin.bench.systems import create, rerank
 from msa_plugin.bench.systems.rerank import CrossEncoder, Likelihood, Reranked
 from tiny import tiny_backbone
 
@@ -132,10 +132,9 @@ def test_rounds_are_kept_and_the_last_one_takes_the_time(toy):
     base = Given(lambda q: ORDER)
     rounds = ({"search": 1.0}, {"search": 2.0})
     base.find = lambda questions, k: [
-        FoundInRounds((Scored("violin", 1.0),), {"search": 3.0}, ("a", "b"), rounds) for _ in questions
+        Found((Scored("violin", 1.0),), {"search": 3.0}, ("a", "b"), rounds) for _ in questions
     ]
     [found] = reranked(toy, base, 3).find(["?"], 5)
-    assert isinstance(found, FoundInRounds)
     assert found.rounds[0] == {"search": 1.0}
     assert set(found.rounds[1]) == {"search", "rerank"}
     assert found.queries == ("a", "b")

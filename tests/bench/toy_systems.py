@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 
 from msa_plugin.bench import systems
-from msa_plugin.bench.base import Cost, Scored
-from msa_plugin.bench.systems import FoundInRounds
+from msa_plugin.bench.base import Cost, Found, Scored
 from msa_plugin.errors import ConfigError, MissingExtraError
 
 
@@ -30,7 +29,7 @@ class Words:
         ranking = tuple(Scored(i, float(len(words & self.bags[i]))) for i in ranked)
         queries = tuple(" ".join([question, *ranked[:n]]) for n in range(self.hops))
         seconds = {"search": time.perf_counter() - start}
-        return FoundInRounds(ranking, seconds, queries, (seconds,) * self.hops)
+        return Found(ranking, seconds, queries, (seconds,) * self.hops)
 
     def close(self):
         self.bags = {}

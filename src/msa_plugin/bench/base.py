@@ -28,11 +28,15 @@ class Scored(NamedTuple):
 
 @dataclass(frozen=True)
 class Found:
-    """What a system found for one question: passages best first, seconds by stage, and the queries of each round."""
+    """What a system found for one question: passages best first, seconds by stage, and the queries of each round.
+
+    `rounds` are the seconds of each round, which `seconds` sums up; none for a system that has a single one.
+    """
 
     ranking: tuple[Scored, ...]
     seconds: Mapping[str, float]
     queries: tuple[str, ...] = ()
+    rounds: tuple[Mapping[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

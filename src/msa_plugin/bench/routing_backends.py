@@ -107,20 +107,16 @@ def _heads(shape: BankShape, selection: Selection) -> Search:
 
 
 def _flat(shape: BankShape, selection: Selection) -> Search:
-    """FAISS over float32 keys: each token's best chunks, merged by the maximum of each document.
-
-    As many chunks as documents are wanted, the least that it could do; recall says what that loses.
-    """
+    """FAISS over float32 keys: each token's best chunks, as many as the wanted documents may have, merged."""
     keys, _, offsets, ordinals = _joined(shape, selection, "cpu")
-    index = load_faiss().IndexFlatIP(keys.shape[1])
+    index, depth = load_faiss().IndexFlatIP(keys.shape[1]), min(DEPTH * int(offsets.diff().max()), len(keys))
     for start in range(0, len(keys), 1 << 16):
         index.add(keys[start : start + (1 << 16)].float().numpy())
 
     def search(queries: Tensor, votes: Tensor) -> tuple[list[int], int | None]:
+        vectors = collapsed(queries, shape.config)[0].contiguous().numpy()
         with faiss_threads():
-            values, found = index.search(
-                collapsed(queries, shape.config)[0].contiguous().numpy(), min(DEPTH, len(keys))
-            )
+            values, found = index.search(vectors, depth)
         owners = torch.searchsorted(offsets, torch.from_numpy(found).flatten(), right=True) - 1
         documents, place = torch.unique(owners, return_inverse=True)
         scores = torch.full(documents.shape, -torch.inf)

@@ -60,7 +60,7 @@ class TimedSystem:
         [found] = self.system.find([question], passages)
         [reply] = self.workspace.read([question], [[hit.id for hit in found.ranking]])
         spent = {AtSize(0, "total"): time.perf_counter() - start}
-        rounds = getattr(found, "rounds", ()) or (found.seconds,)
+        rounds = found.rounds or (found.seconds,)
         for number, seconds in enumerate(rounds, start=1):
             for stage, value in seconds.items():
                 at = AtSize(number, _STAGES.get(stage, stage))

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from msa_plugin.bench.base import Answers, System, Workspace
-from msa_plugin.bench.systems.common import FoundInRounds, Options
+from msa_plugin.bench.systems.common import Options
 from msa_plugin.bench.systems.dense import BackboneEmbedder, Dense, EmbeddingModel
 from msa_plugin.bench.systems.iterative import Decomposed, Iterative
 from msa_plugin.bench.systems.lexical import Bm25
@@ -23,7 +23,7 @@ from msa_plugin.bench.systems.score_fusion import WithMentions, WithTitles, With
 from msa_plugin.bench.systems.system_spec import NAMES, Parsed, parse, parse_one
 from msa_plugin.config import BesideConfig
 
-__all__ = ["NAMES", "FoundInRounds", "Options", "create", "parse"]
+__all__ = ["NAMES", "Options", "create", "parse"]
 
 _SIMPLE: dict[str, Callable[[str, Workspace, Options], System | Answers]] = {
     "bm25": Bm25,

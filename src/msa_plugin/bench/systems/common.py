@@ -8,14 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msa_plugin.bench.base import Cost, Found, Scored, System, Workspace
+from msa_plugin.bench.base import Cost, Scored, System, Workspace
 from msa_plugin.errors import ConfigError
 from msa_plugin.prompts import document_text
 from msa_plugin.types import Document
@@ -37,13 +37,6 @@ class Options:
         """Raises ConfigError for numbers below 1."""
         if wrong := [name for name, value in vars(self).items() if value < 1]:
             raise ConfigError(f"{', '.join(wrong)} must be at least 1")
-
-
-@dataclass(frozen=True)
-class FoundInRounds(Found):
-    """What a system with several rounds found; `rounds` are the seconds of each by stage, which `seconds` sums up."""
-
-    rounds: tuple[Mapping[str, float], ...] = field(default=())
 
 
 @contextmanager

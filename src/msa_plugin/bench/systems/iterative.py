@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from msa_plugin import prompts
 from msa_plugin.answering.reading import allowances
 from msa_plugin.bench.base import Found, Scored
-from msa_plugin.bench.systems.common import Composite, FoundInRounds, Seconds, merged, summed, timed
+from msa_plugin.bench.systems.common import Composite, Seconds, merged, summed, timed
 from msa_plugin.config import GenerationConfig
 
 QUERY_TOKENS = 32
@@ -46,18 +46,18 @@ class _Course:
         self.rounds.append(summed([self.planning, found.seconds]))
         self.planning = {}
 
-    def found(self, k: int) -> FoundInRounds:
+    def found(self, k: int) -> Found:
         """Everything so far as one ranking; a plan that led to no further search is part of the last round."""
         *before, last = self.rounds
         rounds = (*before, summed([last, self.planning]))
-        return FoundInRounds(merged(self.kept, self.first, k), summed(rounds), tuple(self.queries), rounds)
+        return Found(merged(self.kept, self.first, k), summed(rounds), tuple(self.queries), rounds)
 
 
 class Iterative(Composite):
     """Iter-RetGen without a generated text: the next query is the question followed by the best new passage."""
 
     def find(self, questions: Sequence[str], k: int) -> list[Found]:
-        """The best `k` passages of each question; seconds and queries of each round are in `FoundInRounds`."""
+        """The best `k` passages of each question; seconds and queries of each round are in `Found`."""
         courses = [_Course(question, question) for question in questions]
         depth = max(k, self.options.per_round * self.options.rounds)  # so that a round can bring as many new ones
         searching = courses

@@ -11,7 +11,7 @@ from copy import copy
 
 from msa_plugin.answering.answers import AnswerJob
 from msa_plugin.bench.base import Cost, Found, Reply, Scored, Workspace
-from msa_plugin.bench.systems.common import BenchSystem, FoundInRounds, Options, merged, shared, summed
+from msa_plugin.bench.systems.common import BenchSystem, Options, merged, shared, summed
 from msa_plugin.config import BesideConfig
 from msa_plugin.memory import LatentMemory
 from msa_plugin.retrieval.interleave import Ranking
@@ -106,9 +106,9 @@ class Interleaved(Msa):
         rows = zip(asked, self._scored(first.rows), strict=True)
         return [self._found(one, below, fill, k) for one, below in rows]
 
-    def _found(self, asked: AnswerJob, below: list[Scored], fill: dict[str, float], k: int) -> FoundInRounds:
+    def _found(self, asked: AnswerJob, below: list[Scored], fill: dict[str, float], k: int) -> Found:
         gathered = asked.gathered
         kept = [[Scored(*hit) for hit in zip(r.selected, r.scores, strict=True)] for r in gathered.rounds]
         rounds = tuple(dict(r.seconds) for r in gathered.rounds)
         queries = tuple(r.query for r in gathered.rounds)
-        return FoundInRounds(merged(kept, below, k), summed([*rounds, fill]), queries, rounds)
+        return Found(merged(kept, below, k), summed([*rounds, fill]), queries, rounds)

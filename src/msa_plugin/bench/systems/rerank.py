@@ -13,7 +13,7 @@ from torch import Tensor
 from msa_plugin import prompts
 from msa_plugin.backbone.attention import ForwardState
 from msa_plugin.bench.base import Cost, Found, Scored, System, Workspace
-from msa_plugin.bench.systems.common import Composite, FoundInRounds, Seconds, best, falling, timed
+from msa_plugin.bench.systems.common import Composite, Seconds, best, falling, timed
 from msa_plugin.bench.systems.models import load_cross_encoder, sentence_transformers
 from msa_plugin.encoding.encoder import pad_left, plan_batches
 from msa_plugin.engine.engine import Engine
@@ -62,7 +62,7 @@ class Reranked(Composite):
             ordered = self._ordered(question, first)
         spent = {**found.seconds, "rerank": found.seconds.get("rerank", 0.0) + seconds["rerank"]}
         reranked = replace(found, ranking=falling((*ordered, *rest))[:k], seconds=spent)
-        if isinstance(reranked, FoundInRounds) and reranked.rounds:  # it happens once, after the last round
+        if reranked.rounds:  # it happens once, after the last round
             *before, last = reranked.rounds
             return replace(reranked, rounds=(*before, {**last, "rerank": last.get("rerank", 0.0) + seconds["rerank"]}))
         return reranked
