@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -19,10 +18,8 @@ from msa_plugin.bench.recompute import recompute
 from msa_plugin.bench.report import write_report
 from msa_plugin.bench.runner import CompareConfig, RunOptions, compare
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
-from msa_plugin.bench.systems.system_spec import MEMORIES, parse
-from msa_plugin.bench.watch import Watch
+from msa_plugin.bench.systems.system_spec import behind, parse
 from msa_plugin.errors import ConfigError
-from msa_plugin.retrieval.prefilter import PrefilterSpec
 
 DEFAULT = "msa+lexical:1+titles+mentions"  # what a memory with the default adapter ranks by when nothing is said
 # Systems that need neither a download nor a second model, and what a first look wants to know.
@@ -56,8 +53,7 @@ class Comparing(RunOptions, Command):
         if (self.data is None) != self.quick:
             raise ConfigError("give --data DIR, or --quick for the sample corpus; not both, and not neither")
         chosen = parse(self.systems) if self.systems else (QUICK if self.quick else USUAL)[part]
-        if self.prefilter is not None:
-            chosen = (*chosen, *_behind(chosen, self.prefilter))
+        chosen = (*chosen, *behind(chosen, self.prefilter))
         shared = {name: getattr(self, name) for name in RunOptions.model_fields}
         computing = {} if self.dtype is None else {"dtype": self.dtype}
         return CompareConfig(**{**shared, "part": part, "systems": chosen, "memory": {**computing, **memory}, **more})
@@ -183,7 +179,7 @@ def show(out: Voice, configs: Mapping[Way, CompareConfig], judge: Judge | None =
     found: dict[Way, list[ResultRow]] = {}
     for way, config in configs.items():
         out.note(f"{', '.join(config.systems)}; results go to {config.out}; the same command goes on where one stopped")
-        found[way] = compare(config, judge=judge, watch=Watch(sys.stderr))
+        found[way] = compare(config, judge=judge)
     out.say(table(found, config.part))
     several = len(found) > 1
     for way, row in ((way, row) for way, rows in found.items() for row in rows if row.metric in (SKIPPED, NOTE)):
@@ -222,12 +218,3 @@ def _shown(metric: str, values: Mapping[str, float]) -> str:
     if metric not in values:
         return "-"
     return f"{values[metric]:.4f}" if metric == "seconds" else f"{values[metric]:.3f}"
-
-
-def _behind(systems: Sequence[str], spec: str) -> list[str]:
-    """The MSA systems among `systems`, behind an index."""
-    index = PrefilterSpec.parse(spec)
-    found = [f"{name}+{index}" for name in systems if name in MEMORIES]
-    if not found:
-        raise ConfigError("--prefilter is for msa and msa-interleave; name one of them in --systems")
-    return found

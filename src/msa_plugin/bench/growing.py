@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import field_validator
+from pydantic import model_validator
 
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.case import Command, Sizes, Voice, option
 from msa_plugin.bench.driver import Run, RunSettings, opened_run, show
 from msa_plugin.bench.growth import GrowthPlan, plan
-from msa_plugin.bench.systems.system_spec import MEMORIES, Systems
+from msa_plugin.bench.systems.system_spec import Systems, behind
 from msa_plugin.config import MemoryConfig, Settings
 from msa_plugin.data.datasets import Dataset, dataset_hash, find_datasets, load_distractors
 from msa_plugin.errors import ConfigError
@@ -36,18 +36,17 @@ class GrowthSettings(Settings):
         None, "Also measure MSA behind this index, e.g. faiss:HNSW32@candidates=200 or coarse:128."
     )
 
-    @field_validator("prefilter")
-    @classmethod
-    def _spelled_out(cls, given: str | None) -> str | None:
-        return None if given is None else str(PrefilterSpec.parse(given))
+    @model_validator(mode="after")
+    def _named(self) -> GrowthSettings:
+        _ = self.names  # a prefilter that cannot be is told at once
+        return self
 
     @property
     def names(self) -> tuple[str, ...]:
         """Systems as the results name them, prefilters spelled out; those behind the index last."""
         parts = [(name, *apart(name)) for name in self.systems]
         named = (name if spec is None else f"{plain}+{PrefilterSpec.parse(spec)}" for name, plain, spec in parts)
-        behind = () if self.prefilter is None else tuple(name for name in self.systems if name in MEMORIES)
-        return (*named, *(f"{name}+{self.prefilter}" for name in behind))
+        return (*named, *behind(self.systems, self.prefilter))
 
 
 class GrowthRun:

@@ -15,8 +15,9 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -137,38 +138,29 @@ def judge_replies(results: Results, datasets: Sequence[str], systems: Sequence[s
     tried again by the next call.
     """
     failed = ""
-    for dataset, system, record in _ungraded(results, datasets, systems):
-        judgement = Judgement(None, failed)
-        if not failed:
-            try:
-                judgement = judge.grade(record["text"], record["answers"], record["reply"])
-            except JudgeUnavailableError as error:
-                failed = str(error)
-                _LOG.warning("%s; the rest is not judged", failed)
-                judgement = Judgement(None, failed)
-        told = {"id": record["id"], "passages": record["passages"], "score": judgement.score}
-        results.add_questions("judge", dataset, system, [{**told, "reason": judgement.reason}])
+    for dataset, system in product(datasets, systems):
+        graded = _latest(results, "judge", dataset, system)
+        for name, record in _latest(results, "qa", dataset, system).items():
+            if name in graded and graded[name]["score"] is not None:
+                continue
+            judgement = Judgement(None, failed)
+            if not failed:
+                try:
+                    judgement = judge.grade(record["text"], record["answers"], record["reply"])
+                except JudgeUnavailableError as error:
+                    failed = str(error)
+                    _LOG.warning("%s; the rest is not judged", failed)
+                    judgement = Judgement(None, failed)
+            told = {"id": record["id"], "passages": record["passages"], "score": judgement.score}
+            results.add_questions("judge", dataset, system, [{**told, "reason": judgement.reason}])
 
 
 def unjudged(results: Results, dataset: str, system: str) -> Counter[str]:
     """How many replies have no score although a judge was asked, by reason."""
-    latest = {(r["id"], str(r["passages"])): r for r in results.questions("judge", dataset, system)}
-    return Counter(r["reason"] for r in latest.values() if r["score"] is None)
+    judged = _latest(results, "judge", dataset, system).values()
+    return Counter(r["reason"] for r in judged if r["score"] is None)
 
 
-def _ungraded(
-    results: Results, datasets: Sequence[str], systems: Sequence[str]
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for dataset in datasets:
-        for system in systems:
-            graded = {
-                (r["id"], str(r["passages"]))
-                for r in results.questions("judge", dataset, system)
-                if r["score"] is not None
-            }
-            latest: dict[tuple[str, str], Record] = {}
-            for record in results.questions("qa", dataset, system):
-                latest[record["id"], str(record["passages"])] = record
-            for name, record in latest.items():
-                if name not in graded:
-                    yield dataset, system, record
+def _latest(results: Results, part: str, dataset: str, system: str) -> dict[tuple[str, str], Record]:
+    """Of several records of a question and number of passages the last."""
+    return {(r["id"], str(r["passages"])): r for r in results.questions(part, dataset, system)}

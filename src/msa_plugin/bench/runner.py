@@ -25,7 +25,6 @@ from msa_plugin.bench.run_system import SystemRun
 from msa_plugin.bench.sampling import Others, affordable, in_order, thinned
 from msa_plugin.bench.scoring import exact_twin, rows_of
 from msa_plugin.bench.store import NOTE, Results
-from msa_plugin.bench.watch import Watch
 from msa_plugin.config import GenerationConfig, MemoryConfig, Place
 from msa_plugin.data.datasets import Dataset, Question, dataset_hash, find_datasets, load_distractors
 from msa_plugin.errors import ConfigError
@@ -114,9 +113,7 @@ class CompareConfig(RunOptions):
         return [known[name] for name in self.sets]
 
 
-def compare(
-    config: CompareConfig, *, judge: Judge | None = None, watch: Watch | None = None, **given: Any
-) -> list[ResultRow]:
+def compare(config: CompareConfig, *, judge: Judge | None = None, **given: Any) -> list[ResultRow]:
     """Run what is missing of `config` and return the rows of its part and of "cost".
 
     `judge` grades the replies in the end; `given` are further arguments of `driver.opened_run`. A system that cannot
@@ -128,7 +125,6 @@ def compare(
         next(load_distractors(config.distractors, 1), None)
     limit = config.generation.max_new_tokens
     generation = {**config.generation.model_dump(exclude_defaults=True), "max_new_tokens": limit}
-    given = {"watch": watch or Watch(), **given}
     with opened_run(config, config.part, config.identity, config.memory, generation, **given) as run:
         comparison = Comparison(config, run)
         if config.fresh:

@@ -100,6 +100,16 @@ def parse(names: str | Sequence[str]) -> tuple[str, ...]:
     return found
 
 
+def behind(systems: Sequence[str], prefilter: str | None) -> tuple[str, ...]:
+    """The memories among `systems` once more, behind an index. Raises ConfigError where there is none."""
+    if prefilter is None:
+        return ()
+    index = PrefilterSpec.parse(prefilter)
+    if found := tuple(f"{name}+{index}" for name in systems if name in MEMORIES):
+        return found
+    raise ConfigError("--prefilter is for msa and msa-interleave; name one of them in --systems")
+
+
 def parse_one(name: str) -> Parsed:
     """Take one name apart. Raises ConfigError."""
     plain, *suffixes = _suffixed(_without_parentheses(name.strip()))
