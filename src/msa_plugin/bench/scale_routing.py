@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import BeforeValidator, model_validator
@@ -20,8 +20,8 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bench import peak
 from msa_plugin.bench.case import ClockedCase, Row, Sizes, option
-from msa_plugin.bench.routing_backends import DEPTH, EXACT, Search, searching
-from msa_plugin.bench.scale_sample import BankShape, KeySample, build, encoded_sample, reference_shape, store_sample
+from msa_plugin.bench.routing_backends import DEPTH, EXACT, searching
+from msa_plugin.bench.scale_sample import BankShape, KeySample, build, encoded_sample, reference_shape
 from msa_plugin.config import MemoryConfig
 from msa_plugin.data.datasets import Dataset, load_dataset, sample_dataset
 from msa_plugin.engine.adapters import find_adapter
@@ -100,14 +100,6 @@ class ScaleRouting(ClockedCase):
                         yield _head(shape, sample, tokens, dataset, copy, self) | _ratios(row, copy) | row
 
 
-class SearchOutcome(NamedTuple):
-    """What a backend gave: per question its documents, and seconds; `bytes` it reads for one question."""
-
-    rankings: list[list[int]]
-    seconds: list[float]
-    bytes: int
-
-
 def _head(
     shape: BankShape, sample: KeySample, tokens: int | None, dataset: Dataset, copy: float, plan: ScaleRouting
 ) -> dict[str, Any]:
@@ -145,11 +137,7 @@ def _size(
     made = {dtype: _made_with(shape, backbone, adapter, dtype) for dtype in wanted}
     for dtype, made_with in made.items():
         began = plan.now()
-        kind = getattr(torch, dtype)
-        if tokens is None:
-            chunks = store_sample(place / dtype, made_with, shape, kind)
-        else:
-            chunks = build(place / dtype, made_with, shape, tokens, kind, plan.seed)
+        chunks = build(place / dtype, made_with, shape, tokens, getattr(torch, dtype), plan.seed)
         yield {"backend": f"build {dtype}", "chunks": chunks, "seconds": plan.now() - began}
     exact: list[list[int]] | None = None
     for backend in ("torch", *(b for b in plan.backends if b != "torch")):
@@ -181,35 +169,31 @@ def _measured(
     search = searching(backend, shape, bank, selection, place)
     prepared = plan.now() - began
     peak.reset_peak()
-    found = _timed(shape.sample, search, keys, plan)
+    sample = shape.sample
+    questions = [(sample.questions[n : n + 1], sample.votes[n : n + 1]) for n in range(len(sample.questions))]
+    search(*questions[0])  # what is made once is nobody's time
+    rankings, seconds, read = [], [], keys
+    for question in questions:
+        began = plan.now()
+        documents, some = search(*question)
+        seconds.append(plan.now() - began)
+        rankings.append(documents)
+        read = keys if some is None else some
     row = {
         "backend": backend,
-        "seconds": median(found.seconds),
-        "seconds_most": max(found.seconds),
-        "questions": len(found.seconds),
+        "seconds": median(seconds),
+        "seconds_most": max(seconds),
+        "questions": len(seconds),
         "check_s": checked,
         "prepare_s": prepared,
-        "bytes_read": found.bytes,
+        "bytes_read": read,
         "bytes_needed": keys,
         "bank_bytes": bank.stats("default").bytes_total,
-        "workspace_bytes": peak.tensor_bytes(lambda: search(shape.sample.questions[:1], shape.sample.votes[:1])),
+        "workspace_bytes": peak.tensor_bytes(lambda: search(*questions[0])),
         "peak_bytes": peak.peak_bytes(),
         "own_bytes": peak.own_bytes(),
     }
-    return row, found.rankings
-
-
-def _timed(sample: KeySample, search: Search, everything: int, plan: ScaleRouting) -> SearchOutcome:
-    rankings, seconds, read = [], [], everything
-    search(sample.questions[:1], sample.votes[:1])
-    for row in range(len(sample.questions)):
-        one = slice(row, row + 1)
-        began = plan.now()
-        documents, some = search(sample.questions[one], sample.votes[one])
-        seconds.append(plan.now() - began)
-        rankings.append(documents)
-        read = everything if some is None else some
-    return SearchOutcome(rankings, seconds, read)
+    return row, rankings
 
 
 def copy_bandwidth(size: int, now: Callable[[], float], repeats: int = 5) -> float:

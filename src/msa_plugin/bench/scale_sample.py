@@ -92,26 +92,18 @@ def reference_shape(sample: KeySample, tokens: int = 16, layers: int = 18) -> Ba
     return BankShape("msa-4b layer", config, turned, layers)
 
 
-def build(path: Path, made_with: Fingerprint, shape: BankShape, tokens: int, dtype: torch.dtype, seed: int) -> int:
-    """Write a bank of about `tokens` tokens (whole documents) to `path`; returns its chunks.
+def build(
+    path: Path, made_with: Fingerprint, shape: BankShape, tokens: int | None, dtype: torch.dtype, seed: int
+) -> int:
+    """Write a bank of about `tokens` tokens (whole documents), or (None) of the sample as it is; returns its chunks.
 
     Equal arguments but for `dtype` give the same numbers in another precision. Memory: one commit's keys.
     """
-    documents = max(1, tokens // (shape.config.pooling * CHUNKS_PER_DOCUMENT))
+    portions = _sampled(shape, dtype) if tokens is None else _drawn(shape, tokens, dtype, seed)
     with MemoryBank.open(path, made_with) as bank, bank.writing():
-        for portion in _portions(shape, documents, dtype, seed):
+        for portion in portions:
             bank.commit(portion, "default")
-    return documents * CHUNKS_PER_DOCUMENT
-
-
-def store_sample(path: Path, made_with: Fingerprint, shape: BankShape, dtype: torch.dtype) -> int:
-    """Write a bank of the sample's own documents, nothing resampled, to `path`; returns its chunks."""
-    sizes = shape.sample.offsets.diff().tolist()
-    documents = [Document(f"real-{n}", f"real document {n}") for n in range(len(sizes))]
-    tokens = [size * shape.config.pooling for size in sizes]
-    with MemoryBank.open(path, made_with) as bank:
-        bank.commit(encoded(documents, tokens, shape.group, shape.sample.keys, sizes, dtype), "default")
-    return sum(sizes)
+        return bank.stats("default").chunks
 
 
 def encoded(
@@ -126,7 +118,15 @@ def encoded(
     ]
 
 
-def _portions(shape: BankShape, documents: int, dtype: torch.dtype, seed: int) -> Iterator[list[EncodedDocument]]:
+def _sampled(shape: BankShape, dtype: torch.dtype) -> Iterator[list[EncodedDocument]]:
+    sizes = shape.sample.offsets.diff().tolist()
+    documents = [Document(f"real-{n}", f"real document {n}") for n in range(len(sizes))]
+    tokens = [size * shape.config.pooling for size in sizes]
+    yield encoded(documents, tokens, shape.group, shape.sample.keys, sizes, dtype)
+
+
+def _drawn(shape: BankShape, tokens: int, dtype: torch.dtype, seed: int) -> Iterator[list[EncodedDocument]]:
+    documents = max(1, tokens // (shape.config.pooling * CHUNKS_PER_DOCUMENT))
     generator = torch.Generator().manual_seed(seed)
     sizes = shape.sample.offsets.diff()
     together = max(1, _PORTION // CHUNKS_PER_DOCUMENT)
@@ -136,6 +136,6 @@ def _portions(shape: BankShape, documents: int, dtype: torch.dtype, seed: int) -
         within = (torch.rand(count, CHUNKS_PER_DOCUMENT, generator=generator) * sizes[source]).long()
         rows = (shape.sample.offsets[source] + within).flatten()
         made = [Document(f"synthetic-{n}", f"synthetic document {n}") for n in range(first, first + count)]
-        tokens = [CHUNKS_PER_DOCUMENT * shape.config.pooling] * count
+        lengths = [CHUNKS_PER_DOCUMENT * shape.config.pooling] * count
         keys = noisy(shape.sample.keys[rows], generator)
-        yield encoded(made, tokens, shape.group, keys, [CHUNKS_PER_DOCUMENT] * count, dtype)
+        yield encoded(made, lengths, shape.group, keys, [CHUNKS_PER_DOCUMENT] * count, dtype)
