@@ -13,7 +13,7 @@ from msa_plugin.engine import engine
 from msa_plugin.prompts import READER
 from msa_plugin.retrieval import search
 from msa_plugin.retrieval.ranking import rank_shared
-from tiny import tiny_adapter
+from tiny import tiny_adapter, with_reader
 
 
 @pytest.fixture
@@ -100,6 +100,29 @@ def test_rounds_are_bounded_and_find_new_documents_only(full):
     assert {s.id: s.round for s in answer.sources} == {
         name: number for number, r in enumerate(answer.trace.rounds, start=1) for name in r.selected
     }
+
+
+def test_answers_are_read_from_the_best_documents_of_all_rounds(full):
+    options = {"max_rounds": 4, "per_round": 2, "cut": 0.0, "max_new_tokens": 1}
+    every = full.ask("the violin", **options)
+    best = sorted(every.sources, key=lambda source: -source.score)[:3]
+    answer = full.ask("the violin", reads=3, **options)
+    assert len(every.sources) > 3 and [r.selected for r in answer.trace.rounds] == [
+        r.selected for r in every.trace.rounds
+    ]
+    assert {source.id for source in answer.sources} == {source.id for source in best}
+    assert answer.trace.context_tokens < every.trace.context_tokens
+
+
+def test_a_readers_answers_are_from_two_documents_where_nothing_else_is_asked(tmp_path, backbone):
+    options = {"per_round": 4, "cut": 0.0, "max_new_tokens": 1}
+    adapter = with_reader(tiny_adapter(backbone), backbone)
+    with opened(tmp_path, backbone, adapter, instruction=None) as memory:
+        memory.add(topics())
+        read = [memory.ask("the violin", **options, **more) for more in ({}, {"reads": 3}, {"documents": memory.ids()})]
+        assert [len(answer.sources) for answer in read] == [2, 3, len(topics())]
+    with opened(tmp_path, backbone, adapter, reader="stock") as memory:
+        assert len(memory.ask("the violin", **options).sources) > 3
 
 
 def test_a_cut_above_everything_still_reads_the_best(full):

@@ -129,6 +129,13 @@ def with_lora(adapter: Adapter, lora: Lora, *, answers: bool = False) -> Adapter
     return replace(adapter, config=config, lora=lora)
 
 
+def with_reader(adapter: Adapter, backbone: Backbone) -> Adapter:
+    """With a reader that was never trained."""
+    abilities = adapter.config.abilities.model_copy(update={"answer": True, "read_kv": True})
+    config = adapter.config.model_copy(update={"abilities": abilities})
+    return replace(adapter, reader=tiny_lora(backbone.model), config=config)
+
+
 def tiny_adapter(backbone: Backbone, *, read_latent: bool = False, beside: bool = False, **routing: Any) -> Adapter:
     """A random projection router; by default one shared selection over layers 0 and 2, pooled questions, P = 8.
 

@@ -286,7 +286,7 @@ class LatentMemory(Namespaces, Conversations, Chat, Upkeep, AsyncTwins):
         of what routing would find, superseded or not; none of them means closed book. `filter`, `at`,
         `history` and `recency` are as for `retrieve`.
         `options` override single fields of the generation
-        and interleave settings: max_new_tokens, temperature, top_p, seed, stop, max_rounds, per_round, cut and others.
+        and interleave settings: max_new_tokens, temperature, top_p, seed, stop, max_rounds, per_round, reads and more.
         `on_event` is told what happens to which question, as `stream` would, without the answer.
 
         Raises EmptyMemoryError when nothing may be read, UnknownDocumentError for `documents` that this memory does

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -11,7 +9,7 @@ from facade import count_runs, opened, topics
 from msa_plugin.answering import answers as answers_module
 from msa_plugin.answering.copying import Copied, Spellings, constrained, may_copy
 from msa_plugin.types import Source
-from tiny import tiny_adapter, tiny_lora
+from tiny import tiny_adapter, with_reader
 
 ENDS = [2]
 
@@ -74,10 +72,7 @@ def test_what_is_decoded_again(answer, copies):
 @pytest.fixture(params=["text", "kv"])
 def memory(request, tmp_path, backbone):
     """A memory with a reader that was never trained: what it says by itself stands nowhere."""
-    adapter = tiny_adapter(backbone)
-    abilities = adapter.config.abilities.model_copy(update={"answer": True, "read_kv": True})
-    config = adapter.config.model_copy(update={"abilities": abilities})
-    adapter = replace(adapter, reader=tiny_lora(backbone.model), config=config)
+    adapter = with_reader(tiny_adapter(backbone), backbone)
     settings = {"reading": request.param, "instruction": None, "batch_questions": 4}
     with opened(tmp_path, backbone, adapter, **settings) as memory:
         memory.add(topics())

@@ -203,9 +203,9 @@ def _sources(asked: AnswerJob) -> tuple[Source, ...]:
         read.setdefault(excerpt.ordinal, []).extend([excerpt.passage] if excerpt.passage else [])
     sources = []
     for found in asked.gathered.found:
-        d = asked.stored[found.ranked.ordinal]
-        passages = sorted(read.get(found.ranked.ordinal, ()), key=lambda passage: -passage.score)
-        each = [source(d, p, found.ranked.score, found.round) for p in passages]
+        ordinal, score = found.ranked.ordinal, found.ranked.score
+        passages = sorted(read.get(ordinal, ()), key=lambda passage: -passage.score)
+        each = [source(asked.stored[ordinal], p, score, found.round) for p in passages]
         sources += [replace(one, relevance=found.relevance) for one in each]
     return tuple(sources)
 

@@ -30,13 +30,20 @@ def hits(excerpts: Excerpts, questions: Sequence[str], ranking: Ranking, k: int 
 
 
 def to_read(
-    gathered: Gathered, excerpts: Excerpts, chunks: ChunkScores, budget: int, *, each: bool = False
+    gathered: Gathered,
+    excerpts: Excerpts,
+    chunks: ChunkScores,
+    budget: int,
+    *,
+    reads: int | None = None,
+    each: bool = False,
 ) -> AnswerJob:
-    """What of the documents found is read, within a budget of tokens; the best is read last, by the question.
+    """What of the `reads` best documents found is read, within a budget of tokens; the best last, by the question.
 
     With `each`, something of every one of them.
     """
-    ranked = [f.ranked for f in gathered.found]
+    best = sorted(gathered.found, key=lambda found: -found.ranked.score)[:reads]
+    ranked = [found.ranked for found in gathered.found if found in best]
     read = excerpts.read(gathered.question, ranked, chunks, budget, each=each)
     return AnswerJob(gathered, read, {d.ordinal: d for d in excerpts.documents(ranked)})
 

@@ -38,6 +38,7 @@ from msa_plugin.engine.setup import (
     content_config,
     context_tokens,
     decoding_weights,
+    documents_read,
     least_relevance,
     reading_mode,
     reads_updated,
@@ -381,7 +382,8 @@ class Engine:
             return ranking
 
         gathered = yield from interleave_steps(questions, rank, excerpts.pieces, self.top_k, rounds, self.least)
-        return [to_read(g, excerpts, chunks[row], self.context_tokens) for row, g in enumerate(gathered)]
+        reads = documents_read(rounds, trained=self.reader.trained)
+        return [to_read(g, excerpts, chunks[row], self.context_tokens, reads=reads) for row, g in enumerate(gathered)]
 
     def _rank_round(self, queries: Sequence[Query], k: int, selection: Selected, weight: float) -> Ranking:
         """Route one round: bare questions as they are, questions with found text as follow-ups."""
