@@ -147,7 +147,7 @@ def aligned(head: Sequence[str], body: Iterable[Sequence[str]], notes: Sequence[
     """A table for a terminal: words stand on the left, numbers on the right."""
     lines = [tuple(head), *map(tuple, body)]
     columns = list(zip(*lines, strict=True))
-    right = [all(cell[:1] in "-+.(0123456789" for cell in column[1:]) for column in columns]
+    right = [all(cell[:1] in "-+.(\u20130123456789" for cell in column[1:]) for column in columns]
     widths = [max(map(len, column)) for column in columns]
     shown = [
         "  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True))

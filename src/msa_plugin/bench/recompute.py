@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from msa_plugin.bench import growth_rows, scoring
-from msa_plugin.bench.base import ResultRow
-from msa_plugin.bench.store import NOTE, SKIPPED, Results
+from msa_plugin.bench.store import NOTE, SKIPPED, Results, key_of
 from msa_plugin.errors import ConfigError
 
 PARTS = {
@@ -29,12 +28,12 @@ def recompute(out: Path) -> int:
         if not sets:
             raise ConfigError(f"{out.name} holds no question files to recompute from")
         before = results.rows()
-        old = {_name(row): row for row in before}
+        old = {(key_of(row), row.metric): row for row in before}
         stamped = [row for row in before if (row.part, row.dataset) not in sets or row.metric in (SKIPPED, NOTE)]
         others, fresh = len(stamped), []
         for part, dataset in sets:
             for row in PARTS[part](results, part, dataset):
-                origin = old.get(_name(row))
+                origin = old.get((key_of(row), row.metric))
                 if origin is None:
                     fresh.append(row)
                 else:
@@ -42,7 +41,3 @@ def recompute(out: Path) -> int:
         results.rewrite(stamped)
         results.add(fresh)
         return len(fresh) + len(stamped) - others
-
-
-def _name(row: ResultRow) -> str:
-    return repr((row.part, row.dataset, row.system, row.metric, sorted(row.settings.items(), key=str)))

@@ -60,23 +60,20 @@ class Results:
     def rows(self) -> list[ResultRow]:
         """The rows that hold: of several for one measurement the last, and no skips of systems that ran after all."""
         latest: dict[tuple[str, ...], ResultRow] = {}
-        ran: dict[tuple[str, str, str], int] = {}
-        for number, row in enumerate(self._load()):
-            name: tuple[str, ...] = (_name(row.part, row.dataset, row.system, row.settings), row.metric)
-            if row.metric == SKIPPED:  # one skip per system, whatever its reason was each time
-                name = (*_where(row), row.metric)
+        for row in self._load():
+            skip = (row.part, row.dataset, row.system, SKIPPED)  # one for each system, whatever its reason was
+            name = skip if row.metric == SKIPPED else (key_of(row), row.metric)
             latest.pop(name, None)  # the order is that of the last writing
             latest[name] = row
             if row.metric not in (SKIPPED, NOTE):
-                ran[_where(row)] = number
-        order = {id(row): number for number, row in enumerate(self._load())}
-        return [r for r in latest.values() if r.metric != SKIPPED or order[id(r)] > ran.get(_where(r), -1)]
+                latest.pop(skip, None)
+        return list(latest.values())
 
     def has(self, key: Key) -> bool:
         """Whether a measurement was stored for (part, dataset, system, settings), whatever its metric."""
         wanted = _name(*key)
         rows = (r for r in self._load() if r.metric not in (SKIPPED, NOTE))
-        return any(_name(r.part, r.dataset, r.system, r.settings) == wanted for r in rows)
+        return any(key_of(row) == wanted for row in rows)
 
     def add(self, rows: Iterable[ResultRow]) -> None:
         """Store rows, stamped with this run's provenance and the date; on the disk when it returns."""
@@ -121,8 +118,8 @@ class Results:
             lines = found.lines
             rows = [_row(line.record, self.path) for line in lines]
             if found.torn and rows:  # what was written together with the torn line is measured again, with it
-                last = _key_of(rows[-1])
-                while rows and _key_of(rows[-1]) == last:
+                last = key_of(rows[-1])
+                while rows and key_of(rows[-1]) == last:
                     rows.pop()
                     self._cut = lines[len(rows)].offset
             self._loaded = rows
@@ -304,17 +301,14 @@ def _name(part: str, dataset: str, system: str, settings: Mapping[str, Any]) -> 
     return json.dumps([part, dataset, system, dict(settings)], sort_keys=True, default=str)
 
 
-def _key_of(row: ResultRow) -> str:
+def key_of(row: ResultRow) -> str:
+    """Its part, data set, system and settings in one text."""
     return _name(row.part, row.dataset, row.system, row.settings)
-
-
-def _where(row: ResultRow) -> tuple[str, str, str]:
-    return row.part, row.dataset, row.system
 
 
 def _measured(row: ResultRow) -> str:
     numbers = [row.metric, row.value, row.low, row.high, row.n, row.documents, row.tokens]
-    return json.dumps([_name(row.part, row.dataset, row.system, row.settings), *numbers])
+    return json.dumps([key_of(row), *numbers])
 
 
 def _row(record: Mapping[str, Any], path: Path) -> ResultRow:
