@@ -71,8 +71,8 @@ class Room:
 
     def __init__(self, memory: LatentMemory, sample: AbsenceSample) -> None:
         """Encodes what of the sample the memory does not hold yet."""
-        missing = [d for d in sample.dataset.documents if d.id not in set(memory.ids())]
-        if missing:
+        held = set(memory.ids())
+        if missing := [d for d in sample.dataset.documents if d.id not in held]:
             memory.add(missing)
         self.memory, self.sample = memory, sample
         known = memory.engine.bank.lookup([d.id for d in sample.dataset.documents], memory.namespace)
