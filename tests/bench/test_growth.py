@@ -16,7 +16,7 @@ from msa_plugin.data.datasets import Dataset
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Document
-from tiny import tiny_adapter, tiny_backbone
+from tiny import tiny_adapter
 
 CONFIG = MemoryConfig(dtype="float32", instruction="Be brief.", segment_documents=16)
 
@@ -30,15 +30,9 @@ def planned(sizes=(700, 1500, 2500), **settings):
     return plan(corpus(), distractors(), sizes, letters, **settings)
 
 
-@pytest.fixture(scope="module")
-def made():
-    backbone = tiny_backbone()
-    return backbone, tiny_adapter(backbone)
-
-
 @pytest.fixture
-def banks(tmp_path, made):
-    return Banks(tmp_path / "cache", *made, CONFIG)
+def banks(tmp_path, backbone):
+    return Banks(tmp_path / "cache", backbone, tiny_adapter(backbone), CONFIG)
 
 
 def test_each_size_contains_the_smaller_one_and_is_reached():
@@ -103,7 +97,7 @@ def test_distractors_with_ids_of_the_corpus_are_refused():
         plan(corpus(), [Document("violin", "something else")], (2500,), letters, questions=8)
 
 
-def test_a_bank_of_a_size_equals_one_built_from_scratch(banks, made, tmp_path):
+def test_a_bank_of_a_size_equals_one_built_from_scratch(banks, backbone, tmp_path):
     grown = plan(corpus(), distractors(), (700, 2500), banks.tokens, questions=8)
     banks.encode(grown.documents)
     asked = [q.text for q in grown.questions]
@@ -112,7 +106,7 @@ def test_a_bank_of_a_size_equals_one_built_from_scratch(banks, made, tmp_path):
         scratch = tmp_path / f"scratch-{step.size}"
         with (
             banks.open(documents) as copied,
-            LatentMemory.open(scratch, model=made[0], adapter=made[1], config=CONFIG) as built,
+            LatentMemory.open(scratch, model=backbone, adapter=tiny_adapter(backbone), config=CONFIG) as built,
         ):
             built.add(documents)
             assert list(copied.ids()) == list(built.ids())

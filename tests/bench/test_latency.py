@@ -25,16 +25,10 @@ SIZES = (700, 1500)
 SYSTEMS = ("msa-interleave", "iterative:words", "words")
 
 
-@pytest.fixture(scope="module")
-def made():
-    backbone = tiny_backbone()
-    return backbone, tiny_adapter(backbone)
-
-
 @pytest.fixture
-def measure(tmp_path, made):
-    def run(create=create, systems=SYSTEMS, sizes=SIZES, source=None, parts=made, budget=None, **settings):
-        banks = Banks(tmp_path / "cache", *parts, CONFIG)
+def measure(tmp_path, backbone):
+    def run(create=create, systems=SYSTEMS, sizes=SIZES, source=None, parts=None, budget=None, **settings):
+        banks = Banks(tmp_path / "cache", *(parts or (backbone, tiny_adapter(backbone))), CONFIG)
         settings = {"questions": 4, "repeats": 2, "encode_tokens": 300, **settings}
         with Results(tmp_path / "out") as results:
             chosen = LatencySettings(systems=systems, sizes=sizes, **settings)
@@ -226,7 +220,7 @@ def test_peak_memory_is_measured_in_a_process_of_its_own(measure, tmp_path):
     assert all(100e6 < peak < 8e9 for peak in peaks.values())
 
 
-def test_a_peak_that_cannot_be_measured_costs_nothing_else(measure, made, monkeypatch):
+def test_a_peak_that_cannot_be_measured_costs_nothing_else(measure, monkeypatch):
     def ended(*_, **__):
         raise BrokenProcessPool("the system ended it")
 

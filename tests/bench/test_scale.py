@@ -16,22 +16,16 @@ from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.config import MemoryConfig
 from msa_plugin.errors import BankError, ConfigError
 from msa_plugin.memory import LatentMemory
-from tiny import tiny_adapter, tiny_backbone
+from tiny import tiny_adapter
 
 CONFIG = MemoryConfig(dtype="float32", instruction="Be brief.", context_tokens=256)
 SIZES = (700, 1500, 2500)
 
 
-@pytest.fixture(scope="module")
-def made():
-    backbone = tiny_backbone()
-    return backbone, tiny_adapter(backbone)
-
-
 @pytest.fixture
-def measure(tmp_path, made):
+def measure(tmp_path, backbone):
     def run(create=create, sizes=SIZES, systems=("msa", "words"), out="out", more=(), budget=None, **settings):
-        banks = Banks(tmp_path / "cache", *made, CONFIG)
+        banks = Banks(tmp_path / "cache", backbone, tiny_adapter(backbone), CONFIG)
         with Results(tmp_path / out) as results:
             chosen = ScaleSettings(systems=systems, sizes=sizes, questions=8, **settings)
             run = Run("scale", results, banks, tmp_path / "cache", {"max_new_tokens": 2}, create)
@@ -62,11 +56,11 @@ def test_quality_and_time_of_every_system_at_every_size(measure):
     assert values(rows, "seconds_p95")[700] >= values(rows, "seconds_p50")[700]
 
 
-def test_quality_equals_that_of_a_memory_built_from_scratch(measure, made, tmp_path):
+def test_quality_equals_that_of_a_memory_built_from_scratch(measure, backbone, tmp_path):
     planned, rows = measure(systems=("msa",))
     for step in planned.steps:
         scratch = tmp_path / f"scratch-{step.size}"
-        with LatentMemory.open(scratch, model=made[0], adapter=made[1], config=CONFIG) as memory:
+        with LatentMemory.open(scratch, model=backbone, adapter=tiny_adapter(backbone), config=CONFIG) as memory:
             memory.add(planned.dataset(step).documents)
             found = memory.retrieve([q.text for q in planned.questions], k=5)
         hits = [set(q.positives) <= {h.id for h in row} for q, row in zip(planned.questions, found, strict=True)]
