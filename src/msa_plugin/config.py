@@ -253,8 +253,8 @@ class InterleaveConfig(Settings):
     A round keeps at most `per_round` new documents, those whose score is at least `cut` times the best score of the
     first round; it stops when none clears the cut. `max_rounds` bounds the loop. Where a question is one vector, a
     later round's query is the question's vector plus `follow_weight` times that of question and found text.
-    An answer is read from the `reads` best documents of all rounds (None: 2 for an adapter's reader, which others would
-    distract, and all for other backbones).
+    An answer is read from the first `reads` documents found, best first in each round, and no round begins once there
+    are as many (None: 2 for an adapter's reader, which more would distract, and no limit for other backbones).
 
     A model that writes document ids asks for its rounds itself: at most `generated_rounds` (a call's `max_rounds`
     bounds these too) of at most `ids_per_round` documents each.

@@ -38,12 +38,11 @@ def to_read(
     reads: int | None = None,
     each: bool = False,
 ) -> AnswerJob:
-    """What of the `reads` best documents found is read, within a budget of tokens; the best last, by the question.
+    """What of the first `reads` documents found is read, within a budget of tokens; the best last, by the question.
 
     With `each`, something of every one of them.
     """
-    best = sorted(gathered.found, key=lambda found: -found.ranked.score)[:reads]
-    ranked = [found.ranked for found in gathered.found if found in best]
+    ranked = [found.ranked for found in gathered.found[:reads]]
     read = excerpts.read(gathered.question, ranked, chunks, budget, each=each)
     return AnswerJob(gathered, read, {d.ordinal: d for d in excerpts.documents(ranked)})
 

@@ -381,8 +381,9 @@ class Engine:
             chunks.extend(ranking.chunks)  # the first round's are those of the questions, in order
             return ranking
 
-        gathered = yield from interleave_steps(questions, rank, excerpts.pieces, self.top_k, rounds, self.least)
         reads = documents_read(rounds, trained=self.reader.trained)
+        rounds = rounds.model_copy(update={"reads": reads})
+        gathered = yield from interleave_steps(questions, rank, excerpts.pieces, self.top_k, rounds, self.least)
         return [to_read(g, excerpts, chunks[row], self.context_tokens, reads=reads) for row, g in enumerate(gathered)]
 
     def _rank_round(self, queries: Sequence[Query], k: int, selection: Selected, weight: float) -> Ranking:

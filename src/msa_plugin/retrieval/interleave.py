@@ -107,7 +107,9 @@ class Gathered:
         )
         self.found += [FoundDocument(ranked, number) for ranked in new]
         self._open = [Query(self.question, piece) for _, pieces in texts for piece in pieces]
-        if number >= config.max_rounds or (self.relevance is not None and self.relevance < self.least):
+        unrelated = self.relevance is not None and self.relevance < self.least
+        enough = config.reads is not None and len(self.found) >= config.reads
+        if number >= config.max_rounds or unrelated or enough:
             self.close()
 
     def _best_new(self, results: Sequence[list[Ranked]], config: InterleaveConfig) -> list[Ranked]:

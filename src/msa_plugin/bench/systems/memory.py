@@ -100,7 +100,7 @@ class Interleaved(Msa):
             return []
         first = self._rank(questions, k)
         engine = self.memory.engine
-        config = self.memory.config.interleave.model_copy(update={"max_rounds": self.rounds})
+        config = self.memory.config.interleave.model_copy(update={"max_rounds": self.rounds, "reads": k})
         asked = engine.gather(questions, engine.bank.select(self.memory.namespace), config)
         fill = {"fill": sum(first.seconds.values()) / len(questions)}
         rows = zip(asked, self._scored(first.rows), strict=True)
