@@ -79,7 +79,7 @@ def test_by_keys_alone_a_second_round_finds_the_second_document(memory: LatentMe
     monkeypatch.setattr(engine, "titles", None)
     monkeypatch.setattr(engine, "mentions", None)
     selection = engine.bank.select("default", None)
-    wide = {"per_round": 3, "cut": 0.6}
+    wide = {"per_round": 3, "cut": 0.6, "reads": 6}
     found = []
     for rounds in (1, 2):
         gathered = engine.gather(
