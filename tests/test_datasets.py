@@ -8,7 +8,6 @@ import json
 import pytest
 
 from msa_plugin.bench.base import Found, Scored, find_others
-from msa_plugin.bench.metrics import retrieval_scores
 from msa_plugin.data.datasets import (
     Question,
     corpus_hash,
@@ -19,6 +18,7 @@ from msa_plugin.data.datasets import (
     sample_dataset,
 )
 from msa_plugin.errors import DuplicateDocumentError, IngestError
+from msa_plugin.measuring.metrics import retrieval_scores
 
 CORPUS = [
     {"_id": "d1", "title": "One", "text": "first", "metadata": {"year": 1}},

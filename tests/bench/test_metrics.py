@@ -8,7 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from msa_plugin.bench.metrics import (
+from msa_plugin.data.datasets import Question
+from msa_plugin.errors import ConfigError, MissingExtraError
+from msa_plugin.measuring.metrics import (
     bootstrap,
     contains_answer,
     exact_match,
@@ -18,8 +20,6 @@ from msa_plugin.bench.metrics import (
     retrieval_scores,
     within,
 )
-from msa_plugin.data.datasets import Question
-from msa_plugin.errors import ConfigError, MissingExtraError
 
 
 def test_rankings():

@@ -10,10 +10,12 @@ from dataclasses import replace
 import pytest
 from report_rows_toy import everything, latency, needles, qa, retrieval, row, scale
 
-from msa_plugin.bench import plot_style, plots
+from msa_plugin.bench import plots
 from msa_plugin.bench.base import ResultRow
-from msa_plugin.bench.plot_style import colours, legend, panels, short, style
+from msa_plugin.bench.plots import legend, short
 from msa_plugin.bench.report_rows import Saved
+from msa_plugin.measuring import plot_style
+from msa_plugin.measuring.plot_style import colours, panels, style
 
 
 def shape(png: bytes) -> tuple[int, int]:
@@ -90,10 +92,10 @@ def test_every_line_is_named() -> None:
 
 
 def test_systems_keep_their_colours() -> None:
-    paint = colours(["msa", *(f"s{i}" for i in range(30))])
+    paint = colours(["msa", *(f"s{i}" for i in range(30))], "msa")
     assert len({colour for colour, _ in list(paint.values())[:9]}) == 9 and len(set(paint.values())) == 31
     assert paint["msa"][0] == plot_style.BLUE
-    assert colours(["bm25"])["msa"][0] == plot_style.BLUE
+    assert colours(["bm25"], "msa")["msa"][0] == plot_style.BLUE
 
 
 def test_long_names_keep_both_ends() -> None:

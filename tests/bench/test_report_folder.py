@@ -14,12 +14,12 @@ from report_rows_toy import SYSTEMS, costs, everything, latency, needles, qa, re
 
 from msa_plugin.bench import plots, report
 from msa_plugin.bench.base import ResultRow
-from msa_plugin.bench.plot_style import style
 from msa_plugin.bench.report import table, write_report
 from msa_plugin.bench.report_rows import Saved
 from msa_plugin.bench.report_tables import Cell, Table, escaped
 from msa_plugin.bench.store import NOTE, SKIPPED
 from msa_plugin.errors import ConfigError, MissingExtraError
+from msa_plugin.measuring.plot_style import style
 
 HOSTILE = (
     "<script>alert(1)</script>",

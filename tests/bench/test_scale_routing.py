@@ -9,11 +9,11 @@ import torch
 
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bench.case import sizes
-from msa_plugin.bench.peak import tensor_bytes
 from msa_plugin.bench.scale_routing import ScaleRouting
 from msa_plugin.bench.scale_sample import CHUNKS_PER_DOCUMENT, BankShape, build, encoded_sample, reference_shape
 from msa_plugin.data.datasets import sample_dataset
 from msa_plugin.errors import ConfigError, MissingExtraError
+from msa_plugin.measuring.peak import tensor_bytes
 from msa_plugin.types import Fingerprint
 from tiny import tiny_adapter, tiny_backbone
 

@@ -10,11 +10,11 @@ import sys
 import pytest
 
 from msa_plugin.bench.base import ResultRow, Scored
-from msa_plugin.bench.provenance import command_line
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.config import MemoryConfig
 from msa_plugin.data import jsonl
 from msa_plugin.errors import ConfigError
+from msa_plugin.measuring.provenance import command_line
 
 
 def row(system="msa", metric="F1", value=0.5, **settings):

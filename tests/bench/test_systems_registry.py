@@ -8,9 +8,10 @@ import pytest
 from system_toys import ids, static_model, toy_dataset, workspace
 
 from msa_plugin.bench.base import Answers, Cost, System
-from msa_plugin.bench.systems import NAMES, Options, create, models, parse
+from msa_plugin.bench.systems import NAMES, Options, create, parse
 from msa_plugin.bench.systems.system_spec import Parsed, Rerank, parse_one
 from msa_plugin.data.datasets import Dataset, Question
+from msa_plugin.embedding import models
 from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.types import Document
 

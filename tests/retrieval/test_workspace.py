@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
-from msa_plugin.bench.peak import tensor_bytes
 from msa_plugin.config import RoutingConfig
+from msa_plugin.measuring.peak import tensor_bytes
 from msa_plugin.retrieval.scorer import route
 from msa_plugin.types import KeyBlock
 

@@ -127,7 +127,7 @@ def normalised(text: str) -> str:
 
 def judged(question: dict[str, Any], reply: dict[str, Any]) -> dict[str, Any]:
     """A record of one answer. Right: it holds an accepted phrase (F1 beside it), or says that there is no answer."""
-    from msa_plugin.bench.metrics import f1
+    from msa_plugin.measuring.metrics import f1
 
     answers, given = question["answers"], not reply["abstained"]
     scores = {"right": given and holds(reply["text"], answers) if answers else not given}

@@ -24,7 +24,7 @@ import places  # noqa: F401
 from vitals import Vitals, judged, vitals
 
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.peak import peak_bytes, reset_peak
+from msa_plugin.measuring.peak import peak_bytes, reset_peak
 from msa_plugin.memory import LatentMemory
 from tiny import tiny_adapter, tiny_backbone
 

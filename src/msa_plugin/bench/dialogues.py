@@ -13,12 +13,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from msa_plugin.bench import metrics
 from msa_plugin.bench.store import Results
 from msa_plugin.conversations import Turn, day, documents_of
 from msa_plugin.data.datasets import Dataset, Question, load_dataset, namespaces_of
 from msa_plugin.dates import instant
 from msa_plugin.errors import IngestError
+from msa_plugin.measuring import metrics
 from msa_plugin.types import Document
 
 Unit: TypeAlias = Literal["turns", "sessions"]

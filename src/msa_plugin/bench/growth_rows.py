@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from msa_plugin.bench.base import ResultRow
-from msa_plugin.bench.metrics import question_scores, retrieval_scores
 from msa_plugin.bench.needle_cases import answered
 from msa_plugin.bench.scoring import mean_row
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.bench.timing import percentiles
 from msa_plugin.data.datasets import Question
+from msa_plugin.measuring.metrics import question_scores, retrieval_scores
 from msa_plugin.retrieval.prefilter import recall_against_exact
 
 SCALE, LATENCY, NEEDLE = "scale", "latency", "needle"

@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.case import ModelCase, Row, Sizes, option
-from msa_plugin.bench.metrics import bootstrap
 from msa_plugin.bench.sampling import in_order
 from msa_plugin.bench.workspaces import scratch_memory
 from msa_plugin.data.datasets import Dataset, Question, load_dataset
 from msa_plugin.errors import AdapterError, ConfigError
+from msa_plugin.measuring.metrics import bootstrap
 from msa_plugin.types import Document
 
 

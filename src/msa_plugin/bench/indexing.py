@@ -14,13 +14,13 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.base import Workspace
 from msa_plugin.bench.driver import Create, Run
 from msa_plugin.bench.growth import Banks
-from msa_plugin.bench.peak import peak_bytes, reset_peak
 from msa_plugin.bench.systems import Options
 from msa_plugin.bench.timed_system import TimedSystem
 from msa_plugin.bench.workspaces import scratch_memory
 from msa_plugin.config import MemoryConfig
 from msa_plugin.data.datasets import Dataset
 from msa_plugin.engine.adapters import find_adapter
+from msa_plugin.measuring.peak import peak_bytes, reset_peak
 
 _ASKED = 3  # questions that the process whose peak is measured answers
 

@@ -23,7 +23,6 @@ import torch
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
-from msa_plugin.bench import peak
 from msa_plugin.bench.case import REPEATS, ClockedCase, Row, Sizes, medians, option
 from msa_plugin.bench.growth import noisy
 from msa_plugin.bench.scale_sample import KeySample, encoded, encoded_sample
@@ -32,6 +31,7 @@ from msa_plugin.data.datasets import approximate_tokens, load_distractors, sampl
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.setup import fingerprint
 from msa_plugin.ingest import read_paths
+from msa_plugin.measuring import peak
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Document, Fingerprint
 

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from msa_plugin.bench import metrics
 from msa_plugin.bench.report_rows import Saved
 from msa_plugin.bench.scoring import retrieval_values
 from msa_plugin.bench.store import Results
 from msa_plugin.errors import ConfigError
+from msa_plugin.measuring import metrics
 
 _SAMPLES = 2000
 

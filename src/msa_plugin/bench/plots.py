@@ -7,23 +7,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from msa_plugin.bench.base import ResultRow
-from msa_plugin.bench.plot_style import (
+from msa_plugin.bench.report_parts import PARTS, STAGES, Grid, Line, means
+from msa_plugin.bench.report_rows import BASE, Saved, by_metric, datasets, distinct, setting, spelled, timed
+from msa_plugin.bench.report_tables import Figure, clean
+from msa_plugin.bench.units import tokens
+from msa_plugin.measuring.plot_style import (
     BLUE,
     COLOURS,
     INK,
     MUTED,
     colours,
-    legend,
     panels,
     png,
     quiet,
-    short,
     style,
 )
-from msa_plugin.bench.report_parts import PARTS, STAGES, Grid, Line, means
-from msa_plugin.bench.report_rows import BASE, Saved, by_metric, datasets, distinct, setting, spelled, timed
-from msa_plugin.bench.report_tables import Figure, clean
-from msa_plugin.bench.units import tokens
 
 _STAGE_COLOURS = dict(zip(STAGES[:-1], ("#E69F00", BLUE, "#009E73", "#CC79A7", "#56B4E9"), strict=True))
 _MOST = 6  # panels of degradation
@@ -124,7 +122,7 @@ def _lines(name: str, drawn: Mapping[str, list[ResultRow]], caption: str) -> Fig
     figure, axes = panels(len(drawn), 2, 4.6 if len(drawn) > 1 else 6.4, 3.1)
     grids = {title: Grid(rows) for title, rows in drawn.items()}
     names = list(dict.fromkeys(c for grid in grids.values() for c in grid.columns))
-    paint, handles = colours(names), {}
+    paint, handles = colours(names, BASE), {}
     for ax, (title, grid) in zip(axes, grids.items(), strict=True):
         for column in grid.columns:
             rows = [line[column] for line in grid.lines.values() if column in line]
@@ -245,3 +243,16 @@ def _bar(ax: Any, y: int, rows: Sequence[ResultRow], paint: Mapping[str, str]) -
             ax.plot([left, left], [y - 0.36, y + 0.36], color="white", lw=2.5)
         left += row.value
     ax.annotate(f"{left:.3g} s", (left, y), xytext=(4, 0), textcoords="offset points", va="center", size=8, color=MUTED)
+
+
+def short(name: str, limit: int = 26) -> str:
+    """A name for an axis: printable, and its middle left out where it is long."""
+    shown = clean(name)
+    keep = (limit - 1) // 2
+    return shown if len(shown) <= limit else f"{shown[:keep]}…{shown[-keep:]}"
+
+
+def legend(figure: Any, handles: Mapping[str, Any]) -> None:
+    """What colours and markers mean, above the panels."""
+    names = [f" {short(name)}" for name in handles]  # a name that begins with "_" would be left out
+    figure.legend(list(handles.values()), names, loc="outside upper left", ncols=4, frameon=False)

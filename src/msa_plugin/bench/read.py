@@ -22,13 +22,13 @@ from msa_plugin.answering.reading import Excerpt, Prefill, Reader
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.case import REPEATS, ModelCase, Row, Words, option
-from msa_plugin.bench.metrics import exact_match, f1
 from msa_plugin.bench.sampling import in_order
 from msa_plugin.bench.workspaces import scratch_memory
 from msa_plugin.config import GenerationConfig
 from msa_plugin.data.datasets import Dataset, Question, load_dataset, sample_dataset
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.errors import ConfigError
+from msa_plugin.measuring.metrics import exact_match, f1
 from msa_plugin.memory import LatentMemory
 
 # Untrained backbones read only what is hardly pooled, so the latent mode is shown at several poolings.

@@ -9,10 +9,10 @@ from typing import Any
 
 from msa_plugin.bench.base import Answers, Cost, Found, Reply, ResultRow, Scored, System, Workspace, find_others
 from msa_plugin.bench.driver import Run
-from msa_plugin.bench.peak import peak_bytes, reset_peak
 from msa_plugin.bench.scoring import ADAPTIVE, Record, finished
 from msa_plugin.data.datasets import Question
 from msa_plugin.errors import ConfigError
+from msa_plugin.measuring.peak import peak_bytes, reset_peak
 
 
 @dataclass(frozen=True)

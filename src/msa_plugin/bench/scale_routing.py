@@ -18,7 +18,6 @@ from pydantic import BeforeValidator, model_validator
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
-from msa_plugin.bench import peak
 from msa_plugin.bench.case import ClockedCase, Row, Sizes, option
 from msa_plugin.bench.routing_backends import DEPTH, EXACT, searching
 from msa_plugin.bench.scale_sample import BankShape, KeySample, build, encoded_sample, reference_shape
@@ -26,6 +25,7 @@ from msa_plugin.config import MemoryConfig
 from msa_plugin.data.datasets import Dataset, load_dataset, sample_dataset
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.setup import fingerprint
+from msa_plugin.measuring import peak
 from msa_plugin.memory import LatentMemory
 from msa_plugin.retrieval.prefilter import PrefilterSpec, recall_against_exact
 from msa_plugin.types import Fingerprint

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from msa_plugin.bench import metrics
 from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.store import Results
 from msa_plugin.data.datasets import Question
+from msa_plugin.measuring import metrics
 from msa_plugin.retrieval.prefilter import recall_against_exact
 
 BASE = "msa"  # what other systems are tested against

@@ -26,10 +26,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from msa_plugin.bench import archive
 from msa_plugin.bench.base import ResultRow, Scored
-from msa_plugin.bench.provenance import Provenance, now
 from msa_plugin.config import GenerationConfig, MemoryConfig, problems
 from msa_plugin.data import jsonl
 from msa_plugin.errors import ConfigError
+from msa_plugin.measuring.provenance import Provenance, now
 
 Key: TypeAlias = tuple[str, str, str, Mapping[str, Any]]  # part, dataset, system, settings
 SKIPPED = "skipped"  # a metric: the system did not run; settings["reason"] says why

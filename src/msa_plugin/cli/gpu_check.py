@@ -25,11 +25,11 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.case import ADAPTER, MODEL, Command, Voice, option
 from msa_plugin.bench.encode import Encode
 from msa_plugin.bench.kernels import kernel_timings
-from msa_plugin.bench.peak import peak_bytes
-from msa_plugin.bench.provenance import Provenance, now
 from msa_plugin.data import sample_documents, sample_questions
 from msa_plugin.data.datasets import Dataset, Question, dataset_hash
 from msa_plugin.errors import ConfigError, MissingExtraError, MSAError
+from msa_plugin.measuring.peak import peak_bytes
+from msa_plugin.measuring.provenance import Provenance, now
 from msa_plugin.memory import LatentMemory
 from msa_plugin.retrieval.faiss_library import load_faiss
 from msa_plugin.training.data import corpus_of

@@ -11,25 +11,17 @@ out is said in `Dataset.notes`; what cannot be read is an error naming file and 
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import math
-import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from msa_plugin.data import sample_documents, sample_questions
+from msa_plugin.data.qrels import lines, note, qrels
 from msa_plugin.errors import DuplicateDocumentError, IngestError, InvalidDocumentError
 from msa_plugin.types import Document
-
-SPLITS = ("test", "dev", "train")
-SHOWN = 3  # ids named in a note
-_HEADER = re.compile(r"[A-Za-z][\w -]*")
-MAX_LINE = 1 << 26  # bytes; a small packed file can hold a line of any length
 
 
 @dataclass(frozen=True)
@@ -94,7 +86,7 @@ def load_dataset(path: str | Path, *, unasked: bool = False) -> Dataset:
         return Dataset(path.resolve().name, tuple(documents), (), tuple(notes))
     known = {document.id: document for document in documents}
     records = _queries(path)
-    positives = _qrels(path, {_id(r) for r in records}, notes)
+    positives = qrels(path, {_id(r) for r in records}, notes)
     questions = _questions(records, positives, known, notes)
     if not questions:
         raise IngestError(f"{path}: no question is left" + (f" ({'; '.join(notes)})" if notes else ""))
@@ -194,22 +186,8 @@ def _needed(folder: Path, name: str) -> Path:
     return path
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    number = 0
-    try:
-        with path.open("rb") as file, gzip.open(file) if path.suffix == ".gz" else file as plain:
-            for number, raw in enumerate(iter(lambda: plain.readline(MAX_LINE + 1), b""), start=1):
-                if len(raw) > MAX_LINE:
-                    raise IngestError(f"{path}, line {number} is over {MAX_LINE} bytes; use shorter lines")
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise IngestError(f"{path}, line {number}: not UTF-8 ({error.reason})") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise IngestError(f"{path}, after line {number}: cannot be read ({error})") from error
-
-
 def _read(path: Path) -> Iterator[_Record]:
-    for number, line in _lines(path):
+    for number, line in lines(path):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -257,7 +235,7 @@ def _documents(folder: Path, notes: list[str]) -> list[Document]:
             documents[document.id] = document
     if not documents:
         raise IngestError(f"{folder}: the corpus is empty")
-    _note(notes, blank, "passages have neither text nor title and were dropped")
+    note(notes, blank, "passages have neither text nor title and were dropped")
     return list(documents.values())
 
 
@@ -309,14 +287,14 @@ def _questions(
             kind, hops = _text(record, "type"), _hops(record)
             questions.append(Question(name, text, _strings(record, "answers"), held, hops, kind, itself))
             themselves += [name] if itself else []
-    _note(notes, blank, "questions are empty and were dropped")
-    _note(notes, unknown, "pairs of question and relevant passage name passages that the corpus lacks and were dropped")
-    _note(notes, lost, "questions have no relevant passage in the corpus and were dropped")
+    note(notes, blank, "questions are empty and were dropped")
+    note(notes, unknown, "pairs of question and relevant passage name passages that the corpus lacks and were dropped")
+    note(notes, lost, "questions have no relevant passage in the corpus and were dropped")
     what = (
         "questions are passages themselves, under the same ids: each is left out of its own ranking, for every system"
     )
-    _note(notes, themselves, what)
-    _note(notes, unjudged, "questions have no relevant passage in this split and were left out")
+    note(notes, themselves, what)
+    note(notes, unjudged, "questions have no relevant passage in this split and were left out")
     return questions
 
 
@@ -347,63 +325,3 @@ def _hops(record: _Record) -> int:
     if not isinstance(hops, int) or isinstance(hops, bool) or hops < 1:
         raise IngestError(f'{record.where}: "hops" must be a positive number')
     return hops
-
-
-def _qrels(folder: Path, questions: set[str], notes: list[str]) -> dict[str, dict[str, int]] | None:
-    """Grades above 0 of the chosen split, by question; None when the folder has no qrels."""
-    files = {
-        path.name.split(".tsv")[0]: path
-        for ending in (".tsv.gz", ".tsv")
-        for path in (folder / "qrels").glob(f"*{ending}")
-    }
-    if not files:
-        return None
-    split = next((name for name in SPLITS if name in files), min(files))
-    if len(files) > 1:
-        notes.append(f"the split is {split!r} of {', '.join(sorted(files))}")
-    grades: dict[tuple[str, str], int] = {}
-    between = []
-    for number, line in _lines(files[split]):
-        where, columns = f"{files[split]}, line {number}", _columns(line)
-        if not line.strip() or (number == 1 and len(columns) == 3 and _HEADER.fullmatch(columns[2].strip())):
-            continue
-        grade = _grade(columns[2]) if len(columns) == 3 else None
-        if grade is None:
-            raise IngestError(
-                f"{where}: query-id, corpus-id and a grade, separated by tabs, were expected (or TREC's four columns)"
-            )
-        pair = (columns[0], columns[1])
-        between += [] if float(columns[2]) == grade else [f"{pair[0]}: {pair[1]}"]
-        if grades.setdefault(pair, grade) != grade:
-            raise IngestError(f"{where}: {pair[0]!r} and {pair[1]!r} were graded otherwise before")
-    _note(notes, between, "grades between two whole numbers were rounded up")
-    strangers = sorted({question for question, _ in grades} - questions)
-    _note(notes, strangers, "judged questions are missing in the queries and were left out")
-    judged: dict[str, dict[str, int]] = {}
-    for (question, passage), grade in grades.items():
-        if grade > 0:
-            judged.setdefault(question, {})[passage] = grade
-    return judged
-
-
-def _columns(line: str) -> list[str]:
-    """Question, passage and grade of a line; TREC's files have a column more, and often blanks instead of tabs."""
-    columns = line.rstrip("\r\n").split("\t")
-    if len(columns) == 1 and len(line.split()) == 4:
-        columns = line.split()
-    return [columns[0], *columns[2:]] if len(columns) == 4 else columns
-
-
-def _grade(text: str) -> int | None:
-    """A grade as the measures take it: whole, a fraction rounded up, so that what is relevant stays so."""
-    try:
-        grade = float(text)
-    except ValueError:
-        return None
-    return math.ceil(grade) if abs(grade) < 1e9 else None
-
-
-def _note(notes: list[str], items: list[str], what: str) -> None:
-    if items:
-        more = ", ..." if len(items) > SHOWN else ""
-        notes.append(f"{len(items)} {what} ({', '.join(items[:SHOWN])}{more})")

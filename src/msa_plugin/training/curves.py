@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msa_plugin.bench.plot_style import BLUE, colours, panels, png, quiet, style
 from msa_plugin.data import jsonl
+from msa_plugin.measuring.plot_style import BLUE, colours, panels, png, quiet, style
 
 HELD_OUT = "held_out"  # of a line: figures by name
 _SMOOTH = 0.02  # of the steps: how many a point is the mean of

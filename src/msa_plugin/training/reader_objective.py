@@ -24,11 +24,11 @@ from msa_plugin.backbone.attention import CausalRows, ForwardState
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.families import shift_keys
 from msa_plugin.backbone.lora import TARGETS, Lora
-from msa_plugin.bench.metrics import exact_match, f1
 from msa_plugin.config import Abilities, ContentConfig, GenerationConfig, Layers, Settings
 from msa_plugin.encoding.encoder import pad_left
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.errors import ConfigError, TrainingError
+from msa_plugin.measuring.metrics import exact_match, f1
 from msa_plugin.retrieval.assembly import encode_head
 from msa_plugin.training.data import Corpus, held_apart
 from msa_plugin.training.reader_rows import ReaderRow, RowBuilder, RowConfig

@@ -14,10 +14,10 @@ import torch
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.convert import to_reference
-from msa_plugin.bench.peak import peak_bytes, reset_peak
 from msa_plugin.data.datasets import dataset_hash, load_dataset
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.errors import TrainingError
+from msa_plugin.measuring.peak import peak_bytes, reset_peak
 from msa_plugin.training.checkpoint import Checkpoints, writing
 from msa_plugin.training.data import Corpus, corpus_of, named_sets
 from msa_plugin.training.devices import Devices

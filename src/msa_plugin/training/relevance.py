@@ -8,7 +8,7 @@ no; what nobody labelled, though it holds the answer's words, is left out. Stati
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,16 +19,16 @@ from pydantic import Field
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.absence import AbsenceSample, Room, auc
-from msa_plugin.bench.base import OnStep
 from msa_plugin.config import RelevanceConfig, RelevanceWeights, Settings
 from msa_plugin.data.datasets import dataset_hash, load_dataset
 from msa_plugin.errors import TrainingError
+from msa_plugin.measuring.absence import AbsenceSample, Room, auc
 from msa_plugin.memory import LatentMemory
 from msa_plugin.retrieval.relevance import BESIDE, Signal, relevance
 from msa_plugin.training.data import named_sets
 
 Numbers = NDArray[np.float64]
+OnStep = Callable[[str, int, int], None]  # what is being done, done so far, of how many
 _STEPS = 60  # of Newton's method, which takes about ten
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from msa_plugin.backbone.cpu import trains_faster_in_bfloat16
-from msa_plugin.bench.systems.dense import Embedder, SentenceEmbedder
-from msa_plugin.bench.systems.e5 import E5, E5Embedder
-from msa_plugin.bench.systems.embeddings import EmbeddingCache, OnBlock, Portion
+from msa_plugin.embedding.cache import EmbeddingCache, OnBlock, Portion
+from msa_plugin.embedding.e5 import E5, E5Embedder
+from msa_plugin.embedding.sentence import Embedder, SentenceEmbedder
 from msa_plugin.training.groups import Vectors
 
 MINILM = "minilm"  # all-MiniLM-L6-v2, which is the default

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.cpu import trains_faster_in_bfloat16
-from msa_plugin.bench.provenance import Provenance, now
 from msa_plugin.errors import MissingExtraError, TrainingError
+from msa_plugin.measuring.provenance import Provenance, now
 from msa_plugin.training.checkpoint import Checkpoints, RunState, writing
 from msa_plugin.training.curves import HELD_OUT, Curve
 from msa_plugin.training.devices import Devices

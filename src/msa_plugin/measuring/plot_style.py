@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from msa_plugin.bench.report_rows import BASE
-from msa_plugin.bench.report_tables import clean
 from msa_plugin.errors import MissingExtraError
 
 # Okabe and Ito's palette without yellow, which is too light for lines on white; grey for what comes after.
@@ -73,18 +71,12 @@ def png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def short(name: str, limit: int = 26) -> str:
-    """A name for an axis: printable, and its middle left out where it is long."""
-    shown = clean(name)
-    keep = (limit - 1) // 2
-    return shown if len(shown) <= limit else f"{shown[:keep]}…{shown[-keep:]}"
-
-
-def colours(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a marker for each name, no pair twice: blue for the base, the others in order."""
-    rest = [n for n in names if n != BASE]
+def colours(names: Sequence[str], base: str | None = None) -> dict[str, tuple[str, str]]:
+    """A colour and a marker for each name, no pair twice: blue for the `base`, the others in order."""
+    rest = [n for n in names if n != base]
     markers = [_MARKERS[(i + i // len(COLOURS)) % len(_MARKERS)] for i in range(len(rest))]
-    return {BASE: (BLUE, "o"), **{n: (COLOURS[i % len(COLOURS)], markers[i]) for i, n in enumerate(rest)}}
+    first = {} if base is None else {base: (BLUE, "o")}
+    return first | {n: (COLOURS[i % len(COLOURS)], markers[i]) for i, n in enumerate(rest)}
 
 
 def quiet(axes: Any, grid: str) -> None:
@@ -92,9 +84,3 @@ def quiet(axes: Any, grid: str) -> None:
     axes.grid(True, axis=grid)
     axes.spines["left"].set_visible(grid == "x")
     axes.spines["bottom"].set_visible(grid == "y")
-
-
-def legend(figure: Any, handles: Mapping[str, Any]) -> None:
-    """What colours and markers mean, above the panels."""
-    names = [f" {short(name)}" for name in handles]  # a name that begins with "_" would be left out
-    figure.legend(list(handles.values()), names, loc="outside upper left", ncols=4, frameon=False)

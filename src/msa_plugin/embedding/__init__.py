@@ -1,0 +1,1 @@
+"""Sentence embedders of other makes: baselines of the benchmark, and teachers of the router."""

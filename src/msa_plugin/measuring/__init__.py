@@ -1,0 +1,1 @@
+"""What benchmarks and training both measure with; it knows neither."""
