@@ -54,22 +54,23 @@ def _retrieval(saved: Saved) -> list[Figure]:
 
 
 def _qa(saved: Saved) -> list[Figure]:
-    drawn = []
+    drawn, where = [], ""
     for metric, rows in _shown((r for r in saved.part("qa") if {*r.settings} <= {"passages"}), "qa").items():
         grid, names = Grid(rows), datasets(rows)
         line = means(grid.lines.values()) if len(names) > 1 else next(iter(grid.lines.values()))
         where = clean(names[0], 40) if len(names) == 1 else f"average of {len(names)} data sets"
-        drawn.append((f"{metric}, {where}", grid.columns, line))
+        drawn.append((metric, grid.columns, line))
     caption = "Answers by system and passages read; the line is at the first system's choice."
-    return [_dots("answers.png", drawn, caption)] if drawn else []
+    return [_dots("answers.png", drawn, caption, where)] if drawn else []
 
 
-def _dots(name: str, drawn: Sequence[tuple[str, list[str], Line]], caption: str, metric: str = "") -> Figure:
-    """Panels of dots with whiskers, the base in blue; of one `metric` on one scale with the same names."""
+def _dots(name: str, drawn: Sequence[tuple[str, list[str], Line]], caption: str, label: str) -> Figure:
+    """Panels of dots with whiskers on one scale, the base in blue; names stand once where they are the same."""
+    same = all(columns == drawn[0][1] for _, columns, _ in drawn)
     most = max(len(columns) for _, columns, _ in drawn)
     across = 2 if len(drawn) in (2, 4) else 3
     figure, axes = panels(
-        len(drawn), across, 9.2 / min(across, len(drawn)), 0.7 + 0.21 * most, sharey=bool(metric), sharex=bool(metric)
+        len(drawn), across, 9.2 / min(across, len(drawn)), 0.7 + 0.21 * most, sharey=same, sharex=True
     )
     for ax, (title, columns, line) in zip(axes, drawn, strict=True):
         quiet(ax, "x")
@@ -82,8 +83,9 @@ def _dots(name: str, drawn: Sequence[tuple[str, list[str], Line]], caption: str,
             colour = BLUE if row.system.startswith(BASE) else "#555555"
             ax.plot(_bounds(row), [y, y], color=colour, lw=1.6, alpha=0.45)
             ax.plot([row.value], [y], "o", color=colour, ms=5, clip_on=False)
+    for ax in axes:  # once all is drawn: panels that share an axis would keep the first one's right end
         ax.set_xlim(left=0)
-    figure.supxlabel(metric, size=8.5, color=MUTED)
+    figure.supxlabel(label, size=8.5, color=MUTED)
     return Figure(name, png(figure), caption)
 
 
