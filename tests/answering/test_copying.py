@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -99,6 +101,17 @@ def test_answers_are_in_words_that_were_read_without_reading_again(memory, monke
     long = [n for n in runs[:decoded] if n > 1], [n for n in runs[decoded:] if n > 1]
     assert sorted(long[0]) == sorted(n for n in long[1]) or len(long[0]) == len(long[1]) + 1  # the head, once
     assert decoded > len(runs) - decoded
+
+
+def test_the_time_of_writing_is_told_as_such(memory, monkeypatch):
+    decode = answers_module.decode
+
+    def slow(*args):
+        time.sleep(0.2)
+        return decode(*args)
+
+    monkeypatch.setattr(answers_module, "decode", slow)
+    assert memory.ask(QUESTIONS[0], **SHORT).trace.seconds["decode"] > 0.2
 
 
 def test_batches_and_streams_say_the_same(memory):

@@ -50,13 +50,13 @@ def answering(
 
     Those that are to be in words of their passages are checked before any of their text is given.
     """
+    seconds, began = 0.0, time.perf_counter()
     if prefill.spellings is None:
         streams = [TextStream(backbone, generation.stop, generation.repetition) for _ in asked]
         decoding = decode(backbone, prefill.state, prefill.logits, prefill.positions, streams, generation)
     else:
         streams = written_from_passages(backbone, asked, prefill, generation, prefill.spellings)
         decoding = ((row, stream.text) for row, stream in enumerate(streams) if stream.text)
-    seconds, began = 0.0, time.perf_counter()
     for piece in decoding:
         seconds += time.perf_counter() - began
         yield piece
