@@ -30,7 +30,7 @@ from msa_plugin.types import Answer
 
 Mode = Literal["memory", "chat"]
 _OPENING = {"model", "adapter", "namespace", "read_only", "snapshot", "config", *MemoryConfig.model_fields}
-_ROUNDS = ("max_rounds", "per_round", "cut")
+_ROUNDS = ("max_rounds", "per_round", "cut", "reads")
 _SAMPLING = ("temperature", "max_tokens", "top_p", "seed")
 _TIME = ("at", "history")  # see `LatentMemory.retrieve`
 _PER_CALL = {*_ROUNDS, *_SAMPLING, "mode", "documents", "filter", *_TIME, "timeout", "model", "stream"}
@@ -56,8 +56,8 @@ class ChatMSA(BaseChatModel):
 
     Built on `memory=`, or on `path=` with settings of `LatentMemory.open` (model, adapter, namespace, ...). `invoke`,
     `stream` and their kin also take, for one call: mode, filter, at, history, temperature, max_tokens, top_p, seed,
-    stop, timeout, max_rounds, per_round, cut. `response_metadata` holds "sources" (a list of {"id", "score", "hop",
-    "relevance", "quotes"}), "abstained" (the memory does not say it; the content says so), "grounded" (its words
+    stop, timeout, max_rounds, per_round, cut, reads. `response_metadata` holds "sources" (a list of {"id", "score",
+    "hop", "relevance", "quotes"}), "abstained" (the memory does not say it; the content says so), "grounded" (its words
     stand in the sources; None where that means nothing), "rounds" (what each round of routing selected), "mode",
     "finish_reason" and "model_name"; `usage_metadata` counts tokens read as text or as latents. Rounds, chosen and
     fetched documents and the end of retrieval reach callbacks as they happen, as `on_custom_event` (and so

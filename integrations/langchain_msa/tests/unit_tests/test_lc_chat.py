@@ -201,6 +201,7 @@ def test_options_reach_the_decoder(filled, llm):
         == ChatMSA(filled, mode="memory", temperature=0, max_tokens=12).invoke("why?").content
     )
     assert len(llm.invoke("why?", max_rounds=1).response_metadata["rounds"]) == 1
+    assert len(llm.invoke("why?", cut=0.0, reads=1).response_metadata["sources"]) == 1
     assert source_ids(llm.invoke("why?", filter={"number": 3})) == ["violin"]
     assert source_ids(ChatMSA(filled, mode="memory", filter={"number": 3}).invoke("why?")) == ["violin"]
 

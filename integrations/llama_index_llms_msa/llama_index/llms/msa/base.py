@@ -43,7 +43,7 @@ class MSALLM(CustomLLM):
     reads, so it fits any pipeline that puts retrieved text there. In mode "memory" the last user message is a
     question to the memory: it is routed, over several rounds if need be, and answered from what was found; earlier
     messages are not read. A call in that mode takes `documents=` (nodes or their ids) to read exactly those, and
-    `filters=`, `at=`, `history=`, besides the generation settings and `max_rounds`, `per_round`, `cut`.
+    `filters=`, `at=`, `history=`, besides the generation settings and `max_rounds`, `per_round`, `cut`, `reads`.
 
     Settings that are None are the memory's own. Responses have the documents read in `additional_kwargs["sources"]`
     (id, score, round, relevance, quotes), there too "abstained" (the memory does not say it; the text says so) and
