@@ -1,7 +1,5 @@
 """The command line on a tiny model, run in this process or in one of its own."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Files to be read, and reading one of them."""
 
-from __future__ import annotations
-
 import json
 
 from msa_plugin.ingest import read_paths

@@ -1,7 +1,5 @@
 """The async twins: the same results, an event loop that keeps turning, and streams that end when they are left."""
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 import threading

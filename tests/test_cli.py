@@ -1,8 +1,6 @@
 """The command line: results on stdout, notes on stderr, exit codes, help."""
 
 # ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import errno
 import io
 import json

@@ -1,8 +1,6 @@
 """`msa add`: ids of files in one call and in two, files that are gone, and what is left out."""
 
 # ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,8 +1,6 @@
 """`msa shell`: many questions of one memory; and what commands say before anything is loaded."""
 
 # ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import json
 import sys
 

@@ -1,8 +1,6 @@
 """`msa` and time: dates of files and of JSON records, and questions as of a date."""
 
 # ruff: noqa: F811 - fixtures are imported
-from __future__ import annotations
-
 import json
 
 from cli_fixtures import msa, saved, where  # noqa: F401 - fixtures

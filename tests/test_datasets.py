@@ -1,7 +1,5 @@
 """Data sets from folders: both layouts, and every way in which a file can be wrong."""
 
-from __future__ import annotations
-
 import gzip
 import json
 

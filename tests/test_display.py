@@ -1,7 +1,5 @@
 """What notebooks show: text stays text, nothing is fetched or run, and what scored is where it says."""
 
-from __future__ import annotations
-
 import copy
 import gc
 from html.parser import HTMLParser
@@ -45,10 +43,10 @@ HOSTILE = (
 class Reader(HTMLParser):
     """Reads a page: what a person sees, and that it is made of our elements alone, closed as they were opened."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, html):
         super().__init__(convert_charrefs=True)
         self.seen, self.open = "", []
-        self.marked: dict[str, list[str]] = {}
+        self.marked = {}
         self.feed(html)
         self.close()
         assert not self.open
@@ -77,12 +75,12 @@ class Reader(HTMLParser):
     handle_decl = handle_pi = unknown_decl = handle_comment
 
     @property
-    def name(self) -> str:
+    def name(self):
         tag, kind = self.open[-1]
         return f"{tag}.{kind}" if kind else tag
 
 
-def squeezed(text: str) -> str:
+def squeezed(text):
     return " ".join(text.split())
 
 
@@ -148,7 +146,7 @@ def test_hostile_text_stays_text(tmp_path, backbone, text):
         assert not any(ord(c) < 32 and c not in "\n\t" for c in page.seen)
 
 
-def escaped_and_back(text: str) -> str:
+def escaped_and_back(text):
     reader = Reader(f"<p>{escaped(text)}</p>")
     return reader.seen
 

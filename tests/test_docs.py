@@ -1,7 +1,5 @@
 """The documents: decisions say what became of them, and links lead somewhere."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

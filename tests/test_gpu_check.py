@@ -1,7 +1,5 @@
 """The prepared run on a GPU, dry: every step leaves its figures, and one that fails stops no other."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

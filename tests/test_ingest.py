@@ -1,7 +1,5 @@
 """Files as they lie in folders: which are read, under which ids, through which links, from standard input."""
 
-from __future__ import annotations
-
 import io
 import os
 import sys

@@ -1,7 +1,5 @@
 """PDF files into documents."""
 
-from __future__ import annotations
-
 import io
 import logging
 import sys

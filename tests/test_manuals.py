@@ -1,7 +1,5 @@
 """The set of real manuals: what it lists is true of what is installed, and measuring says what happened."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -1,7 +1,5 @@
 """`msa mcp`, driven by the protocol's own SDK: in this process on a tiny memory, and as a process of its own."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import sys

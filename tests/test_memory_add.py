@@ -1,7 +1,5 @@
 """Adding, updating, deleting and getting documents through the facade."""
 
-from __future__ import annotations
-
 import gc
 from dataclasses import replace
 from itertools import count

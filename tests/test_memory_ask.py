@@ -1,7 +1,5 @@
 """Asking through the facade, in every reading mode and with every kind of router."""
 
-from __future__ import annotations
-
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Input that nobody should give, and places that cannot be written: clear errors, and a memory that stays usable."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -12,9 +10,9 @@ from msa_plugin.errors import ConfigError, EmptyMemoryError, InvalidDocumentErro
 from msa_plugin.types import Document
 from tiny import SPECIAL, tiny_adapter
 
-CIRCLE: list = []
+CIRCLE = []
 CIRCLE.append(CIRCLE)
-DEEP: list = []
+DEEP = []
 for _ in range(5000):
     DEEP = [DEEP]
 BAD_DOCUMENTS = {
@@ -41,7 +39,7 @@ BAD_DOCUMENTS = {
     "metadata too deep": {"text": "x", "metadata": {"a": DEEP}},
     "metadata with NUL": {"text": "x", "metadata": {"a": "\0"}},
     "Document without text": Document("a", ""),
-    "Document whose id is None": Document(None, "x"),  # type: ignore[arg-type]
+    "Document whose id is None": Document(None, "x"),
 }
 ODD_DOCUMENTS = {
     "one token": "x",

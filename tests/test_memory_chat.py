@@ -1,7 +1,5 @@
 """The backbone as a plain chat model, without memory."""
 
-from __future__ import annotations
-
 import pytest
 
 from facade import opened
@@ -87,7 +85,7 @@ class Template:
 
     chat_template = "yes"
 
-    def __init__(self, system: str) -> None:
+    def __init__(self, system):
         self.system = system
 
     def apply_chat_template(self, messages, **kwargs):

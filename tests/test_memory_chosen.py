@@ -1,7 +1,5 @@
 """Answers from documents that the caller chose, in every reading mode."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

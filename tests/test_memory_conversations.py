@@ -1,7 +1,5 @@
 """Turns of conversations: what is stored of them, how they are found, and what repeats."""
 
-from __future__ import annotations
-
 from datetime import date, datetime
 
 import pytest

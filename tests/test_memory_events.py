@@ -1,14 +1,8 @@
 """Typed events of a stream where routing scores drive the rounds, and their async twin."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from facade import PER_LAYER, opened, topics
-from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.events import Answered, AnswerPiece, DocumentsChosen, DocumentsFetched, RetrievalEnded, RoundStarted
 from msa_plugin.memory import LatentMemory
 from tiny import tiny_adapter
@@ -16,14 +10,14 @@ from tiny import tiny_adapter
 ROUND = [RoundStarted, DocumentsChosen]
 
 
-def _kinds(events: list[Any]) -> list[type]:
+def _kinds(events):
     return [type(e) for e in events if not isinstance(e, AnswerPiece)]
 
 
-def test_rounds_by_scores(tmp_path: Path, backbone: Backbone) -> None:
+def test_rounds_by_scores(tmp_path, backbone):
     with opened(tmp_path, backbone) as memory:
         memory.add(topics())
-        options: dict[str, Any] = {"max_rounds": 2, "per_round": 2, "cut": 0.0, "max_new_tokens": 4}
+        options = {"max_rounds": 2, "per_round": 2, "cut": 0.0, "max_new_tokens": 4}
         events = list(memory.stream("the violin", **options).events())
         answer = memory.ask("the violin", **options)
     assert _kinds(events) == [*ROUND, *ROUND, RetrievalEnded, DocumentsFetched, DocumentsFetched, Answered]
@@ -35,7 +29,7 @@ def test_rounds_by_scores(tmp_path: Path, backbone: Backbone) -> None:
     assert answer.trace.interleave == "scores"
 
 
-def test_routing_and_reading_in_one_forward(tmp_path: Path, backbone: Backbone) -> None:
+def test_routing_and_reading_in_one_forward(tmp_path, backbone):
     adapter = tiny_adapter(backbone, read_latent=True, **PER_LAYER)
     with opened(tmp_path, backbone, adapter) as memory:
         memory.add(topics())
@@ -43,7 +37,7 @@ def test_routing_and_reading_in_one_forward(tmp_path: Path, backbone: Backbone) 
     assert _kinds(events) == [*ROUND, RetrievalEnded, DocumentsFetched, Answered]
 
 
-def test_chosen_documents_and_chat(memory: LatentMemory) -> None:
+def test_chosen_documents_and_chat(memory):
     memory.add(topics())
     events = list(memory.stream("?", documents=["violin"], max_new_tokens=2).events())
     assert _kinds(events) == [RetrievalEnded, DocumentsFetched, Answered]
@@ -51,7 +45,7 @@ def test_chosen_documents_and_chat(memory: LatentMemory) -> None:
     assert _kinds(list(chat.events())) == [Answered]
 
 
-def test_closing_between_rounds_leaves_the_memory_as_it_was(memory: LatentMemory) -> None:
+def test_closing_between_rounds_leaves_the_memory_as_it_was(memory):
     memory.add(topics())
     before = memory.ask("the violin", max_new_tokens=3).text
     for count in range(6):
@@ -64,7 +58,7 @@ def test_closing_between_rounds_leaves_the_memory_as_it_was(memory: LatentMemory
     assert memory.ask("the violin", max_new_tokens=3).text == before
 
 
-async def test_events_of_an_async_stream(memory: LatentMemory) -> None:
+async def test_events_of_an_async_stream(memory):
     await memory.aadd(topics())
     stream = memory.astream("the violin", max_new_tokens=3)
     events = [event async for event in stream.events()]
@@ -76,7 +70,7 @@ async def test_events_of_an_async_stream(memory: LatentMemory) -> None:
     assert stopped.answer is None
 
 
-def test_pieces_after_some_events(memory: LatentMemory) -> None:
+def test_pieces_after_some_events(memory):
     """A reader may take what happens before the answer as events and the answer as plain pieces."""
     memory.add(topics())
     stream = memory.stream("the violin", max_new_tokens=3)
@@ -87,7 +81,7 @@ def test_pieces_after_some_events(memory: LatentMemory) -> None:
 
 
 @pytest.mark.parametrize("reading", ["kv"])
-def test_numbered_documents_are_not_read_as_plain_ones(tmp_path: Path, reading: str) -> None:
+def test_numbered_documents_are_not_read_as_plain_ones(tmp_path, reading):
     import reference_checkpoint as reference
     from msa_plugin.errors import ConfigError
 

@@ -1,7 +1,5 @@
 """`memory.explain`: the parts add up to what `retrieve` ranks by, for documents that it finds and others."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pytest

@@ -1,7 +1,5 @@
 """Two processes with the same memory, everything on: each sees at its next call what the other has done."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

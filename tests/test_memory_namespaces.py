@@ -1,7 +1,5 @@
 """Namespaces in namespaces: handles, listing, finding below a path, and what that costs beside many others."""
 
-from __future__ import annotations
-
 import asyncio
 
 import pytest

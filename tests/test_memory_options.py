@@ -1,7 +1,5 @@
 """What `ask` can be told: stop sequences, length, sampling, rounds, the budget of context."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 

@@ -1,12 +1,9 @@
 """Long documents, found, shown and read by passage."""
 
-from __future__ import annotations
-
 import pytest
 
 from facade import KINDS, TOPICS, about, manual, opened, topics
 from msa_plugin.errors import InvalidQueryError
-from msa_plugin.memory import LatentMemory
 from msa_plugin.retrieval.cutting import LARGEST
 from tiny import tiny_adapter
 
@@ -148,7 +145,7 @@ def test_a_long_title_leaves_room_for_the_passage(tmp_path, backbone, adapter):
         assert 50 <= len(source.text) <= 100
 
 
-def test_a_document_is_fetched_once_for_a_question_and_tokenised_once_at_all(memory: LatentMemory, monkeypatch):
+def test_a_document_is_fetched_once_for_a_question_and_tokenised_once_at_all(memory, monkeypatch):
     memory.ask("violin", max_new_tokens=1)
     fetched, placed = [], []
     bank, backbone = memory.engine.bank, memory.engine.backbone

@@ -1,7 +1,5 @@
 """Closed, read-only, full, damaged, foreign and busy memories: which error, and what is still there afterwards."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import os
@@ -316,7 +314,7 @@ def test_writers_in_threads_take_turns(stored, backbone, adapter):
         assert memory.verify().ok
 
 
-def test_a_window_longer_than_the_backbone_reads_is_refused_before_a_bank_exists(tmp_path, backbone, adapter) -> None:
+def test_a_window_longer_than_the_backbone_reads_is_refused_before_a_bank_exists(tmp_path, backbone, adapter):
     with pytest.raises(ConfigError, match="4096"):
         opened(tmp_path, backbone, adapter, window=5000)
     assert not (tmp_path / "bank").exists()

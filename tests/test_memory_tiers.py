@@ -1,7 +1,5 @@
 """Byte budgets from the settings to `stats()`."""
 
-from __future__ import annotations
-
 import gc
 
 import pytest

@@ -1,7 +1,5 @@
 """When documents are valid: validity, expiry, replacement, and questions as of a date."""
 
-from __future__ import annotations
-
 import json
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path

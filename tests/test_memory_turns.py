@@ -1,7 +1,5 @@
 """Questions of several threads: answered in the order in which they came, with bounded waits; and seconds add up."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 import time

@@ -7,10 +7,9 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -70,11 +69,11 @@ EXPECTED = {
 LONGEST = "04_msa_vs_rag"  # started first, so that two at a time end together
 
 
-def load(name: str) -> Any:
+def load(name):
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
 
 
-def printed(notebook: Any) -> str:
+def printed(notebook):
     """Everything that the cells wrote as text."""
     texts = []
     for output in outputs(notebook):
@@ -86,15 +85,15 @@ def printed(notebook: Any) -> str:
     return "\n".join(texts)
 
 
-def plots(notebook: Any) -> list[bytes]:
+def plots(notebook):
     return [base64.b64decode(o["data"]["image/png"]) for o in outputs(notebook) if "image/png" in o.get("data", {})]
 
 
-def outputs(notebook: Any) -> list[Any]:
+def outputs(notebook):
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
 
 
-def run(notebook: Any, folder: Path) -> Any:
+def run(notebook, folder):
     """Execute a copy in `folder`; raises CellExecutionError when a cell does."""
     fresh = nbformat.from_dict(json.loads(json.dumps(notebook)))
     for cell in fresh.cells:
@@ -106,7 +105,7 @@ def run(notebook: Any, folder: Path) -> Any:
     return client.execute()
 
 
-def test_every_notebook_is_tested() -> None:
+def test_every_notebook_is_tested():
     found = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
     assert found == sorted(EXPECTED)
     assert all(TITLES.match(name) for name in found)
@@ -115,7 +114,7 @@ def test_every_notebook_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_what_is_kept(name: str) -> None:
+def test_what_is_kept(name):
     notebook = load(name)
     nbformat.validate(notebook)
     assert 10 <= len(notebook.cells) <= 20
@@ -130,7 +129,7 @@ def test_what_is_kept(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_outputs_are_kept(name: str) -> None:
+def test_outputs_are_kept(name):
     notebook = load(name)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))  # one run, top to bottom
@@ -140,14 +139,14 @@ def test_outputs_are_kept(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_no_machine_path_and_no_warning_is_kept(name: str) -> None:
+def test_no_machine_path_and_no_warning_is_kept(name):
     notebook = load(name)
     found = MACHINE.search(printed(notebook)) or MACHINE.search("\n".join(cell.source for cell in notebook.cells))
     assert found is None, found
     assert not [output for output in outputs(notebook) if output.get("name") == "stderr"]
 
 
-def shows(notebook: Any, expected: Expected) -> None:
+def shows(notebook, expected):
     text, drawn = printed(notebook), plots(notebook)
     assert [marker for marker in expected.printed if marker not in text] == []
     assert len(drawn) == expected.plots
@@ -158,7 +157,7 @@ def shows(notebook: Any, expected: Expected) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Any]]]:
+def runs(request, tmp_path_factory):
     """Runs of the selected notebooks, two at a time, each in an empty folder of its own and on one thread."""
     wanted = [
         item.callspec.params["name"]
@@ -177,7 +176,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPECTED)
-def test_it_runs(name: str, runs: dict[str, Future[Any]]) -> None:
+def test_it_runs(name, runs):
     from msa_plugin.backbone.loading import packaged_gguf
 
     if packaged_gguf() is None:
@@ -186,13 +185,13 @@ def test_it_runs(name: str, runs: dict[str, Future[Any]]) -> None:
 
 
 @pytest.mark.slow
-def test_a_notebook_that_raises_fails(tmp_path: Path) -> None:
+def test_a_notebook_that_raises_fails(tmp_path):
     bad = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("raise RuntimeError('on purpose')")])
     with pytest.raises(nbclient.exceptions.CellExecutionError, match="on purpose"):
         run(bad, tmp_path)
 
 
-def test_a_missing_plot_or_text_fails() -> None:
+def test_a_missing_plot_or_text_fails():
     notebook = load("01_quickstart")
     with pytest.raises(AssertionError):
         shows(notebook, Expected(2, ()))

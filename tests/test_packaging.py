@@ -4,8 +4,6 @@ Heavy dependencies are lent by the environment that runs the tests, through a `.
 there are not read, so an editable install of the repository stays out of sight.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """A progress bar on a real terminal, and silence elsewhere."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys
@@ -22,7 +20,7 @@ def terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     stream, pieces = os.fdopen(slave, "w", encoding="utf-8"), []
 
-    def drain() -> None:
+    def drain():
         with contextlib.suppress(OSError):  # what reading ends with once nobody holds the other side
             while piece := os.read(master, 4096):
                 pieces.append(piece)
@@ -30,7 +28,7 @@ def terminal(monkeypatch):
     reader = threading.Thread(target=drain)
     reader.start()
 
-    def shown() -> str:
+    def shown():
         stream.close()
         reader.join(60)
         return b"".join(pieces).decode("utf-8")

@@ -1,7 +1,5 @@
 """What the model is shown holds nothing that could be mistaken for a document of the user's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

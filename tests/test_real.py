@@ -1,7 +1,5 @@
 """The default backbone with the adapter that is shipped for it, on the sample corpus."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -28,21 +26,21 @@ def path(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def memory(path, real_backbone: Backbone):
+def memory(path, real_backbone):
     with LatentMemory.open(path, model=real_backbone) as opened:
         opened.add(sample_documents())
         yield opened
 
 
 @torch.no_grad()
-def test_plugin_off_is_bit_identical(real_backbone: Backbone, memory: LatentMemory) -> None:
+def test_plugin_off_is_bit_identical(real_backbone, memory):
     ids = torch.tensor([real_backbone.tokenize("The lighthouse was first lit in 1811, long before the bridge.")])
     before = real_backbone.model(ids).logits
     memory.ask("Who built the lighthouse?", max_new_tokens=3)
     assert torch.equal(real_backbone.model(ids).logits, before)
 
 
-def test_plugin_on_equals_the_stock_model_without_memory(real_backbone: Backbone) -> None:
+def test_plugin_on_equals_the_stock_model_without_memory(real_backbone):
     single = Backbone.load(dtype="float32")
     ids = torch.tensor([single.tokenize("Penguins hold their eggs on their feet through the winter night.")])
     mask = torch.ones_like(ids).bool()
@@ -51,13 +49,13 @@ def test_plugin_on_equals_the_stock_model_without_memory(real_backbone: Backbone
         assert (ours - single.model(ids).logits).abs().max() < 1e-3
 
 
-def test_the_shipped_adapter_belongs_to_the_default_backbone(real_backbone: Backbone) -> None:
+def test_the_shipped_adapter_belongs_to_the_default_backbone(real_backbone):
     adapter = find_adapter(real_backbone, None)
     assert adapter.config.abilities.route and not adapter.config.abilities.read_latent
     assert adapter.config.routing.key_groups == {"shared": 384}
 
 
-def test_routing_finds_the_documents(memory: LatentMemory) -> None:
+def test_routing_finds_the_documents(memory):
     questions = sample_questions()
     hits = memory.retrieve([q.question for q in questions], 5)
     first = [row[0].id == q.positive_ids[0] for row, q in zip(hits, questions, strict=True)]
@@ -65,14 +63,14 @@ def test_routing_finds_the_documents(memory: LatentMemory) -> None:
     assert sum(first) >= 11
 
 
-def test_names_find_the_second_document_at_once(memory: LatentMemory) -> None:
+def test_names_find_the_second_document_at_once(memory):
     questions = [q for q in sample_questions() if q.hops == 2]
     answers = memory.ask([q.question for q in questions], max_rounds=1, max_new_tokens=1)
     read = [{s.id for s in answer.sources} for answer in answers]
     assert sum(set(q.positive_ids) <= ids for q, ids in zip(questions, read, strict=True)) >= 4  # measured: 5 of 5
 
 
-def test_by_keys_alone_a_second_round_finds_the_second_document(memory: LatentMemory, monkeypatch) -> None:
+def test_by_keys_alone_a_second_round_finds_the_second_document(memory, monkeypatch):
     questions = [q for q in sample_questions() if q.hops == 2]
     engine = memory.engine
     monkeypatch.setattr(engine, "lexical", None)
@@ -91,7 +89,7 @@ def test_by_keys_alone_a_second_round_finds_the_second_document(memory: LatentMe
     assert found[1] >= 4
 
 
-def test_an_answer_with_its_source(memory: LatentMemory) -> None:
+def test_an_answer_with_its_source(memory):
     answer = memory.ask("Who calculated the position of Point Nemo?")
     assert "Lukatela" in answer.text
     assert answer.sources[0].id == "point-nemo"
@@ -100,7 +98,7 @@ def test_an_answer_with_its_source(memory: LatentMemory) -> None:
     assert answer.trace.rounds[0].selected[0] == "point-nemo"
 
 
-def test_a_batch_answers_like_one_at_a_time(memory: LatentMemory) -> None:
+def test_a_batch_answers_like_one_at_a_time(memory):
     questions = [q.question for q in sample_questions()[:3]]
     together = memory.ask(questions, max_new_tokens=4)
     alone = [memory.ask(q, max_new_tokens=4) for q in questions]
@@ -109,7 +107,7 @@ def test_a_batch_answers_like_one_at_a_time(memory: LatentMemory) -> None:
     assert [a.text.split()[0] for a in together] == [a.text.split()[0] for a in alone]
 
 
-def test_reading_documents_helps_and_unpooled_latents_read_almost_as_well_as_text(tmp_path, real_backbone) -> None:
+def test_reading_documents_helps_and_unpooled_latents_read_almost_as_well_as_text(tmp_path, real_backbone):
     """Mean negative log-likelihood of the right answer: closed book > kv > about text (figures in the README)."""
     questions = [q for q in sample_questions() if q.hops == 1]
     scores = {}
@@ -131,7 +129,7 @@ def test_reading_documents_helps_and_unpooled_latents_read_almost_as_well_as_tex
     assert scores["kv"] < scores["closed"] - 0.5
 
 
-def test_everything_survives_a_restart(memory: LatentMemory, path) -> None:
+def test_everything_survives_a_restart(memory, path):
     question = "Who calculated the position of Point Nemo?"
     here = [(h.id, round(h.score, 3)) for h in memory.retrieve(question, 5)]
     code = (
@@ -153,7 +151,7 @@ ELSEWHERE = (
 
 
 @pytest.mark.parametrize("reader", ["auto", "stock"])
-def test_an_unrelated_memory_answers_with_no_words_of_a_prompt(tmp_path, real_backbone: Backbone, reader) -> None:
+def test_an_unrelated_memory_answers_with_no_words_of_a_prompt(tmp_path, real_backbone, reader):
     with LatentMemory.open(tmp_path / "bank", model=real_backbone, reader=reader) as memory:
         memory.add([{"id": "cats", "title": "Cats", "text": "Cats sleep for most of the day and hunt at dusk."}])
         for answer, (question, word) in zip(memory.ask([q for q, _ in ELSEWHERE]), ELSEWHERE, strict=True):

@@ -1,7 +1,5 @@
 """The architecture is tested: import contracts, file sizes, the frozen public surface, and what never may appear."""
 
-from __future__ import annotations
-
 import ast
 import re
 import subprocess
@@ -26,7 +24,7 @@ FACADE = {
 }  # fmt: skip
 
 
-def test_import_contracts() -> None:
+def test_import_contracts():
     code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     done = subprocess.run([sys.executable, "-c", code, "--no-logo"], cwd=ROOT, capture_output=True, text=True)
     if "No module named 'importlinter'" in done.stderr:
@@ -35,7 +33,7 @@ def test_import_contracts() -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_file_is_one_idea(path: Path) -> None:
+def test_a_file_is_one_idea(path):
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 400
     forbidden = r"torch\.load\(|import pickle|pickle\.load|trust_remote_code=True|[^.a-z_]eval\(|TODO|FIXME"
@@ -43,7 +41,7 @@ def test_a_file_is_one_idea(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_what_python_3_10_lacks_is_not_imported_at_run_time(path: Path) -> None:
+def test_what_python_3_10_lacks_is_not_imported_at_run_time(path):
     later = {
         "typing": {"Unpack", "Self", "Never", "NotRequired", "Required", "LiteralString", "assert_never", "override"},
         "enum": {"StrEnum"},
@@ -55,11 +53,11 @@ def test_what_python_3_10_lacks_is_not_imported_at_run_time(path: Path) -> None:
     assert [n.name for node in imports for n in node.names if n.name in later.get(node.module or "", ())] == []
 
 
-def test_kernels_shadow_no_package() -> None:
+def test_kernels_shadow_no_package():
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
-def test_the_public_surface_is_settled() -> None:
+def test_the_public_surface_is_settled():
     public = {name for name in dir(LatentMemory) if not name.startswith("_")}
     assert public == FACADE
     for name in msa_plugin.__all__:
@@ -68,13 +66,13 @@ def test_the_public_surface_is_settled() -> None:
         msa_plugin.nothing  # noqa: B018
 
 
-def test_importing_the_package_is_light() -> None:
+def test_importing_the_package_is_light():
     code = "import sys, msa_plugin.cli; print(any(m in sys.modules for m in ('torch', 'transformers')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
-def test_every_class_name_stands_once() -> None:
+def test_every_class_name_stands_once():
     """One word for one thing: a name that two modules define is looked up twice by whoever reads."""
     homes = defaultdict(list)
     for folder in ("src/msa_plugin", "kernels/msa_kernels"):

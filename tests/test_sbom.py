@@ -1,7 +1,5 @@
 """The bill of materials lists what the lock pins, every time in the same bytes."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

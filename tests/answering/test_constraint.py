@@ -1,7 +1,5 @@
 """Numbers in brackets, decoded under a constraint: what may be written is what spells documents, and nothing else."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +14,7 @@ PIECES = ("[", "]", *"0123456789", "][", "[1", "12", "]]", "[[", "0]", "1][2", "
 VOCABULARY = IdVocabulary(dict(enumerate(PIECES)))
 
 
-def _fits(text: str, numbers: set[int], limit: int) -> bool:
+def _fits(text, numbers, limit):
     """By brute force: whether some way to go on ends in a well-formed list of distinct numbers."""
     *whole, rest = text.split("]")
     if any(not part.startswith("[") for part in whole) or len(whole) > limit:
@@ -35,7 +33,7 @@ def _fits(text: str, numbers: set[int], limit: int) -> bool:
     limit=st.integers(1, 4),
     choices=st.lists(st.integers(0, 10**6), max_size=14),
 )
-def test_what_is_allowed_is_what_can_be_finished(numbers: set[int], limit: int, choices: list[int]) -> None:
+def test_what_is_allowed_is_what_can_be_finished(numbers, limit, choices):
     written = IdList(VOCABULARY, np.array(sorted(numbers), dtype=np.int64), limit)
     text = ""
     for choice in choices:
@@ -50,11 +48,11 @@ def test_what_is_allowed_is_what_can_be_finished(numbers: set[int], limit: int, 
     assert written.chosen == [int(part.strip("[")) for part in text.split("]")[:-1]]
 
 
-def test_nothing_to_name() -> None:
+def test_nothing_to_name():
     assert IdList(VOCABULARY, np.array([], dtype=np.int64), 5).allowed() == []
 
 
-def test_a_million_documents_cost_no_more_than_ten() -> None:
+def test_a_million_documents_cost_no_more_than_ten():
     written = IdList(VOCABULARY, np.arange(0, 3_000_000, 3, dtype=np.int64), 5)
     for piece in ("[", "2", "9", "9", "9", "9", "9", "7"):
         assert PIECES.index(piece) in written.allowed()
@@ -62,11 +60,11 @@ def test_a_million_documents_cost_no_more_than_ten() -> None:
     assert {PIECES[t] for t in written.allowed()} == {"]", "]["}
 
 
-def test_the_vocabulary_of_a_tokenizer() -> None:
+def test_the_vocabulary_of_a_tokenizer():
     backbone = tiny_backbone("qwen3")
     assert sorted(IdVocabulary.of(backbone).tokens.values()) == sorted("[]0123456789")
     tokenizer = marker_tokenizer()
-    tokenizer.get_vocab = lambda: {"[": 1, "]": 2}  # type: ignore[method-assign]
+    tokenizer.get_vocab = lambda: {"[": 1, "]": 2}
     backbone = type(backbone)(tiny_model("qwen3"), tokenizer)
     with pytest.raises(ConfigError, match="no tokens for 0 1"):
         IdVocabulary.of(backbone)

@@ -1,7 +1,5 @@
 """Answers in the words of what was read: the automaton, and the second decoding."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

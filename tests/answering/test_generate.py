@@ -1,7 +1,5 @@
 """Sampling, and text as it grows token by token."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

@@ -1,7 +1,5 @@
 """Text that repeats itself: where it is cut, what is never cut, and that nothing was sent that is cut."""
 
-from __future__ import annotations
-
 import random
 
 import pytest
@@ -121,7 +119,7 @@ def test_a_negative_number_is_refused():
 def looping(monkeypatch, backbone):
     """A model that writes the same sentence for ever."""
     ids = backbone.tokenize(MILL + " ")
-    steps: dict[int, int] = {}
+    steps = {}
 
     def pick(self, logits):
         step = steps[id(self)] = steps.get(id(self), -1) + 1

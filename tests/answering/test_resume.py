@@ -1,11 +1,6 @@
 """Prefills that go on from earlier ones: equal to full ones, in any family, phase and padding, and cheaper."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,29 +8,28 @@ import torch
 import reference_checkpoint as reference
 from facade import PER_LAYER, opened, topics
 from msa_plugin.answering.generative.scheduler import Scheduler
-from msa_plugin.answering.per_layer import LayerRouting, LayerRow, RoutedPass
+from msa_plugin.answering.per_layer import LayerRow
 from msa_plugin.answering.resume import Earlier, in_common, kept_rows
-from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.batching import joined
 from msa_plugin.backbone.families import decoder_layers
 from msa_plugin.memory import LatentMemory
 from msa_plugin.retrieval.assembly import BankSource
 from tiny import tiny_adapter, tiny_backbone, tiny_lora, with_lora
 
-CLOSE: dict[str, Any] = {"atol": 2e-4, "rtol": 2e-3}
+CLOSE = {"atol": 2e-4, "rtol": 2e-3}
 TOP_K = 3
 
 
 class Rows:
     """Rows that grow round by round, the pass that decodes them, and what their last prefill left."""
 
-    def __init__(self, memory: LatentMemory) -> None:
-        self.layers: LayerRouting = memory.engine._layers
+    def __init__(self, memory):
+        self.layers = memory.engine._layers
         self.head = memory.engine.reader.head_with(self.layers.lora)
         self.selection = memory._bank.select("default", None)
-        self.earlier: dict[str, Earlier] = {}
+        self.earlier = {}
 
-    def both(self, rows: dict[str, list[int]]) -> tuple[RoutedPass, RoutedPass]:
+    def both(self, rows):
         """One prefill that goes on from what was, and one that does not; the former decodes three tokens."""
         given = [LayerRow(ids, [n % 3 != 1 for n in range(len(ids))]) for ids in rows.values()]
         before = [self.earlier.get(name) for name in rows]
@@ -49,7 +43,7 @@ class Rows:
             self.decode(decoding, ours.positions)
         return ours, whole
 
-    def decode(self, state: Any, positions: torch.Tensor) -> None:
+    def decode(self, state, positions):
         for step in range(3):
             ids = torch.randint(3, 300, (len(positions), 1))
             alive = torch.ones_like(ids, dtype=torch.bool)
@@ -57,11 +51,11 @@ class Rows:
             self.layers.backbone.run(state, ids, alive, positions[:, None] + step)
 
 
-def words(length: int, seed: int) -> list[int]:
+def words(length, seed):
     return torch.randint(3, 300, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def compare(ours: RoutedPass, whole: RoutedPass) -> None:
+def compare(ours, whole):
     assert ours.logits is not None and whole.logits is not None
     torch.testing.assert_close(ours.logits, whole.logits, **CLOSE)
     assert torch.equal(ours.positions, whole.positions)
@@ -78,7 +72,7 @@ def compare(ours: RoutedPass, whole: RoutedPass) -> None:
 
 
 @contextmanager
-def memory_on(path: Path, backbone: Backbone, layers: tuple[int, ...] = (2, 3), lora: bool = False) -> Iterator[Any]:
+def memory_on(path, backbone, layers=(2, 3), lora=False):
     adapter = tiny_adapter(backbone, read_latent=True, **{**PER_LAYER, "layers": layers})
     if lora:
         adapter = with_lora(adapter, tiny_lora(backbone.model, (0, 1, 3)))
@@ -87,7 +81,7 @@ def memory_on(path: Path, backbone: Backbone, layers: tuple[int, ...] = (2, 3), 
         yield memory
 
 
-def rounds(memory: LatentMemory, check: Callable[[RoutedPass, RoutedPass], None] = compare) -> None:
+def rounds(memory, check=compare):
     """Four rounds of rows of all lengths: alone, joined by newcomers, left by some, and one that begins anew."""
     rows = Rows(memory)
     a, b, c = words(21, 1), words(9, 2), words(30, 3)
@@ -102,15 +96,13 @@ def rounds(memory: LatentMemory, check: Callable[[RoutedPass, RoutedPass], None]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-sliding", "gemma", "gemma2", "gemma3"])
-def test_equal_to_a_full_prefill_in_every_family(tmp_path: Path, family: str) -> None:
+def test_equal_to_a_full_prefill_in_every_family(tmp_path, family):
     with memory_on(tmp_path, tiny_backbone(family)) as memory:
         rounds(memory)
 
 
 @pytest.mark.parametrize(("layers", "depth"), [((0, 2), 0), ((1,), 1), ((3,), 3)])
-def test_wherever_the_first_router_layer_is(
-    tmp_path: Path, backbone: Backbone, layers: tuple[int, ...], depth: int
-) -> None:
+def test_wherever_the_first_router_layer_is(tmp_path, backbone, layers, depth):
     with memory_on(tmp_path, backbone, layers) as memory:
         assert memory.engine._layers.depth == depth
         rounds(memory)
@@ -118,19 +110,19 @@ def test_wherever_the_first_router_layer_is(
             assert not Rows(memory).both({"a": words(5, 0)})[0].hidden  # nothing to keep
 
 
-def test_with_a_lora(tmp_path: Path, backbone: Backbone) -> None:
+def test_with_a_lora(tmp_path, backbone):
     with memory_on(tmp_path, backbone, lora=True) as memory:
         rounds(memory)
 
 
 @contextmanager
-def layer_tokens(backbone: Backbone) -> Iterator[list[int]]:
+def layer_tokens(backbone):
     """Tokens, padding included, that each layer computes from now on."""
     counts = [0] * backbone.spec.layers
     handles = []
     for index, layer in enumerate(decoder_layers(backbone.model)):
 
-        def seen(module: Any, args: Any, index: int = index) -> None:
+        def seen(module, args, index=index):
             counts[index] += args[0].shape[1]
 
         handles.append(layer.mlp.register_forward_pre_hook(seen))
@@ -141,7 +133,7 @@ def layer_tokens(backbone: Backbone) -> Iterator[list[int]]:
             handle.remove()
 
 
-def test_layers_below_compute_new_tokens_only(tmp_path: Path, backbone: Backbone) -> None:
+def test_layers_below_compute_new_tokens_only(tmp_path, backbone):
     with memory_on(tmp_path, backbone) as memory:
         rows = Rows(memory)
         rows.both({"a": words(30, 1)})
@@ -151,17 +143,17 @@ def test_layers_below_compute_new_tokens_only(tmp_path: Path, backbone: Backbone
         assert counts == [10, 10, 40, 40]
 
 
-def test_what_two_rows_have_in_common() -> None:
+def test_what_two_rows_have_in_common():
     kept = kept_rows([[1, 2, 3]], torch.arange(5.0).view(1, 5, 1))
     assert kept[0].hidden.flatten().tolist() == [2, 3, 4]  # without the padding on the left
-    before: Any = Earlier(kept[0], None, 0)  # type: ignore[arg-type]
-    cases: list[tuple[list[int], int]] = [([1, 2, 3, 4], 3), ([1, 2, 3], 2), ([1, 9, 3], 1), ([4], 0), ([1], 0)]
+    before = Earlier(kept[0], None, 0)
+    cases = [([1, 2, 3, 4], 3), ([1, 2, 3], 2), ([1, 9, 3], 1), ([4], 0), ([1], 0)]
     assert [in_common(row, before) for row, _ in cases] == [common for _, common in cases]
     assert in_common([1, 2], None) == 0
 
 
-def test_a_prefill_that_fails_leaves_the_stock_model(tmp_path: Path, backbone: Backbone, monkeypatch: Any) -> None:
-    def fail(*args: Any) -> None:
+def test_a_prefill_that_fails_leaves_the_stock_model(tmp_path, backbone, monkeypatch):
+    def fail(*args):
         raise KeyboardInterrupt
 
     ids = torch.tensor([words(6, 3)])
@@ -183,12 +175,12 @@ def test_a_prefill_that_fails_leaves_the_stock_model(tmp_path: Path, backbone: B
 
 
 @pytest.mark.slow
-def test_questions_are_answered_as_without_it(tmp_path: Path, monkeypatch: Any) -> None:
+def test_questions_are_answered_as_without_it(tmp_path, monkeypatch):
     """The whole loop on a checkpoint of the reference's kind, in a batch whose rows are in different rounds."""
     folder = reference.write(tmp_path / "checkpoint")
     questions = ["where?", "a longer question about violins?", "when?", "who?"]
-    options: dict[str, Any] = {"max_new_tokens": 4, "max_rounds": 3}
-    settings: dict[str, Any] = {"dtype": "float32", "keys_dtype": "float32", "device": "cpu"}
+    options = {"max_new_tokens": 4, "max_rounds": 3}
+    settings = {"dtype": "float32", "keys_dtype": "float32", "device": "cpu"}
     with LatentMemory.open(tmp_path / "bank", model=str(folder), **settings) as memory:
         memory.add(topics())
         loop = memory.engine.generative

@@ -1,7 +1,5 @@
 """Adapter files: a round trip, and an error of our own for everything that is wrong with one."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -9,7 +7,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from msa_plugin.backbone.adapter import Adapter
-from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.loading import cache_dir
 from msa_plugin.backbone.lora import Lora, Update
 from msa_plugin.engine.adapters import calibrated_path, find_adapter
@@ -33,7 +30,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("routing", VARIANTS)
-def test_round_trip(tmp_path, backbone: Backbone, routing) -> None:
+def test_round_trip(tmp_path, backbone, routing):
     adapter = tiny_adapter(backbone, **routing)
     adapter.save(tmp_path)
     loaded = Adapter.load(tmp_path)
@@ -43,7 +40,7 @@ def test_round_trip(tmp_path, backbone: Backbone, routing) -> None:
         assert torch.equal(part.q_weight, loaded.router.layers[layer].q_weight)
 
 
-def test_the_hash_follows_what_latents_depend_on(backbone: Backbone) -> None:
+def test_the_hash_follows_what_latents_depend_on(backbone):
     base = tiny_adapter(backbone)
     named = Adapter(base.config.model_copy(update={"name": "another", "top_k": 9}), base.router)
     assert named.hash() == base.hash()
@@ -53,7 +50,7 @@ def test_the_hash_follows_what_latents_depend_on(backbone: Backbone) -> None:
     assert tiny_weights.hash() != base.hash()
 
 
-def _break_config(folder, **changes) -> None:
+def _break_config(folder, **changes):
     raw = json.loads((folder / "adapter.json").read_text())
     for key, value in changes.items():
         at = raw
@@ -78,14 +75,14 @@ def _break_config(folder, **changes) -> None:
         ({"routing__token_weighted": True}, "token_weighted"),
     ],
 )
-def test_a_wrong_field_is_named(tmp_path, adapter: Adapter, change, message: str) -> None:
+def test_a_wrong_field_is_named(tmp_path, adapter, change, message):
     adapter.save(tmp_path)
     _break_config(tmp_path, **change)
     with pytest.raises(AdapterError, match=message):
         Adapter.load(tmp_path)
 
 
-def test_damaged_files_are_reported(tmp_path, adapter: Adapter) -> None:
+def test_damaged_files_are_reported(tmp_path, adapter):
     with pytest.raises(AdapterError, match="cannot read"):
         Adapter.load(tmp_path / "absent")
     adapter.save(tmp_path)
@@ -105,14 +102,14 @@ def test_damaged_files_are_reported(tmp_path, adapter: Adapter) -> None:
         Adapter.load(tmp_path)
 
 
-def test_an_adapter_of_another_backbone_is_refused(tmp_path, adapter: Adapter) -> None:
+def test_an_adapter_of_another_backbone_is_refused(tmp_path, adapter):
     adapter.save(tmp_path)
     assert find_adapter(tiny_backbone(), tmp_path).hash() == adapter.hash()
     with pytest.raises(AdapterError, match="weights"):
         find_adapter(tiny_backbone(seed=5), tmp_path)
 
 
-def test_a_calibrated_adapter_is_found_by_its_backbone(tmp_path, monkeypatch, backbone: Backbone, adapter) -> None:
+def test_a_calibrated_adapter_is_found_by_its_backbone(tmp_path, monkeypatch, backbone, adapter):
     monkeypatch.setenv("MSA_CACHE", str(tmp_path))
     assert cache_dir() == tmp_path
     with pytest.raises(AdapterError, match="msa calibrate"):
@@ -121,7 +118,7 @@ def test_a_calibrated_adapter_is_found_by_its_backbone(tmp_path, monkeypatch, ba
     assert find_adapter(backbone, None).hash() == adapter.hash()
 
 
-def test_settings_report_every_wrong_field() -> None:
+def test_settings_report_every_wrong_field():
     from msa_plugin.config import MemoryConfig
 
     with pytest.raises(ConfigError, match=r"window.*top_k"):
@@ -133,7 +130,7 @@ def test_settings_report_every_wrong_field() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("answers", [False, True])
-def test_a_lora_goes_to_disk_and_back(tmp_path, backbone: Backbone, adapter: Adapter, dtype, answers: bool) -> None:
+def test_a_lora_goes_to_disk_and_back(tmp_path, backbone, adapter, dtype, answers):
     lora = tiny_lora(backbone.model).to(backbone.device, dtype)
     saved = with_lora(adapter, lora, answers=answers)
     saved.save(tmp_path)
@@ -147,7 +144,7 @@ def test_a_lora_goes_to_disk_and_back(tmp_path, backbone: Backbone, adapter: Ada
             assert mine.dtype == theirs.dtype == dtype and torch.equal(mine, theirs)
 
 
-def test_one_in_training_is_saved_as_it_stands(tmp_path, backbone: Backbone, adapter: Adapter) -> None:
+def test_one_in_training_is_saved_as_it_stands(tmp_path, backbone, adapter):
     lora = tiny_lora(backbone.model)
     for update in lora.updates.values():
         update.up.requires_grad_()
@@ -157,7 +154,7 @@ def test_one_in_training_is_saved_as_it_stands(tmp_path, backbone: Backbone, ada
     assert Adapter.load(tmp_path).hash() == training.hash()
 
 
-def test_only_an_adapter_with_a_lora_has_the_newer_format(tmp_path, backbone: Backbone, adapter: Adapter) -> None:
+def test_only_an_adapter_with_a_lora_has_the_newer_format(tmp_path, backbone, adapter):
     adapter.save(tmp_path / "plain")
     with_lora(adapter, tiny_lora(backbone.model)).save(tmp_path / "updated")
     plain, updated = (json.loads((tmp_path / f / "adapter.json").read_text()) for f in ("plain", "updated"))
@@ -165,7 +162,7 @@ def test_only_an_adapter_with_a_lora_has_the_newer_format(tmp_path, backbone: Ba
     assert updated["format_version"] == 2 and updated["lora"] == {"layers": [0, 1], "rank": 3, "answers": False}
 
 
-def test_the_hash_covers_the_update_and_not_whether_answers_use_it(backbone: Backbone, adapter: Adapter) -> None:
+def test_the_hash_covers_the_update_and_not_whether_answers_use_it(backbone, adapter):
     lora = tiny_lora(backbone.model)
     before = with_lora(adapter, lora).hash()
     assert before != adapter.hash()
@@ -188,7 +185,7 @@ def test_the_hash_covers_the_update_and_not_whether_answers_use_it(backbone: Bac
         ("-", {"lora.9.mlp.up_proj.up": torch.zeros(64, 3), "lora.9.mlp.up_proj.down": torch.zeros(3, 48)}, "layers"),
     ],
 )
-def test_malformed_updates_are_refused(tmp_path, backbone: Backbone, adapter: Adapter, drop, add, message) -> None:
+def test_malformed_updates_are_refused(tmp_path, backbone, adapter, drop, add, message):
     with_lora(adapter, tiny_lora(backbone.model)).save(tmp_path)
     weights = tmp_path / "adapter.safetensors"
     tensors = {n: t for n, t in load_file(str(weights)).items() if not n.startswith(drop)}
@@ -208,20 +205,20 @@ def test_malformed_updates_are_refused(tmp_path, backbone: Backbone, adapter: Ad
         ({"lora__surprise": 1}, "surprise"),
     ],
 )
-def test_a_description_that_is_wrong(tmp_path, backbone: Backbone, adapter: Adapter, change, message: str) -> None:
+def test_a_description_that_is_wrong(tmp_path, backbone, adapter, change, message):
     with_lora(adapter, tiny_lora(backbone.model)).save(tmp_path)
     _break_config(tmp_path, **change)
     with pytest.raises(AdapterError, match=message):
         Adapter.load(tmp_path)
 
 
-def test_an_update_of_another_shape_does_not_reach_the_engine(backbone: Backbone, adapter: Adapter) -> None:
+def test_an_update_of_another_shape_does_not_reach_the_engine(backbone, adapter):
     wide = Lora({(0, "mlp.up_proj"): Update(torch.zeros(2, 50), torch.zeros(64, 2))})
     with pytest.raises(AdapterError, match="another model"):
         find_adapter(backbone, Adapter(adapter.config, adapter.router, wide))
 
 
-def test_a_reader_is_stored_in_half_precision_and_changes_no_hash(tmp_path, backbone: Backbone) -> None:
+def test_a_reader_is_stored_in_half_precision_and_changes_no_hash(tmp_path, backbone):
     reader = tiny_lora(backbone.model, layers=(1, 3))
     base = with_lora(tiny_adapter(backbone), tiny_lora(backbone.model, layers=(0,)))
     abilities = base.config.abilities.model_copy(update={"answer": True})
@@ -243,7 +240,7 @@ def test_a_reader_is_stored_in_half_precision_and_changes_no_hash(tmp_path, back
         Adapter(config, base.router, base.lora)
 
 
-def test_a_reader_that_is_gone_or_broken_is_an_error(tmp_path, backbone: Backbone) -> None:
+def test_a_reader_that_is_gone_or_broken_is_an_error(tmp_path, backbone):
     base = tiny_adapter(backbone)
     abilities = base.config.abilities.model_copy(update={"answer": True})
     config = base.config.model_copy(update={"abilities": abilities})

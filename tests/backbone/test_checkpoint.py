@@ -1,13 +1,10 @@
 """Checkpoints in the reference's format, as a user opens them: sharded or not, checked before a weight is read."""
 
-from __future__ import annotations
-
 import json
 import logging
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,7 +19,7 @@ from msa_plugin.memory import LatentMemory
 from tiny import tiny_tokenizer
 
 
-def test_it_opens_by_path_with_its_own_adapter(tmp_path: Path) -> None:
+def test_it_opens_by_path_with_its_own_adapter(tmp_path):
     folder = reference.write(tmp_path / "checkpoint", top_k_docs=5)
     with LatentMemory.open(tmp_path / "bank", model=str(folder), dtype="float32") as memory:
         memory.add(["violins are made of spruce", "glaciers are made of ice"])
@@ -35,7 +32,7 @@ def test_it_opens_by_path_with_its_own_adapter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_weight_arrives(tmp_path: Path, shards: int, dtype: str) -> None:
+def test_every_weight_arrives(tmp_path, shards, dtype):
     weights = reference.tensors()
     folder = reference.write(tmp_path, weights=weights, shards=shards)
     backbone, adapter = load_reference(folder, dtype=getattr(torch, dtype), tokenizer=True)
@@ -48,14 +45,14 @@ def test_every_weight_arrives(tmp_path: Path, shards: int, dtype: str) -> None:
     assert not any(t.is_meta for t in (*backbone.model.parameters(), *backbone.model.buffers()))
 
 
-def test_sharding_and_dtype_do_not_change_what_a_bank_is_bound_to(tmp_path: Path) -> None:
+def test_sharding_and_dtype_do_not_change_what_a_bank_is_bound_to(tmp_path):
     one = load_reference(reference.write(tmp_path / "one"), tokenizer=True)
     many = load_reference(reference.write(tmp_path / "many", shards=4), dtype=torch.bfloat16, tokenizer=True)
     assert one[0].weights_hash() == many[0].weights_hash()
     assert one[1].hash() == many[1].hash()
 
 
-def test_weights_of_a_tied_head_may_be_saved_too(tmp_path: Path) -> None:
+def test_weights_of_a_tied_head_may_be_saved_too(tmp_path):
     weights = reference.tensors()
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     backbone, _ = load_reference(reference.write(tmp_path, weights=weights))
@@ -76,7 +73,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_there_is_one_copy_of_the_weights(tmp_path: Path, dtype: str) -> None:
+def test_there_is_one_copy_of_the_weights(tmp_path, dtype):
     small = reference.write(tmp_path / "small")
     weights = reference.tensors()
     wide, vocab = "model.layers.{}.mlp.{}_proj.weight", 30000
@@ -99,7 +96,7 @@ def test_there_is_one_copy_of_the_weights(tmp_path: Path, dtype: str) -> None:
     assert int(done.stdout) < kept + 0.35 * size
 
 
-def test_a_checkpoint_without_own_method_name_is_not_cosine_unless_told(tmp_path: Path, caplog: Any) -> None:
+def test_a_checkpoint_without_own_method_name_is_not_cosine_unless_told(tmp_path, caplog):
     folder = reference.write(tmp_path, aux_loss_method="INFONCE_DECOUPLE")
     with caplog.at_level(logging.WARNING):
         plain = load_reference(folder)[1]
@@ -113,7 +110,7 @@ def test_a_checkpoint_without_own_method_name_is_not_cosine_unless_told(tmp_path
     assert plain.config.routing.scale == pytest.approx(16**-0.5) and told.config.routing.scale == 1.0
 
 
-def test_the_cosine_rule_is_part_of_what_a_bank_is_bound_to(tmp_path: Path) -> None:
+def test_the_cosine_rule_is_part_of_what_a_bank_is_bound_to(tmp_path):
     folder = str(reference.write(tmp_path / "checkpoint", aux_loss_method="INFONCE_FOCAL"))
     LatentMemory.open(tmp_path / "bank", model=folder, cosine=True).close()
     with pytest.raises(FingerprintMismatchError, match="adapter"):
@@ -128,22 +125,22 @@ def test_the_cosine_rule_is_part_of_what_a_bank_is_bound_to(tmp_path: Path) -> N
         ({"router_layer_idx": 2}, (2,)),
     ],
 )
-def test_ways_to_list_layers(tmp_path: Path, msa: dict[str, Any], layers: tuple[int, ...]) -> None:
+def test_ways_to_list_layers(tmp_path, msa, layers):
     folder = reference.write(tmp_path, weights=reference.tensors(layers=layers), **msa)
     assert load_reference(folder)[1].config.routing.layers == layers
 
 
-def test_a_shared_router_needs_no_projections(tmp_path: Path) -> None:
+def test_a_shared_router_needs_no_projections(tmp_path):
     folder = reference.write(tmp_path, weights=reference.tensors(layers=()), decouple_router=False)
     assert load_reference(folder)[1].config.routing.source == "attention"
 
 
-def _without(*names: str) -> dict[str, torch.Tensor]:
+def _without(*names):
     return {n: t for n, t in reference.tensors().items() if n not in names}
 
 
 ROUTER = "model.layers.3.self_attn.router_k_proj.0.weight"
-WRONG: list[tuple[dict[str, Any], str]] = [
+WRONG = [
     ({"router_layer_idx": "2,9"}, "router_layer_idx names layer 9"),
     ({"router_layer_idx": "2,x"}, "router_layer_idx"),
     ({"router_layer_idx": "2,2"}, "router_layer_idx names a layer twice"),
@@ -181,10 +178,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "message"), WRONG, ids=[m for _, m in WRONG])
-def test_what_is_wrong_is_named_before_a_weight_is_read(
-    tmp_path: Path, monkeypatch: Any, changes: dict[str, Any], message: str
-) -> None:
-    def never(*_: Any) -> None:
+def test_what_is_wrong_is_named_before_a_weight_is_read(tmp_path, monkeypatch, changes, message):
+    def never(*_):
         raise AssertionError("weights were read")
 
     monkeypatch.setattr(checkpoint, "_fill", never)
@@ -193,7 +188,7 @@ def test_what_is_wrong_is_named_before_a_weight_is_read(
         Backbone.load(str(folder), device="cpu", dtype="float32")
 
 
-def test_an_index_that_does_not_fit_its_files(tmp_path: Path) -> None:
+def test_an_index_that_does_not_fit_its_files(tmp_path):
     folder = reference.write(tmp_path, shards=2)
     index = folder / "model.safetensors.index.json"
     found = json.loads(index.read_text())
@@ -210,7 +205,7 @@ def test_an_index_that_does_not_fit_its_files(tmp_path: Path) -> None:
         load_reference(folder)
 
 
-def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
+def test_files_that_are_missing_or_damaged(tmp_path):
     folder = reference.write(tmp_path)
     (folder / "model.safetensors").write_bytes(b"\x01" * 64)
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
@@ -223,19 +218,19 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
         Backbone.load(str(folder))
 
 
-def test_a_plain_model_is_no_reference_checkpoint(tmp_path: Path) -> None:
+def test_a_plain_model_is_no_reference_checkpoint(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     with pytest.raises(BackboneNotFoundError):
         Backbone.load(str(tmp_path))
 
 
-def test_balanced_on_one_device_is_that_device(tmp_path: Path) -> None:
+def test_balanced_on_one_device_is_that_device(tmp_path):
     folder = reference.write(tmp_path / "checkpoint")
     with LatentMemory.open(tmp_path / "bank", model=str(folder), device="balanced", dtype="float32") as memory:
         assert memory.engine.backbone.device.type in ("cpu", "cuda")
 
 
-def test_a_device_map_gives_every_parameter_its_device() -> None:
+def test_a_device_map_gives_every_parameter_its_device():
     placement = Placement.spread({"model.embed_tokens": 0, "model.layers.0": 0, "model.layers.1": 1, "lm_head": 1})
     assert placement.first == torch.device("cuda:0")
     assert placement.device("model.layers.1.self_attn.q_proj.weight") == torch.device("cuda:1")
@@ -244,11 +239,11 @@ def test_a_device_map_gives_every_parameter_its_device() -> None:
         Placement.spread({"": "disk"})
 
 
-def test_a_hub_id_is_downloaded_without_pickled_weights(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_hub_id_is_downloaded_without_pickled_weights(tmp_path, monkeypatch):
     folder = reference.write(tmp_path / "snapshot", shards=2)
-    asked: list[tuple[str, list[str]]] = []
+    asked = []
 
-    def download(name: str, allow_patterns: list[str]) -> str:
+    def download(name, allow_patterns):
         asked.append((name, allow_patterns))
         return str(folder)
 

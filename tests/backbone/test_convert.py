@@ -1,11 +1,7 @@
 """`msa convert`: a plain backbone with our adapter to the reference's format and back, bit for bit."""
 
-from __future__ import annotations
-
 import hashlib
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,7 +21,7 @@ from msa_plugin.config import Abilities
 from msa_plugin.errors import AdapterError, CheckpointError
 from tiny import tiny_adapter, tiny_lora, tiny_model, with_lora
 
-LAYERS: dict[str, Any] = {
+LAYERS = {
     "selection": "per_layer",
     "layers": (1, 3),
     "heads": 4,
@@ -35,11 +31,11 @@ LAYERS: dict[str, Any] = {
 }
 
 
-def _all(folder: Path) -> dict[str, torch.Tensor]:
+def _all(folder):
     return {n: load_file(str(folder / file))[n] for file, names in shards(folder).items() for n in names}
 
 
-def _bits(folder: Path) -> dict[str, tuple[str, str]]:
+def _bits(folder):
     tensors = _all(folder)
     return {
         n: (str(t.dtype), hashlib.sha256(t.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest())
@@ -47,13 +43,13 @@ def _bits(folder: Path) -> dict[str, tuple[str, str]]:
     }
 
 
-def _plain(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
+def _plain(folder, dtype=torch.bfloat16):
     tiny_model("qwen3", seed=5).to(dtype).save_pretrained(folder)
     reference.marker_tokenizer().save_pretrained(folder)
     return folder
 
 
-def _adapter(plain: Path, **changes: Any) -> Adapter:
+def _adapter(plain, **changes):
     backbone = Backbone.load(str(plain), device="cpu", dtype="float32")
     made = tiny_adapter(backbone, read_latent=True, **{**LAYERS, **changes})
     settings = {
@@ -69,7 +65,7 @@ def _adapter(plain: Path, **changes: Any) -> Adapter:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shard_bytes", [1 << 30, 20_000])
-def test_there_and_back_is_bit_identical(tmp_path: Path, shard_bytes: int) -> None:
+def test_there_and_back_is_bit_identical(tmp_path, shard_bytes):
     plain = _plain(tmp_path / "plain")
     adapter = _adapter(plain)
     adapter.save(tmp_path / "adapter")
@@ -85,7 +81,7 @@ def test_there_and_back_is_bit_identical(tmp_path: Path, shard_bytes: int) -> No
     assert again.tokenizer_hash() == before.tokenizer_hash()
 
 
-def test_what_is_written_loads_as_a_checkpoint(tmp_path: Path) -> None:
+def test_what_is_written_loads_as_a_checkpoint(tmp_path):
     plain = _plain(tmp_path / "plain")
     adapter = _adapter(plain, normalize=False, scale=16**-0.5)
     to_reference(plain, adapter, tmp_path / "checkpoint")
@@ -101,7 +97,7 @@ def test_what_is_written_loads_as_a_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_lora_is_added_to_the_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_a_lora_is_added_to_the_weights(tmp_path, dtype):
     plain = _plain(tmp_path / "plain", dtype)
     backbone = Backbone.load(str(plain), device="cpu", dtype="float32")
     lora = tiny_lora(backbone.model)
@@ -120,7 +116,7 @@ def test_a_lora_is_added_to_the_weights(tmp_path: Path, dtype: torch.dtype) -> N
     torch.testing.assert_close(loaded.model(ids).logits, expected, atol=close, rtol=close)
 
 
-def test_a_lora_of_another_model_is_not_written(tmp_path: Path) -> None:
+def test_a_lora_of_another_model_is_not_written(tmp_path):
     plain = _plain(tmp_path / "plain")
     wide = Lora({(0, "mlp.up_proj"): Update(torch.zeros(2, 50), torch.zeros(64, 2))})
     adapter = _adapter(plain)
@@ -130,7 +126,7 @@ def test_a_lora_of_another_model_is_not_written(tmp_path: Path) -> None:
 
 
 @absent
-def test_a_recorded_checkpoint_taken_apart_and_put_together_again(tmp_path: Path) -> None:
+def test_a_recorded_checkpoint_taken_apart_and_put_together_again(tmp_path):
     from_reference(CASE, tmp_path / "parts")
     parts = tmp_path / "parts"
     to_reference(parts / "backbone", Adapter.load(parts / "adapter"), tmp_path / "again")
@@ -152,14 +148,14 @@ def test_a_recorded_checkpoint_taken_apart_and_put_together_again(tmp_path: Path
         ({"scale": 2.0}, "scores either cosines"),
     ],
 )
-def test_what_the_format_cannot_express_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_what_the_format_cannot_express_is_refused(tmp_path, changes, message):
     plain = _plain(tmp_path / "plain")
     with pytest.raises(CheckpointError, match=message):
         to_reference(plain, _adapter(plain, **changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_other_refusals(tmp_path: Path) -> None:
+def test_other_refusals(tmp_path):
     plain = _plain(tmp_path / "plain")
     adapter = _adapter(plain)
     plainly = Adapter(adapter.config.model_copy(update={"numbered": False}), adapter.router)
@@ -179,7 +175,7 @@ def test_other_refusals(tmp_path: Path) -> None:
         to_reference(plain, adapter, tmp_path / "full")
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(tmp_path):
     plain = _plain(tmp_path / "plain")
     _adapter(plain).save(tmp_path / "adapter")
     runner = CliRunner()

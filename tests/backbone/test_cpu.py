@@ -1,11 +1,8 @@
 """A CPU that lists AMX and faults on it must not take the process down."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -15,22 +12,22 @@ AMX = "model name\t: Some Xeon\nflags\t\t: fpu avx512_bf16 amx_bf16 amx_tile\n"
 
 
 @pytest.fixture
-def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
+def unlimited(monkeypatch):
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.setenv(name, "")  # so that what the code sets is undone afterwards
         monkeypatch.delenv(name)
 
 
-def info(folder: Path, text: str) -> Path:
+def info(folder, text):
     path = folder / "cpuinfo"
     path.write_text(text)
     return path
 
 
-def answering(monkeypatch: pytest.MonkeyPatch, code: int) -> list[int]:
-    probes: list[int] = []
+def answering(monkeypatch, code):
+    probes = []
 
-    def run(*args: object, **kwargs: object) -> subprocess.CompletedProcess[bytes]:
+    def run(*args, **kwargs):
         probes.append(code)
         return subprocess.CompletedProcess([], code)
 

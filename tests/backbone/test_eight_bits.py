@@ -1,7 +1,5 @@
 """Weights in eight bits: what they multiply to, for whom they are made, and where they cannot be had."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest

@@ -1,7 +1,5 @@
 """The surgery on every family: invisible when off, exact when on."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -17,17 +15,17 @@ from tiny import FAMILIES, tiny_adapter, tiny_backbone, tiny_model
 TOLERANCE = 2e-4
 
 
-def _positions(mask: torch.Tensor) -> torch.Tensor:
+def _positions(mask):
     return (mask.cumsum(1) - 1).clamp(min=0)
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
-def any_backbone(request) -> Backbone:
+def any_backbone(request):
     return tiny_backbone(request.param)
 
 
 @torch.no_grad()
-def test_logits_are_the_stock_ones_before_during_and_after(any_backbone: Backbone) -> None:
+def test_logits_are_the_stock_ones_before_during_and_after(any_backbone):
     model = any_backbone.model
     ids = torch.randint(3, 250, (1, 20), generator=torch.Generator().manual_seed(1))
     before, implementation = model(ids).logits, model.config._attn_implementation
@@ -40,7 +38,7 @@ def test_logits_are_the_stock_ones_before_during_and_after(any_backbone: Backbon
 
 
 @torch.no_grad()
-def test_an_error_inside_leaves_the_stock_model(any_backbone: Backbone) -> None:
+def test_an_error_inside_leaves_the_stock_model(any_backbone):
     class Breaks(ForwardState):
         def see_attention(self, *args):
             raise RuntimeError("inside")
@@ -53,7 +51,7 @@ def test_an_error_inside_leaves_the_stock_model(any_backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize("pad", [pad_left, pad_right])
-def test_a_padded_batch_equals_single_rows(any_backbone: Backbone, pad) -> None:
+def test_a_padded_batch_equals_single_rows(any_backbone, pad):
     rows = [list(range(10, 27)), [40, 41, 42], [60]]
     ids, mask = pad(rows, torch.device("cpu"))
     together = any_backbone.run(ForwardState(), ids, mask, _positions(mask), logits="all")
@@ -64,7 +62,7 @@ def test_a_padded_batch_equals_single_rows(any_backbone: Backbone, pad) -> None:
         assert (together[index][mask[index]] - alone[0]).abs().max() < TOLERANCE
 
 
-def test_right_padded_rows_need_no_mask(any_backbone: Backbone) -> None:
+def test_right_padded_rows_need_no_mask(any_backbone):
     rows = [list(range(10, 27)), [40, 41, 42]]
     ids, mask = pad_right(rows, torch.device("cpu"))
     fast = any_backbone.run(CausalRows(), ids, mask, _positions(mask), logits="all")
@@ -72,7 +70,7 @@ def test_right_padded_rows_need_no_mask(any_backbone: Backbone) -> None:
     assert (fast[mask] - slow[mask]).abs().max() < TOLERANCE
 
 
-def test_decoding_step_by_step_equals_one_prefill(any_backbone: Backbone) -> None:
+def test_decoding_step_by_step_equals_one_prefill(any_backbone):
     ids = torch.tensor([list(range(20, 40))])
     mask = torch.ones_like(ids).bool()
     whole = any_backbone.run(ForwardState(), ids, mask, torch.arange(20)[None], logits="all")
@@ -87,18 +85,18 @@ def test_decoding_step_by_step_equals_one_prefill(any_backbone: Backbone) -> Non
 class Prefix:
     """A memory that holds unpooled K and V of a text, at its own positions."""
 
-    def __init__(self, head) -> None:
+    def __init__(self, head):
         self.head = head
 
-    def select(self, layer: int, queries: torch.Tensor) -> None:
+    def select(self, layer, queries):
         raise AssertionError("nothing routes here")
 
-    def context(self, layer: int) -> LayerContext:
+    def context(self, layer):
         return LayerContext(self.head.keys[layer][None], self.head.values[layer][None], None)
 
 
 @pytest.mark.parametrize("family", [f for f in sorted(FAMILIES) if FAMILIES[f][1].get("sliding_window") is None])
-def test_unpooled_memory_equals_plain_attention_over_the_same_text(family: str) -> None:
+def test_unpooled_memory_equals_plain_attention_over_the_same_text(family):
     backbone = tiny_backbone(family)
     text, rest = list(range(10, 22)), list(range(50, 58))
     ids = torch.tensor([text + rest])
@@ -113,15 +111,15 @@ def test_unpooled_memory_equals_plain_attention_over_the_same_text(family: str) 
 
 
 @pytest.mark.parametrize("by", [1, 37, -5])
-def test_shifted_keys_are_those_of_a_text_further_on(any_backbone: Backbone, by: int) -> None:
+def test_shifted_keys_are_those_of_a_text_further_on(any_backbone, by):
     class Keys(ActivationRecorder):
-        def __init__(self) -> None:
-            self.keys: dict[int, torch.Tensor] = {}
+        def __init__(self):
+            self.keys = {}
 
-        def on_kv(self, layer, keys, values) -> None:
+        def on_kv(self, layer, keys, values):
             self.keys[layer] = keys
 
-    def keys_from(start: int) -> dict[int, torch.Tensor]:
+    def keys_from(start):
         recorder, ids = Keys(), torch.arange(10, 22)[None]
         positions = torch.arange(start, start + 12)[None]
         any_backbone.run(CausalRows(recorder=recorder), ids, torch.ones_like(ids).bool(), positions, logits="none")
@@ -132,8 +130,8 @@ def test_shifted_keys_are_those_of_a_text_further_on(any_backbone: Backbone, by:
         assert (shift_keys(any_backbone.model, layer, keys, by) - there[layer]).abs().max() < TOLERANCE
 
 
-def test_encoding_stops_at_the_deepest_layer_needed(any_backbone: Backbone) -> None:
-    ran: list[int] = []
+def test_encoding_stops_at_the_deepest_layer_needed(any_backbone):
+    ran = []
     layers = any_backbone.model.model.layers
     handles = [layer.mlp.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, layer in enumerate(layers)]
     try:
@@ -145,7 +143,7 @@ def test_encoding_stops_at_the_deepest_layer_needed(any_backbone: Backbone) -> N
     assert sorted(set(ran)) == [0, 1]
 
 
-def test_a_family_outside_the_table_is_refused() -> None:
+def test_a_family_outside_the_table_is_refused():
     model = tiny_model()
     model.config.model_type = "bloom"
     with pytest.raises(UnsupportedBackboneError, match="bloom"):

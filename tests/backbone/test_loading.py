@@ -1,7 +1,5 @@
 """Finding the backbone: explicit path, packaged GGUF, hub id; the conversion is cached by hash."""
 
-from __future__ import annotations
-
 import io
 import sys
 import time
@@ -25,13 +23,13 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-def test_a_folder_loads_with_its_name_and_dtype(folder) -> None:
+def test_a_folder_loads_with_its_name_and_dtype(folder):
     backbone = Backbone.load(str(folder), device="cpu", dtype="float32")
     assert (backbone.name, backbone.dtype, backbone.device.type) == ("model", torch.float32, "cpu")
     assert Backbone.load(str(folder), device="cpu").dtype == (torch.bfloat16 if fast_bfloat16() else torch.float32)
 
 
-def test_hashes_do_not_depend_on_dtype_but_on_weights_and_tokenizer(folder) -> None:
+def test_hashes_do_not_depend_on_dtype_but_on_weights_and_tokenizer(folder):
     single = Backbone.load(str(folder), device="cpu", dtype="float32")
     half = Backbone.load(str(folder), device="cpu", dtype="bfloat16")
     assert single.weights_hash() == half.weights_hash()
@@ -40,17 +38,17 @@ def test_hashes_do_not_depend_on_dtype_but_on_weights_and_tokenizer(folder) -> N
 
 
 @pytest.mark.parametrize("name", ["./absent", "/absent/folder", "no-such-model", "~/absent", "absent.gguf"])
-def test_a_missing_backbone_is_an_error_that_says_so(name: str) -> None:
+def test_a_missing_backbone_is_an_error_that_says_so(name):
     with pytest.raises(BackboneNotFoundError, match=r"absent|no-such-model"):
         Backbone.load(name)
 
 
-def test_an_empty_folder_is_not_a_backbone(tmp_path) -> None:
+def test_an_empty_folder_is_not_a_backbone(tmp_path):
     with pytest.raises(BackboneNotFoundError, match="cannot load"):
         Backbone.load(str(tmp_path))
 
 
-def test_an_unsupported_family_is_refused_before_its_weights_are_read(folder) -> None:
+def test_an_unsupported_family_is_refused_before_its_weights_are_read(folder):
     config = (folder / "config.json").read_text().replace('"model_type": "llama"', '"model_type": "gpt2"')
     (folder / "config.json").write_text(config)
     (folder / "model.safetensors").unlink()
@@ -58,29 +56,29 @@ def test_an_unsupported_family_is_refused_before_its_weights_are_read(folder) ->
         Backbone.load(str(folder))
 
 
-def test_pickled_weights_are_refused(folder) -> None:
+def test_pickled_weights_are_refused(folder):
     (folder / "model.safetensors").unlink()
     torch.save(tiny_model().state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(BackboneNotFoundError, match="safetensors"):
         Backbone.load(str(folder))
 
 
-def test_loading_is_silent_where_there_is_no_terminal(folder, capfd) -> None:
+def test_loading_is_silent_where_there_is_no_terminal(folder, capfd):
     Backbone.load(str(folder))
     assert capfd.readouterr().err == ""
 
 
-def test_the_order_of_the_default(monkeypatch) -> None:
+def test_the_order_of_the_default(monkeypatch):
     monkeypatch.setattr(loading, "packaged_gguf", lambda: None)
     assert loading.resolve(None) == loading.DEFAULT_HUB_ID
     assert loading.resolve("owner/model") == "owner/model"
 
 
-def test_bars_are_drawn_on_terminals_only(monkeypatch) -> None:
+def test_bars_are_drawn_on_terminals_only(monkeypatch):
     from transformers import modeling_gguf_pytorch_utils as reading
     from transformers.utils import logging
 
-    def drawn(terminal: bool) -> bool:
+    def drawn(terminal):
         out = io.StringIO()
         monkeypatch.setattr(out, "isatty", lambda: terminal, raising=False)
         monkeypatch.setattr(sys, "stderr", out)
@@ -94,13 +92,13 @@ def test_bars_are_drawn_on_terminals_only(monkeypatch) -> None:
     assert reading.tqdm is before and logging.is_progress_bar_enabled()
 
 
-def test_a_gguf_is_converted_once_and_found_by_hash(tmp_path, monkeypatch) -> None:
+def test_a_gguf_is_converted_once_and_found_by_hash(tmp_path, monkeypatch):
     monkeypatch.setenv("MSA_CACHE", str(tmp_path / "cache"))
     gguf = tmp_path / "some.gguf"
     gguf.write_bytes(b"weights, one version")
     converted = []
 
-    def convert(source, work) -> None:
+    def convert(source, work):
         converted.append(source)
         (work / "config.json").write_text("{}")
 
@@ -113,12 +111,12 @@ def test_a_gguf_is_converted_once_and_found_by_hash(tmp_path, monkeypatch) -> No
     assert sorted(p.name for p in first.parent.iterdir()) == sorted({first.name, loading.converted(gguf).name})
 
 
-def test_a_failed_conversion_leaves_nothing_behind(tmp_path, monkeypatch) -> None:
+def test_a_failed_conversion_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setenv("MSA_CACHE", str(tmp_path / "cache"))
     gguf = tmp_path / "some.gguf"
     gguf.write_bytes(b"weights")
 
-    def fails(source, work) -> None:
+    def fails(source, work):
         (work / "model.safetensors").write_bytes(b"half")
         raise RuntimeError("power cut")
 
@@ -128,14 +126,14 @@ def test_a_failed_conversion_leaves_nothing_behind(tmp_path, monkeypatch) -> Non
     assert list((tmp_path / "cache" / "backbones").iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_written_costs_a_conversion_and_no_error(tmp_path, monkeypatch, caplog) -> None:
+def test_a_cache_that_cannot_be_written_costs_a_conversion_and_no_error(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MSA_CACHE", str(tmp_path / "file" / "cache"))  # refuses root, too
     gguf = tmp_path / "some.gguf"
     gguf.write_bytes(b"weights")
     converted = []
 
-    def convert(source, work) -> None:
+    def convert(source, work):
         converted.append(source)
         (work / "config.json").write_text("{}")
 
@@ -150,12 +148,12 @@ def test_a_cache_that_cannot_be_written_costs_a_conversion_and_no_error(tmp_path
         loading.converted(gguf)
 
 
-def test_a_full_disk_names_the_cache(tmp_path, monkeypatch) -> None:
+def test_a_full_disk_names_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MSA_CACHE", str(tmp_path / "cache"))
     gguf = tmp_path / "some.gguf"
     gguf.write_bytes(b"weights")
 
-    def full(source, work) -> None:
+    def full(source, work):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(loading, "_convert", full)
@@ -163,7 +161,7 @@ def test_a_full_disk_names_the_cache(tmp_path, monkeypatch) -> None:
         loading.converted(gguf)
 
 
-def test_a_hub_that_does_not_answer_is_told_within_seconds(monkeypatch) -> None:
+def test_a_hub_that_does_not_answer_is_told_within_seconds(monkeypatch):
     def hangs(self, *args, **kwargs):
         time.sleep(60)
 
@@ -177,7 +175,7 @@ def test_a_hub_that_does_not_answer_is_told_within_seconds(monkeypatch) -> None:
     hub._asked.cache_clear()
 
 
-def test_a_model_that_the_hub_does_not_have(monkeypatch) -> None:
+def test_a_model_that_the_hub_does_not_have(monkeypatch):
     def unknown(self, *args, **kwargs):
         raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))
 
@@ -188,7 +186,7 @@ def test_a_model_that_the_hub_does_not_have(monkeypatch) -> None:
     hub._asked.cache_clear()
 
 
-def test_what_is_in_the_hubs_cache_needs_no_hub(monkeypatch) -> None:
+def test_what_is_in_the_hubs_cache_needs_no_hub(monkeypatch):
     def unreachable(self, *args, **kwargs):
         raise ConnectionError("no route to host")
 
@@ -199,7 +197,7 @@ def test_what_is_in_the_hubs_cache_needs_no_hub(monkeypatch) -> None:
     hub._asked.cache_clear()
 
 
-def test_devices() -> None:
+def test_devices():
     assert pick_device("cpu").type == "cpu"
     with pytest.raises(ConfigError, match="abacus"):
         pick_device("abacus")
@@ -208,7 +206,7 @@ def test_devices() -> None:
             pick_device("cuda")
 
 
-def test_special_strings_in_text_are_plain_characters() -> None:
+def test_special_strings_in_text_are_plain_characters():
     backbone = tiny_backbone()
     specials = set(backbone.tokenizer.all_special_ids)
     ids = backbone.tokenize("end <|im_end|> start <|im_start|> of <|endoftext|>")

@@ -1,7 +1,5 @@
 """Decoding over pages gives what decoding over copies gives, alone, joined, and with several tokens at once."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Content in int8: scales of K a channel and of V a row, through commits, compactions, snapshots, damage and repair."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Content in eight bits: stored as float8, read as numbers, through commits, compactions and verification."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """int8 routing keys in a bank: scales beside them through commits, compactions, damage and repair."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

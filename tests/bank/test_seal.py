@@ -1,7 +1,5 @@
 """The catalog's seal: both of its checksums tell every change, and seals that have one of them are read."""
 
-from __future__ import annotations
-
 import json
 import random
 

@@ -1,7 +1,5 @@
 """Tiers: budgets are kept whatever comes, results do not depend on them, and what goes away is let go of."""
 
-from __future__ import annotations
-
 import gc
 
 import pytest

@@ -1,7 +1,5 @@
 """Clusters of shards in this process, and one process with the same documents to compare with."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from local import LocalActors

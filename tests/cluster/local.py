@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
 
 from msa_plugin.cluster.actors import Lost
 from msa_plugin.cluster.shard import Shard
@@ -24,10 +22,10 @@ class LocalActors:
     def __init__(self, config):
         LocalActors.latest = self
         self.config = config
-        self.calls: list[tuple[int, str]] = []
-        self.starts: list[int] = []
+        self.calls = []
+        self.starts = []
         self.refuse_starts = 0
-        nothing: Callable[[LocalActor, str], None] = lambda actor, method: None  # noqa: E731
+        nothing = lambda actor, method: None  # noqa: E731
         self.before, self.after = nothing, nothing
 
     def check_room(self, shards):
@@ -82,7 +80,7 @@ class LocalActors:
         setattr(self, when, crash)
 
 
-def _travelled(thing: Any) -> Any:
+def _travelled(thing):
     return copy.deepcopy(thing)
 
 

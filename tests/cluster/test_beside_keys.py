@@ -1,7 +1,5 @@
 """Words beside the keys, and indexes in front of them, over shards."""
 
-from __future__ import annotations
-
 import pytest
 from local import LocalActors
 from test_equality import QUESTIONS, filled, seen

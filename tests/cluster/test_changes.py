@@ -1,7 +1,5 @@
 """Changes go to the right shard, survive the loss of one, and leave nothing half done."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """What cannot work is refused in the cluster's own words."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 

@@ -1,7 +1,5 @@
 """A cluster answers exactly as one process that holds the same documents."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from local import LocalActors

@@ -1,7 +1,5 @@
 """Questions while a shard is gone: asked again, answered in part, or refused, as configured."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

@@ -1,7 +1,5 @@
 """The same on real Ray actors: two processes, one of which is killed."""
 
-from __future__ import annotations
-
 import os
 import time
 

@@ -1,13 +1,8 @@
 """Closed-form calibration: what whitening promises, and that it finds what a random router does not."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
 
-from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.config import Abilities
 from msa_plugin.data import calibration_questions, sample_documents
 from msa_plugin.encoding.calibration import (
@@ -23,10 +18,10 @@ from msa_plugin.memory import LatentMemory
 from tiny import tiny_backbone
 
 PASSAGES = [f"{d.title}\n{d.text}" for d in sample_documents()]
-KEYS_ALONE: dict[str, Any] = {"lexical": 0, "titles": 0, "mentions": 0}
+KEYS_ALONE = {"lexical": 0, "titles": 0, "mentions": 0}
 
 
-def _noisy(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def _noisy(seed=0):
     """Points that differ in their first two coordinates, and noise that lives in the others."""
     generator = torch.Generator().manual_seed(seed)
     states = torch.randn(600, 8, generator=generator)
@@ -34,45 +29,45 @@ def _noisy(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return states, noise
 
 
-def test_directions_with_little_noise_come_first() -> None:
+def test_directions_with_little_noise_come_first():
     states, noise = _noisy()
     projection = discriminants(states, noise, 2, 1e-6, 1.0)
     assert projection.shape == (2, 8)
     assert projection[:, :2].norm() > 20 * projection[:, 2:].norm()
 
 
-def test_with_full_shrinkage_and_power_it_is_whitening() -> None:
+def test_with_full_shrinkage_and_power_it_is_whitening():
     generator = torch.Generator().manual_seed(1)
     states = torch.randn(500, 12, generator=generator) @ torch.randn(12, 12, generator=generator) + 3
     white = (states - states.mean(0)) @ discriminants(states, states, 8, 1.0, 1.0).T
     assert (white.T @ white / 499 - torch.eye(8)).abs().max() < 1e-3
 
 
-def test_directions_without_variance_are_dropped() -> None:
+def test_directions_without_variance_are_dropped():
     states = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).repeat(1, 2)
     assert discriminants(states, states, 6, 0.5, 1.0).shape == (3, 6)
 
 
-def test_noise_between_neighbours_stays_within_documents() -> None:
+def test_noise_between_neighbours_stays_within_documents():
     states = torch.tensor([[0.0], [1.0], [10.0], [13.0]])
     assert neighbour_noise(states, torch.tensor([0, 0, 1, 1])).flatten().tolist() == [1.0, 3.0]
     assert len(neighbour_noise(states, torch.tensor([0, 1, 2, 3]))) == 3
 
 
-def test_frequent_tokens_weigh_less() -> None:
+def test_frequent_tokens_weigh_less():
     weights = token_weights([[3, 3, 3, 4], [3, 5]], 8, 1e-3, silent=[1])
     assert weights[3] < weights[4] == weights[5] < weights[7] == 1.0
     assert weights[1] == 0.0
     assert weights[3] == pytest.approx(1e-3 / (1e-3 + 4 / 6))
 
 
-def test_default_layers_are_low() -> None:
+def test_default_layers_are_low():
     assert default_layers(30) == (1, 5)
     assert default_layers(36) == (1, 6)
     assert default_layers(2) == (0,)
 
 
-def test_calibration_is_reproducible_and_says_what_it_is() -> None:
+def test_calibration_is_reproducible_and_says_what_it_is():
     backbone = tiny_backbone()
     config = CalibrationConfig(layers=(0, 1), dims=32, pooling=16, window=1024)
     first = Calibration(backbone, config).run(PASSAGES, calibration_questions())
@@ -84,7 +79,7 @@ def test_calibration_is_reproducible_and_says_what_it_is() -> None:
     assert first.config.prefix == "<|im_start|>"
 
 
-def test_a_long_text_gives_several_passages() -> None:
+def test_a_long_text_gives_several_passages():
     backbone = tiny_backbone()
     config = CalibrationConfig(layers=(0,), dims=8, window=64)
     adapter = Calibration(backbone, config).run(["".join(PASSAGES)[:6000]], ["why?"])
@@ -101,14 +96,14 @@ def test_a_long_text_gives_several_passages() -> None:
         (CalibrationConfig(), ["", ""], "at least 2 passages"),
     ],
 )
-def test_too_little_to_go_on(config: CalibrationConfig, passages: list[str], message: str) -> None:
+def test_too_little_to_go_on(config, passages, message):
     with pytest.raises(ConfigError, match=message):
         Calibration(tiny_backbone(), config).run(passages, ["why?"])
 
 
 @pytest.mark.slow
-def test_calibrated_routing_finds_a_text_by_its_own_words(tmp_path) -> None:
-    backbone: Backbone = tiny_backbone()
+def test_calibrated_routing_finds_a_text_by_its_own_words(tmp_path):
+    backbone = tiny_backbone()
     # A byte is a token here, so a chunk has to be as long as a text to say anything about it.
     config = CalibrationConfig(layers=(0, 1), dims=16, pooling=1024, window=1024)
     documents = sample_documents()
@@ -122,9 +117,9 @@ def test_calibrated_routing_finds_a_text_by_its_own_words(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_every_layers_share_of_a_score_is_centred(tmp_path) -> None:
+def test_every_layers_share_of_a_score_is_centred(tmp_path):
     """A centre that one layer carried for all would make their shares cancel, and say nothing about either."""
-    backbone: Backbone = tiny_backbone()
+    backbone = tiny_backbone()
     config = CalibrationConfig(layers=(0, 1), dims=16, pooling=1024, window=1024)
     documents = sample_documents()
     adapter = Calibration(backbone, config).run(PASSAGES, [d.text for d in documents])

@@ -1,15 +1,11 @@
 """Global memory encoding against its definition, written out slowly."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.attention import ActivationRecorder, CausalRows
-from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.positions import WindowLayout
 from msa_plugin.config import ContentConfig
 from msa_plugin.encoding.encoder import Encoder, plan_batches
@@ -20,31 +16,31 @@ EVERYTHING = ContentConfig(layers=(0, 1, 2, 3), pooling=3)
 
 
 class _States(ActivationRecorder):
-    def __init__(self) -> None:
-        self.inputs: dict[int, torch.Tensor] = {}
-        self.kv: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    def __init__(self):
+        self.inputs = {}
+        self.kv = {}
 
-    def on_input(self, layer, hidden) -> None:
+    def on_input(self, layer, hidden):
         self.inputs[layer] = hidden[0]
 
-    def on_kv(self, layer, keys, values) -> None:
+    def on_kv(self, layer, keys, values):
         self.kv[layer] = (keys[0].transpose(0, 1), values[0].transpose(0, 1))
 
 
-def _states(backbone: Backbone, ids: list[int]) -> _States:
+def _states(backbone, ids):
     recorder, row = _States(), torch.tensor([ids])
     positions = torch.arange(len(ids))[None]
     backbone.run(CausalRows(recorder=recorder), row, torch.ones_like(row).bool(), positions, logits="none")
     return recorder
 
 
-def _chunks(count: int, size: int) -> list[slice]:
+def _chunks(count, size):
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("joint", [False, True])
-def test_keys_and_content_are_chunk_means(backbone: Backbone, weighted: bool, joint: bool) -> None:
+def test_keys_and_content_are_chunk_means(backbone, weighted, joint):
     adapter = tiny_adapter(backbone, token_weighted=weighted, joint=joint)
     router = adapter.router
     windows = [list(range(3, 3 + n)) for n in (1, 8, 9, 23, 16)]
@@ -70,7 +66,7 @@ def test_keys_and_content_are_chunk_means(backbone: Backbone, weighted: bool, jo
             assert (latents.content[layer] - torch.stack(means)).abs().max() < 1e-4
 
 
-def test_documents_keep_their_order_and_count_their_tokens(backbone: Backbone, adapter: Adapter) -> None:
+def test_documents_keep_their_order_and_count_their_tokens(backbone, adapter):
     texts = ["a" * n for n in (50, 3, 17, 400, 1, 80)]
     encoder = Encoder(backbone, adapter.router, None, prefix=[1], window=64, batch_tokens=128)
     encoded = list(encoder.encode(Document(str(i), t) for i, t in enumerate(texts)))
@@ -80,7 +76,7 @@ def test_documents_keep_their_order_and_count_their_tokens(backbone: Backbone, a
     assert encoded[3].keys["shared"].shape[0] == 6 * 8 + -(-(400 - 6 * 63 + 1) // 8)
 
 
-def test_windows_of_a_long_document_are_independent(backbone: Backbone, adapter: Adapter) -> None:
+def test_windows_of_a_long_document_are_independent(backbone, adapter):
     encoder = Encoder(backbone, adapter.router, EVERYTHING, prefix=[1], window=32, keys_dtype=torch.float32)
     first, second = "x" * 31, "y" * 20
     [whole] = encoder.encode([Document("w", first + second)])
@@ -90,7 +86,7 @@ def test_windows_of_a_long_document_are_independent(backbone: Backbone, adapter:
         assert torch.allclose(content, torch.cat([one.content[layer], two.content[layer]]), atol=1e-5)
 
 
-def test_a_stream_is_read_ahead_only_so_far(backbone: Backbone, adapter: Adapter) -> None:
+def test_a_stream_is_read_ahead_only_so_far(backbone, adapter):
     taken = 0
 
     def stream():
@@ -104,7 +100,7 @@ def test_a_stream_is_read_ahead_only_so_far(backbone: Backbone, adapter: Adapter
     assert taken <= 16 * 64 // 40 + 1
 
 
-def test_less_is_read_ahead_where_latents_are_large(backbone: Backbone, adapter: Adapter) -> None:
+def test_less_is_read_ahead_where_latents_are_large(backbone, adapter):
     everything = ContentConfig(layers=(0, 1, 2, 3), pooling=1)
     small = Encoder(backbone, adapter.router, None, batch_tokens=100_000)
     large = Encoder(backbone, adapter.router, everything, batch_tokens=100_000)
@@ -113,7 +109,7 @@ def test_less_is_read_ahead_where_latents_are_large(backbone: Backbone, adapter:
     assert 120_000 < large.lookahead < 131_072
 
 
-def test_stored_tensors_do_not_hold_on_to_their_batch(backbone: Backbone, adapter: Adapter) -> None:
+def test_stored_tensors_do_not_hold_on_to_their_batch(backbone, adapter):
     encoder = Encoder(backbone, adapter.router, EVERYTHING, keys_dtype=torch.float16)
     [latents] = encoder.encode_windows([[5, 6, 7]])
     assert latents.keys["shared"].dtype == torch.float16
@@ -121,7 +117,7 @@ def test_stored_tensors_do_not_hold_on_to_their_batch(backbone: Backbone, adapte
 
 
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 400))
-def test_batches_hold_every_window_once_and_respect_the_budget(lengths: list[int], budget: int) -> None:
+def test_batches_hold_every_window_once_and_respect_the_budget(lengths, budget):
     batches = plan_batches(lengths, budget)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
@@ -130,7 +126,7 @@ def test_batches_hold_every_window_once_and_respect_the_budget(lengths: list[int
 
 @settings(max_examples=60)
 @given(st.integers(2, 40), st.integers(0, 1), st.integers(1, 9), st.integers(0, 200))
-def test_layout_finds_the_chunk_of_every_token(window: int, prefix: int, pooling: int, token: int) -> None:
+def test_layout_finds_the_chunk_of_every_token(window, prefix, pooling, token):
     layout = WindowLayout(window, prefix)
     chunk = layout.chunk_of_token(token, pooling)
     first = layout.token_of_chunk(chunk, pooling)
@@ -138,7 +134,7 @@ def test_layout_finds_the_chunk_of_every_token(window: int, prefix: int, pooling
     assert prefix <= layout.position(token) < window
 
 
-def test_families_with_sliding_windows_encode_padded_batches_alike() -> None:
+def test_families_with_sliding_windows_encode_padded_batches_alike():
     backbone = tiny_backbone("mistral-sliding")
     encoder = Encoder(backbone, tiny_adapter(backbone).router, EVERYTHING, keys_dtype=torch.float32)
     windows = [list(range(3, 40)), list(range(60, 70))]

@@ -1,7 +1,5 @@
 """The switch between kernels, from the settings to what comes out: the same bank, ranking and answer either way."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,48 +1,40 @@
 """Adapters with a LoRA in the engine: who runs with the update, and that everybody else has the stock model."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
 from facade import PER_LAYER, opened, topics
-from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.attention import ForwardState
-from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.errors import FingerprintMismatchError
-from msa_plugin.memory import LatentMemory
 from msa_plugin.retrieval.ranking import shared_queries
 from tiny import merged, tiny_adapter, tiny_lora, with_lora
 
-CLOSE: dict[str, Any] = {"atol": 2e-4, "rtol": 2e-3}
+CLOSE = {"atol": 2e-4, "rtol": 2e-3}
 QUESTION = "what is said of the glacier?"
 
 
 @pytest.fixture(scope="module")
-def taken_up(backbone: Backbone) -> Backbone:
+def taken_up(backbone):
     """The backbone with the update merged into its weights."""
     return merged(backbone, tiny_lora(backbone.model, (0, 1, 3)))
 
 
-def updated(backbone: Backbone, *, answers: bool = False, **routing: Any) -> Adapter:
+def updated(backbone, *, answers=False, **routing):
     lora = tiny_lora(backbone.model, (0, 1, 3))
     return with_lora(tiny_adapter(backbone, read_latent=True, **routing), lora, answers=answers)
 
 
-def plain_adapter(backbone: Backbone, *, answers: bool = False, **routing: Any) -> Adapter:
+def plain_adapter(backbone, *, answers=False, **routing):
     return tiny_adapter(backbone, read_latent=True, **routing)
 
 
-def filled(path: Path, backbone: Backbone, adapter: Adapter, **settings: Any) -> LatentMemory:
+def filled(path, backbone, adapter, **settings):
     memory = opened(path, backbone, adapter, keys_dtype="float32", **settings)
     memory.add(topics())
     return memory
 
 
-def _latents(memory: LatentMemory, layer: int) -> list[torch.Tensor]:
+def _latents(memory, layer):
     bank, router = memory.engine.bank, memory.engine.adapter.config.routing
     ordinals = list(range(1, 9))  # ordinals count from 1
     keys = [rows for group in router.key_groups for rows in bank.key_rows(ordinals, group)]
@@ -50,9 +42,7 @@ def _latents(memory: LatentMemory, layer: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("routing", [{"answers": True}, PER_LAYER, {**PER_LAYER, "source": "attention"}])
-def test_encoding_and_routing_are_those_of_merged_weights(
-    tmp_path: Path, backbone: Backbone, taken_up: Backbone, routing: dict[str, Any]
-) -> None:
+def test_encoding_and_routing_are_those_of_merged_weights(tmp_path, backbone, taken_up, routing):
     with (
         filled(tmp_path / "lora", backbone, updated(backbone, **routing), reading="latent") as ours,
         filled(tmp_path / "merged", taken_up, plain_adapter(taken_up, **routing), reading="latent") as theirs,
@@ -67,9 +57,7 @@ def test_encoding_and_routing_are_those_of_merged_weights(
         assert [h.score for h in found] != pytest.approx([h.score for h in plainly], abs=1e-3)
 
 
-def test_stored_content_is_that_of_the_model_that_will_read_it(
-    tmp_path: Path, backbone: Backbone, taken_up: Backbone
-) -> None:
+def test_stored_content_is_that_of_the_model_that_will_read_it(tmp_path, backbone, taken_up):
     """Keys are those of updated layers; K and V of the stock ones, as long as the stock model answers."""
     with (
         filled(tmp_path / "lora", backbone, updated(backbone), reading="kv") as ours,
@@ -84,21 +72,21 @@ def test_stored_content_is_that_of_the_model_that_will_read_it(
         assert torch.equal(_prefill(ours), _prefill(stock))
 
 
-def test_routing_queries_are_those_of_merged_weights(backbone: Backbone, taken_up: Backbone) -> None:
+def test_routing_queries_are_those_of_merged_weights(backbone, taken_up):
     router, rows = tiny_adapter(backbone).router, [[5, 6, 7], [8, 9]]
     mine = shared_queries(backbone, router, rows, 64, tiny_lora(backbone.model, (0, 1, 3)))
     theirs = shared_queries(taken_up, router, rows, 64)
     torch.testing.assert_close(mine.queries, theirs.queries, **CLOSE)
 
 
-def _prefill(memory: LatentMemory) -> torch.Tensor:
+def _prefill(memory):
     """Logits behind a prompt with documents that are the same whatever was routed to."""
     engine = memory.engine
     asked = engine._given([QUESTION], [[2, 4]], engine.bank.select("default"))
     return engine.reader.prefill([QUESTION], [a.excerpts for a in asked]).logits
 
 
-def test_text_is_answered_from_by_the_stock_model(tmp_path: Path, backbone: Backbone, taken_up: Backbone) -> None:
+def test_text_is_answered_from_by_the_stock_model(tmp_path, backbone, taken_up):
     with (
         filled(tmp_path / "off", backbone, updated(backbone), reading="text") as off,
         filled(tmp_path / "on", backbone, updated(backbone, answers=True), reading="text") as on,
@@ -115,9 +103,7 @@ def test_text_is_answered_from_by_the_stock_model(tmp_path: Path, backbone: Back
         assert off.chat(messages, max_new_tokens=8).text == stock.chat(messages, max_new_tokens=8).text
 
 
-def test_where_one_forward_routes_and_reads_it_is_on_to_the_end(
-    tmp_path: Path, backbone: Backbone, taken_up: Backbone
-) -> None:
+def test_where_one_forward_routes_and_reads_it_is_on_to_the_end(tmp_path, backbone, taken_up):
     with (
         filled(tmp_path / "lora", backbone, updated(backbone, **PER_LAYER), reading="latent") as ours,
         filled(tmp_path / "merged", taken_up, tiny_adapter(taken_up, **PER_LAYER), reading="latent") as theirs,
@@ -135,7 +121,7 @@ def test_where_one_forward_routes_and_reads_it_is_on_to_the_end(
             torch.testing.assert_close(mine, wanted, **CLOSE)
 
 
-def test_a_bank_belongs_to_the_adapter_with_its_update(tmp_path: Path, backbone: Backbone) -> None:
+def test_a_bank_belongs_to_the_adapter_with_its_update(tmp_path, backbone):
     adapter = updated(backbone)
     filled(tmp_path, backbone, adapter, reading="text").close()
     answering = with_lora(adapter, adapter.lora, answers=True)
@@ -145,13 +131,13 @@ def test_a_bank_belongs_to_the_adapter_with_its_update(tmp_path: Path, backbone:
         opened(tmp_path, backbone, plain, keys_dtype="float32")
 
 
-def test_kept_content_belongs_to_who_reads_it(tmp_path: Path, backbone: Backbone) -> None:
+def test_kept_content_belongs_to_who_reads_it(tmp_path, backbone):
     filled(tmp_path, backbone, updated(backbone), reading="kv").close()
     with pytest.raises(FingerprintMismatchError, match="content"):
         opened(tmp_path, backbone, updated(backbone, answers=True), keys_dtype="float32", reading="kv")
 
 
-def test_the_model_is_stock_after_everything(tmp_path: Path, backbone: Backbone) -> None:
+def test_the_model_is_stock_after_everything(tmp_path, backbone):
     ids = torch.tensor([[5, 6, 7]])
     mask, positions = torch.ones_like(ids, dtype=torch.bool), torch.arange(3)[None]
     before, weights = backbone.run(ForwardState(), ids, mask, positions), backbone.weights_hash()

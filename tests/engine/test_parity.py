@@ -36,14 +36,14 @@ ROOT = Path(os.environ.get("MSA_GOLDEN") or Path(__file__).resolve().parents[3] 
 STATES, LOGITS = 1e-4, 1e-3
 
 
-def _cases() -> list[Path]:
+def _cases():
     if not ROOT.is_dir():
         return []
     folders = [p for p in sorted(ROOT.iterdir()) if (p / "inputs.safetensors").is_file()]
     return [p for p in folders if not p.name.endswith("_train") and p.name != "D_text"]
 
 
-def _queries(case: Path) -> list[str]:
+def _queries(case):
     names = {key.split(".")[0] for key in load_file(str(case / "expected.safetensors")) if ".stage2.logits" in key}
     return sorted(names)
 
@@ -68,9 +68,9 @@ class Case:
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
-    loaded: dict[Path, Case] = {}
+    loaded = {}
 
-    def get(path: Path) -> Case:
+    def get(path):
         if path not in loaded:
             loaded[path] = _load(path, tmp_path_factory.mktemp(path.name))
         return loaded[path]
@@ -80,7 +80,7 @@ def load(tmp_path_factory):
         case.bank.close()
 
 
-def _load(path: Path, folder: Path) -> Case:
+def _load(path, folder):
     backbone, adapter = load_reference(path)
     inputs = load_file(str(path / "inputs.safetensors"))
     lengths = inputs["doc_lengths"].tolist()
@@ -105,20 +105,20 @@ def _load(path: Path, folder: Path) -> Case:
     return Case(backbone, adapter, inputs, expected, latents, documents, bank, head, top_k)
 
 
-def _close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+def _close(actual, expected, tolerance, what):
     assert actual.shape == expected.shape, f"{what}: {tuple(actual.shape)} against {tuple(expected.shape)}"
     difference = (actual.float() - expected.float()).abs().max().item() if actual.numel() else 0.0
     assert difference <= tolerance, f"{what}: off by {difference:.2e}"
 
 
-def _layers(case: Case, pattern: str) -> list[int]:
+def _layers(case, pattern):
     found = {int(m.group(1)) for key in case.expected if (m := re.fullmatch(pattern, key))}
     assert found
     return sorted(found)
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda p: p.name)
-def test_memory_encoding(load, path: Path) -> None:
+def test_memory_encoding(load, path):
     case = load(path)
     chunks = [next(iter(part.keys.values())).shape[0] for part in case.latents]
     assert chunks == case.expected["doc_num_chunks"].tolist()
@@ -132,7 +132,7 @@ def test_memory_encoding(load, path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda p: p.name)
-def test_stage_one_hidden_states(load, path: Path) -> None:
+def test_stage_one_hidden_states(load, path):
     case = load(path)
     offset = case.inputs["template_head_ids"].numel()
     for ids in case.documents:
@@ -145,19 +145,19 @@ def test_stage_one_hidden_states(load, path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda p: p.name)
-def test_template_head(load, path: Path) -> None:
+def test_template_head(load, path):
     case = load(path)
     for layer in _layers(case, r"layer(\d+)\.template_prefix_k"):
         _close(case.head.keys[layer], case.expected[f"layer{layer}.template_prefix_k"], STATES, f"head K {layer}")
         _close(case.head.values[layer], case.expected[f"layer{layer}.template_prefix_v"], STATES, f"head V {layer}")
 
 
-def _hidden_states(case: Case, state: ForwardState, ids: Tensor, mask: Tensor, positions: Tensor) -> list[Tensor]:
+def _hidden_states(case, state, ids, mask, positions):
     return _run(case, state, ids, mask, positions)[1]
 
 
-def _run(case: Case, state: ForwardState, ids: Tensor, mask: Tensor, positions: Tensor) -> tuple[Tensor, list[Tensor]]:
-    hidden: list[Tensor] = []
+def _run(case, state, ids, mask, positions):
+    hidden = []
     handles = [
         layer.register_forward_hook(lambda m, a, out: hidden.append(out[0] if isinstance(out, tuple) else out))
         for layer in decoder_layers(case.backbone.model)
@@ -181,7 +181,7 @@ class Stage2:
     hidden: list[Tensor]
 
 
-def _stage2(case: Case, query: str, kind: type[ForwardState] = ForwardState) -> Stage2:
+def _stage2(case, query, kind=ForwardState):
     rows = "q0" if query == "pos19" else query
     ids, mask, roles = (
         torch.atleast_2d(case.inputs[f"{rows}.{n}"]) for n in ("input_ids", "attention_mask", "doc_ids")
@@ -204,7 +204,7 @@ def _stage2(case: Case, query: str, kind: type[ForwardState] = ForwardState) -> 
 
 
 @pytest.mark.parametrize(("path", "query"), RUNS, ids=[f"{p.name}-{q}" for p, q in RUNS])
-def test_routing(load, path: Path, query: str) -> None:
+def test_routing(load, path, query):
     case = load(path)
     run = _stage2(case, query)
     config = case.adapter.config.routing
@@ -219,7 +219,7 @@ def test_routing(load, path: Path, query: str) -> None:
         _same_ranking(case, run, layer, name)
 
 
-def _same_ranking(case: Case, run: Stage2, layer: int, name: str) -> None:
+def _same_ranking(case, run, layer, name):
     wanted, scores = case.expected[f"{name}.topk_doc_ids"], case.expected[f"{name}.topk_doc_scores"]
     ordinals = run.source.routed[layer].ordinals
     first = min(ordinal for ordinal, *_ in case.bank.lookup(["0"], "default").values())
@@ -230,7 +230,7 @@ def _same_ranking(case: Case, run: Stage2, layer: int, name: str) -> None:
 
 
 @pytest.mark.parametrize(("path", "query"), RUNS, ids=[f"{p.name}-{q}" for p, q in RUNS])
-def test_contexts_and_logits(load, path: Path, query: str) -> None:
+def test_contexts_and_logits(load, path, query):
     case = load(path)
     run = _stage2(case, query)
     for layer in range(case.backbone.spec.layers):
@@ -243,7 +243,7 @@ def test_contexts_and_logits(load, path: Path, query: str) -> None:
     _close(run.logits[run.mask], recorded[run.mask], LOGITS, "stage 2 logits")
 
 
-def _contexts(case: Case, run: Stage2, layer: int) -> tuple[Tensor, Tensor]:
+def _contexts(case, run, layer):
     """K and V of every row's real slots, rows concatenated, [S, KV, D]."""
     keys, values = run.state.caches[layer].current
     context = run.source.context(layer)
@@ -254,7 +254,7 @@ def _contexts(case: Case, run: Stage2, layer: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("path", "query"), RUNS, ids=[f"{p.name}-{q}" for p, q in RUNS])
-def test_greedy_decode(load, path: Path, query: str) -> None:
+def test_greedy_decode(load, path, query):
     case = load(path)
     run = _stage2(case, query)
     wanted = case.expected[f"{query}.decode.next_token"]
@@ -274,7 +274,7 @@ def test_greedy_decode(load, path: Path, query: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "recorded"), [(ForwardState, "causal_one_by_one"), (ReferencePass, "bidirectional_reference")]
 )
-def test_tokens_fed_together(load, path: Path, kind: type[ForwardState], recorded: str) -> None:
+def test_tokens_fed_together(load, path, kind, recorded):
     """Causal by default; as the reference has it, both ways, under compat."""
     case = load(path)
     block = load_file(str(path / "expected_block_decode.safetensors"))

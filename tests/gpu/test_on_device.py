@@ -3,8 +3,6 @@
 `msa bench gpu` runs these on a GPU; elsewhere they run on the CPU, which keeps them from rotting.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 

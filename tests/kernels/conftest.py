@@ -1,9 +1,5 @@
 """Kernels are compared with their twins on a GPU where there is one, and in Triton's interpreter otherwise."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -13,7 +9,7 @@ OLDEST = None if ON_GPU else "3.7"
 
 
 @pytest.fixture
-def device() -> torch.device:
+def device():
     """Where the kernels run; skips where Triton is missing."""
     reason = f"Triton {OLDEST or ''} is not installed: pip install 'msa-plugin[triton]'"
     pytest.importorskip("triton", minversion=OLDEST, reason=reason)
@@ -21,7 +17,7 @@ def device() -> torch.device:
 
 
 @pytest.fixture
-def poisoned() -> Iterator[None]:
+def poisoned():
     """Memory that nobody has written holds NaN (the largest number, for integers)."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -33,7 +29,7 @@ def poisoned() -> Iterator[None]:
 
 
 @pytest.fixture(params=[torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+def dtype(request):
     """Every type on a GPU; the interpreter's products are wrong in bfloat16."""
     if request.param == torch.bfloat16 and not ON_GPU:
         pytest.skip("bfloat16 needs a GPU: the interpreter's products are wrong in it")

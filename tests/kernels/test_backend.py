@@ -1,7 +1,5 @@
 """The switch: what runs where, what is said about it, and what is refused."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest

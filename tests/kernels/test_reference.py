@@ -1,7 +1,5 @@
 """Plain kernels: pooling by ranges, head collapse and the definition of the score."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pytest

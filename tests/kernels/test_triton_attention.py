@@ -1,7 +1,5 @@
 """The decode kernel against its twin, and the twin against torch's own attention."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.nn import functional as F

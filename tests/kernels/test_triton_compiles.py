@@ -1,7 +1,5 @@
 """Every kernel compiles for a real GPU, which the interpreter does not check."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

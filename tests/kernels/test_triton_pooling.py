@@ -1,7 +1,5 @@
 """The pooling kernel against its twin `mean_pool`, forward and backward."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

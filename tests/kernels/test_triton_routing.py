@@ -1,7 +1,5 @@
 """The routing kernel against its twin, and the twin against the definition of the score."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """One writer and many readers, in threads and in processes: whole operations only, and no lock outlives its process."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

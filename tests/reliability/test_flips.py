@@ -1,7 +1,5 @@
 """Damage to every kind of file, sampled: refused, named and repaired, never served. `flips.py` does it byte by byte."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 import sys

@@ -1,7 +1,5 @@
 """Banks and adapters of every released format: read as they are, migrated by one command, whole afterwards."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sqlite3

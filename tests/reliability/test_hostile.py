@@ -1,7 +1,5 @@
 """Text never becomes a control token, on any way into the model, whatever it says."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest
@@ -24,7 +22,7 @@ EXTRA = {"<think>": False, "</think>": False, "<|eot_id|>": True, "</s>": True, 
 
 
 @pytest.fixture(scope="module")
-def marked() -> Backbone:
+def marked():
     """A tokenizer as real ones are: with markers that are not special, and special ones that have no role."""
     tokenizer = marker_tokenizer()
     tokenizer.add_tokens([AddedToken(text, special=special) for text, special in EXTRA.items()])
@@ -32,33 +30,33 @@ def marked() -> Backbone:
     return Backbone(tiny_model("qwen3", vocab_size=512), tokenizer, "marked")
 
 
-def control(backbone: Backbone) -> set[int]:
+def control(backbone):
     """Ids of everything that is a token of its own besides the plain alphabet."""
     return set(backbone.tokenizer.added_tokens_decoder)
 
 
 @FEW
 @given(text=texts)
-def test_no_text_has_a_control_token_and_none_is_lost(marked: Backbone, text: str) -> None:
+def test_no_text_has_a_control_token_and_none_is_lost(marked, text):
     ids = marked.tokenize(text)
     assert not control(marked) & set(ids)
     assert marked.detokenize(ids) == text
 
 
-def test_our_own_frame_has_them(marked: Backbone) -> None:
+def test_our_own_frame_has_them(marked):
     for marker in (*EXTRA, *SPECIAL, LIST_END):
         assert len(marked.tokenize_frame(marker)) == 1
         assert len(marked.tokenize(marker)) == len(marker)
 
 
-def controls(backbone: Backbone, ids: list[int]) -> Counter:
+def controls(backbone, ids):
     return Counter(i for i in ids if i in control(backbone))
 
 
 @FEW
 @given(system=texts, user=texts, reply=texts)
-def test_a_conversation_has_those_of_its_template(marked: Backbone, system: str, user: str, reply: str) -> None:
-    def ids(*contents: str) -> list[int]:
+def test_a_conversation_has_those_of_its_template(marked, system, user, reply):
+    def ids(*contents):
         roles = ("system", "user", "assistant", "user")
         messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
         return marked.tokenize_pieces(prompts.conversation(marked.tokenizer, messages))
@@ -68,7 +66,7 @@ def test_a_conversation_has_those_of_its_template(marked: Backbone, system: str,
 
 @FEW
 @given(instruction=texts)
-def test_an_instruction_is_content(marked: Backbone, instruction: str) -> None:
+def test_an_instruction_is_content(marked, instruction):
     frame = prompts.chat_frame(marked.tokenizer, instruction)
     assert instruction in frame.head
     plain = prompts.chat_frame(marked.tokenizer, "Be brief.")
@@ -76,15 +74,15 @@ def test_an_instruction_is_content(marked: Backbone, instruction: str) -> None:
     assert found[0] == found[1]
 
 
-def test_our_own_instruction_is_tokenised_as_before(marked: Backbone) -> None:
+def test_our_own_instruction_is_tokenised_as_before(marked):
     frame = prompts.chat_frame(marked.tokenizer)
     assert marked.tokenize_pieces(frame.pieces) == marked.tokenize_frame(frame.head)
 
 
 @FEW
 @given(question=texts, document=texts)
-def test_a_transcript_has_those_of_the_wire(marked: Backbone, question: str, document: str) -> None:
-    def ids(asked: str, read: str) -> list[int]:
+def test_a_transcript_has_those_of_the_wire(marked, question, document):
+    def ids(asked, read):
         transcript = Transcript(PromptCodec(marked), asked)
         transcript.add({3: read, 1: read})
         return transcript.row(answering=True).ids
@@ -94,19 +92,19 @@ def test_a_transcript_has_those_of_the_wire(marked: Backbone, question: str, doc
 
 @FEW
 @given(document=texts, window=st.sampled_from((24, 2048)))
-def test_a_numbered_document_stands_between_its_own_markers(marked: Backbone, document: str, window: int) -> None:
+def test_a_numbered_document_stands_between_its_own_markers(marked, document, window):
     numbering = Numbering(marked, None)
     for ids in numbering.windows(document, 5, window)[0]:
         assert (ids[0], ids[-1]) == (numbering.start, numbering.end)
         assert not controls(marked, ids[1:-1])
 
 
-def test_no_written_number_is_a_control_token(marked: Backbone) -> None:
+def test_no_written_number_is_a_control_token(marked):
     assert not control(marked) & set(PromptCodec(marked).numbers.tokens)
 
 
 @pytest.mark.parametrize("mode", ["text", "kv", "latent"])
-def test_everything_the_model_is_fed(tmp_path, monkeypatch, mode) -> None:
+def test_everything_the_model_is_fed(tmp_path, monkeypatch, mode):
     """Titles, texts, ids, metadata, namespace and question at once: no more control tokens than with plain words."""
     backbone = tiny_backbone()
     run, fed = Backbone.run, []
@@ -115,7 +113,7 @@ def test_everything_the_model_is_fed(tmp_path, monkeypatch, mode) -> None:
         fed.extend(i for row, keep in zip(ids, mask, strict=True) for i in row[keep].tolist())
         return run(self, state, ids, mask, *args, **kwargs)
 
-    def asked(name: str, what: str) -> Counter:
+    def asked(name, what):
         fed.clear()
         with opened(tmp_path / name, backbone, tiny_adapter(backbone), reading=mode, namespace=f"n{what}") as memory:
             memory.add([{"id": f"{n}{what}", "text": f"glass {what}", "title": what} for n in range(2)])

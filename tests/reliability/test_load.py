@@ -1,7 +1,5 @@
 """Load in small: the same functions as the long runs, and what they found."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 

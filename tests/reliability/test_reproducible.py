@@ -1,7 +1,5 @@
 """Equal calls make equal banks, byte for byte, and equal questions equal answers, whatever the process and the hour."""
 
-from __future__ import annotations
-
 import json
 import os
 import sqlite3
@@ -42,7 +40,7 @@ with opened(Path(sys.argv[1]), tiny_backbone(), reading=sys.argv[2]) as memory:
 """
 
 
-def child(code: str, *arguments: object, hash_seed: int, epoch: int | None) -> str:
+def child(code, *arguments, hash_seed, epoch):
     path = os.pathsep.join([*_PATHS, *sys.path])
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": str(hash_seed), "TZ": f"UTC{hash_seed}"}
     environment.pop("SOURCE_DATE_EPOCH", None)
@@ -52,7 +50,7 @@ def child(code: str, *arguments: object, hash_seed: int, epoch: int | None) -> s
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=300).stdout
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     files = (path for path in folder.rglob("*") if path.is_file() and path.name not in _NO_DATA)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 

@@ -1,7 +1,5 @@
 """Every command that takes --namespace, attacked from the shell: its output is as if the other tenant did not exist."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """Every public entry of the facade, attacked by a tenant: it behaves as if the other tenant did not exist."""
 
-from __future__ import annotations
-
 import inspect
 import logging
 import shutil

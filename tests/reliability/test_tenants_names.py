@@ -1,7 +1,5 @@
 """Namespaces are told apart by every code point: no quote, wildcard, look-alike or path opens another tenant's."""
 
-from __future__ import annotations
-
 import itertools
 import unicodedata
 from contextlib import suppress

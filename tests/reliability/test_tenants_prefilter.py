@@ -1,7 +1,5 @@
 """An approximate index is one tenant's own: what it finds does not depend on what others store."""
 
-from __future__ import annotations
-
 import pytest
 from test_tenants_scores import others
 

@@ -1,7 +1,5 @@
 """Scores and rankings of one tenant, to the last bit, whatever another stores, deletes and compacts beside it."""
 
-from __future__ import annotations
-
 import pytest
 
 import reference_checkpoint as reference
@@ -62,7 +60,7 @@ def test_another_tenant_changes_no_bit(tmp_path, backbone, routing, settings):
 
 
 def test_a_thousand_documents_of_another_tenant_change_no_bit_and_are_not_read(tmp_path, backbone, monkeypatch):
-    read: list[int] = []
+    read = []
     load = _ChunkScorer._load
     monkeypatch.setattr(_ChunkScorer, "_load", lambda self, rows: read.append(len(rows)) or load(self, rows))
     seen, work = [], []

@@ -1,7 +1,5 @@
 """The measurement of `timing.py`, small; work is compared, never time."""
 
-from __future__ import annotations
-
 import timing
 
 

@@ -1,7 +1,5 @@
 """The coarse pass: what it keeps of a key, what it finds, and what it says when it misses."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -3,8 +3,6 @@
 It stands for the three names of a FAISS that was built for GPUs; what a real one returns was not seen.
 """
 
-from __future__ import annotations
-
 import weakref
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The search by kernel against the tiled one: the same documents and scores over several blocks, for any adapter."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

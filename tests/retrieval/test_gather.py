@@ -1,7 +1,5 @@
 """Content is sent for ahead of its use, as far as the selection allows, and no answer depends on how it comes."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Scores and selections recorded from the reference implementation."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The rounds of Memory Interleave over a scripted routing: what is kept, what is asked next, and when it ends."""
 
-from __future__ import annotations
-
 import pytest
 
 from msa_plugin.config import InterleaveConfig

@@ -1,7 +1,5 @@
 """Names in texts, and who has them."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """FAISS in front of the router: exhaustive indexes give the exact ranking, others say what they miss."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest

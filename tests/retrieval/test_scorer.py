@@ -1,7 +1,5 @@
 """The tiled search against the definition: reductions, sizes, tiles, ties, filters, masks, errors."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

@@ -1,7 +1,5 @@
 """int8 keys in the tiled search: the scores are those of the numbers that the integers and scales stand for."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from test_scorer import REDUCTIONS, counts_for, documents, expected_scores, question, settings_for

@@ -1,7 +1,5 @@
 """Documents that may not be returned: their keys are not read, and they change no number of the others."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

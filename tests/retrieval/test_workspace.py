@@ -1,7 +1,5 @@
 """The search's extra memory depends on tiles, batch and k, not on the number of chunks or question tokens."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

@@ -1,7 +1,5 @@
 """Chains of two passages about a made-up island, for tests of samples and of training."""
 
-from __future__ import annotations
-
 import torch
 
 from msa_plugin.backbone.backbone import Backbone

@@ -1,7 +1,5 @@
 """Samples in the words of inference, and the packed objective from its first loss to an adapter that answers."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
 

@@ -3,8 +3,6 @@
 Runs every folder under MSA_GOLDEN whose name ends in `_train`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

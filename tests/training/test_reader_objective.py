@@ -1,7 +1,5 @@
 """Training to answer: its rows are what a memory computes, what they hold, and what is learnt opens and answers."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Training to read latents: its rows are what a memory in latent mode computes, and what it learnt opens."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

@@ -1,7 +1,5 @@
 """Recipes as files, runs of several phases, what they would take, and the command."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """The training loop: it learns, survives being killed, refuses what it must, and says what it did."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """A regression as an objective, and a training of it as a program that tests can kill."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
