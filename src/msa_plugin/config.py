@@ -343,17 +343,16 @@ class MemoryConfig(Settings):
     document's score that those gain which it names by their titles, fewer of them more (0: titles are text like any).
     `mentions` is the share of a found document's score that those gain which have a rare name in common with it, fewer
     of them more, whether they have titles or not (0: no such link is followed).
-    None of these is what the adapter was measured best with (`AdapterConfig.beside`), and none under `compat`.
+    None of these is what the adapter was measured best with (`AdapterConfig.beside`).
     `recency` is the age in days (or as a timedelta) at which what a document gains by being new has halved (None: that
     it is new does not count). A question may give another (`LatentMemory.retrieve`).
     `abstain_below` is the relevance (0 to 1) of a question's best document below which nothing is read and the answer
     is that the memory does not say (0: never); None is what the adapter was fitted with, and 0 with an `instruction`.
-    `compat` answers exactly as the reference, mistakes included (docs/compatibility.md). `lock_timeout` (seconds) is
-    how long a write waits for another writer, `queue_timeout` (None: no bound) how long a question does until those
-    asked before it are answered. `follow`: each call sees what other processes have committed; False keeps the state of
-    opening until `refresh`, and the catalog's log may grow meanwhile. `kernels`: `auto` runs Triton's on a GPU and
-    plain PyTorch elsewhere; `triton` or `torch` insists. `tiers` are byte budgets for what is copied out of the memory
-    maps.
+    `lock_timeout` (seconds) is how long a write waits for another writer, `queue_timeout` (None: no bound) how long a
+    question does until those asked before it are answered. `follow`: each call sees what other processes have
+    committed; False keeps the state of opening until `refresh`, and the catalog's log may grow meanwhile.
+    `kernels`: `auto` runs Triton's on a GPU and plain PyTorch elsewhere; `triton` or `torch` insists. `tiers` are byte
+    budgets for what is copied out of the memory maps.
     """
 
     reading: Literal["text", "latent", "kv", "auto"] = "auto"
@@ -372,7 +371,6 @@ class MemoryConfig(Settings):
     commit_seconds: float = Field(default=5.0, gt=0)
     top_k: int | None = Field(default=None, gt=0)
     cosine: bool | None = None
-    compat: bool = False
     context_tokens: int | None = Field(default=None, gt=0)
     instruction: str | None = None
     tile_chunks: int = Field(default=16384, gt=0)

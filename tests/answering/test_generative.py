@@ -13,7 +13,6 @@ from msa_plugin import prompts
 from msa_plugin.answering.generative import scheduler, state
 from msa_plugin.answering.generative.prompt_codec import PromptCodec, Transcript
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.errors import ConfigError
 from msa_plugin.events import (
     Answered,
     AnswerPiece,
@@ -23,7 +22,6 @@ from msa_plugin.events import (
     RoundStarted,
 )
 from msa_plugin.memory import LatentMemory
-from tiny import tiny_backbone
 
 SETTINGS = {"dtype": "float32", "keys_dtype": "float32", "device": "cpu"}
 
@@ -324,16 +322,6 @@ def test_score_driven_where_ids_cannot_be_written(memory, tmp_path, backbone):
         other.add(topics(3))
         answer = other.ask("violin?", max_new_tokens=1)
     assert (answer.trace.interleave, answer.trace.ids) == ("scores", "")
-
-
-def test_compat_needs_a_checkpoint_that_writes_ids(tmp_path):
-    from tiny import tiny_adapter
-
-    plain = tiny_backbone()
-    with LatentMemory.open(tmp_path / "bank", model=plain, adapter=tiny_adapter(plain), compat=True) as memory:
-        memory.add("text")
-        with pytest.raises(ConfigError, match="compat=True"):
-            memory.ask("what?")
 
 
 @absent

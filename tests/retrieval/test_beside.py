@@ -42,8 +42,6 @@ def weights(memory):
         ({"titles": 0.0}, (0.7, 0.0, 0.2)),
         ({"mentions": 0.0}, (0.7, 0.3, 0.0)),
         ({"lexical": 2.0, "titles": 0.1, "mentions": 1}, (2.0, 0.1, 1.0)),
-        ({"compat": True}, (0.0, 0.0, 0.0)),
-        ({"compat": True, "lexical": 0.5}, (0.5, 0.0, 0.0)),
     ],
 )
 def test_the_adapter_says_and_settings_overrule_it(tmp_path, backbone, adapter, settings, expected):

@@ -176,15 +176,14 @@ def test_losses_are_a_function_of_the_batch(backbone, data):
 def test_the_language_model_is_that_of_all_logits(backbone, data):
     objective = PackedObjective(backbone, CONFIG, [data], 5)
     made = Batch.of(objective.sampler.samples([(data, s) for s in steps(data)], random.Random(0)), backbone.device)
-    from msa_plugin.training.losses import response_loss
+    from msa_plugin.training.losses import token_loss
     from msa_plugin.training.packed import PackedPass
 
     _, lm = objective._forward(made)
     p = made.packed
     state = PackedPass(p, objective.router, objective.reading, 3, objective.lora)
-    torch.testing.assert_close(
-        lm, response_loss(backbone.forward(state, p.ids, p.mask, p.positions, logits="all"), made.labels)
-    )
+    logits = backbone.forward(state, p.ids, p.mask, p.positions, logits="all")
+    torch.testing.assert_close(lm, token_loss(logits[:, :-1], made.labels[:, 1:]))
 
 
 def test_what_trains_gets_a_gradient(backbone, data):

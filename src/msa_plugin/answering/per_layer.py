@@ -81,7 +81,11 @@ class LayerRouting:
 
         It goes to the end and keeps its cache when `answering`, else it ends with the last router layer.
         """
-        return self.prefill(*self._padded(rows, head), head, k, selection, answering=answering)
+        ids, mask, votes, positions = self._padded(rows, head)
+        state, source = self._pass(votes, head, k, selection)
+        if not answering:
+            state.keep_cache, state.recorder = False, _UntilRouted(self.router.config.layers[-1])
+        return self.finish(state, source, ids, mask, votes, positions, answering)
 
     def resume(
         self,
@@ -94,12 +98,12 @@ class LayerRouting:
         """`run` that answers, and below `depth` only on what is new in each row since its `earlier` prefill, if any."""
         began = time.perf_counter()
         ids, mask, votes, positions = self._padded(rows, head)
-        state, source = self._pass(votes, head, k, selection, ForwardState)
+        state, source = self._pass(votes, head, k, selection)
         if self.depth:
             before = resume(self.backbone, state, self.depth, [row.ids for row in rows], positions, earlier)
             state.lower = LowerLayers(self.depth, None if before is None else before.hidden)
             state.caches |= {} if before is None else before.caches
-        run = self._finish(state, source, ids, mask, votes, positions, True)
+        run = self.finish(state, source, ids, mask, votes, positions, True)
         hidden = None if state.lower is None else state.lower.hidden
         state.lower = None  # every layer decodes
         return run._replace(seconds=time.perf_counter() - began, hidden=hidden)
@@ -110,35 +114,17 @@ class LayerRouting:
         votes, _ = pad_left([row.votes for row in rows], self.backbone.device)
         return ids, mask, votes.bool(), head.length + self.top_k + (mask.cumsum(1) - 1).clamp(min=0)
 
-    def prefill(
-        self,
-        ids: Tensor,
-        mask: Tensor,
-        votes: Tensor,
-        positions: Tensor,
-        head: TemplateHead,
-        k: int,
-        selection: Selected,
-        *,
-        answering: bool = True,
-        kind: type[ForwardState] = ForwardState,
-    ) -> RoutedPass:
-        """`run` for rows [B, T] padded by the caller, in a pass of `kind`."""
-        state, source = self._pass(votes, head, k, selection, kind)
-        if not answering:
-            state.keep_cache, state.recorder = False, _UntilRouted(self.router.config.layers[-1])
-        return self._finish(state, source, ids, mask, votes, positions, answering)
-
-    def _pass(
-        self, votes: Tensor, head: TemplateHead, k: int, selection: Selected, kind: type[ForwardState]
-    ) -> tuple[ForwardState, BankSource]:
-        """A pass of `kind` that routes and keeps its cache, and its source."""
+    def routing(self, votes: Tensor, head: TemplateHead, k: int, selection: Selected) -> BankSource:
+        """Where the layers of a pass select `k` documents each, by the tokens in `votes` [B, T]."""
 
         def route(layer: int, queries: Tensor) -> RoutedDocuments:
             return self._search.route(layer, queries, votes, k, selection)
 
-        source = BankSource(self._store, self.reading, head, votes.shape[0], route=route, kernels=self.router.kernels)
-        return kind(source=source, router=self.router, keep_cache=True, lora=self.lora), source
+        return BankSource(self._store, self.reading, head, votes.shape[0], route=route, kernels=self.router.kernels)
+
+    def _pass(self, votes: Tensor, head: TemplateHead, k: int, selection: Selected) -> tuple[ForwardState, BankSource]:
+        source = self.routing(votes, head, k, selection)
+        return ForwardState(source=source, router=self.router, keep_cache=True, lora=self.lora), source
 
     def read(self, rows: Sequence[LayerRow], head: TemplateHead, selected: Sequence[Sequence[Extent]]) -> RoutedPass:
         """Prefill `rows` that read what was `selected` for each, without routing."""
@@ -146,9 +132,9 @@ class LayerRouting:
         positions = head.length + self.top_k + (mask.cumsum(1) - 1).clamp(min=0)
         source = BankSource(self._store, self.reading, head, len(rows), selected=selected, kernels=self.router.kernels)
         state = ForwardState(source=source, keep_cache=True, lora=self.lora)
-        return self._finish(state, source, ids, mask, mask, positions, True)
+        return self.finish(state, source, ids, mask, mask, positions, True)
 
-    def _finish(
+    def finish(
         self,
         state: ForwardState,
         source: BankSource,
@@ -158,6 +144,7 @@ class LayerRouting:
         positions: Tensor,
         answers: bool,
     ) -> RoutedPass:
+        """Run a prepared pass over rows [B, T], padded on the left."""
         began = time.perf_counter()
         logits = self.backbone.run(state, ids, mask, positions, logits="last" if answers else "none")
         return RoutedPass(state, source, votes, logits, positions[:, -1] + 1, time.perf_counter() - began)

@@ -20,7 +20,6 @@ from msa_plugin.answering.answers import AnswerJob, Events, answering, fetched, 
 from msa_plugin.answering.excerpts import Excerpts
 from msa_plugin.answering.gathering import hits, read_whole, to_read
 from msa_plugin.answering.generative.generative import Generative
-from msa_plugin.answering.generative.reference_loop import ReferenceLoop
 from msa_plugin.answering.per_layer import LayerRouting, LayerRow, RoutedPass
 from msa_plugin.answering.reading import Prefill, Reader
 from msa_plugin.backbone.adapter import Adapter
@@ -44,7 +43,7 @@ from msa_plugin.engine.setup import (
     reads_updated,
     trained_reader,
 )
-from msa_plugin.errors import AdapterError, ConfigError, InvalidQueryError
+from msa_plugin.errors import AdapterError, InvalidQueryError
 from msa_plugin.events import RetrievalEnded, RetrievalEvent, RoundStarted
 from msa_plugin.retrieval.interleave import FoundDocument, Gathered, Query, Ranking, collect, interleave_steps
 from msa_plugin.retrieval.key_search import KeySearch
@@ -125,7 +124,7 @@ class Engine:
         reading = () if self.content is None else self.content.layers
         self.relevance = Relevance(bank, adapter.config)
         self.least, self.may_abstain = least_relevance(adapter, config), config.instruction is None
-        self._layers = LayerRouting(backbone, self.router, bank, reading, self.top_k, self.search, store, self.lora)
+        self.layers = LayerRouting(backbone, self.router, bank, reading, self.top_k, self.search, store, self.lora)
 
     def rank(self, queries: Sequence[str], k: int, selection: Selected, also: Sequence[int] = ()) -> Ranking:
         """The best `k` documents of each query that `selection` allows; with `also`, all considered and these too."""
@@ -199,13 +198,13 @@ class Engine:
         if self.generative is not None:
             codec = self.generative.codec
             rows = [codec.question(q) for q in queries]
-            return self._layers.run(rows, codec.head, k, selection, answering=answering)
+            return self.layers.run(rows, codec.head, k, selection, answering=answering)
         briefly = answering and self.config.instruction is None
         asked = self.backbone.tokenize_batch([prompts.question_part(q, briefly=briefly) for q in queries])
         asked = [ids[: self.encoder.layout.text] for ids in asked]  # a follow-up may hold a long document
         tail = self.reader.tail_ids
         rows = [LayerRow(ids + tail, [True] * len(ids) + [False] * len(tail)) for ids in asked]
-        return self._layers.run(rows, self.reader.head_with(self.lora), k, selection, answering=answering)
+        return self.layers.run(rows, self.reader.head_with(self.lora), k, selection, answering=answering)
 
     def check_question(self, text: object) -> None:
         """Raises InvalidQueryError for a question that is not text, is blank, or is longer than a window."""
@@ -244,9 +243,6 @@ class Engine:
     def _ask(
         self, questions: Sequence[str], selection: Selected, generation: GenerationConfig, rounds: InterleaveConfig
     ) -> Events:
-        if self.config.compat:
-            yield from self.compat_loop.ask(questions, selection, generation, self.mode, self._abilities)
-            return
         if self.generative is not None:
             yield from self.generative.ask(questions, selection, generation, rounds)
             return
@@ -269,13 +265,6 @@ class Engine:
         yield from among(rows, told(answers, asked, may_abstain=self.may_abstain))
 
     @cached_property
-    def compat_loop(self) -> ReferenceLoop:
-        """The reference's own loop. Raises ConfigError for an adapter that was not made for it."""
-        if not (self.adapter.config.numbered and self.adapter.config.abilities.emit_ids and self.mode == "latent"):
-            raise ConfigError("compat=True needs a checkpoint in the reference's format, read as latents")
-        return ReferenceLoop(self._layers, self.bank, self.top_k)
-
-    @cached_property
     def generative(self) -> Generative | None:
         """The loop in which the model writes document ids, for adapters that were trained to."""
         config, numbering = self.adapter.config, self.encoder.numbering
@@ -283,7 +272,7 @@ class Engine:
         if numbering is None or not (config.abilities.emit_ids and per_layer and self.mode == "latent"):
             return None
         budget = self.config.context_tokens or WHOLE_DOCUMENTS
-        return Generative(self._layers, self.bank, numbering, self._excerpts, budget, self._abilities)
+        return Generative(self.layers, self.bank, numbering, self._excerpts, budget, self._abilities)
 
     def ask_from(
         self,

@@ -48,14 +48,14 @@ def decoding_weights(backbone: Backbone, config: MemoryConfig) -> EightBits | No
 
 
 def beside_keys(adapter: Adapter, config: MemoryConfig) -> BesideConfig:
-    """Weights of words and names: what was asked for, else the adapter's; under `compat` none, as in the reference.
+    """Weights of words and names: what was asked for, else the adapter's.
 
     Raises ConfigError for `recency` where layers select for themselves.
     """
     check_recency(config.recency, adapter.config)
-    own = BesideConfig() if config.compat else adapter.config.beside
     asked = {name: getattr(config, name) for name in BesideConfig.model_fields}
-    return own.model_copy(update={name: weight for name, weight in asked.items() if weight is not None})
+    given = {name: weight for name, weight in asked.items() if weight is not None}
+    return adapter.config.beside.model_copy(update=given)
 
 
 def check_recency(half_life: float | None, adapter: AdapterConfig) -> None:

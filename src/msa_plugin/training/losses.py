@@ -23,16 +23,11 @@ GAMMA = 2.0  # of focal weights
 TEMPERATURES = (0.001, 0.5)
 
 
-def response_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy over the tokens that have a label; `logits` [B, T, V] predict the token after theirs.
-
-    `labels` int64 [B, T], IGNORED where nothing is learnt. Raises TrainingError when there is nothing to learn.
-    """
-    return token_loss(logits[:, :-1], labels[:, 1:])
-
-
 def token_loss(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Mean cross entropy of `logits` [B, K, V] where `wanted` [B, K] is not IGNORED. Raises as `response_loss`."""
+    """Mean cross entropy of `logits` [B, K, V] where `wanted` int64 [B, K] is not IGNORED.
+
+    Raises TrainingError when there is nothing to learn.
+    """
     kept = wanted != IGNORED
     if not bool(kept.any()):
         raise TrainingError("no token of this batch has a label: a sample needs a response")
@@ -45,14 +40,13 @@ def routing_loss(
     method: Method = "INFONCE_DECOUPLE",
     *,
     temperature: float = 0.1,
-    compat: bool = False,
     bias: Tensor | float = 0.0,
 ) -> Tensor:
     """The loss of one row in one layer: `scores` [n] of its documents, `positives` bool [n].
 
     INFONCE: positives compete with each other; DECOUPLE: each only with the negatives; FOCAL: terms weigh
-    (1 - probability) ** 2. BCE: every document by itself, `bias` added to its score, no temperature. With `compat`
-    the exponent of DECOUPLE_FOCAL is the number of positives, as it is in the reference by mistake.
+    (1 - probability) ** 2. BCE: every document by itself, `bias` added to its score, no temperature.
+    The exponent of the reference's DECOUPLE_FOCAL is the number of positives, by mistake.
     Raises TrainingError without a positive document, ConfigError for an unknown method.
     """
     if method not in METHODS:
@@ -69,8 +63,7 @@ def routing_loss(
     else:
         terms = torch.logsumexp(s, dim=0) - s[positives]
     if "FOCAL" in method:
-        gamma = float(positives.sum()) if compat and "DECOUPLE" in method else GAMMA
-        terms = terms * (1 - torch.exp(-terms)) ** gamma
+        terms = terms * (1 - torch.exp(-terms)) ** GAMMA
     return terms.mean()
 
 
@@ -80,7 +73,6 @@ def auxiliary_loss(
     method: Method = "INFONCE_DECOUPLE",
     *,
     temperature: float = 0.1,
-    compat: bool = False,
     bias: Tensor | float = 0.0,
 ) -> Tensor:
     """Mean of `routing_loss` over router layers and rows; rows without a positive document are left out.
@@ -95,9 +87,7 @@ def auxiliary_loss(
             if len(own) < len(wanted) or not bool(torch.isfinite(row[1:]).sum() == len(wanted)):
                 raise TrainingError(f"{len(wanted)} documents are labelled, the row scores another number of them")
             if bool(wanted.any()):
-                terms.append(
-                    routing_loss(own, wanted.bool(), method, temperature=temperature, compat=compat, bias=bias)
-                )
+                terms.append(routing_loss(own, wanted.bool(), method, temperature=temperature, bias=bias))
     if not terms:
         raise TrainingError("no row of this batch has a positive document, so that routing has nothing to learn")
     return torch.stack(terms).mean()

@@ -1,4 +1,4 @@
-"""One `generate` call of the reference, step by step, for parity runs (golden spec 5 and 6).
+"""One `generate` call of the reference, step by step (golden spec 5 and 6).
 
 A batch of rows advances in lockstep through the stages retrieving, waiting and answering. What the default loop does
 better is listed in docs/compatibility.md. Shapes: B rows, T tokens, V vocabulary.
@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import reference_text as text_level
 import torch
 from torch import Tensor
 
 from msa_plugin import prompts
-from msa_plugin.answering.generative import reference_text as text_level
 from msa_plugin.answering.per_layer import LayerRow
 from msa_plugin.attention_context import LayerContext
 from msa_plugin.backbone.attention import ForwardState

@@ -1,4 +1,7 @@
-"""The reference's outer loop under `compat`: calls until every transcript is final (golden spec 6.6)."""
+"""The reference's outer loop: calls until every transcript is final (golden spec 6.6).
+
+A harness: it shows that the parts of the product repeat what was recorded, mistakes of the loop included.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import reference_text
+from reference_call import ReferenceCall, ReferencePass, Start
 from torch import Tensor
 
 from msa_plugin import prompts
 from msa_plugin.answering.answers import Events, source
 from msa_plugin.answering.decoding import TokenSampler
 from msa_plugin.answering.excerpts import all_of
-from msa_plugin.answering.generative import reference_text
-from msa_plugin.answering.generative.compat import ReferenceCall, ReferencePass, Start
 from msa_plugin.answering.per_layer import LayerRouting
 from msa_plugin.backbone.attention import ForwardState
 from msa_plugin.bank.documents import StoredDocument
@@ -51,20 +54,15 @@ class ReferenceLoop:
         """Begins calls over the documents of `selection`."""
 
         def prefill(ids: Tensor, mask: Tensor, votes: Tensor, positions: Tensor) -> tuple[ForwardState, Tensor]:
-            run = self.layers.prefill(ids, mask, votes, positions, self.head, self.top_k, selection, kind=ReferencePass)
+            layers, source = self.layers, self.layers.routing(votes, self.head, self.top_k, selection)
+            state = ReferencePass(source=source, router=layers.router, keep_cache=True, lora=layers.lora)
+            run = layers.finish(state, source, ids, mask, votes, positions, True)
             assert run.logits is not None
-            return run.state, run.logits[:, -1]
+            return state, run.logits[:, -1]
 
         return prefill
 
-    def ask(
-        self,
-        questions: Sequence[str],
-        selection: Selected,
-        generation: GenerationConfig,
-        mode: str,
-        abilities: tuple[str, ...],
-    ) -> Events:
+    def ask(self, questions: Sequence[str], selection: Selected, generation: GenerationConfig) -> Events:
         """Answer a batch; yields (row, text) and (row, Answer), each once a row's transcript is final."""
         began = time.perf_counter()
         documents = self._documents(selection)
@@ -82,7 +80,7 @@ class ReferenceLoop:
                     one.prompt = following
                     going_on.append(row)
                     continue
-                answer = self._answer(one, documents, following is None, time.perf_counter() - began, mode, abilities)
+                answer = self._answer(one, documents, following is None, time.perf_counter() - began)
                 if answer.text:
                     yield row, answer.text
                 yield row, answer
@@ -109,20 +107,12 @@ class ReferenceLoop:
         one.rounds.append(Round(one.question, tuple(documents[n].id for n in found), (), {}))
         one.found |= dict.fromkeys(found, len(one.rounds))
 
-    def _answer(
-        self,
-        one: _Asked,
-        documents: Mapping[int, StoredDocument],
-        final: bool,
-        seconds: float,
-        mode: str,
-        abilities: tuple[str, ...],
-    ) -> Answer:
+    def _answer(self, one: _Asked, documents: Mapping[int, StoredDocument], final: bool, seconds: float) -> Answer:
         read = [(documents[n], at) for n, at in one.found.items()]
         text = reference_text.answer(one.transcript)
         trace = Trace(
-            mode=mode,
-            abilities=abilities,
+            mode="latent",
+            abilities=("read_latent", "emit_ids"),
             rounds=tuple(one.rounds),
             seconds={"total": seconds},
             prompt_tokens=len(self.backbone.tokenize_frame(one.transcript)),

@@ -1,7 +1,7 @@
 """Numbers recorded from the reference (golden spec), reproduced through our own encoder, bank, router and attention.
 
 Runs every case folder under MSA_GOLDEN (default: the `shared/golden` folder beside the repository), whatever its
-shapes; folders that end in `_train`, and `D_text` (test_compat.py), record things that are tested elsewhere.
+shapes; folders that end in `_train`, and `D_text` (test_reference_loop.py), record things that are tested elsewhere.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from reference_call import ReferencePass
 from safetensors.torch import load_file
 from torch import Tensor
 
-from msa_plugin.answering.generative.compat import ReferencePass
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.attention import CausalRows, ForwardState
 from msa_plugin.backbone.backbone import Backbone
@@ -275,7 +275,7 @@ def test_greedy_decode(load, path, query):
     ("kind", "recorded"), [(ForwardState, "causal_one_by_one"), (ReferencePass, "bidirectional_reference")]
 )
 def test_tokens_fed_together(load, path, kind, recorded):
-    """Causal by default; as the reference has it, both ways, under compat."""
+    """Causal by default; both ways in the reference."""
     case = load(path)
     block = load_file(str(path / "expected_block_decode.safetensors"))
     run = _stage2(case, "q0", kind)

@@ -6,6 +6,7 @@ Runs every folder under MSA_GOLDEN whose name ends in `_train`.
 import json
 import os
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from safetensors.torch import load_file
 from msa_plugin.backbone.checkpoint import load_reference
 from msa_plugin.backbone.families import decoder_layers
 from msa_plugin.backbone.router import Router, RouterLayer
-from msa_plugin.training.losses import METHODS, auxiliary_loss, response_loss
+from msa_plugin.training import losses
+from msa_plugin.training.losses import METHODS, auxiliary_loss, routing_loss, token_loss
 from msa_plugin.training.packed import Packed, PackedPass
 
 ROOT = Path(os.environ.get("MSA_GOLDEN") or Path(__file__).resolve().parents[3] / "shared" / "golden")
@@ -56,7 +58,20 @@ class Run:
             handle.remove()
 
     def aux(self, method):
-        return auxiliary_loss(self.state.scores, self.positives, method, temperature=self.temperature, compat=True)
+        if method != "INFONCE_DECOUPLE_FOCAL":
+            return auxiliary_loss(self.state.scores, self.positives, method, temperature=self.temperature)
+        return torch.stack(
+            [
+                self._reference_focal(row[1 : len(wanted) + 1], wanted, method)
+                for scores in self.state.scores.values()
+                for row, wanted in zip(scores, self.positives, strict=True)
+            ]
+        ).mean()
+
+    def _reference_focal(self, scores, wanted, method):
+        """The reference's exponent is the number of positives, by mistake."""
+        with patch.object(losses, "GAMMA", float(wanted.sum())):
+            return routing_loss(scores, wanted, method, temperature=self.temperature)
 
     def loss(self):
         """As recorded: lm + 0.1 aux + answer, every row being one with an answer."""
@@ -74,6 +89,10 @@ class Run:
 @pytest.fixture(scope="module", params=CASES, ids=lambda p: p.name)
 def run(request):
     return Run(request.param)
+
+
+def response_loss(logits, labels):
+    return token_loss(logits[:, :-1], labels[:, 1:])
 
 
 def test_hidden_states(run):
