@@ -66,16 +66,6 @@ def test_errors_come_through(memory):
     run(calls())
 
 
-@pytest.mark.slow
-def test_many_questions_at_once(full):
-    questions = [about(t["id"]) for t in topics()]
-
-    async def ask():
-        return await asyncio.gather(*(full.aask(q, max_new_tokens=4) for q in questions))
-
-    assert [a.text for a in run(ask())] == [full.ask(q, max_new_tokens=4).text for q in questions]
-
-
 @pytest.mark.parametrize(
     "call",
     [

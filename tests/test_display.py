@@ -12,23 +12,8 @@ from msa_plugin.types import Answer, Hits, Quote, Source, Trace
 from tiny import judging, tiny_adapter
 
 TAGS = {
-    "style",
-    "div",
-    "p",
-    "b",
-    "bdi",
-    "code",
-    "mark",
-    "u",
-    "span",
-    "table",
-    "tr",
-    "th",
-    "td",
-    "br",
-    "details",
-    "summary",
-}
+    "style", "div", "p", "b", "bdi", "code", "mark", "u", "span", "table", "tr", "th", "td", "br", "details", "summary",
+}  # fmt: skip
 HOSTILE = (
     "<script>alert(1)</script>",
     "</div></p><img src=x onerror=alert(1)>",
@@ -130,25 +115,17 @@ def test_passages_show_their_part_of_the_chunk(memory):
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_stays_text(tmp_path, backbone, text):
     with opened(tmp_path, backbone, judging(tiny_adapter(backbone, beside=True)), instruction=None) as memory:
-        memory.add(
-            [
-                {"id": f"id {text}", "title": f"title {text}", "text": f"# {text}\n\nviolin {text} violin. " * 20},
-                {"id": "other", "title": "violin", "text": f"It names title {text} and a violin."},
-            ]
-        )
+        long = f"# {text}\n\nviolin {text} violin. " * 20
+        memory.add({"id": f"id {text}", "title": f"title {text}", "text": long})
+        memory.add({"id": "other", "title": "violin", "text": f"It names title {text} and a violin."})
         question = f"violin {text}"
         hits, answer = memory.retrieve(question, 2), memory.ask(question, max_new_tokens=4)
         explained = memory.explain(question, hits[0])
-    clean = squeezed(escaped_and_back(text))
+    clean = squeezed(Reader(f"<p>{escaped(text)}</p>").seen)
     for shown in (hits, answer, answer.trace, explained):
         page = Reader(shown._repr_html_())
         assert clean in squeezed(page.seen)
         assert not any(ord(c) < 32 and c not in "\n\t" for c in page.seen)
-
-
-def escaped_and_back(text):
-    reader = Reader(f"<p>{escaped(text)}</p>")
-    return reader.seen
 
 
 def test_an_answer_shows_its_sources_quotes_and_rounds():

@@ -36,26 +36,11 @@ def test_links_lead_to_files(path):
 @pytest.mark.slow
 def test_the_site_is_built_without_warnings(tmp_path):
     pytest.importorskip("sphinx", reason="pip install -e '.[docs]'")
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-q",
-        "-W",
-        "--keep-going",
-        "-c",
-        "docs",
-        "-b",
-        "html",
-        ".",
-        str(tmp_path),
-    ]
+    options = ["-q", "-W", "--keep-going", "-c", "docs", "-b", "html"]
+    command = [sys.executable, "-m", "sphinx", *options, ".", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800, check=False)
     assert (done.returncode, done.stderr.strip()) == (0, "")
-    for page, name in (
-        ("memory", "LatentMemory.retrieve"),
-        ("langchain", "MSAVectorStore"),
-        ("llama_index", "MSAIndex"),
-    ):
+    shown = {"memory": "LatentMemory.retrieve", "langchain": "MSAVectorStore", "llama_index": "MSAIndex"}
+    for page, name in shown.items():
         assert name in (tmp_path / f"docs/api/{page}.html").read_text(encoding="utf-8")
     assert len(list((tmp_path / "docs/decisions").glob("20*.html"))) == len(DECISIONS)

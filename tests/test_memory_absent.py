@@ -13,14 +13,9 @@ from msa_plugin.answering.reading import Prefill
 from msa_plugin.config import RelevanceConfig, RelevanceWeights
 from msa_plugin.events import Abstained, Answered, AnswerPiece, DocumentsFetched, RetrievalEnded
 from msa_plugin.retrieval.interleave import Gathered
-from tiny import judging, tiny_adapter, tiny_backbone
+from tiny import judging, tiny_adapter
 
 THERE, AWAY = "a text on beekeeping", "What is the capital of Peru?"
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return tiny_backbone()
 
 
 @pytest.fixture

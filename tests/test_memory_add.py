@@ -264,13 +264,6 @@ def test_segments_are_bounded_by_bytes_too(tmp_path, backbone, adapter):
     assert sum(commits) == 8 and len(commits) > 1
 
 
-def test_a_long_document_has_several_windows(tmp_path, backbone, adapter):
-    with opened(tmp_path, backbone, adapter, window=64) as memory:
-        report = memory.add(["x" * 63, "y" * 64, "z" * 630])
-        assert report.tokens == 63 + 64 + 630
-        assert [d.chunks for d in memory.engine.bank.documents([1, 2, 3])] == [8, 9, 80]
-
-
 def test_update_needs_a_known_id(memory):
     with pytest.raises(UnknownDocumentError, match="'nobody'"):
         memory.update({"id": "nobody", "text": "x"})
@@ -325,29 +318,6 @@ def test_ids_are_strings(memory, wrong):
     for call in (memory.delete, memory.get):
         with pytest.raises(InvalidQueryError, match="ids are strings"):
             call(wrong)
-
-
-def test_namespaces_do_not_see_each_other(tmp_path, backbone, adapter):
-    with opened(tmp_path, backbone, adapter, namespace="one") as one:
-        one.add(topics(3))
-        with opened(tmp_path, backbone, adapter, namespace="two") as two:
-            assert list(two.ids()) == [] and two.get("glacier") == [] and two.retrieve("glacier") == []
-            assert two.delete("glacier").missing == ("glacier",)
-            assert two.add({"id": "glacier", "text": "another"}).added == ("glacier",)
-            assert [h.text for h in two.retrieve("glacier")] == ["another"]
-        one.refresh()
-        assert one.get("glacier")[0].text == about("glacier")
-        assert one.stats().namespaces == ("one",)
-
-
-def test_latents_of_a_batch_are_those_of_one_at_a_time(tmp_path, backbone, adapter):
-    with opened(tmp_path / "a", backbone, adapter) as batch, opened(tmp_path / "b", backbone, adapter) as single:
-        batch.add(topics())
-        for document in topics():
-            single.add(document)
-        for mine, theirs in zip(*(m.retrieve(about("violin"), 8) for m in (batch, single)), strict=True):
-            assert mine.id == theirs.id
-            assert mine.score == pytest.approx(theirs.score, abs=2e-3)
 
 
 def test_int8_routing_keys_halve_the_keys_and_find_the_same(tmp_path, backbone, adapter):

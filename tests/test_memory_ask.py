@@ -1,8 +1,6 @@
 """Asking through the facade, in every reading mode and with every kind of router."""
 
 import json
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -221,39 +219,3 @@ def test_filters_and_namespaces_restrict_what_is_read(tmp_path, memory, backbone
         assert [s.id for s in other.ask("the violin", max_new_tokens=2).sources] == ["mine"]
     memory.refresh()
     assert "mine" not in [h.id for h in memory.retrieve("the violin", 9)]
-
-
-@pytest.mark.slow
-def test_threads_get_the_same_answers(memory):
-    questions = [about(t) for t in TOPICS]
-    alone = [essence(memory.ask(q, max_new_tokens=6, **DRAWN)) for q in questions]
-    gate = threading.Barrier(8)
-
-    def ask(question):
-        gate.wait(60)
-        return essence(memory.ask(question, max_new_tokens=6, **DRAWN))
-
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(ask, questions)) == alone
-
-
-@pytest.mark.slow
-def test_asking_while_others_write(memory):
-    stop, errors = threading.Event(), []
-
-    def write():
-        try:
-            for number in range(10):
-                memory.add({"id": "extra", "text": about(f"comet {number}")})
-            memory.delete("extra")
-        except Exception as error:
-            errors.append(error)
-        finally:
-            stop.set()
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    while not stop.is_set():
-        assert memory.ask("the violin", max_new_tokens=2).sources
-    thread.join()
-    assert errors == [] and "extra" not in list(memory.ids())

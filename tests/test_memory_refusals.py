@@ -3,28 +3,20 @@
 import asyncio
 import errno
 import os
-import sqlite3
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
-from facade import PER_LAYER, about, opened, topics
+from facade import PER_LAYER, opened, topics
 from msa_plugin.errors import (
     AdapterError,
-    BankCorruptError,
-    BankFormatError,
     BankLockedError,
-    BankNotFoundError,
     BankReadOnlyError,
     BankWriteError,
     ConfigError,
     FingerprintMismatchError,
     MSAError,
-    SnapshotError,
 )
 from tiny import tiny_adapter, tiny_backbone
 
@@ -86,18 +78,6 @@ def test_reading_handles_refuse_changes(stored, backbone, adapter, how, call):
         assert memory.ask("violin", max_new_tokens=1).sources
 
 
-def test_reading_does_not_create(tmp_path, backbone, adapter):
-    for how in ({"read_only": True}, {"snapshot": "s"}):
-        with pytest.raises(BankNotFoundError):
-            opened(tmp_path, backbone, adapter, **how)
-    assert not (tmp_path / "bank").exists()
-
-
-def test_an_unknown_snapshot(stored, backbone, adapter):
-    with pytest.raises(SnapshotError, match="nope"):
-        opened(stored, backbone, adapter, snapshot="nope")
-
-
 def test_a_folder_that_may_not_be_written(stored, backbone, adapter, monkeypatch):
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode, **kw: not mode & os.W_OK and access(path, mode, **kw))
@@ -107,12 +87,6 @@ def test_a_folder_that_may_not_be_written(stored, backbone, adapter, monkeypatch
         opened(stored / "elsewhere", backbone, adapter)
     with opened(stored, backbone, adapter, read_only=True) as memory:
         assert memory.stats().documents == 8
-
-
-def test_a_file_is_no_memory(tmp_path, backbone, adapter):
-    (tmp_path / "bank").write_text("not a folder")
-    with pytest.raises(BankNotFoundError, match="file"):
-        opened(tmp_path, backbone, adapter)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "mkdir"])
@@ -213,34 +187,6 @@ def test_an_adapter_of_another_model_is_refused_before_a_bank_exists(tmp_path, b
     assert not (tmp_path / "bank").exists()
 
 
-def test_another_format_version(stored, backbone, adapter):
-    with sqlite3.connect(stored / "bank" / "catalog.sqlite") as db:
-        db.execute("UPDATE meta SET value = 99 WHERE key = 'format_version'")
-    db.close()
-    with pytest.raises(BankFormatError, match="99"):
-        opened(stored, backbone, adapter)
-
-
-def test_a_truncated_segment_is_named(stored, backbone, adapter):
-    (segment,) = (stored / "bank" / "segments").glob("*/keys.safetensors")
-    with segment.open("r+b") as stream:
-        stream.truncate(segment.stat().st_size - 10)
-    with pytest.raises(BankCorruptError, match=r"keys\.safetensors"), opened(stored, backbone, adapter) as memory:
-        memory.retrieve("violin")
-
-
-def test_verify_reports_damage(stored, backbone, adapter):
-    (segment,) = (stored / "bank" / "segments").glob("*/keys.safetensors")
-    with opened(stored, backbone, adapter) as memory:
-        assert memory.verify().ok
-        with segment.open("r+b") as stream:
-            stream.seek(-4, os.SEEK_END)
-            stream.write(b"\xff\x00\xff\x00")
-        report = memory.verify()
-    assert not report.ok
-    assert any("keys.safetensors" in problem for problem in report.problems)
-
-
 @pytest.mark.parametrize("call", CHANGES.values(), ids=CHANGES)
 def test_a_second_writer_waits_and_then_gives_up(stored, backbone, adapter, call):
     held, done = threading.Event(), threading.Event()
@@ -263,55 +209,6 @@ def test_a_second_writer_waits_and_then_gives_up(stored, backbone, adapter, call
         thread.join()
     with opened(stored, backbone, adapter, lock_timeout=5) as memory:
         assert memory.add("new").added
-
-
-def test_a_writer_in_another_process_is_waited_for(stored, backbone, adapter):
-    code = (
-        "import sys\nfrom msa_plugin.bank.lock import WriterLock\nfrom pathlib import Path\n"
-        "with WriterLock(Path(sys.argv[1]), 5).hold():\n    print('held', flush=True)\n    sys.stdin.readline()\n"
-    )
-    with (
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(stored / "bank")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as process,
-        opened(stored, backbone, adapter, lock_timeout=0.05) as impatient,
-        opened(stored, backbone, adapter, lock_timeout=60) as patient,
-    ):
-        assert process.stdin and process.stdout and process.stdout.readline() == "held\n"
-        with pytest.raises(BankLockedError, match=f"process {process.pid}"):
-            impatient.add("new")
-        added = []
-        thread = threading.Thread(target=lambda: added.append(patient.add("new")))
-        thread.start()
-        time.sleep(0.2)
-        assert not added
-        process.stdin.write("\n")
-        process.stdin.close()
-        thread.join(60)
-        assert added[0].added
-
-
-def test_writers_in_threads_take_turns(stored, backbone, adapter):
-    errors = []
-
-    def write(number):
-        try:
-            with opened(stored, backbone, adapter, lock_timeout=60) as memory:
-                for index in range(5):
-                    memory.add({"id": f"{number}-{index}", "text": about(f"topic {number} {index}")})
-                memory.delete(f"{number}-0")
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=write, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-    with opened(stored, backbone, adapter) as memory:
-        assert memory.stats().documents == 8 + 4 * 4
-        assert memory.verify().ok
 
 
 def test_a_window_longer_than_the_backbone_reads_is_refused_before_a_bank_exists(tmp_path, backbone, adapter):

@@ -6,9 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from facade import PER_LAYER
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.loading import cache_dir
 from msa_plugin.backbone.lora import Lora, Update
+from msa_plugin.config import MemoryConfig
 from msa_plugin.engine.adapters import calibrated_path, find_adapter
 from msa_plugin.errors import AdapterError, ConfigError
 from tiny import tiny_adapter, tiny_backbone, tiny_lora, with_lora
@@ -16,16 +18,8 @@ from tiny import tiny_adapter, tiny_backbone, tiny_lora, with_lora
 VARIANTS = [
     {},
     {"token_weighted": True, "joint": True},
-    {"selection": "per_layer", "layers": (2, 3), "heads": 4, "kv_heads": 2, "head_dim": 16, "query_reduce": "max"},
-    {
-        "selection": "per_layer",
-        "layers": (2, 3),
-        "heads": 4,
-        "kv_heads": 2,
-        "head_dim": 16,
-        "query_reduce": "max",
-        "source": "attention",
-    },
+    PER_LAYER,
+    {**PER_LAYER, "source": "attention"},
 ]
 
 
@@ -119,8 +113,6 @@ def test_a_calibrated_adapter_is_found_by_its_backbone(tmp_path, monkeypatch, ba
 
 
 def test_settings_report_every_wrong_field():
-    from msa_plugin.config import MemoryConfig
-
     with pytest.raises(ConfigError, match=r"window.*top_k"):
         MemoryConfig(window=1, top_k=0)
 
@@ -178,6 +170,8 @@ def test_the_hash_covers_the_update_and_not_whether_answers_use_it(backbone, ada
         ("lora.1.", {}, r"rank 3 on layers \[0, 1\].*rank 3 on \[0\]"),
         ("lora.0.mlp.up_proj.up", {}, "lacks its up half"),
         ("-", {"lora.0.mlp.down_proj.sideways": torch.zeros(3, 48)}, "no name of a LoRA tensor"),
+        ("-", {"lora.x.mlp.up_proj.down": torch.zeros(3, 48)}, "no name of a LoRA tensor"),
+        ("-", {"lora.0.lm_head.down": torch.zeros(3, 48), "lora.0.lm_head.up": torch.zeros(48, 3)}, "is none of"),
         ("-", {"lora.0.mlp.up_proj.up": torch.zeros(64, 2)}, "are not"),
         ("-", {"lora.0.mlp.up_proj.up": torch.full((64, 3), torch.nan)}, "NaN"),
         ("-", {"lora.0.mlp.up_proj.up": torch.zeros(64, 3, dtype=torch.int64)}, "int64"),

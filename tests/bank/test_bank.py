@@ -134,33 +134,6 @@ def test_stats_count_a_namespace_and_weigh_the_bank(bank, folder):
     assert bank.stats(NS).namespaces == (NS,)
 
 
-@pytest.mark.parametrize("compacted", [False, True])
-def test_namespaces_are_isolated_in_every_read(bank, compacted):
-    bank.commit([encoded("a", who="one"), encoded("shared id", "one's", who="one")], "one")
-    bank.commit([encoded("shared id", "two's", who="two"), encoded("b", who="two")], "two")
-    bank.commit([encoded("c", who="one")], "one")
-    if compacted:
-        bank.compact()
-        assert bank.stats("one").segments == 1, "the namespaces share a segment now"
-    assert set(picture(bank, "one")) == {"a", "shared id", "c"} and set(picture(bank, "two")) == {"shared id", "b"}
-    assert bank.get(["a", "shared id"], "two").keys() == {"shared id"}
-    assert bank.get(["shared id"], "two")["shared id"].text == "two's"
-    assert bank.lookup(["a", "b"], "two").keys() == {"b"}
-    for where in ({"who": {"$exists": True}}, {"$or": [{"who": "one"}, {"who": "two"}]}, lambda m: True):
-        ordinals = [
-            ordinal
-            for block in bank.key_blocks("3", bank.select("two", where))
-            for n, ordinal in enumerate(block.ordinals.tolist())
-            if block.allowed is None or block.allowed[n]
-        ]
-        assert {d.namespace for d in bank.documents(ordinals)} == {"two"} and len(ordinals) == 2
-    assert bank.delete(["a", "shared id"], "two") == (["shared id"], ["a"])
-    assert set(picture(bank, "one")) == {"a", "shared id", "c"}
-    assert bank.select("nobody").documents == 0 and list(bank.iter_ids("nobody")) == []
-    assert (bank.count("one"), bank.count("two"), bank.count("nobody")) == (3, 1, 0)
-    assert bank.stats("two").documents == 1
-
-
 def test_ids_come_in_code_point_order_and_in_pages(bank, monkeypatch):
     monkeypatch.setattr("msa_plugin.bank.bank._PAGE", 2)
     names = ["b", "a", "Ω", "B", "a b"]

@@ -12,7 +12,7 @@ from msa_plugin.errors import BankError, SnapshotError
 
 CHILD = """
 import json, sys
-from bank_builder import NS, encoded, open_bank, picture
+from bank_builder import NS, encoded, open_bank
 bank = None
 def opened(folder):
     global bank
@@ -26,8 +26,7 @@ can = {
     "compact": lambda: bank.compact() and None,
     "snapshot": lambda name: bank.snapshot(name) and None,
     "drop_snapshot": lambda name: bank.drop_snapshot(name) and None,
-    "texts": lambda: sorted((i, p[1]) for i, p in picture(bank).items()),
-    "deleted": lambda: bank.stats(NS).deleted,
+
 }
 for line in sys.stdin:
     name, *arguments = json.loads(line)
@@ -75,17 +74,6 @@ def test_what_another_process_changes_is_there_at_the_next_call(folder, other, r
         assert texts(bank) == [("a", "new")] and bank.stats(NS).deleted == 0
         other("snapshot", "s")
         assert [s.name for s in bank.snapshots()] == ["s"]
-
-
-def test_another_process_sees_what_this_one_changes(bank, other):
-    bank.commit([encoded("a"), encoded("b")], NS)
-    assert other("texts") == [["a", "text of a"], ["b", "text of b"]]
-    bank.commit([encoded("a", "new")], NS)
-    assert other("texts") == [["a", "new"], ["b", "text of b"]]
-    bank.delete(["b"], NS)
-    assert other("texts") == [["a", "new"]]
-    bank.compact()
-    assert other("texts") == [["a", "new"]] and other("deleted") == 0
 
 
 def test_a_question_keeps_its_moment_while_another_process_changes_everything(folder, other):

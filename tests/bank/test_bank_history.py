@@ -1,24 +1,9 @@
 """ViewPool: what a handle, a named snapshot and a compaction each see, here and in another process."""
 
-import random
-
 import pytest
-import torch
 from bank_builder import NS, encoded, open_bank, picture, segment_folders, start_child
 
 from msa_plugin.errors import BankError, SnapshotError
-
-READER = """
-import sys
-from bank_builder import NS, open_bank, picture
-with open_bank(sys.argv[1], read_only=True, follow=False) as bank:
-    selection = bank.select(NS)  # masks and rows are read later, after the writer has been at work
-    print("open", flush=True)
-    for line in sys.stdin:
-        if line.strip() == "refresh":
-            bank.refresh()
-        print(sorted((i, p[0], p[1]) for i, p in picture(bank).items()), flush=True)
-"""
 
 SECOND_WRITER = """
 import sys
@@ -47,29 +32,6 @@ def test_a_handle_that_does_not_follow_keeps_its_moment_until_refreshed(bank, fo
         assert picture(reader) == before, "compaction removed the files, not the reader's maps"
         reader.refresh()
         assert ids(reader) == {"b", "c"} == ids(bank) and reader.version == bank.version
-
-
-@pytest.mark.slow
-def test_a_reader_in_another_process_that_does_not_follow_keeps_its_moment(bank, folder):
-    bank.commit([encoded("a"), encoded("b")], NS)
-    child = start_child(READER, folder)
-
-    def ask(question):
-        child.stdin.write(question + "\n")
-        child.stdin.flush()
-        return child.stdout.readline().strip()
-
-    try:
-        assert child.stdout.readline() == "open\n"
-        bank.commit([encoded("b", "new")], NS)
-        bank.delete(["a"], NS)
-        bank.compact()
-        assert len(segment_folders(folder)) == 1
-        assert ask("look") == str([("a", 1, "text of a"), ("b", 2, "text of b")])
-        assert ask("refresh") == str([("b", 3, "new")])
-    finally:
-        child.communicate()
-    assert child.returncode == 0
 
 
 @pytest.mark.slow
@@ -243,59 +205,3 @@ def test_compaction_keeps_different_shapes_apart(bank):
     bank.delete(["a", "b", "c"], NS)
     bank.compact()
     assert bank.stats(NS).segments == 0 and picture(bank) == {} and bank.verify().ok
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
-def test_random_histories_agree_with_a_dictionary(folder, seed):
-    rng = random.Random(seed)
-    names = [f"n{i}" for i in range(6)]
-    model = {"x": {}, "y": {}}
-    kept = {}
-    bank = open_bank(folder)
-    for step in range(40):
-        action = rng.choice(["commit"] * 4 + ["delete"] * 3 + ["compact", "snapshot", "drop", "reopen"])
-        namespace = rng.choice("xy")
-        if action == "commit":
-            chosen = rng.sample(names, rng.randint(1, 4))
-            documents = [encoded(i, f"{i} at {step}", chunks=rng.randint(1, 3), step=step) for i in chosen]
-            bank.commit(documents, namespace)
-            model[namespace] = {**model[namespace], **{d.document.id: d for d in documents}}
-        elif action == "delete":
-            chosen = rng.sample(names, 2)
-            deleted, missing = bank.delete(chosen, namespace)
-            assert deleted == [i for i in chosen if i in model[namespace]] and set(deleted + missing) == set(chosen)
-            model[namespace] = {i: d for i, d in model[namespace].items() if i not in chosen}
-        elif action == "compact":
-            bank.compact(segment_bytes=rng.choice([1, 700, 1 << 20]))
-        elif action == "snapshot":
-            bank.snapshot(f"s{step}")
-            kept[f"s{step}"] = dict(model)
-        elif action == "drop" and kept:
-            name = rng.choice(sorted(kept))
-            bank.drop_snapshot(name)
-            del kept[name]
-        elif action == "reopen":
-            bank.close()
-            bank = open_bank(folder)
-        agrees(bank, model)
-    for name, then in kept.items():
-        with open_bank(folder, snapshot=name) as old:
-            agrees(old, then)
-    assert bank.verify().ok
-    bank.close()
-
-
-def agrees(bank, model):
-    for namespace, expected in model.items():
-        found = picture(bank, namespace)
-        assert found.keys() == expected.keys()
-        for name, given in expected.items():
-            _, text, _, metadata, tokens, chunks, keys, content = found[name]
-            assert (text, metadata, tokens) == (given.document.text, given.document.metadata, given.tokens)
-            assert chunks == given.keys["3"].shape[0] and torch.equal(torch.tensor(keys["5"]).half(), given.keys["5"])
-            assert content[3] == given.content[3].tolist()
-        steps = sorted(d.document.metadata["step"] for d in expected.values())
-        if steps:
-            recent = bank.select(namespace, {"step": {"$gte": steps[-1]}})
-            assert recent.documents == steps.count(steps[-1])

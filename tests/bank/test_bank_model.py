@@ -131,9 +131,11 @@ class BankAgainstDictionary(RuleBasedStateMachine):
             found = {d.id: d for d in bank.documents(ordinals)}
             assert set(found) == {name for name, (_, m) in expected.items() if accepts(m)}
             assert all(d.namespace == space for d in found.values())
-            for rows, document in zip(bank.key_rows(ordinals, "3"), found.values(), strict=True):
+            stored = zip(found.values(), bank.key_rows(ordinals, "3"), bank.content(ordinals, 5), strict=True)
+            for document, keys, content in stored:
                 again = encoded(document.id, document.text, chunks=document.chunks, **document.metadata)
-                assert rows.equal(again.keys["3"])
+                assert keys.equal(again.keys["3"]) and content.equal(again.content[5])
+                assert document.tokens == again.tokens
 
     def teardown(self):
         if hasattr(self, "bank"):

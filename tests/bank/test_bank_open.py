@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from bank_builder import FINGERPRINT, NS, encoded, open_bank, picture, run_child, segment_folders, start_child
+from bank_builder import FINGERPRINT, NS, encoded, open_bank, picture, run_child, segment_folders
 
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.catalog import read_fingerprint
@@ -17,18 +17,9 @@ from msa_plugin.errors import (
     BankFormatError,
     BankLockedError,
     BankNotFoundError,
-    BankReadOnlyError,
     FingerprintMismatchError,
     SnapshotError,
 )
-
-HOLD_LOCK = """
-import sys
-from bank_builder import open_bank
-with open_bank(sys.argv[1]) as bank, bank.writing():
-    print("locked", flush=True)
-    sys.stdin.readline()
-"""
 
 
 def edit_catalog(folder, sql, *values):
@@ -101,21 +92,6 @@ def test_damaged_fingerprint(folder, value):
         open_bank(folder)
 
 
-def test_reading_needs_no_rights_to_write(bank, folder):
-    bank.commit([encoded("a")], NS)
-    with open_bank(folder, read_only=True) as reader:
-        assert set(picture(reader)) == {"a"}
-        for change in (
-            lambda: reader.commit([encoded("b")], NS),
-            lambda: reader.delete(["a"], NS),
-            lambda: reader.compact(),
-            lambda: reader.snapshot("s"),
-            lambda: reader.drop_snapshot("s"),
-        ):
-            with pytest.raises(BankReadOnlyError, match="opened for reading"):
-                change()
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
 def test_unwritable_folder(folder, tmp_path):
@@ -152,25 +128,6 @@ except BankReadOnlyError as error:
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["refused", "read", "refused"], done.stdout + done.stderr
     assert "read_only=True" in lines[0] and lines[1] == "read a True"
-
-
-@pytest.mark.slow
-def test_second_writer_waits_then_is_told_who_writes(folder):
-    open_bank(folder).close()
-    child = start_child(HOLD_LOCK, folder)
-    try:
-        assert child.stdout.readline() == "locked\n"
-        with open_bank(folder, lock_timeout=0.05) as bank:
-            with pytest.raises(BankLockedError, match=rf"process {child.pid} on .* is writing"):
-                bank.commit([encoded("a")], NS)
-            assert bank.count(NS) == 0, "reading goes on"
-            child.kill()
-            child.wait()
-            bank.commit([encoded("a")], NS)  # the lock died with its owner
-            assert bank.count(NS) == 1
-    finally:
-        child.kill()
-        child.communicate()
 
 
 def test_the_lock_is_exclusive_among_handles_and_reentrant_within_one(folder):

@@ -1,5 +1,7 @@
 """Clusters of shards in this process, and one process with the same documents to compare with."""
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 from local import LocalActors
@@ -26,34 +28,20 @@ def local(monkeypatch, one_thread):
 
 
 @pytest.fixture
-def open_cluster(tmp_path, backbone, local):
-    """Opens the cluster in a folder of this test, of two shards unless it is told otherwise; closed at the end."""
-    opened = []
+def open_plain(tmp_path, backbone, one_thread):
+    """Opens a memory in a folder of this test, in one process; closed at the end."""
+    with ExitStack() as opened:
 
-    def run(cluster=2, adapter=None, name="cluster", **settings):
-        settings.setdefault("instruction", "Be brief.")
-        adapter = adapter or tiny_adapter(backbone)
-        memory = LatentMemory.open(tmp_path / name, model=backbone, adapter=adapter, cluster=cluster, **settings)
-        opened.append(memory)
-        return memory
+        def run(adapter=None, name="plain", **settings):
+            settings = {"instruction": "Be brief.", "adapter": adapter or tiny_adapter(backbone), **settings}
+            return opened.enter_context(LatentMemory.open(tmp_path / name, model=backbone, **settings))
 
-    yield run
-    for memory in opened:
-        memory.close()
+        yield run
 
 
 @pytest.fixture
-def open_plain(tmp_path, backbone, one_thread):
-    """Opens the same in one process."""
-    opened = []
-
-    def run(adapter=None, name="plain", **settings):
-        settings.setdefault("instruction", "Be brief.")
-        adapter = adapter or tiny_adapter(backbone)
-        memory = LatentMemory.open(tmp_path / name, model=backbone, adapter=adapter, **settings)
-        opened.append(memory)
-        return memory
-
-    yield run
-    for memory in opened:
-        memory.close()
+def open_cluster(open_plain, local):
+    """Opens a cluster likewise, of two shards unless it is told otherwise."""
+    return lambda cluster=2, adapter=None, name="cluster", **settings: open_plain(
+        adapter, name, cluster=cluster, **settings
+    )

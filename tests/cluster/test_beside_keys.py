@@ -115,14 +115,6 @@ def test_a_lost_shard_takes_its_words_along(open_cluster, method):
     assert seen(memory.retrieve(WORDED[0], 50)) == whole
 
 
-def test_words_are_for_one_ranking(open_cluster, backbone):
-    from facade import PER_LAYER
-    from tiny import tiny_adapter
-
-    with pytest.raises(ConfigError, match="one ranking"):
-        open_cluster(adapter=tiny_adapter(backbone, read_latent=True, **PER_LAYER), lexical=0.5)
-
-
 # -- prefilters ----------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,6 @@
 """The same on real Ray actors: two processes, one of which is killed."""
 
 import os
-import time
 
 import pytest
 
@@ -121,22 +120,6 @@ def test_a_killed_process_is_started_again_and_loses_nothing(cluster, plain):
     assert len(report.added) == 2 and len(report.unchanged) == len(CORPUS)
     cluster.delete(report.added)
     assert cluster.verify().ok and list(cluster.ids()) == list(plain.ids())
-
-
-def test_a_killed_process_is_missed_where_that_is_allowed(cluster):
-    shards = cluster.engine.bank.shards
-    strict, shards.config = shards.config, shards.config.model_copy(update={"on_lost": "partial"})
-    try:
-        kill(cluster, 1)
-        hits = cluster.retrieve(about(TOPIC), 16)
-        assert hits.missed_shards == (1,) and {home("default", h.id, 2) for h in hits} == {0}
-        end = time.monotonic() + 300
-        while cluster.retrieve(about(TOPIC), 1).missed_shards:
-            assert time.monotonic() < end
-            time.sleep(0.5)
-        assert cluster.retrieve(about(TOPIC), 1)[0].id == TOPIC
-    finally:
-        shards.config = strict
 
 
 def test_errors_of_a_shard_arrive_as_they_are(cluster):

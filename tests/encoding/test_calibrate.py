@@ -102,8 +102,7 @@ def test_too_little_to_go_on(config, passages, message):
 
 
 @pytest.mark.slow
-def test_calibrated_routing_finds_a_text_by_its_own_words(tmp_path):
-    backbone = tiny_backbone()
+def test_calibrated_routing_finds_a_text_by_its_own_words_and_every_layers_share_is_centred(tmp_path, backbone):
     # A byte is a token here, so a chunk has to be as long as a text to say anything about it.
     config = CalibrationConfig(layers=(0, 1), dims=16, pooling=1024, window=1024)
     documents = sample_documents()
@@ -111,21 +110,8 @@ def test_calibrated_routing_finds_a_text_by_its_own_words(tmp_path):
     adapter = Calibration(backbone, config).run(PASSAGES, [d.text for d in documents])
     with LatentMemory.open(tmp_path / "bank", model=backbone, adapter=adapter, **KEYS_ALONE) as memory:
         memory.add(documents)
-        hits = memory.retrieve([d.text for d in documents], 1)
-    found = sum(row[0].id == d.id for row, d in zip(hits, documents, strict=True))
-    assert found == len(documents)
-
-
-@pytest.mark.slow
-def test_every_layers_share_of_a_score_is_centred(tmp_path):
-    """A centre that one layer carried for all would make their shares cancel, and say nothing about either."""
-    backbone = tiny_backbone()
-    config = CalibrationConfig(layers=(0, 1), dims=16, pooling=1024, window=1024)
-    documents = sample_documents()
-    adapter = Calibration(backbone, config).run(PASSAGES, [d.text for d in documents])
-    with LatentMemory.open(tmp_path / "bank", model=backbone, adapter=adapter, **KEYS_ALONE) as memory:
-        memory.add(documents)
         rows = memory.retrieve([d.text for d in documents], len(documents))
+    assert [row[0].id for row in rows] == [d.id for d in documents]
     shares = torch.tensor([[[hit.layer_scores[0], hit.layer_scores[1]] for hit in row] for row in rows])
     totals = torch.tensor([[hit.score for hit in row] for row in rows])
     assert (shares.sum(2) - totals).abs().max() < 0.02

@@ -6,7 +6,7 @@
 import pytest
 import torch
 
-from facade import topics
+from facade import PER_LAYER, topics
 from msa_kernels import pool_chunks, route_topk
 from msa_plugin.bank.device_transfer import transfer_to
 from msa_plugin.memory import LatentMemory
@@ -14,12 +14,12 @@ from tiny import tiny_adapter, tiny_backbone
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-PER_LAYER = {"selection": "per_layer", "layers": (2, 3), "heads": 4, "kv_heads": 2, "head_dim": 16}
+
 MODES = {
     "text": ({}, {}),
     "latent": ({"read_latent": True}, {}),
     "kv": ({}, {"reading": "kv"}),
-    "per layer": ({**PER_LAYER, "query_reduce": "max", "read_latent": True}, {}),
+    "per layer": ({**PER_LAYER, "read_latent": True}, {}),
     "int8 keys": ({}, {"keys_dtype": "int8"}),
     "tiers": ({"read_latent": True}, {"tiers": {"device_bytes": 1 << 16, "host_bytes": 1 << 18}}),
 }

@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,17 +69,6 @@ def write(bank, rounds, between=lambda: None):
         between()
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "bank"
-
-
-@pytest.fixture
-def bank(folder):
-    with open_bank(folder) as bank:
-        yield bank
-
-
 def test_threads_that_read_see_whole_operations(bank, folder):
     bank.commit([d for n in range(GROUPS) for d in group(n, 0)], NS)
     done, seen, errors = threading.Event(), [], []
@@ -124,15 +112,6 @@ def test_processes_that_read_see_whole_operations(bank, folder):
         said, _ = child.communicate(timeout=120)
         assert child.returncode == 0 and int(said) >= 1
     assert bank.verify().ok and len([*(folder / "segments").iterdir()]) == bank.stats(NS).segments
-
-
-def test_a_process_sees_what_another_committed_at_its_next_call_or_once_it_refreshes(bank, folder):
-    with open_bank(folder, read_only=True, follow=False) as reader:
-        code = "import sys; from bank_builder import *; b = open_bank(sys.argv[1]); b.commit([encoded('a')], NS)"
-        assert run_child(code, folder).returncode == 0
-        assert reader.count(NS) == 0 and bank.count(NS) == 1
-        reader.refresh()
-        assert reader.count(NS) == 1
 
 
 FORKED_WRITER = """
@@ -287,26 +266,6 @@ def test_a_writer_may_wait_for_ever(folder, patience):
         bank.commit([encoded("a")], NS)
 
 
-@contextmanager
-def followed(folder):
-    """A reader that looks at the newest moment all the time."""
-    done = threading.Event()
-
-    def read():
-        with open_bank(folder, read_only=True, follow=False) as reader:
-            while not done.is_set():
-                reader.refresh()
-                time.sleep(0.002)
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
 def log_bytes(bank, folder, commits, after=lambda: None):
     """The longest that the write-ahead log was after one of `commits` commits of one document, and `after` it."""
     longest = 0
@@ -315,13 +274,6 @@ def log_bytes(bank, folder, commits, after=lambda: None):
         after()
         longest = max(longest, (folder / "catalog.sqlite-wal").stat().st_size)
     return longest
-
-
-def test_a_reader_that_follows_does_not_make_the_log_grow(bank, folder, monkeypatch):
-    monkeypatch.setattr(logs, "_CHECKPOINT_BYTES", 100_000)
-    monkeypatch.setattr(logs, "_TRUNCATE_BYTES", 200_000)
-    with followed(folder):
-        assert log_bytes(bank, folder, 60) < 1_000_000
 
 
 def test_a_reader_that_always_stands_at_the_logs_end_makes_way_at_once(bank, folder, monkeypatch):
@@ -347,17 +299,6 @@ def test_a_reader_that_stays_is_waited_for_a_few_times_only(bank, folder, monkey
         assert longest > 800_000 and 2 <= sum(map(bool, waited)) <= 5 and set(picture(reader)) == {"a"}
     bank.commit([encoded("c")], NS)
     assert (folder / "catalog.sqlite-wal").stat().st_size == 0, "it has left"
-
-
-def test_ids_are_all_of_one_moment(bank, monkeypatch):
-    monkeypatch.setattr("msa_plugin.bank.bank._PAGE", 2)
-    bank.commit([encoded(name) for name in "abcdef"], NS)
-    ids = bank.iter_ids(NS)
-    first = next(ids)
-    bank.commit([encoded("bb")], NS)
-    bank.delete(["c"], NS)
-    bank.compact()
-    assert [first, *ids] == list("abcdef") and [*bank.iter_ids(NS)] == ["a", "b", "bb", "d", "e", "f"]
 
 
 def test_moments_are_let_go_when_nobody_reads_from_them(bank):

@@ -12,14 +12,9 @@ from msa_plugin.data import sample_documents
 from msa_plugin.encoding.calibration import Calibration, CalibrationConfig
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.errors import ConfigError
-from tiny import tiny_adapter, tiny_backbone
+from tiny import tiny_adapter
 
 QUESTION = "who keeps the violin"
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return tiny_backbone()
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +90,14 @@ def test_layers_that_select_for_themselves_have_none(backbone):
     config = tiny_adapter(backbone, **PER_LAYER).config
     with pytest.raises(ConfigError, match="beside"):
         type(config)(**{**config.model_dump(), "beside": {"lexical": 1.0}})
+
+
+@pytest.mark.parametrize("name", ["lexical", "titles", "mentions"])
+def test_what_is_refused(tmp_path, backbone, name):
+    with pytest.raises(ConfigError, match=name):
+        opened(tmp_path, backbone, **{name: -1.0})
+    with pytest.raises(ConfigError, match="one ranking"):
+        opened(tmp_path, backbone, tiny_adapter(backbone, **PER_LAYER), **{name: 0.5})
 
 
 def test_the_benchmarks_memories_have_keys_alone(tmp_path, backbone, adapter):

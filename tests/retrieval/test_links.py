@@ -2,10 +2,8 @@
 
 import pytest
 
-from facade import PER_LAYER, opened
-from msa_plugin.errors import ConfigError
+from facade import opened
 from msa_plugin.retrieval.ranking import Ranked
-from tiny import tiny_adapter, tiny_backbone
 
 DOCUMENTS = [
     {"id": "mill", "title": "Kestrel Mill", "text": "The mill stands on the Orm and was built by Anna Veld."},
@@ -15,11 +13,6 @@ DOCUMENTS = [
     *({"id": f"x{i}", "title": f"Note {i}", "text": f"Nothing that anyone asks about, number {i}."} for i in range(12)),
 ]
 QUESTION = "where was the builder of kestrel mill born"
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return tiny_backbone()
 
 
 def scores(memory, question=QUESTION):
@@ -105,10 +98,3 @@ def test_rounds_read_the_chain(tmp_path, backbone):
         memory.add(DOCUMENTS)
         answer = memory.ask("Where was the builder of Kestrel Mill born?", max_new_tokens=2, max_rounds=2)
         assert {"mill", "veld"} <= {s.id for s in answer.sources}
-
-
-def test_what_it_refuses(tmp_path, backbone):
-    with pytest.raises(ConfigError, match="titles"):
-        opened(tmp_path / "a", backbone, titles=-1.0)
-    with pytest.raises(ConfigError, match="one ranking"):
-        opened(tmp_path / "b", backbone, tiny_adapter(backbone, **PER_LAYER), titles=0.5)

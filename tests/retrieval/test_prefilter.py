@@ -199,19 +199,9 @@ def test_spec_reads_back():
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "",
-        "HNSW32",
-        "faiss:",
-        "annoy:x",
-        "faiss:Flat@nprobe",
-        "coarse:",
-        "coarse:0",
-        "coarse:x",
-        "coarse:all@nprobe=3",
-        "faiss:Flat@candidates=0.5",
-    ],
-)
+    ["", "HNSW32", "faiss:", "annoy:x", "faiss:Flat@nprobe", "coarse:", "coarse:0", "coarse:x", "coarse:all@nprobe=3",
+     "faiss:Flat@candidates=0.5"],
+)  # fmt: skip
 def test_malformed_specs(text):
     with pytest.raises(ConfigError, match="prefilter"):
         PrefilterSpec.parse(text)

@@ -11,7 +11,7 @@ from msa_plugin.config import RelevanceConfig, RelevanceWeights
 from msa_plugin.errors import ConfigError, InvalidQueryError
 from msa_plugin.retrieval.bm25 import K1, B
 from msa_plugin.retrieval.relevance import BESIDE, Signal, relevance
-from tiny import tiny_adapter, tiny_backbone
+from tiny import tiny_adapter
 
 FITTED = RelevanceConfig(
     words=RelevanceWeights(bias=-6.0, key=1.0, key_lead=1.0, words=9.0, words_lead=1.0),
@@ -19,11 +19,6 @@ FITTED = RelevanceConfig(
     unrelated=0.25,
     least=0.3,
 )
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return tiny_backbone()
 
 
 def with_relevance(backbone, config=FITTED, **routing):

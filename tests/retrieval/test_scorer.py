@@ -111,25 +111,6 @@ def test_odd_numbers_of_tokens(tokens, head):
     torch.testing.assert_close(scores, expected_scores(queries, mask, [block], config), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("heads", "kv"), [(1, 1), (4, 4), (6, 2), (9, 3), (8, 1)])
-@pytest.mark.parametrize("head", ["mean", "max"])
-def test_head_ratios(heads, kv, head):
-    config = settings_for(heads, kv, head_reduce=head)
-    queries, mask = question(config, rows=2)
-    block = documents([2, 1, 3], config)
-    scores = all_scores(queries, mask, [block], config)
-    torch.testing.assert_close(scores, expected_scores(queries, mask, [block], config), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_key_types_are_read_exactly(dtype):
-    config = settings_for()
-    queries, mask = question(config)
-    block = documents(counts_for(100), config, dtype=dtype)
-    scores = all_scores(queries, mask, [block], config)
-    torch.testing.assert_close(scores, expected_scores(queries, mask, [block], config), atol=1e-6, rtol=1e-5)
-
-
 @pytest.mark.parametrize("query", ["max", "mean", "last"])
 def test_collapsed_queries_route_the_same(query):
     config = settings_for(query_reduce=query)
@@ -245,16 +226,6 @@ def test_a_key_that_is_not_a_number_never_wins():
         assert bool(routed.scores.isfinite().all())
 
 
-def test_a_batch_equals_its_rows():
-    config = settings_for()
-    queries, mask = question(config, rows=5, tokens=6)
-    block = documents(counts_for(60), config)
-    together = route(queries, mask, [block], 4, config, tile_tokens=13)
-    for b in range(5):
-        alone = route(queries[b : b + 1], mask[b : b + 1], [block], 4, config)
-        assert together.ordinals[b].tolist() == alone.ordinals[0].tolist()
-
-
 def test_leftovers_in_the_workspace_never_show(monkeypatch):
     real = torch.empty
     real_new = torch.Tensor.new_empty
@@ -337,7 +308,7 @@ def test_blocks_that_do_not_fit():
     rows=st.integers(1, 3),
     tokens=st.integers(1, 7),
     reductions=st.sampled_from(REDUCTIONS),
-    shape=st.sampled_from([(1, 1), (4, 2), (6, 2), (3, 3)]),
+    shape=st.sampled_from([(1, 1), (4, 2), (6, 2), (3, 3), (9, 3), (8, 1)]),
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
     blocked=st.integers(0, 2**25 - 1),
     seed=st.integers(0, 10**6),

@@ -4,12 +4,11 @@ import itertools
 
 import pytest
 import torch
+from test_scorer import REDUCTIONS, settings_for
 
-from msa_plugin.config import RoutingConfig
 from msa_plugin.retrieval.scorer import _ChunkScorer, all_scores, route
 from msa_plugin.types import KeyBlock
 
-REDUCTIONS = list(itertools.product(["mean", "max"], ["max", "mean", "last", "pooled"], ["max", "mean"]))
 TILES = [pytest.param((1, 1), marks=pytest.mark.slow), (5, 2), (64, 3), (16384, 256)]
 
 
@@ -36,16 +35,11 @@ def question(config, rows=2):
     return torch.randn(rows, config.heads, 5, config.head_dim, generator=generator), torch.ones(rows, 5).bool()
 
 
-def settings(head="mean", query="max", chunk="max"):
-    reductions = {"head_reduce": head, "query_reduce": query, "chunk_reduce": chunk}
-    return RoutingConfig(layers=(0,), heads=4, kv_heads=2, head_dim=8, pooling=4, **reductions)
-
-
 @pytest.mark.parametrize(("head", "query", "chunk"), REDUCTIONS)
 @pytest.mark.parametrize("tiles", TILES)
 @pytest.mark.parametrize("others", [1, 30])
 def test_scores_are_the_same_bits_with_and_without_others(head, query, chunk, tiles, others):
-    config = settings(head, query, chunk)
+    config = settings_for(head_reduce=head, query_reduce=query, chunk_reduce=chunk)
     sizes = {"tile_chunks": tiles[0], "tile_tokens": tiles[1]}
     alone, among = interleaved(mine(config), 0), interleaved(mine(config), others)
     expected = all_scores(*question(config), [alone], config, **sizes)
@@ -58,7 +52,7 @@ def test_scores_are_the_same_bits_with_and_without_others(head, query, chunk, ti
 @pytest.mark.parametrize("others", [0, 1, 1000])
 @pytest.mark.parametrize("tiles", TILES[1:])
 def test_only_allowed_keys_are_read(monkeypatch, others, tiles):
-    config, read = settings(), []
+    config, read = settings_for(), []
     load = _ChunkScorer._load
     monkeypatch.setattr(_ChunkScorer, "_load", lambda self, rows: read.append(rows.clone()) or load(self, rows))
     documents = mine(config)
@@ -67,6 +61,6 @@ def test_only_allowed_keys_are_read(monkeypatch, others, tiles):
 
 
 def test_a_mask_that_allows_nothing_reads_nothing():
-    config = settings()
+    config = settings_for()
     block = interleaved(mine(config), 1)._replace(allowed=torch.zeros(18, dtype=torch.bool))
     assert route(*question(config), [block], 4, config).ordinals.shape == (2, 0)

@@ -2,10 +2,8 @@
 
 import pytest
 
-from facade import PER_LAYER, opened
-from msa_plugin.errors import ConfigError
+from facade import opened
 from msa_plugin.retrieval.shared_names import ASKED, BELOW
-from tiny import tiny_adapter, tiny_backbone
 
 MILL = {"id": "mill", "text": "The old mill stands on a brook and was built by Anna Veld, 412 metres from here."}
 CHAIN = [
@@ -19,11 +17,6 @@ OTHERS = [{"id": f"x{i}", "text": f"Nothing that Hugo Brandt asks about, number 
 OTHERS += [{"id": f"y{i}", "text": f"Nothing at all, number {i}."} for i in range(61)]
 DOCUMENTS = [*CHAIN, *OTHERS]  # 80: a name that more than 4 have leads nowhere
 QUESTION = "where was the builder of the old mill born"
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return tiny_backbone()
 
 
 def scores(memory, question=QUESTION, **options):
@@ -151,10 +144,3 @@ def test_a_memory_opened_anew_links_alike(tmp_path, backbone):
         before = scores(memory)
     with opened(tmp_path, backbone, **settings, read_only=True) as memory:
         assert scores(memory) == before
-
-
-def test_what_it_refuses(tmp_path, backbone):
-    with pytest.raises(ConfigError, match="mentions"):
-        opened(tmp_path / "a", backbone, mentions=-1.0)
-    with pytest.raises(ConfigError, match="one ranking"):
-        opened(tmp_path / "b", backbone, tiny_adapter(backbone, **PER_LAYER), mentions=0.5)

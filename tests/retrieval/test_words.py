@@ -2,19 +2,12 @@
 
 import pytest
 
-from facade import PER_LAYER, TOPICS, opened, topics
-from msa_plugin.errors import ConfigError
+from facade import TOPICS, opened, topics
 from msa_plugin.prompts import document_text
 from msa_plugin.retrieval.bm25 import WordIndex
 from msa_plugin.retrieval.words import depth
-from tiny import tiny_adapter, tiny_backbone
 
 QUESTION = "Is there a text on beekeeping and the violin?"
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return tiny_backbone()
 
 
 def texts(memory):
@@ -89,18 +82,5 @@ def test_other_tenants_change_nothing(tmp_path, backbone):
     assert asked(tmp_path / "alone") == asked(tmp_path / "shared", crowd, topics(8))
 
 
-def test_rounds_and_answers(tmp_path, backbone):
-    with opened(tmp_path, backbone, lexical=1.0) as memory:
-        memory.add(topics())
-        answer = memory.ask("What is on saffron?", max_new_tokens=2, max_rounds=2)
-        assert answer.sources[-1].id == "saffron" or "saffron" in {s.id for s in answer.sources}
-        assert memory.retrieve("???", k=3)  # no word at all: keys alone
-
-
-def test_what_it_refuses(tmp_path, backbone):
-    with pytest.raises(ConfigError, match="lexical"):
-        opened(tmp_path / "a", backbone, lexical=-1.0)
-    adapter = tiny_adapter(backbone, **PER_LAYER)
-    with pytest.raises(ConfigError, match="one ranking"):
-        opened(tmp_path / "b", backbone, adapter, lexical=0.5)
+def test_candidates_by_words_are_a_few_times_as_many_and_at_least_a_hundred():
     assert depth(1) == 100 and depth(50) == 200

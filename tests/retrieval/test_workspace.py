@@ -1,9 +1,8 @@
 """The search's extra memory depends on tiles, batch and k, not on the number of chunks or question tokens."""
 
-import itertools
-
 import pytest
 import torch
+from test_scorer import REDUCTIONS
 
 from msa_plugin.config import RoutingConfig
 from msa_plugin.measuring.peak import tensor_bytes
@@ -14,16 +13,8 @@ TILE = 256
 
 
 def extra(chunks, tokens, head, query, chunk, dtype=torch.float16, rows=1):
-    config = RoutingConfig(
-        layers=(0,),
-        heads=6,
-        kv_heads=2,
-        head_dim=16,
-        pooling=8,
-        head_reduce=head,
-        query_reduce=query,
-        chunk_reduce=chunk,
-    )
+    reductions = {"head_reduce": head, "query_reduce": query, "chunk_reduce": chunk}
+    config = RoutingConfig(layers=(0,), heads=6, kv_heads=2, head_dim=16, pooling=8, **reductions)
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(chunks, 32, generator=generator).to(dtype)
     # Falling scores: after the first tile no document displaces another, so every size does the same merges.
@@ -36,10 +27,7 @@ def extra(chunks, tokens, head, query, chunk, dtype=torch.float16, rows=1):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("head", "query", "chunk"),
-    list(itertools.product(["mean", "max"], ["max", "mean", "last", "pooled"], ["max", "mean"])),
-)
+@pytest.mark.parametrize(("head", "query", "chunk"), REDUCTIONS)
 def test_eight_times_the_chunks_in_the_same_workspace(head, query, chunk):
     small = extra(16 * TILE, 40, head, query, chunk)
     assert small > 0

@@ -6,6 +6,7 @@ import pytest
 import torch
 from chains import answering, moved
 
+from facade import PER_LAYER
 from msa_plugin.answering.reading import Excerpt
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.bench.read import answer_logits
@@ -109,9 +110,7 @@ def test_what_it_refuses(backbone, data):
     with pytest.raises(ConfigError, match="reads already"):
         objective(backbone, data, with_lora(start, tiny_lora(backbone.model, layers=(0, 1))))
     with pytest.raises(ConfigError, match="one ranking"):
-        per_layer = tiny_adapter(
-            backbone, selection="per_layer", heads=4, kv_heads=2, head_dim=16, query_reduce="max", layers=(2, 3)
-        )
+        per_layer = tiny_adapter(backbone, **PER_LAYER)
         objective(backbone, data, per_layer)
     with pytest.raises(ConfigError, match="different sizes"):
         ReadingConfig(poolings=(2, 2))
