@@ -61,13 +61,13 @@ docs: install
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs -b html . site
 
 bench: install
-	$(BIN)/msa bench encode
-	$(BIN)/msa bench scale-routing --no-reference --backends "torch;heads;flat"
-	$(BIN)/msa bench read
+	$(BIN)/python tools/bench/time_encoding.py
+	$(BIN)/python tools/bench/scale_routing.py --no-reference --backends "torch;heads;flat"
+	$(BIN)/python tools/bench/reading_modes.py
 
 # What keeping a memory costs beside its questions: opening, looking for what others wrote, adding files.
 bench-operate: install
-	$(BIN)/msa bench operate
+	$(BIN)/python tools/bench/keeping.py
 
 # Head to head; everything resumes where it stopped. Report in OUT; what is encoded once, in CACHE, serves all parts.
 # The parts on one set (SMALL) come first, then retrieval on every set in DATA/dev, smallest corpus first: encoding all of
@@ -97,7 +97,8 @@ compare-large: install
 # A copy of OUT for docs/results: without rankings and the texts of the data sets, and yet `msa bench report
 # docs/results/run --recompute` makes its tables again.
 results: install
-	$(BIN)/msa bench report $(OUT) --pack docs/results/run
+	$(BIN)/python tools/bench/pack_run.py $(OUT) docs/results/run
+	$(BIN)/msa bench report docs/results/run
 
 # The integrations on the lowest supported framework versions; `make test` runs the newest that install here.
 # That release downloads NLTK's data on first use; the installed one brings them along, hence NLTK_DATA.
@@ -144,7 +145,7 @@ manuals: install
 # needs beside PyTorch and transformers, as wheels and as the backbone in parts that are small enough to be carried.
 GPU_OUT ?= gpu-check
 gpu-check: install
-	$(BIN)/msa bench gpu --out $(GPU_OUT) --tests tests/gpu $(if $(DRY),--dry-run)
+	$(BIN)/python tools/bench/gpu_check.py --out $(GPU_OUT) --tests tests/gpu $(if $(DRY),--dry-run)
 
 GPU_PYTHON ?= 3.12
 GPU_WHEELS := bm25s PyStemmer gguf typer rich pydantic pydantic-core typing-inspection annotated-types filelock \

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from msa_plugin.backbone.backbone import Backbone
     from msa_plugin.memory import LatentMemory
 
-sys.path.insert(0, str(Path(__file__).parent / "tests"))
+sys.path[:0] = [str(Path(__file__).parent / place) for place in ("tests", "tools/bench")]
 
 # Triton reads it when it is imported, which frameworks do on their own, as early as in another conftest.
 if not Path("/dev/nvidiactl").exists():

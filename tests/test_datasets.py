@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from msa_plugin.bench.base import Found, Scored, find_others
+from msa_plugin.bench.base import Found, find_others
+from msa_plugin.bench.result import Scored
 from msa_plugin.data.datasets import (
     Question,
     corpus_hash,

@@ -4,11 +4,9 @@ import json
 
 import pytest
 import torch
+from gpu_check import GpuCheck, GpuPlan, made_questions, main, summary
 
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.cli.gpu_check import Gpu, GpuCheck, GpuPlan, made_questions, summary
-from msa_plugin.cli.output import Output
-from msa_plugin.errors import ConfigError
 from tiny import tiny_adapter, tiny_backbone
 
 STEPS = ["environment", "tests", "kernels", "routing", "encoding", "asking", "training", "memory"]
@@ -53,8 +51,8 @@ def test_a_step_that_fails_is_written_down_and_the_next_one_runs(tmp_path, backb
 def test_without_a_gpu_it_says_what_to_do(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    with pytest.raises(ConfigError, match="--dry-run"):
-        Gpu(to=tmp_path / "out").run(Output(as_json=False))
+    with pytest.raises(SystemExit, match="--dry-run"):
+        main(["--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 

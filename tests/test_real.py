@@ -6,11 +6,11 @@ import sys
 
 import pytest
 import torch
+from reading_modes import answer_nll
 
 from msa_plugin.answering.reading import Excerpt
 from msa_plugin.backbone.attention import ForwardState
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.read import answer_nll
 from msa_plugin.config import InterleaveConfig
 from msa_plugin.data import sample_documents, sample_questions
 from msa_plugin.engine.adapters import find_adapter

@@ -26,7 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from msa_plugin.bench.timing import percentiles
+from msa_plugin.bench.scoring import percentiles
 from msa_plugin.cluster.manifest import shard_folder
 from msa_plugin.cluster.serialization import flat
 from msa_plugin.memory import LatentMemory

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from msa_kernels import Backend
 from msa_plugin.dates import days_of
 from msa_plugin.errors import ConfigError, InvalidQueryError
 
@@ -375,7 +374,7 @@ class MemoryConfig(Settings):
     instruction: str | None = None
     tile_chunks: int = Field(default=16384, gt=0)
     tile_tokens: int = Field(default=256, gt=0)
-    kernels: Backend = "auto"
+    kernels: Literal["auto", "torch", "triton"] = "auto"  # `msa_kernels.Backend`, whose package imports torch
     tiers: TierConfig = TierConfig()
     lexical: float | None = Field(default=None, ge=0.0)
     titles: float | None = Field(default=None, ge=0.0)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from facade import TOPICS, topics
-from msa_plugin.bench.base import Answers, Cost, Found, Reply, Scored, System, Workspace
+from msa_plugin.bench.base import Answers, Cost, Found, Reply, System, Workspace
+from msa_plugin.bench.result import Scored
 from msa_plugin.bench.runner import CompareConfig, compare
 from msa_plugin.config import GenerationConfig, MemoryConfig
 from msa_plugin.data.datasets import Dataset, Question

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from msa_plugin.bench.base import ResultRow
+from msa_plugin.bench.result import ResultRow
 
 RUN: dict[str, Any] = {
     "hardware": "two cores",

@@ -8,7 +8,8 @@ from typing import Any
 
 from facade import TOPICS, topics
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.base import Cost, Found, Scored, Workspace
+from msa_plugin.bench.base import Cost, Found, Workspace
+from msa_plugin.bench.result import Scored
 from msa_plugin.data.datasets import Dataset, Question
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Document

@@ -1,24 +1,19 @@
-"""Times by hop and stage, bytes and peaks; who takes part, and how a run goes on."""
+"""Times by hop and stage, and bytes; who takes part, and how a run goes on."""
 
 from __future__ import annotations
 
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
 import pytest
 from growth_toys import corpus, distractors
 from toy_systems import create
 
-from msa_plugin.backbone.adapter import Adapter
-from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.driver import Run
 from msa_plugin.bench.growth import Banks
-from msa_plugin.bench.indexing import TextSource
-from msa_plugin.bench.latency import Latency, LatencySettings
+from msa_plugin.bench.latency import AtSize, Latency, LatencyCommand, TimedSystem
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
-from msa_plugin.bench.timed_system import AtSize, TimedSystem
 from msa_plugin.config import MemoryConfig
-from tiny import save_tiny, tiny_adapter, tiny_backbone
+from tiny import tiny_adapter
 
 CONFIG = MemoryConfig(dtype="float32", instruction="Be brief.", context_tokens=512)
 SIZES = (700, 1500)
@@ -27,13 +22,13 @@ SYSTEMS = ("msa-interleave", "iterative:words", "words")
 
 @pytest.fixture
 def measure(tmp_path, backbone):
-    def run(create=create, systems=SYSTEMS, sizes=SIZES, source=None, parts=None, budget=None, **settings):
-        banks = Banks(tmp_path / "cache", *(parts or (backbone, tiny_adapter(backbone))), CONFIG)
-        settings = {"questions": 4, "repeats": 2, "encode_tokens": 300, **settings}
+    def run(create=create, systems=SYSTEMS, sizes=SIZES, budget=None, **settings):
+        banks = Banks(tmp_path / "cache", backbone, tiny_adapter(backbone), CONFIG)
+        settings = {"questions": 4, "repeats": 2, **settings}
         with Results(tmp_path / "out") as results:
-            chosen = LatencySettings(systems=systems, sizes=sizes, **settings)
+            chosen = LatencyCommand(out=tmp_path, systems=systems, sizes=sizes, **settings)
             run = Run("latency", results, banks, tmp_path / "cache", {"max_new_tokens": 2}, create)
-            planned = Latency(chosen, run, budget, source).over(corpus(), distractors())
+            planned = Latency(chosen, run, budget).over(corpus(), distractors())
             return planned, results.rows()
 
     return run
@@ -70,17 +65,13 @@ def test_interleave_takes_as_many_rounds_as_hops(measure):
 
 
 def test_what_an_index_keeps_and_what_indexing_takes(measure):
-    planned, rows = measure(sizes=SIZES[:1])
+    _, rows = measure(sizes=SIZES[:1])
     cost = {(r.system, r.metric): r for r in rows if r.part == "cost"}
-    [step] = planned.steps
-    assert cost["words", "disk_bytes_per_token"].value == pytest.approx(1000 / step.tokens)
-    assert cost["words", "memory_bytes_per_token"].value == pytest.approx(2000 / step.tokens)
-    row = cost["words", "index_seconds_per_1k_tokens"]
-    assert (row.settings, row.n) == ({"sample_tokens": 300}, 2)
-    assert row.value == pytest.approx(1000 * 0.1 / row.tokens)
-    assert cost["msa", "index_seconds_per_1k_tokens"].value > 0
-    assert row.tokens >= 300
-    assert ("iterative:words", "index_seconds_per_1k_tokens") not in cost  # it searches the index of words
+    for metric, whole in (("disk_bytes", 1000), ("memory_bytes", 2000), ("index_seconds", 0.1)):
+        name = f"{metric}_per_token" if "bytes" in metric else f"{metric}_per_1k_tokens"
+        tokens = 100 * cost["words", name].documents / (1000 if metric == "index_seconds" else 1)
+        assert cost["words", name].value == pytest.approx(whole / tokens)
+        assert cost["msa-interleave", name].value > 0 and cost["words", name].settings == {"memory_tokens": 700}
 
 
 def test_systems_take_turns(measure):
@@ -125,7 +116,6 @@ def test_a_system_that_cannot_run_is_skipped_and_tried_again(measure):
     [skip] = [r for r in rows if r.metric == SKIPPED]
     assert (skip.system, skip.part) == ("absent", "latency")
     assert "msa-plugin[bench]" in skip.settings["reason"]
-    assert any("indexing with absent" in r.settings["reason"] for r in rows if r.metric == NOTE)
     before = times(rows, "words")
     _, again = measure(systems=("words", "absent"), sizes=SIZES[:1])
     assert times(again, "words") == before  # nothing new can be measured, so nothing is
@@ -206,26 +196,3 @@ def test_a_budget_says_so(measure):
     [row] = [r for r in rows if r.metric == "seconds_p50" and r.settings.get("stage") == "total"]
     assert row.n == 5
     assert any("5 of 8 turns" in r.settings["reason"] for r in rows if r.metric == NOTE)
-
-
-@pytest.mark.slow
-def test_peak_memory_is_measured_in_a_process_of_its_own(measure, tmp_path):
-    save_tiny(tmp_path, tiny_backbone())
-    backbone = Backbone.load(str(tmp_path / "model"), device="cpu", dtype="float32")
-    loaded = Adapter.load(tmp_path / "adapter")
-    source = TextSource(str(tmp_path / "model"), tmp_path / "adapter", CONFIG.model_copy(update={"device": "cpu"}))
-    _, rows = measure(systems=("msa", "words"), sizes=SIZES[:1], source=source, parts=(backbone, loaded))
-    peaks = {r.system: r.value for r in rows if r.metric == "peak_rss_bytes"}
-    assert set(peaks) == {"msa", "words"}
-    assert all(100e6 < peak < 8e9 for peak in peaks.values())
-
-
-def test_a_peak_that_cannot_be_measured_costs_nothing_else(measure, monkeypatch):
-    def ended(*_, **__):
-        raise BrokenProcessPool("the system ended it")
-
-    monkeypatch.setattr("msa_plugin.bench.latency.peak_of", ended)
-    _, rows = measure(systems=("words",), sizes=SIZES[:1], source=TextSource(None, None, CONFIG))
-    assert times(rows, "words")
-    [note] = [r.settings["reason"] for r in rows if r.metric == NOTE and "peak memory" in r.settings["reason"]]
-    assert note.startswith("peak memory of words at 700 tokens was not measured: BrokenProcessPool: the system")

@@ -12,10 +12,11 @@ import pytest
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.base import Cost, Found, Reply, ResultRow, Scored, Workspace
+from msa_plugin.bench.base import Cost, Found, Reply, Workspace
 from msa_plugin.bench.driver import Run
 from msa_plugin.bench.needle import NeedleConfig, measure, needles
 from msa_plugin.bench.needle_cases import TASKS, answered, make_task
+from msa_plugin.bench.result import ResultRow, Scored
 from msa_plugin.bench.store import SKIPPED, Results
 from msa_plugin.bench.watch import Watch
 from msa_plugin.data.datasets import Dataset

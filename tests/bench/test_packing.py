@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 from fakes import Fakes, config, numbers, run, toy
+from pack_run import pack
 from typer.testing import CliRunner
 
-from msa_plugin.bench.packing import pack
 from msa_plugin.bench.recompute import recompute
 from msa_plugin.bench.scoring import ranked
 from msa_plugin.bench.store import Results
@@ -77,8 +77,8 @@ def test_it_is_not_run_on_and_not_packed_over(done, tmp_path, backbone):
 
 
 def test_the_command(done, tmp_path):
-    small = tmp_path / "small"
-    assert CliRunner().invoke(app, ["bench", "report", str(done), "--pack", str(small)]).exit_code == 0
+    small = pack(done, tmp_path / "small")
+    assert CliRunner().invoke(app, ["bench", "report", str(small)]).exit_code == 0
     before = (small / "report.md").read_text()
     shutil.rmtree(small / "plots")
     assert CliRunner().invoke(app, ["bench", "report", str(small), "--recompute"]).exit_code == 0

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from msa_plugin.bench.base import Scored
 from msa_plugin.bench.paired import paired
 from msa_plugin.bench.report_parts import tables
 from msa_plugin.bench.report_rows import Saved
+from msa_plugin.bench.result import Scored
 from msa_plugin.bench.scoring import rows_of
 from msa_plugin.bench.store import Results
 from msa_plugin.cli.bench import app

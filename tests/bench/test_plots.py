@@ -11,9 +11,9 @@ import pytest
 from report_rows_toy import everything, latency, needles, qa, retrieval, row, scale
 
 from msa_plugin.bench import plots
-from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.plots import legend, short
 from msa_plugin.bench.report_rows import Saved
+from msa_plugin.bench.result import ResultRow
 from msa_plugin.measuring import plot_style
 from msa_plugin.measuring.plot_style import colours, panels, style
 

@@ -8,16 +8,16 @@ from shutil import copytree
 
 import pytest
 from growth_toys import corpus, distractors
+from pack_run import pack
 from toy_systems import Words, create
 
 from msa_plugin.bench.base import Reply
 from msa_plugin.bench.driver import Run
 from msa_plugin.bench.growth import Banks
-from msa_plugin.bench.latency import Latency, LatencySettings
+from msa_plugin.bench.latency import Latency, LatencyCommand
 from msa_plugin.bench.needle import NeedleConfig, measure
-from msa_plugin.bench.packing import pack
 from msa_plugin.bench.recompute import recompute
-from msa_plugin.bench.scale import Scale, ScaleSettings
+from msa_plugin.bench.scale import Scale, ScaleCommand
 from msa_plugin.bench.store import Results
 from msa_plugin.config import MemoryConfig
 from tiny import tiny_adapter, tiny_backbone
@@ -44,11 +44,11 @@ def done(tmp_path_factory):
     with Results(folder / "out") as results:
         results.configure("scale", {"seed": 0})
         grown = {"questions": 8, "answers": 3, "passages": 2, "prefilter": COARSE}
-        scale = ScaleSettings(systems=("msa", "words"), sizes=(700, 1500, 2500), **grown)
+        scale = ScaleCommand(out=folder, systems=("msa", "words"), sizes=(700, 1500, 2500), **grown)
         run = Run("scale", results, banks, folder / "cache", {"max_new_tokens": 2}, create)
         Scale(scale, run).over(corpus(), distractors())
         asked = {"questions": 3, "repeats": 2, "prefilter": COARSE}
-        latency = LatencySettings(systems=("msa-interleave", "iterative:words"), sizes=(700, 1500), **asked)
+        latency = LatencyCommand(out=folder, systems=("msa-interleave", "iterative:words"), sizes=(700, 1500), **asked)
         Latency(latency, replace(run, part="latency")).over(corpus(), distractors())
         hidden = {"lengths": (8000,), "depths": (0.0, 1.0), "tasks": ("single-1", "multivalue"), "samples": 2}
         needles = replace(run, part="needle", create=lambda _, w: Tells(w))

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from report_rows_toy import CONFIG, SETS, costs, latency, needles, qa, retrieval, row, scale, score
 
-from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.report_parts import tables
 from msa_plugin.bench.report_rows import Saved, spelled
 from msa_plugin.bench.report_tables import Cell, Table
+from msa_plugin.bench.result import ResultRow
 from msa_plugin.bench.units import bounds, duration, size, times, tokens
 
 DASH = "\u2013"

@@ -13,10 +13,10 @@ import pytest
 from report_rows_toy import SYSTEMS, costs, everything, latency, needles, qa, retrieval, row, saved, scale, score
 
 from msa_plugin.bench import plots, report
-from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.report import table, write_report
 from msa_plugin.bench.report_rows import Saved
 from msa_plugin.bench.report_tables import Cell, Table, escaped
+from msa_plugin.bench.result import ResultRow
 from msa_plugin.bench.store import NOTE, SKIPPED
 from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.measuring.plot_style import style

@@ -10,8 +10,8 @@ from msa_plugin.bench.base import Workspace
 from msa_plugin.bench.driver import Run
 from msa_plugin.bench.growth import Banks
 from msa_plugin.bench.growth_rows import losses
-from msa_plugin.bench.latency import LatencySettings
-from msa_plugin.bench.scale import Scale, ScaleSettings
+from msa_plugin.bench.latency import LatencyCommand
+from msa_plugin.bench.scale import Scale, ScaleCommand
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.config import MemoryConfig
 from msa_plugin.errors import BankError, ConfigError
@@ -27,7 +27,7 @@ def measure(tmp_path, backbone):
     def run(create=create, sizes=SIZES, systems=("msa", "words"), out="out", more=(), budget=None, **settings):
         banks = Banks(tmp_path / "cache", backbone, tiny_adapter(backbone), CONFIG)
         with Results(tmp_path / out) as results:
-            chosen = ScaleSettings(systems=systems, sizes=sizes, questions=8, **settings)
+            chosen = ScaleCommand(out=tmp_path, systems=systems, sizes=sizes, questions=8, **settings)
             run = Run("scale", results, banks, tmp_path / "cache", {"max_new_tokens": 2}, create)
             planned = Scale(chosen, run, budget).over(corpus(), [*distractors(), *more])
             return planned, results.rows()
@@ -179,10 +179,10 @@ def test_a_budget_cuts_questions_evenly_and_says_so(measure):
 def test_bad_settings():
     for wrong in ({"systems": ()}, {"answers": -1}, {"passages": 0}, {"prefilter": "annoy"}, {"questions": 0}):
         with pytest.raises(ConfigError):
-            ScaleSettings(**wrong)
+            ScaleCommand(out="o", **wrong)
     for wrong in ({"hops": 0}, {"per_round": 0}, {"repeats": 0}):
         with pytest.raises(ConfigError):
-            LatencySettings(**wrong)
+            LatencyCommand(out="o", **wrong)
 
 
 def test_each_size_has_a_workspace_of_just_its_passages(measure):

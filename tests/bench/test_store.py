@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from msa_plugin.bench.base import ResultRow, Scored
+from msa_plugin.bench.result import ResultRow, Scored
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.config import MemoryConfig
 from msa_plugin.data import jsonl

@@ -7,7 +7,8 @@ import torch
 from system_toys import Given, ids, workspace
 
 from msa_plugin import prompts
-from msa_plugin.bench.base import Found, Scored
+from msa_plugin.bench.base import Found
+from msa_plugin.bench.result import Scored
 from msa_plugin.bench.systems import create, rerank
 from msa_plugin.bench.systems.rerank import CrossEncoder, Likelihood, Reranked
 from tiny import tiny_backbone

@@ -7,7 +7,8 @@ import pytest
 import torch
 from system_toys import Given, ids, static_model, toy_dataset, workspace
 
-from msa_plugin.bench.base import Found, Scored
+from msa_plugin.bench.base import Found
+from msa_plugin.bench.result import Scored
 from msa_plugin.bench.systems import Options, create
 from msa_plugin.bench.systems.common import best, falling, merged, texts
 from msa_plugin.bench.systems.dense import BackboneEmbedder, Dense

@@ -8,9 +8,11 @@ import pytest
 from fakes import Fakes, config, run, toy
 from system_toys import toy_dataset
 
+from msa_plugin.bench.driver import Run
 from msa_plugin.bench.growth import BANKS, Banks
+from msa_plugin.bench.store import Results
 from msa_plugin.bench.systems import create
-from msa_plugin.bench.workspaces import open_workspace
+from msa_plugin.bench.watch import Watch
 from msa_plugin.config import MemoryConfig
 from tiny import tiny_adapter
 
@@ -23,10 +25,22 @@ def banks(tmp_path, backbone):
     return Banks(tmp_path / "cache" / BANKS, backbone, tiny_adapter(backbone), SETTINGS)
 
 
-def opened(banks, log, dataset=None):
-    return open_workspace(
-        dataset or toy_dataset(), banks, {}, lambda *step: log.append(step[0]), lambda memory: log.append(memory)
-    )
+class Told(Watch):
+    """What a run says of its steps, and the memories that were warmed."""
+
+    def __init__(self, log):
+        super().__init__()
+        self.log = log
+
+    def step(self, what, done, total):
+        self.log.append(what)
+
+
+def opened(banks, log):
+    cache = banks.folder.parent.parent
+    run = Run("retrieval", Results(cache / "out"), banks, cache, {}, watch=Told(log))
+    run._warm = log.append
+    return run.workspace(toy_dataset())
 
 
 @pytest.mark.parametrize("name", ["bm25", "dense-same-backbone", "fusion:bm25~dense-same-backbone", "decompose:bm25"])

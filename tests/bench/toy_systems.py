@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from msa_plugin.bench import systems
-from msa_plugin.bench.base import Cost, Found, Scored
+from msa_plugin.bench.base import Cost, Found
+from msa_plugin.bench.result import Scored
 from msa_plugin.errors import ConfigError, MissingExtraError
 
 

@@ -1,6 +1,6 @@
 """The engine where the accelerator is: what it computes on a GPU is what it computes on a CPU, and streams end whole.
 
-`msa bench gpu` runs these on a GPU; elsewhere they run on the CPU, which keeps them from rotting.
+`tools/bench/gpu_check.py` runs these on a GPU; elsewhere they run on the CPU, which keeps them from rotting.
 """
 
 import pytest

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
+import written_ids as ids
 from chains import chains, corpus, packed_backbone
 
-from msa_plugin.bench import ids
 from msa_plugin.config import Abilities
 from msa_plugin.errors import AdapterError, ConfigError
 from msa_plugin.memory import LatentMemory
@@ -38,7 +38,7 @@ def adapter(backbone):
 
 
 def measured(backbone, adapter, dataset):
-    return ids.WrittenIds(data="given", documents=(6,), questions=3).measure(backbone, adapter, dataset)
+    return ids.measure(backbone, adapter, data=dataset, documents=(6,), questions=3)
 
 
 def test_what_is_named_is_what_counts(monkeypatch):

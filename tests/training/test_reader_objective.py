@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from chains import answering, corpus, moved
+from reading_modes import answer_logits
 
 from msa_plugin import prompts
 from msa_plugin.answering.reading import Excerpt
 from msa_plugin.backbone.adapter import Adapter
-from msa_plugin.bench.read import answer_logits
 from msa_plugin.errors import ConfigError, FingerprintMismatchError, TrainingError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.training.data import Corpus

@@ -5,11 +5,11 @@ import random
 import pytest
 import torch
 from chains import answering, moved
+from reading_modes import answer_logits
 
 from facade import PER_LAYER
 from msa_plugin.answering.reading import Excerpt
 from msa_plugin.backbone.adapter import Adapter
-from msa_plugin.bench.read import answer_logits
 from msa_plugin.errors import ConfigError, TrainingError
 from msa_plugin.memory import LatentMemory
 from msa_plugin.prompts import document_text

@@ -1,4 +1,4 @@
-"""What the head-to-head benchmark is made of: data sets, systems that find and answer, and rows of results.
+"""What the head-to-head benchmark is made of: data sets, and systems that find and answer.
 
 A data set goes through every system by the same road: `prepare` indexes the corpus, `find` ranks passages for
 questions, and `answer` reads some of them with the one backbone, prompt and token budget that all systems share.
@@ -7,23 +7,17 @@ questions, and `answer` reads some of them with the one backbone, prompt and tok
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+from msa_plugin.bench.result import Scored
 from msa_plugin.data.datasets import Dataset, Question
 from msa_plugin.engine.engine import Engine
 from msa_plugin.memory import LatentMemory
 from msa_plugin.prompts import document_text
 from msa_plugin.types import Answer
-
-
-class Scored(NamedTuple):
-    """A passage and the score that a system gave it; higher is better."""
-
-    id: str
-    score: float
 
 
 @dataclass(frozen=True)
@@ -155,35 +149,3 @@ class Workspace:
         """Answer each question from the passages found for it, best first; none of them means closed book."""
         rows = [list(ids) for ids in passages]
         return [Reply.of(a) for a in self.memory.ask(list(questions), documents=rows, **self.generation)]
-
-
-@dataclass(frozen=True)
-class ResultRow:
-    """One measurement, a line of results.jsonl.
-
-    `part` is the kind of run (retrieval, qa, scale, needle, latency); `settings` what distinguishes rows of one metric
-    (k, tokens in memory, depth, hop, stage ...). `low` and `high` bound a 95 % interval (bootstrap over questions; for
-    timings the 5th and 95th percentile), None where there is none. The rest says where the number comes from.
-    """
-
-    part: str
-    dataset: str
-    system: str
-    metric: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-    n: int = 0
-    documents: int = 0
-    tokens: int = 0
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    versions: Mapping[str, str] = field(default_factory=dict)
-    hardware: str = ""
-    commit: str = ""
-    command: str = ""
-    date: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready copy."""
-        return asdict(self)

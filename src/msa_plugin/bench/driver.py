@@ -9,20 +9,20 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.base import ResultRow, Workspace
-from msa_plugin.bench.case import ADAPTER, MODEL, Voice, option
+from msa_plugin.bench.base import Cost, Workspace
+from msa_plugin.bench.command import ADAPTER, MODEL, Voice, option
 from msa_plugin.bench.growth import BANKS, Banks
 from msa_plugin.bench.report import table, write_report
+from msa_plugin.bench.result import ResultRow
 from msa_plugin.bench.store import NOTE, Results
 from msa_plugin.bench.watch import Watch
-from msa_plugin.bench.workspaces import open_workspace
 from msa_plugin.config import MemoryConfig, Place, Settings
 from msa_plugin.data.datasets import Dataset, load_dataset, sample_dataset
 from msa_plugin.engine.adapters import find_adapter
@@ -73,9 +73,23 @@ class Run:
     watch: Watch = field(default_factory=Watch)
     failed: set[tuple[str, str]] = field(default_factory=set)
 
-    def workspace(self, dataset: Dataset) -> AbstractContextManager[Workspace]:
-        """A workspace whose memory is filled when it is first needed."""
-        return open_workspace(dataset, self.banks, self.generation, self.watch.step, self._warm)
+    @contextmanager
+    def workspace(self, dataset: Dataset) -> Iterator[Workspace]:
+        """A workspace whose corpus is encoded when a system asks for the memory, and goes on where a run stopped."""
+        with self.banks.unfilled(dataset.documents) as memory:
+
+            def step(_: str, done: int, total: int) -> None:
+                self.watch.step(f"encoding {dataset.name}", done, total)
+
+            def fill() -> float:
+                self.banks.encode(dataset.documents, step)
+                self.banks.build(dataset.documents)
+                memory.refresh()
+                self._warm(memory)
+                return self.banks.seconds(workspace.tokens)
+
+            workspace = Workspace(dataset, memory, self.cache, dict(self.generation), self.watch.step, fill)
+            yield workspace
 
     def _warm(self, memory: LatentMemory) -> None:
         """What is computed once per memory (the prompt's head, mapped keys) is not charged to whoever comes first."""
@@ -180,18 +194,24 @@ def opened_run(
         yield Run(part, results, banks, settings.kept.resolve(), generation, create or registered, shown)
 
 
+def index_costs(cost: Cost | None, **settings: Any) -> list[ResultRow]:
+    """What indexing took and what is kept, per token; nothing of a system that indexes nothing."""
+    if cost is None or not cost.tokens:
+        return []
+    values = {
+        "index_seconds_per_1k_tokens": 1000 * cost.seconds / cost.tokens,
+        "disk_bytes_per_token": cost.disk_bytes / cost.tokens,
+        "memory_bytes_per_token": cost.memory_bytes / cost.tokens,
+    }
+    return [ResultRow("cost", "", "", metric, value, n=1, settings=settings) for metric, value in values.items()]
+
+
 def show(out: Voice, folder: Path, rows: Sequence[ResultRow]) -> None:
-    """Say the notes and tables of `rows`, and write the folder's report."""
+    """Say the notes and tables of `rows`, and write the folder's report, where what it needs is installed."""
     for row in rows:
         if row.metric == NOTE:
             out.say(f"note: {row.dataset}: {row.settings['reason']}")
     out.say(table(rows))
-    report(out, folder)
-    out.result([row.to_dict() for row in rows])
-
-
-def report(out: Voice, folder: Path) -> None:
-    """Write the folder's report, where what it needs is installed."""
     try:
         out.say(f"report: {write_report(folder)}")
     except MissingExtraError as error:

@@ -11,11 +11,11 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import model_validator
 
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.case import Command, Sizes, Voice, option
+from msa_plugin.bench.command import Command, Sizes, Voice, option
 from msa_plugin.bench.driver import Run, RunSettings, opened_run, show
 from msa_plugin.bench.growth import GrowthPlan, plan
 from msa_plugin.bench.systems.system_spec import Systems, behind
-from msa_plugin.config import MemoryConfig, Settings
+from msa_plugin.config import MemoryConfig
 from msa_plugin.data.datasets import Dataset, dataset_hash, find_datasets, load_distractors
 from msa_plugin.errors import ConfigError
 from msa_plugin.retrieval.prefilter import PrefilterSpec, apart
@@ -25,35 +25,11 @@ _LEAST = 5  # questions that are asked whatever the budget
 T = TypeVar("T")
 
 
-class GrowthSettings(Settings):
-    """What is measured: `systems` at `sizes` in tokens, on at most so many `questions`."""
-
-    systems: Systems = option(..., "Names of systems, separated by commas.", "--systems", "-s", min_length=1)
-    sizes: Sizes = option(..., "Sizes of the memory in tokens, such as 16K,64K,1M.")
-    questions: int = option(100, "Questions of each data set, at most.", ge=1)
-    seed: int = option(0, "Seed of what is sampled.")
-    prefilter: str | None = option(
-        None, "Also measure MSA behind this index, e.g. faiss:HNSW32@candidates=200 or coarse:128."
-    )
-
-    @model_validator(mode="after")
-    def _named(self) -> GrowthSettings:
-        _ = self.names  # a prefilter that cannot be is told at once
-        return self
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Systems as the results name them, prefilters spelled out; those behind the index last."""
-        parts = [(name, *apart(name)) for name in self.systems]
-        named = (name if spec is None else f"{plain}+{PrefilterSpec.parse(spec)}" for name, plain, spec in parts)
-        return (*named, *behind(self.systems, self.prefilter))
-
-
 class GrowthRun:
     """A run over data sets, one after another; what a former run has stored is not measured again."""
 
     def __init__(self, settings: Any, run: Run, budget: float | None = None) -> None:
-        """`settings` are `GrowthSettings`; `budget` (seconds to ask) cuts the questions of each size short, evenly."""
+        """`settings` are a `GrowthCommand`; `budget` (seconds to ask) cuts the questions of each size short, evenly."""
         self.settings, self.run, self.budget = settings, run, budget
         self._asking = 0.0  # seconds spent on questions so far
 
@@ -89,9 +65,15 @@ class GrowthRun:
         self._asking += time.monotonic() - began
 
 
-class GrowthCommand(GrowthSettings, RunSettings, Command):
-    """Options of the commands that grow a memory. What is measured is kept whatever happens."""
+class GrowthCommand(RunSettings, Command):
+    """Options of the commands that grow a memory: `systems` at `sizes` in tokens. What is measured is kept."""
 
+    systems: Systems
+    sizes: Sizes
+    questions: int = option(100, "Questions of each data set, at most.", ge=1)
+    prefilter: str | None = option(
+        None, "Also measure MSA behind this index, e.g. faiss:HNSW32@candidates=200 or coarse:128."
+    )
     data: Path | None = option(
         None, "A data set, or a folder of data sets; the sample corpus when left out.", "--data", "-d"
     )
@@ -103,9 +85,17 @@ class GrowthCommand(GrowthSettings, RunSettings, Command):
     kind: ClassVar[type[GrowthRun]]
     own: ClassVar[tuple[str, ...]]  # further settings that rows must share to stand side by side
 
-    def measuring(self, run: Run, budget: float | None) -> GrowthRun:
-        """What is run on one data set."""
-        return self.kind(self, run, budget)
+    @model_validator(mode="after")
+    def _named(self) -> GrowthCommand:
+        _ = self.names  # a prefilter that cannot be is told at once
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Systems as the results name them, prefilters spelled out; those behind the index last."""
+        parts = [(name, *apart(name)) for name in self.systems]
+        named = (name if spec is None else f"{plain}+{PrefilterSpec.parse(spec)}" for name, plain, spec in parts)
+        return (*named, *behind(self.systems, self.prefilter))
 
     def run(self, out: Voice) -> None:
         """Measure every data set. A mistyped path is told before a backbone is loaded or anything is written."""
@@ -132,6 +122,7 @@ class GrowthCommand(GrowthSettings, RunSettings, Command):
                 out.note(f"{dataset.name}: {len(dataset.documents):,} passages, {len(dataset.questions):,} questions")
                 # By the rule of thumb for tokens; the plan stops taking them when its own count is reached.
                 more = load_distractors(self.distractors, 2 * max(self.sizes)) if self.distractors else iter(())
-                self.measuring(run, budget).over(dataset, more)
+                self.kind(self, run, budget).over(dataset, more)
             rows = run.rows("cost")
         show(out, self.out, rows)
+        out.result([row.to_dict() for row in rows])

@@ -13,14 +13,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.needle_cases import answered
-from msa_plugin.bench.scoring import mean_row
+from msa_plugin.bench.result import ResultRow
+from msa_plugin.bench.scoring import mean_row, percentiles, recalled
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
-from msa_plugin.bench.timing import percentiles
 from msa_plugin.data.datasets import Question
 from msa_plugin.measuring.metrics import question_scores, retrieval_scores
-from msa_plugin.retrieval.prefilter import recall_against_exact
 
 SCALE, LATENCY, NEEDLE = "scale", "latency", "needle"
 METRICS = ("R@5", "R@10", "nDCG@10")
@@ -69,9 +67,7 @@ def scale_rows(records: Sequence[Record]) -> Iterator[ResultRow]:
             spent.setdefault("answer_", []).append(record["answer_seconds"])
     for stage, values in spent.items():
         yield from _times(SCALE, f"{stage}seconds", values, {})
-    exact = [r for r in records if "exact" in r]
-    if exact:
-        shares = [recall_against_exact([r["exact"]], [r["ranking"]]) for r in exact]
+    if shares := [recalled(r["exact"], r["ranking"]) for r in records if "exact" in r]:
         yield mean_row(f"prefilter_recall@{DEPTH}", shares, part=SCALE)
     found = [r for r in records if "ranking" in r]
     for metric in METRICS if found else ():

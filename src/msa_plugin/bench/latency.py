@@ -1,4 +1,4 @@
-"""How long a question takes, hop by hop and stage by stage, as the memory grows; and what memory and indexing cost.
+"""How long a question takes, hop by hop and stage by stage, as the memory grows; and what indexing costs.
 
 MSA's interleaved rounds against searching again and again with the same backbone, hops and number of passages read.
 The systems take turns question by question, so that drift of the machine hits all alike. Rows are those of the parts
@@ -7,58 +7,89 @@ The systems take turns question by question, so that drift of the machine hits a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
-from pydantic import Field
-
-from msa_plugin.bench.base import Cost, ResultRow, Workspace
-from msa_plugin.bench.case import Sizes, option
-from msa_plugin.bench.driver import Run
-from msa_plugin.bench.growing import GrowthCommand, GrowthRun, GrowthSettings
-from msa_plugin.bench.growth import Banks, GrowthPlan, GrowthStep
+from msa_plugin.bench.base import System, Workspace
+from msa_plugin.bench.command import Sizes, option
+from msa_plugin.bench.driver import index_costs
+from msa_plugin.bench.growing import GrowthCommand, GrowthRun
+from msa_plugin.bench.growth import GrowthPlan, GrowthStep
 from msa_plugin.bench.growth_rows import DEPTH, LATENCY, latency_rows
-from msa_plugin.bench.indexing import Alone, TextSource, indexing_seconds, peak_of
 from msa_plugin.bench.scoring import exact_twin
 from msa_plugin.bench.systems import Options
 from msa_plugin.bench.systems.system_spec import Systems
-from msa_plugin.bench.timed_system import AtSize, TimedSystem
-from msa_plugin.bench.timing import percentiles
-from msa_plugin.config import MemoryConfig
 from msa_plugin.data.datasets import Dataset, Question
+from msa_plugin.errors import ConfigError
 from msa_plugin.retrieval.prefilter import recall_against_exact
-from msa_plugin.types import Document
 
-COST = "cost"
+READING = ("gather", "prefill", "decode")
+# Searching an index is what routing is for a memory; one name lets a table put them side by side.
+_STAGES = {"search": "route"}
 
 
-class LatencySettings(GrowthSettings):
-    """What is measured: `hops` rounds of `per_round` passages each; `encode_tokens` are what indexing is timed on."""
+class AtSize(NamedTuple):
+    """Where time was spent: a stage, of a hop (1-based) or of the question as a whole (0)."""
 
-    systems: Systems = option(
-        "msa-interleave,iterative:dense,iterative:bm25", "Names of systems, by commas.", "--systems", "-s", min_length=1
-    )
-    sizes: Sizes = option("16K,64K,256K,1M", "Sizes of the memory in tokens, such as 16K,64K,1M.")
-    questions: int = option(20, "Questions of each data set, at most.", ge=1)
-    hops: int = option(2, "Rounds of searching, for every system alike.", ge=1)
-    per_round: int = option(3, "Passages that a round may add to what is read.", ge=1)
-    repeats: int = option(3, "How often each question is asked, systems in turns.", ge=1)
-    encode_tokens: int = Field(default=20_000, ge=1)
+    hop: int
+    stage: str
+
+
+@dataclass
+class TimedSystem:
+    """A prepared system, whose `ask` says where the time went; `hops` rounds may find `per_round` passages each."""
+
+    name: str
+    system: Any
+    workspace: Workspace
+    hops: int
+    per_round: int
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a system that does not search."""
+        self.msa = self.name.startswith("msa")
+        if not isinstance(self.system, System):
+            raise ConfigError(f"{self.name} does not search; times are compared between systems that do")
+
+    def ask(self, question: str) -> dict[AtSize, float]:
+        """Answer one question; seconds by hop and stage, and in all."""
+        return self._remember(question) if self.msa else self._search_and_read(question)
+
+    def _remember(self, question: str) -> dict[AtSize, float]:
+        """MSA's rounds; the cut is lifted, so that as many rounds take place as hops are wanted."""
+        hops = self.hops if "interleave" in self.name else 1
+        passages = self.per_round * self.hops // hops
+        options = {**self.workspace.generation, "max_rounds": hops, "per_round": passages, "cut": 0.0}
+        start = time.perf_counter()
+        answer = self.system.memory.ask(question, **options)
+        spent = {AtSize(0, "total"): time.perf_counter() - start}
+        for number, one in enumerate(answer.trace.rounds, start=1):
+            spent |= {AtSize(number, stage): seconds for stage, seconds in one.seconds.items()}
+        return spent | {AtSize(0, s): answer.trace.seconds[s] for s in READING if s in answer.trace.seconds}
+
+    def _search_and_read(self, question: str) -> dict[AtSize, float]:
+        """Search, then read as many passages as MSA may read."""
+        passages = self.per_round * self.hops
+        start = time.perf_counter()
+        [found] = self.system.find([question], passages)
+        [reply] = self.workspace.read([question], [[hit.id for hit in found.ranking]])
+        spent = {AtSize(0, "total"): time.perf_counter() - start}
+        rounds = found.rounds or (found.seconds,)
+        for number, seconds in enumerate(rounds, start=1):
+            for stage, value in seconds.items():
+                at = AtSize(number, _STAGES.get(stage, stage))
+                spent[at] = spent.get(at, 0.0) + value  # a fusion routes and searches
+        return spent | {AtSize(0, s): reply.seconds[s] for s in READING if s in reply.seconds}
 
 
 class Latency(GrowthRun):
     """One run over one data set."""
 
-    def __init__(self, settings: Any, run: Run, budget: float | None = None, source: TextSource | None = None) -> None:
-        """`source` is what another process loads to measure a system's peak memory alone; None leaves that out."""
-        super().__init__(settings, run, budget)
-        self.source = source
-
     def measure(self, planned: GrowthPlan) -> None:
-        """Measure every system at every size, and what indexing costs."""
-        self._indexing(planned)
+        """Measure every system at every size."""
         for number, step in enumerate(planned.steps):
             done = {"stage": "total", "memory_tokens": step.size}
             if missing := self.run.missing(planned.name, self.settings.names, done):
@@ -79,7 +110,7 @@ class Latency(GrowthRun):
             records = _records(spent[one.name], dataset.questions, self._recall(one))
             at = {"memory_tokens": step.size}
             self.run.results.add_questions(LATENCY, dataset.name, one.name, [{**at, **record} for record in records])
-            rows = [*_costs(one.system.cost, step), *self._peak(one.name, dataset, step)]
+            rows = index_costs(one.system.cost, **at)
             rows += [replace(row, settings={**at, **row.settings}) for row in latency_rows(records)]
             self.run.store(rows, dataset.name, one.name, stats.documents, stats.tokens)
 
@@ -131,80 +162,24 @@ class Latency(GrowthRun):
             found = [[[h.id for h in row] for row in m.retrieve(questions, k=DEPTH)] for m in memories]
         return recall_against_exact(*found)
 
-    def _peak(self, name: str, dataset: Dataset, step: GrowthStep) -> list[ResultRow]:
-        if self.source is None:
-            return []
-        run, chosen = self.run, self.settings
-        run.watch.step(f"peak memory of {name}", 0, 1)
-        places = run.banks.folder.parent, run.cache
-        try:
-            peak = peak_of(Alone(self.source, *places, dataset, name, run.create, chosen.hops, chosen.per_round))
-        except Exception as error:  # a process that the system ended, say; the times that were measured stand
-            why = run.why(f"peak memory of {name}", error)
-            run.note(dataset.name, f"peak memory of {name} at {step.size:,} tokens was not measured: {why}")
-            return []
-        return [ResultRow(COST, "", "", "peak_rss_bytes", float(peak), n=1, settings={"memory_tokens": step.size})]
 
-    def _indexing(self, planned: GrowthPlan) -> None:
-        """What indexing 1,000 tokens takes, per system that indexes: MSA's encoding beside an embedding model's."""
-        chosen, results = self.settings, self.run.results
-        settings = {"sample_tokens": chosen.encode_tokens}
-        names = list(dict.fromkeys(_indexed(name) for name in chosen.systems))
-        if all(results.has((COST, planned.name, name, settings)) for name in names):
-            return
-        sample, tokens = _sample(planned, self.run.banks, chosen.encode_tokens)
-        found = indexing_seconds(names, sample, self.run, chosen.repeats)
-        for name, why in found.skipped.items():
-            results.note(COST, planned.name, f"indexing with {name}: {why}")
-        for name, seconds in found.seconds.items():
-            p5, p50, p95 = (1000 * value / tokens for value in percentiles(seconds))
-            row = ResultRow(COST, "", "", "index_seconds_per_1k_tokens", p50, p5, p95, len(seconds), settings=settings)
-            self.run.store([row], planned.name, name, len(sample.documents), tokens)
-
-
-class LatencyCommand(LatencySettings, GrowthCommand):
+class LatencyCommand(GrowthCommand):
     """What OUT holds is not measured again.
 
     Example: msa bench latency --data DATA/dev/hotpotqa --distractors DATA/distractors --out results
     """
 
+    systems: Systems = option(
+        "msa-interleave,iterative:dense,iterative:bm25", "Names of systems, by commas.", "--systems", "-s", min_length=1
+    )
+    sizes: Sizes = option("16K,64K,256K,1M", "Sizes of the memory in tokens, such as 16K,64K,1M.")
+    questions: int = option(20, "Questions of each data set, at most.", ge=1)
+    hops: int = option(2, "Rounds of searching, for every system alike.", ge=1)
+    per_round: int = option(3, "Passages that a round may add to what is read.", ge=1)
+    repeats: int = option(3, "How often each question is asked, systems in turns.", ge=1)
     part = LATENCY
+    kind = Latency
     own = ("hops", "per_round", "repeats")
-    peak: bool = option(True, "Measure peak memory of each system in a process of its own.")
-
-    def measuring(self, run: Run, budget: float | None) -> Latency:
-        """What is run on one data set, with what another process loads."""
-        source = TextSource(self.model, self.adapter, MemoryConfig()) if self.peak else None
-        return Latency(self, run, budget, source)
-
-
-def _indexed(name: str) -> str:
-    """The system whose index `name` searches."""
-    plain = name.split("+")[0]
-    kind, _, base = plain.partition(":")
-    if plain.startswith("msa"):
-        return "msa"
-    return (base or "dense") if kind in ("iterative", "decompose") else plain
-
-
-def _sample(planned: GrowthPlan, banks: Banks, tokens: int) -> tuple[Dataset, int]:
-    """The first passages of the corpus that have at least `tokens` tokens, and how many they have."""
-    chosen: list[Document] = []
-    total = 0
-    for document in planned.documents:
-        if total >= tokens:
-            break
-        chosen.append(document)
-        total += banks.tokens([document])[0]
-    return Dataset(planned.name, tuple(chosen), planned.questions), total
-
-
-def _costs(cost: Cost | None, step: GrowthStep) -> Iterator[ResultRow]:
-    """Bytes that an index keeps on the disk and in memory, per token."""
-    if cost is None or not cost.tokens:
-        return
-    for metric, value in (("disk_bytes_per_token", cost.disk_bytes), ("memory_bytes_per_token", cost.memory_bytes)):
-        yield ResultRow(COST, "", "", metric, value / step.tokens, n=1, settings={"memory_tokens": step.size})
 
 
 def _records(

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import model_validator
 
 from msa_plugin import __version__
-from msa_plugin.backbone.adapter import Adapter
-from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.case import ModelCase, Row, Words, option
+from msa_plugin.bench.command import ADAPTER, MODEL, Command, Voice, Words, aligned, option
 from msa_plugin.data.datasets import Dataset, find_datasets, load_dataset
 from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.memory import LatentMemory
@@ -21,20 +19,14 @@ _BATCH = 32  # questions that share forwards
 _ID = "corpus_id"
 
 
-class Mteb(ModelCase):
+class Mteb(Command):
     """mteb downloads its own tasks.
 
     Example: msa bench mteb --tasks SciFact,NFCorpus --bank bench-bank
     """
 
-    columns: ClassVar = {
-        "task": "{task}",
-        "split": "{split}",
-        "subset": "{subset}",
-        "nDCG@10": "{ndcg_at_10:.3f}",
-        "recall@10": "{recall_at_10:.3f}",
-    }
-    streams = True
+    model: str | None = MODEL
+    adapter: Path | None = ADAPTER
     tasks: Words = option(None, "Names of mteb's tasks, by commas.", "--tasks", "-t")
     data: Path | None = option(None, "A folder in BEIR's layout, or of such folders, as tasks.", "--data", "-d")
     bank: Path = option("bank", "Folder of the memory bank.", "--bank", "-b", envvar="MSA_BANK")
@@ -49,14 +41,20 @@ class Mteb(ModelCase):
             raise ValueError("give either --tasks, such as SciFact, or --data, a folder in BEIR's layout")
         return self
 
-    def measure(self, backbone: Backbone, adapter: Adapter | Path | None) -> Iterator[Row]:
-        """A row for each task, subset and split, with mteb's scores."""
+    def run(self, out: Voice) -> None:
+        """A line for each task, split and subset; mteb's scores, all of them, are the result for programs."""
         beside: dict[str, Any] = self.model_dump(include={"lexical", "titles", "mentions", "namespace"})
         folders = [] if self.data is None else find_datasets(self.data)
         wanted = [local_task(load_dataset(path)) for path in folders] or named_tasks(self.tasks or ())
-        with LatentMemory.open(self.bank, model=backbone, adapter=adapter, **beside) as memory:
+        rows: list[dict[str, Any]] = []
+        with LatentMemory.open(self.bank, model=self.model, adapter=self.adapter, **beside) as memory:
             for task in wanted:
-                yield from evaluated(MSASearch(memory), task)
+                out.note(f"{task.metadata.name} ...")
+                rows += evaluated(MSASearch(memory), task)
+        names, scores = ("task", "split", "subset"), ("ndcg_at_10", "recall_at_10")
+        body = [[*(row[name] for name in names), *(f"{row[score]:.3f}" for score in scores)] for row in rows]
+        out.say(aligned((*names, "nDCG@10", "recall@10"), body))
+        out.result(rows)
 
 
 class MSASearch:

@@ -14,12 +14,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, model_validator
 
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.base import ResultRow, System, Workspace
-from msa_plugin.bench.case import Command, Sizes, Voice, Words, option
+from msa_plugin.bench.base import System, Workspace
+from msa_plugin.bench.command import Command, Sizes, Voice, Words, option
 from msa_plugin.bench.driver import Run, RunSettings, opened_run, show
 from msa_plugin.bench.growth import keys_alone
 from msa_plugin.bench.growth_rows import NEEDLE, needle_rows
 from msa_plugin.bench.needle_cases import TASKS, CountTokens, make_task
+from msa_plugin.bench.result import ResultRow
 from msa_plugin.bench.systems.system_spec import Systems
 from msa_plugin.config import GenerationConfig, MemoryConfig, Place
 from msa_plugin.data.datasets import load_distractors
@@ -81,7 +82,9 @@ class NeedleConfig(RunSettings, Command):
     def run(self, out: Voice) -> None:
         """Run and show."""
         out.note(f"loading {self.model or 'the default backbone'} ...")
-        show(out, self.out, needles(self))
+        rows = needles(self)
+        show(out, self.out, rows)
+        out.result([row.to_dict() for row in rows])
 
 
 def needles(config: NeedleConfig, **given: Any) -> list[ResultRow]:

@@ -1,4 +1,4 @@
-"""One system against all others of a run, question by question.
+"""`msa bench paired`: one system against all others of a run, question by question.
 
 The report tests within each data set. Here all questions of several sets count together, so that a difference that
 recurs is seen although no set alone has enough questions to tell it from chance.
@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from msa_plugin.bench.report_rows import Saved
+from msa_plugin.bench.command import Command, Voice, Words, aligned, option
+from msa_plugin.bench.report_rows import DEFAULT, Saved
 from msa_plugin.bench.scoring import retrieval_values
 from msa_plugin.bench.store import Results
 from msa_plugin.errors import ConfigError
@@ -39,6 +40,38 @@ class Paired(NamedTuple):
     low: float
     high: float
     p: float
+
+
+class PairedRows(Command):
+    """Means over sets, 95 % intervals, p of a paired t-test.
+
+    Example: msa bench paired results --system bm25
+    """
+
+    out: Path = option(..., "The folder of a retrieval run.", argument=True)
+    system: str = option(DEFAULT, "What the others are compared with [a memory as it comes].")
+    sets: Words = option(None, "Only these data sets of the run, separated by commas.")
+    metric: str = option("nDCG@10", "nDCG@10, R@2, R@5, R@10, RR@10 or AP.")
+
+    def run(self, out: Voice) -> None:
+        """A line for each group of sets and other system."""
+        out.note(f"{self.metric} of {self.system} less that of others")
+        rows = paired(self.out, self.system, self.metric, self.sets)
+        heads = ("sets", "less that of", "", "95 %", "p", "questions", "of sets")
+        body = [
+            (
+                row.group,
+                row.over,
+                f"{row.ours:.3f} - {row.theirs:.3f} = {row.difference:+.3f}",
+                f"{row.low:+.3f} to {row.high:+.3f}",
+                f"{row.p:.3f}",
+                f"{row.questions}",
+                f"{row.sets}",
+            )
+            for row in rows
+        ]
+        out.say(aligned(heads, body))
+        out.result([row._asdict() for row in rows])
 
 
 def paired(

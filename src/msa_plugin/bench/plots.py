@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.report_parts import PARTS, STAGES, Grid, Line, means
 from msa_plugin.bench.report_rows import BASE, Saved, by_metric, datasets, distinct, setting, spelled, timed
 from msa_plugin.bench.report_tables import Figure, clean
+from msa_plugin.bench.result import ResultRow
 from msa_plugin.bench.units import tokens
 from msa_plugin.measuring.plot_style import (
     BLUE,

@@ -1,4 +1,4 @@
-"""The report of a run folder, from its files alone: report.md, report.html and plots/*.png."""
+"""`msa bench report`: report.md, report.html and plots/*.png of a run folder, from its files alone."""
 
 from __future__ import annotations
 
@@ -7,19 +7,42 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from msa_plugin.bench import plots
-from msa_plugin.bench.base import ResultRow
+from msa_plugin.bench.command import Command, Voice, option
 from msa_plugin.bench.page import page
+from msa_plugin.bench.recompute import recompute
 from msa_plugin.bench.report_parts import PARTS, tables
 from msa_plugin.bench.report_rows import Saved, datasets, reason
 from msa_plugin.bench.report_tables import Figure, Section, Table, joined
+from msa_plugin.bench.result import ResultRow
 from msa_plugin.data.jsonl import write_atomic
-from msa_plugin.errors import MissingExtraError
+from msa_plugin.errors import ConfigError, MissingExtraError
 
 TITLE = "MSA and retrieval-augmented generation, head to head"
 _LAST = (
     "Every number here can be made again from results.jsonl; rankings and answers to single questions lie in runs/ "
     "and questions/."
 )
+
+
+class Report(Command):
+    """Nothing else is read.
+
+    Example: msa bench report results --recompute
+    """
+
+    out: Path = option(..., "The folder of a run.", argument=True)
+    recompute: bool = option(False, "First rebuild the rows from the question files.")
+
+    def run(self, out: Voice) -> None:
+        """Write it."""
+        if not (self.out / "results.jsonl").is_file() and not (self.out / "questions").is_dir():
+            raise ConfigError(f"{self.out} holds no results; run `msa bench retrieval|qa ... --out {self.out}` first")
+        rebuilt = recompute(self.out) if self.recompute else None
+        if rebuilt is not None:
+            out.note(f"{rebuilt} rows rebuilt from what happened to each question")
+        path = write_report(self.out)
+        out.say(f"report: {path}")
+        out.result({"report": str(path), "recomputed": rebuilt})
 
 
 def write_report(out: Path) -> Path:

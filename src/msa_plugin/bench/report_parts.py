@@ -7,7 +7,6 @@ from copy import copy
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
-from msa_plugin.bench.base import ResultRow
 from msa_plugin.bench.report_rows import (
     BASE,
     COSTS,
@@ -24,6 +23,7 @@ from msa_plugin.bench.report_rows import (
     timed,
 )
 from msa_plugin.bench.report_tables import Cell, Table, bold_best
+from msa_plugin.bench.result import ResultRow
 from msa_plugin.bench.units import DASH, times, tokens
 
 TEST = "p:"  # a metric: the p-value of a paired test of the metric named behind it

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from msa_plugin.bench.base import ResultRow
-from msa_plugin.bench.case import aligned
+from msa_plugin.bench.command import aligned
 from msa_plugin.bench.report_rows import ratio
+from msa_plugin.bench.result import ResultRow
 from msa_plugin.bench.units import DASH, bounds, number, times
 
 _WIDE = 120

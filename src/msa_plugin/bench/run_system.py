@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from msa_plugin.bench.base import Answers, Cost, Found, Reply, ResultRow, Scored, System, Workspace, find_others
-from msa_plugin.bench.driver import Run
+from msa_plugin.bench.base import Answers, Found, Reply, System, Workspace, find_others
+from msa_plugin.bench.driver import Run, index_costs
+from msa_plugin.bench.result import ResultRow, Scored
 from msa_plugin.bench.scoring import ADAPTIVE, Record, finished
 from msa_plugin.data.datasets import Question
 from msa_plugin.errors import ConfigError
@@ -38,10 +39,10 @@ class SystemRun:
         if left:
             reset_peak()
             with self.run.prepared(name, self.workspace, made=made) as system:
-                self._index_cost(name, system.cost)
+                self._cost(name, index_costs(system.cost))
                 for start in range(0, len(left), self.batch):
                     self._batch(name, system, left[start : start + self.batch])
-                self._cost(name, {"peak_rss_bytes": float(peak_bytes())})
+                self._cost(name, [ResultRow("cost", "", "", "peak_rss_bytes", float(peak_bytes()), n=1)])
         if part == "retrieval":
             records = {r["id"]: r for r in results.questions(part, dataset, name)}
             found = {q.id: records[q.id]["ranking"] for q in questions}
@@ -56,20 +57,13 @@ class SystemRun:
         expected: list[Any] = list(self.passages) if isinstance(system, System) else []
         return [*expected, ADAPTIVE] if isinstance(system, Answers) else expected
 
-    def _index_cost(self, name: str, cost: Cost | None) -> None:
-        if cost is not None and cost.tokens:
-            per_token = {
-                "index_seconds_per_1k_tokens": 1000 * cost.seconds / cost.tokens,
-                "disk_bytes_per_token": cost.disk_bytes / cost.tokens,
-                "memory_bytes_per_token": cost.memory_bytes / cost.tokens,
-            }
-            self._cost(name, per_token)
-
-    def _cost(self, name: str, values: dict[str, float]) -> None:
-        dataset, part = self.workspace.dataset, "cost"
-        rows = self.run.results.rows()
-        known = {r.metric for r in rows if (r.part, r.dataset, r.system) == (part, dataset.name, name)}
-        new = [ResultRow(part, "", "", m, value, n=1) for m, value in values.items() if m not in known]
+    def _cost(self, name: str, rows: list[ResultRow]) -> None:
+        """Keep what was not measured before: of a run that goes on, indexing was then."""
+        dataset = self.workspace.dataset
+        known = {
+            r.metric for r in self.run.results.rows() if (r.part, r.dataset, r.system) == ("cost", dataset.name, name)
+        }
+        new = [row for row in rows if row.metric not in known]
         self.run.store(new, dataset.name, name, len(dataset.documents), self.workspace.tokens)
 
     def _batch(self, name: str, system: System | Answers, questions: Sequence[Question]) -> None:

@@ -15,12 +15,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.base import ResultRow
-from msa_plugin.bench.case import Words, one_size, option
+from msa_plugin.bench.command import Words, one_size, option
 from msa_plugin.bench.dialogues import dialogues
 from msa_plugin.bench.driver import Run, RunSettings, opened_run
 from msa_plugin.bench.growth import distractors, keys_alone, padded
 from msa_plugin.bench.judge import Judge, judge_replies, unjudged
+from msa_plugin.bench.result import ResultRow
 from msa_plugin.bench.run_system import SystemRun
 from msa_plugin.bench.sampling import Others, affordable, in_order, thinned
 from msa_plugin.bench.scoring import exact_twin, rows_of

@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from msa_plugin.bench.base import Workspace, find_others
-from msa_plugin.bench.case import Sizes, option
-from msa_plugin.bench.growing import GrowthCommand, GrowthRun, GrowthSettings
+from msa_plugin.bench.command import Sizes, option
+from msa_plugin.bench.growing import GrowthCommand, GrowthRun
 from msa_plugin.bench.growth import NOISE, GrowthPlan, GrowthStep
 from msa_plugin.bench.growth_rows import DEPTH, SCALE, loss_rows, scale_rows, scored
 from msa_plugin.bench.scoring import exact_twin
@@ -23,18 +23,6 @@ from msa_plugin.data.datasets import Question
 from msa_plugin.retrieval.prefilter import apart
 
 _SYNTHETIC = ("msa",)  # systems that need routing keys only, and no text
-
-
-class ScaleSettings(GrowthSettings):
-    """What is measured. `synthetic` fills sizes that the texts do not reach with passages made of noise."""
-
-    systems: Systems = option(
-        "msa,msa-interleave,bm25,dense,hybrid", "Names of systems, by commas.", "--systems", "-s", min_length=1
-    )
-    sizes: Sizes = option("16K,64K,256K,1M,4M,10M", "Sizes of the memory in tokens, such as 16K,64K,1M.")
-    answers: int = option(0, "So many of the questions are also answered.", ge=0)
-    passages: int = option(5, "Passages read for an answer.", ge=1)
-    synthetic: bool = option(False, "Fill sizes that the texts do not reach with made-up keys (MSA only).")
 
 
 class Scale(GrowthRun):
@@ -135,12 +123,19 @@ class Scale(GrowthRun):
         return {"reply": reply.text, "read": list(reply.read), "passages": passages, "answer_seconds": spent}
 
 
-class ScaleCommand(ScaleSettings, GrowthCommand):
+class ScaleCommand(GrowthCommand):
     """What OUT holds is not measured again.
 
     Example: msa bench scale --data DATA/dev/nq --distractors DATA/distractors --out results
     """
 
+    systems: Systems = option(
+        "msa,msa-interleave,bm25,dense,hybrid", "Names of systems, by commas.", "--systems", "-s", min_length=1
+    )
+    sizes: Sizes = option("16K,64K,256K,1M,4M,10M", "Sizes of the memory in tokens, such as 16K,64K,1M.")
+    answers: int = option(0, "So many of the questions are also answered.", ge=0)
+    passages: int = option(5, "Passages read for an answer.", ge=1)
+    synthetic: bool = option(False, "Fill sizes that the texts do not reach with made-up keys (MSA only).")
     part = SCALE
     kind = Scale
     own = ("answers", "passages")

@@ -7,17 +7,16 @@ replied, for one number of passages; of part "judge" a score.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from msa_plugin.bench.base import ResultRow
+from msa_plugin.bench.result import ResultRow
 from msa_plugin.bench.store import Results
 from msa_plugin.data.datasets import Question
 from msa_plugin.measuring import metrics
-from msa_plugin.retrieval.prefilter import recall_against_exact
 
 BASE = "msa"  # what other systems are tested against
 ADAPTIVE = "adaptive"
@@ -84,6 +83,11 @@ def ranked(record: Mapping[str, Any]) -> list[str]:
     return ids
 
 
+def recalled(exact: Collection[str], found: Collection[str]) -> float:
+    """The share of what exact search found that was found too; 1 where it found nothing."""
+    return len({*exact} & {*found}) / len({*exact}) if exact else 1.0
+
+
 def exact_twin(system: str) -> str | None:
     """The system that is the same without a prefilter; None for one that has none."""
     name = _PREFILTER.sub("", system)
@@ -95,7 +99,7 @@ def _add_exact(found: dict[Series, Values], metric: str, told: Mapping[Series, R
     for (system, passages), ids in told.items():
         exact = told.get((exact_twin(system) or "", passages))
         if exact is not None:
-            shares = {q: recall_against_exact([exact.get(q, ())], [some]) for q, some in ids.items()}
+            shares = {q: recalled(exact.get(q, ()), some) for q, some in ids.items()}
             found[system, passages][metric] = shares
 
 
@@ -126,12 +130,18 @@ def _answers(records: Mapping[str, Record], judged: Mapping[str, float]) -> Valu
     return {**values, "judge": scored} if scored else values
 
 
+def percentiles(seconds: Sequence[float]) -> tuple[float, float, float]:
+    """5th, 50th and 95th percentile, interpolated."""
+    low, middle, high = np.percentile(np.asarray(seconds, dtype=np.float64), [5, 50, 95])
+    return float(low), float(middle), float(high)
+
+
 def mean_row(
     metric: str, values: Sequence[float], settings: Mapping[str, Any] | None = None, seed: int = 0, part: str = ""
 ) -> ResultRow:
     """A mean with its 95 % interval over questions; of seconds with their 5th and 95th percentile."""
     if metric == "seconds":
-        low, high = (float(p) for p in np.percentile(values, [5, 95]))
+        low, _, high = percentiles(values)
     else:
         low, high = metrics.bootstrap(values, seed=seed)
     return ResultRow(part, "", "", metric, float(np.mean(values)), low, high, len(values), settings=settings or {})

@@ -4,7 +4,7 @@
     OUT/results.jsonl                              one measurement a line
     OUT/runs/<dataset>.<system>.trec               rankings as TREC tools read them
     OUT/questions/<part>.<dataset>.<system>.jsonl  what happened to each question
-    OUT/questions.tar.xz                           the same of a packed run, in short (`packing`)
+    OUT/questions.tar.xz                           the same of a packed run, in short (tools/bench/pack_run.py)
 
 Names are percent-encoded in file names.
 """
@@ -12,10 +12,13 @@ Names are percent-encoded in file names.
 from __future__ import annotations
 
 import json
+import lzma
 import re
+import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import quote, unquote
@@ -24,8 +27,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
-from msa_plugin.bench import archive
-from msa_plugin.bench.base import ResultRow, Scored
+from msa_plugin.bench.result import ResultRow, Scored
 from msa_plugin.config import GenerationConfig, MemoryConfig, problems
 from msa_plugin.data import jsonl
 from msa_plugin.errors import ConfigError
@@ -220,7 +222,7 @@ class Results:
 
     @cached_property
     def _packed(self) -> dict[str, bytes]:
-        return archive.read(self.out / PACKED)
+        return unpacked(self.out / PACKED)
 
     def write_run(self, dataset: str, system: str, rankings: Mapping[str, Sequence[Scored]]) -> Path:
         """Write rankings (question id -> best first) for TREC tools, all or nothing; returns the file.
@@ -265,6 +267,19 @@ class Results:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+
+def unpacked(path: Path) -> dict[str, bytes]:
+    """The files of a packed run; none where there is no such file. Raises ConfigError for one that is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        data = lzma.decompress(path.read_bytes())  # to its end, where its checksum stands
+        with tarfile.open(fileobj=BytesIO(data), mode="r:") as archive:
+            members = [(member.name, archive.extractfile(member)) for member in archive if member.isfile()]
+            return {name: file.read() for name, file in members if file is not None}
+    except (OSError, EOFError, lzma.LZMAError, tarfile.TarError) as error:
+        raise ConfigError(f"{path.name} cannot be unpacked ({error}); restore the file or remove it") from error
 
 
 def _falling(scores: Sequence[float]) -> list[float]:

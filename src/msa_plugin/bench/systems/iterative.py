@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 from msa_plugin import prompts
 from msa_plugin.answering.reading import allowances
-from msa_plugin.bench.base import Found, Scored
+from msa_plugin.bench.base import Found
+from msa_plugin.bench.result import Scored
 from msa_plugin.bench.systems.common import Composite, Seconds, merged, summed, timed
 from msa_plugin.config import GenerationConfig
 

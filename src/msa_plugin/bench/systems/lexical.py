@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from msa_plugin.bench.base import Cost, Found, Scored
+from msa_plugin.bench.base import Cost, Found
+from msa_plugin.bench.result import Scored
 from msa_plugin.bench.systems.common import BenchSystem, Seconds, best, shared, text_bytes, texts, timed
 from msa_plugin.retrieval.bm25 import Scores, WordIndex
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from copy import copy
 
 from msa_plugin.answering.answers import AnswerJob
-from msa_plugin.bench.base import Cost, Found, Reply, Scored, Workspace
+from msa_plugin.bench.base import Cost, Found, Reply, Workspace
+from msa_plugin.bench.result import Scored
 from msa_plugin.bench.systems.common import BenchSystem, Options, merged, shared, summed
 from msa_plugin.config import BesideConfig
 from msa_plugin.memory import LatentMemory

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from msa_plugin.bench.base import Found, Scored
+from msa_plugin.bench.base import Found
+from msa_plugin.bench.result import Scored
 from msa_plugin.bench.systems.common import Composite, summed
 
 _K = 60

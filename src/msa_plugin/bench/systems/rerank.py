@@ -12,7 +12,8 @@ from torch import Tensor
 
 from msa_plugin import prompts
 from msa_plugin.backbone.attention import ForwardState
-from msa_plugin.bench.base import Cost, Found, Scored, System, Workspace
+from msa_plugin.bench.base import Cost, Found, System, Workspace
+from msa_plugin.bench.result import Scored
 from msa_plugin.bench.systems.common import Composite, Seconds, best, falling, timed
 from msa_plugin.embedding.models import load_cross_encoder, sentence_transformers
 from msa_plugin.encoding.encoder import pad_left, plan_batches

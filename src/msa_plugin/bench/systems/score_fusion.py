@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msa_plugin.bank.words import WordPart, WordTable
-from msa_plugin.bench.base import Found, Scored, System, Workspace
+from msa_plugin.bench.base import Found, System, Workspace
+from msa_plugin.bench.result import Scored
 from msa_plugin.bench.systems.common import Composite, Seconds, best, shared, summed, timed
 from msa_plugin.bench.systems.lexical import Bm25
 from msa_plugin.retrieval.links import FOLLOWED

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from bench_shell import Row
 from torch import Tensor
 
 from msa_kernels import attend_ranges, chunk_offsets, chunk_owners, pool_chunks, route_topk
-from msa_plugin.bench.case import Row
 
 RUNS = 20
 WARM_UP = 3

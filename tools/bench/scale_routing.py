@@ -1,5 +1,11 @@
 """Routing from 10^5 to 10^8 tokens: time, bytes, bandwidth and memory of each backend, beside each other in one run.
 
+    OMP_NUM_THREADS=1 python tools/bench/scale_routing.py --cpu-clock --tokens 1e5,1e6 --backends "torch;int8;flat"
+
+Backends: torch, int8, triton, triton-int8, prefilters, and to compare with: heads (the formula written per head) and
+flat (FAISS IndexFlatIP); by semicolons, over the float16 bank where no name says int8. A bank of 1e8 tokens takes 2.4
+GB of float16 keys and 1.2 GB of int8 ones (MSA-4B's layer: 3.2 and 1.6 GB).
+
 Each size is a bank on disk, in float16 and in int8, opened and memory-mapped as any other; keys come from
 `scale_sample`. Everything is measured; nothing is extrapolated. Bytes are counted from shapes, not by the hardware.
 """
@@ -10,21 +16,22 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, ClassVar
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import BeforeValidator, model_validator
+from bench_shell import Row, clock, main, words
+from routing_backends import DEPTH, EXACT, searching
+from scale_sample import BankShape, KeySample, build, encoded_sample, reference_shape
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
-from msa_plugin.bench.case import ClockedCase, Row, Sizes, option
-from msa_plugin.bench.routing_backends import DEPTH, EXACT, searching
-from msa_plugin.bench.scale_sample import BankShape, KeySample, build, encoded_sample, reference_shape
+from msa_plugin.bench.command import sizes
 from msa_plugin.config import MemoryConfig
 from msa_plugin.data.datasets import Dataset, load_dataset, sample_dataset
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.engine.setup import fingerprint
+from msa_plugin.errors import ConfigError
 from msa_plugin.measuring import peak
 from msa_plugin.memory import LatentMemory
 from msa_plugin.retrieval.prefilter import PrefilterSpec, recall_against_exact
@@ -34,74 +41,58 @@ _ANSWER = 16  # tokens of the facade's answer, at most
 COPY_BYTES = 1 << 28
 
 
-def _backends(given: Any) -> Any:
-    return tuple(part.strip() for part in given.split(";") if part.strip()) if isinstance(given, str) else given
+class RoutingPlan(NamedTuple):
+    """What is searched by which backends, and on which clock; banks of one size at a time lie in `folder`."""
+
+    backends: tuple[str, ...]
+    now: Callable[[], float]
+    clock: str
+    folder: str | None
+    seed: int
 
 
-class ScaleRouting(ClockedCase):
-    """A bank of 1e8 tokens takes 2.4 GB of float16 keys and 1.2 GB of int8 ones (MSA-4B's layer: 3.2 and 1.6 GB).
+def measure(
+    backbone: Backbone,
+    adapter: Any,
+    *,
+    tokens: Any = "1e5,1e6,1e7",
+    backends: Any = "torch;int8;coarse:128;coarse:all",
+    data: Any = None,
+    passages: int = 300,
+    questions: int = 20,
+    reference: bool = True,
+    folder: Any = None,
+    seed: int = 0,
+    cpu_clock: bool = False,
+) -> Iterator[Row]:
+    """Every shape, size in tokens and backend; with `reference` also a router layer of MSA-4B's shape.
 
-    Rows go to stderr as JSON lines while the run lasts; with --json, to stdout at the end.
-
-    Example: msa bench scale-routing --tokens 1e5,1e6 --backends "torch;int8;coarse:128;faiss:HNSW32"
+    Keys are sampled from `passages` of the data set in the folder `data` (None: the sample corpus). Raises
+    MissingExtraError where an index needs FAISS, ConfigError for a backend that there is not, or that needs a GPU.
     """
-
-    streams = True
-    columns: ClassVar = {
-        "shape": "{shape}",
-        "keys": "{keys}",
-        "tokens": "{tokens:,}",
-        "backend": "{backend:.22}",
-        "time": "{seconds:seconds}",
-        "GB/s": "{read_gb_s:.3f}",
-        "of copy": "{bandwidth_share:.3f}",
-        "read/needed": "{read_over_needed:.3f}",
-        f"recall@{DEPTH}": f"{{recall@{DEPTH}:.3f}}",
-        "workspace": "{workspace_bytes:bytes}",
-        "peak": "{peak_bytes:bytes}",
-        "own": "{own_bytes:bytes}",
-    }
-    tokens: Sizes = option("1e5,1e6,1e7", "Sizes of the memory in tokens, separated by commas.")
-    backends: Annotated[tuple[str, ...], BeforeValidator(_backends)] = option(
-        "torch;int8;coarse:128;coarse:all",
-        "torch, int8, triton, triton-int8, prefilters, and to compare with: heads (the formula written per head) and "
-        "flat (FAISS IndexFlatIP); by semicolons, over the float16 bank where no name says int8.",
-    )
-    data: Path | None = option(None, "Folder of a data set whose passages and questions are sampled [the sample's].")
-    passages: int = option(300, "Passages to encode as a sample.", ge=1)
-    questions: int = option(20, "Questions to ask.", ge=1)
-    reference: bool = option(True, "Also one router layer of MSA-4B's shape, searched exactly.")
-    folder: Path | None = option(None, "Where banks are written, of one size at a time [a temporary folder].")
-    seed: int = option(0, "Which synthetic keys.")
-
-    @model_validator(mode="after")
-    def _there(self) -> ScaleRouting:
-        for backend in self.backends:
-            if backend not in EXACT:
-                PrefilterSpec.parse(backend)
-            elif backend.startswith("triton") and (self.cpu_clock or not torch.cuda.is_available()):
-                raise ValueError(
-                    f"{backend} needs a CUDA device, which torch does not see, and its own clock; leave it out"
-                )
-        return self
-
-    def measure(self, backbone: Backbone, adapter: Adapter | Path | None) -> Iterator[Row]:
-        """Every shape, size and backend. Raises MissingExtraError where an index needs FAISS."""
-        dataset = sample_dataset() if self.data is None else load_dataset(self.data)
-        chosen = find_adapter(backbone, adapter)
-        sample = encoded_sample(backbone, chosen, dataset, self.passages, self.questions)
-        copy = copy_bandwidth(COPY_BYTES, self.now)
-        shapes = [BankShape("default", chosen.config.routing, sample, 1)]
-        for shape in [*shapes, reference_shape(sample)] if self.reference else shapes:
-            # The sample as it is says what a backend loses on real keys; the reference's shape has none.
-            for tokens in (*((None,) if shape.searches == 1 else ()), *self.tokens):
-                with tempfile.TemporaryDirectory(dir=self.folder) as place:
-                    for row in _size(shape, tokens, Path(place), backbone, chosen, self):
-                        yield _head(shape, sample, tokens, dataset, copy, self) | _ratios(row, copy) | row
+    plan = RoutingPlan(words(backends, ";"), clock(cpu_clock), "cpu" if cpu_clock else "wall", folder, seed)
+    for backend in plan.backends:
+        if backend not in EXACT:
+            PrefilterSpec.parse(backend)
+        elif backend.startswith("triton") and (cpu_clock or not torch.cuda.is_available()):
+            raise ConfigError(
+                f"{backend} needs a CUDA device, which torch does not see, and its own clock; leave it out"
+            )
+    dataset = sample_dataset() if data is None else load_dataset(data)
+    chosen = find_adapter(backbone, adapter)
+    sample = encoded_sample(backbone, chosen, dataset, passages, questions)
+    copy = copy_bandwidth(COPY_BYTES, plan.now)
+    shapes = [BankShape("default", chosen.config.routing, sample, 1)]
+    for shape in [*shapes, reference_shape(sample)] if reference else shapes:
+        # The sample as it is says what a backend loses on real keys; the reference's shape has none.
+        for size in (*((None,) if shape.searches == 1 else ()), *sizes(tokens)):
+            with tempfile.TemporaryDirectory(dir=folder) as place:
+                for row in _size(shape, size, Path(place), backbone, chosen, plan):
+                    yield _head(shape, sample, size, dataset, copy, plan) | _ratios(row, copy) | row
 
 
 def _head(
-    shape: BankShape, sample: KeySample, tokens: int | None, dataset: Dataset, copy: float, plan: ScaleRouting
+    shape: BankShape, sample: KeySample, tokens: int | None, dataset: Dataset, copy: float, plan: RoutingPlan
 ) -> dict[str, Any]:
     real = f"{len(sample.offsets) - 1} documents of {dataset.name}"
     return {
@@ -113,7 +104,7 @@ def _head(
         "keys": "real" if tokens is None else "drawn",
         "keys_from": real if tokens is None else f"{real}, resampled with noise",
         "threads": torch.get_num_threads(),
-        "clock": "cpu" if plan.cpu_clock else "wall",
+        "clock": plan.clock,
         "copy_gb_s": copy / 1e9,
     }
 
@@ -130,7 +121,7 @@ def _ratios(row: dict[str, Any], copy: float) -> dict[str, Any]:
 
 
 def _size(
-    shape: BankShape, tokens: int | None, place: Path, backbone: Backbone, adapter: Adapter, plan: ScaleRouting
+    shape: BankShape, tokens: int | None, place: Path, backbone: Backbone, adapter: Adapter, plan: RoutingPlan
 ) -> Iterator[dict[str, Any]]:
     """Rows of one size (None: the sample as it is): build the banks, search them with each backend, ask the facade."""
     wanted = {EXACT.get(backend, "float16") for backend in plan.backends} | {"float16"}
@@ -159,7 +150,7 @@ def _made_with(shape: BankShape, backbone: Backbone, adapter: Adapter, dtype: st
 
 
 def _measured(
-    shape: BankShape, bank: MemoryBank, backend: str, place: Path, plan: ScaleRouting
+    shape: BankShape, bank: MemoryBank, backend: str, place: Path, plan: RoutingPlan
 ) -> tuple[dict[str, Any], list[list[int]]]:
     selection = bank.select("default")
     began = plan.now()
@@ -207,7 +198,7 @@ def copy_bandwidth(size: int, now: Callable[[], float], repeats: int = 5) -> flo
     return 2 * size / median(times)
 
 
-def _facade(sample: KeySample, path: Path, backbone: Backbone, adapter: Adapter, plan: ScaleRouting) -> dict[str, Any]:
+def _facade(sample: KeySample, path: Path, backbone: Backbone, adapter: Adapter, plan: RoutingPlan) -> dict[str, Any]:
     """Open the bank as a user does, ask it questions, and let it answer one (rounds of routing, reading, decoding)."""
     peak.reset_peak()
     began = plan.now()
@@ -225,3 +216,7 @@ def _facade(sample: KeySample, path: Path, backbone: Backbone, adapter: Adapter,
     row = {"backend": "facade", "open_s": opened, "first_s": times[0], "seconds": median(times[1:] or times)}
     row |= {"ask_s": answered}
     return row | {"questions": len(times), "peak_bytes": peak.peak_bytes(), "own_bytes": peak.own_bytes()}
+
+
+if __name__ == "__main__":
+    main(measure)

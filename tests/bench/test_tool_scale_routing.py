@@ -6,11 +6,11 @@ import sys
 
 import pytest
 import torch
+from scale_routing import measure
+from scale_sample import CHUNKS_PER_DOCUMENT, BankShape, build, encoded_sample, reference_shape
 
 from msa_plugin.bank.bank import MemoryBank
-from msa_plugin.bench.case import sizes
-from msa_plugin.bench.scale_routing import ScaleRouting
-from msa_plugin.bench.scale_sample import CHUNKS_PER_DOCUMENT, BankShape, build, encoded_sample, reference_shape
+from msa_plugin.bench.command import sizes
 from msa_plugin.data.datasets import sample_dataset
 from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.measuring.peak import tensor_bytes
@@ -32,14 +32,8 @@ def sample(tiny):
 
 
 def test_every_backend_is_measured_and_exact_ones_agree(tiny, tmp_path):
-    plan = ScaleRouting(
-        tokens=(TOKENS,),
-        backends=("torch", "int8", "heads", "flat", "coarse:all"),
-        questions=4,
-        passages=6,
-        folder=tmp_path,
-    )
-    rows = list(plan.measure(*tiny))
+    backends = "torch;int8;heads;flat;coarse:all"
+    rows = list(measure(*tiny, tokens=(TOKENS,), backends=backends, questions=4, passages=6, folder=tmp_path))
     drawn = [row for row in rows if "noise" in row["keys_from"]]
     default = {row["backend"]: row for row in drawn if row["shape"] == "default"}
     real = {row["backend"]: row for row in rows if row not in drawn}
@@ -63,8 +57,6 @@ def test_every_backend_is_measured_and_exact_ones_agree(tiny, tmp_path):
     assert reference["heads"]["recall@10"] == 1.0
     assert reference["torch"]["width"] == 1024 and reference["torch"]["searches"] == 18
     assert not list(tmp_path.iterdir()), "banks do not pile up"
-    text = plan.table(rows)
-    assert len(text.splitlines()) == len(rows) + 1 and "coarse:all" in text
 
 
 def test_both_precisions_hold_the_same_keys(sample, tiny, tmp_path):
@@ -100,25 +92,17 @@ def test_the_reference_shape_keeps_products(sample):
     assert torch.allclose(shape.sample.keys @ shape.sample.keys.T, sample.keys @ sample.keys.T, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"tokens": (0,)}, {"tokens": ()}, {"questions": 0}, {"backends": ("gpu",)}, {"backends": ("coarse:x",)}]
-)
-def test_what_cannot_be_measured(wrong):
-    with pytest.raises(ConfigError):
-        ScaleRouting(**wrong)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_triton_needs_a_gpu():
-    with pytest.raises(ConfigError, match="CUDA"):
-        ScaleRouting(backends=("triton",))
+@pytest.mark.parametrize("backend", ["gpu", "coarse:x", "triton"])
+def test_what_cannot_be_measured(tiny, backend, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="CUDA" if backend == "triton" else backend):
+        list(measure(*tiny, backends=backend))
 
 
 def test_without_faiss_the_extra_is_named(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    plan = ScaleRouting(tokens=(TOKENS,), backends=("flat",), questions=1, passages=2, reference=False)
     with pytest.raises(MissingExtraError, match=r"msa-plugin\[faiss\]"):
-        list(plan.measure(*tiny))
+        list(measure(*tiny, tokens=(TOKENS,), backends="flat", questions=1, passages=2, reference=False))
 
 
 def test_tensors_that_are_alive_together_are_counted():

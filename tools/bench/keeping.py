@@ -1,8 +1,10 @@
 """What keeping a memory costs beside its questions: opening it, looking whether others wrote, changes, adding files.
 
+    OMP_NUM_THREADS=1 python tools/bench/keeping.py --passages 1e3,1e4 --cpu-clock --distractors DATA/distractors
+
 Ratios, taken in one run. Opening is measured on banks of growing size whose texts are real passages, or made from the
 sample corpus's words, and whose routing keys are the sample's, drawn again with noise (`scale_sample`): no figure here
-depends on which keys they are.
+depends on which keys they are. Documents are replaced and then deleted by one handle while another one asks.
 """
 
 from __future__ import annotations
@@ -10,22 +12,22 @@ from __future__ import annotations
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import chain, count, islice, pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
+from bench_shell import Row, clock, main, medians
+from scale_sample import KeySample, encoded, encoded_sample, noisy
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
-from msa_plugin.bench.case import REPEATS, ClockedCase, Row, Sizes, medians, option
-from msa_plugin.bench.growth import noisy
-from msa_plugin.bench.scale_sample import KeySample, encoded, encoded_sample
+from msa_plugin.bench.command import sizes
 from msa_plugin.config import BesideConfig, MemoryConfig
 from msa_plugin.data.datasets import approximate_tokens, load_distractors, sample_dataset
 from msa_plugin.engine.adapters import find_adapter
@@ -38,76 +40,57 @@ from msa_plugin.types import Document, Fingerprint
 _PORTION = 16_384  # documents of one commit
 _WARM = 4  # questions whose median is a warm one
 _WORDS = 90  # of a passage that is made up
+Clock = Callable[[], float]
 _FILE_WORDS = 12  # of a file: what is measured is what a file costs beside encoding
 
 
-class Operate(ClockedCase):
-    """Documents are replaced and then deleted by one handle while another one asks.
+def measure(
+    backbone: Backbone,
+    adapter: Any,
+    *,
+    passages: Any = "1e3,1e4,1e5",
+    files: int = 2000,
+    changes: int = 10,
+    distractors: Any = None,
+    repeats: int = 3,
+    folder: Any = None,
+    seed: int = 0,
+    cpu_clock: bool = False,
+) -> Iterator[Row]:
+    """One row for each size of bank in passages, and one for `files` small files (0: none).
 
-    Example: msa bench operate --passages 1e3,1e4 --distractors DATA/distractors
+    Banks are filled with the passages of the folder `distractors` (None: made up), and written into `folder`, where
+    those that are there are used again (None: a temporary one). `changes` documents are replaced and deleted (0: none).
+    Raises what opening a memory and reading passages raise.
     """
-
-    streams = True
-    across = True
-    columns: ClassVar = {
-        "": "{what}",
-        "passages": "{passages:,}",
-        "files": "{files:,}",
-        "tokens": "{tokens:,}",
-        "segments": "{segments}",
-        "opened in": "{open_s:seconds}",
-        "first question": "{first_s:seconds}",
-        "a warm one": "{warm_s:seconds}",
-        "a look whether others wrote": "{look_s:seconds}",
-        "open and first over a warm one; files over one call": "{ratio:.2f}",
-        "a look over a warm one": "{look_ratio:.4f}",
-        "by keys alone": "{keys_s:seconds}",
-        "with words": "{words_s:seconds}",
-        "with titles": "{titles_s:seconds}",
-        "with all": "{all_s:seconds}",
-        "with all over keys alone": "{over_keys_ratio:.2f}",
-        "keys": "{bytes_keys:bytes}",
-        "words and names": "{bytes_words:bytes}",
-        "catalog": "{bytes_catalog:bytes}",
-        "in memory beyond keys": "{beyond_keys_bytes:bytes}",
-        "its own": "{own_bytes:bytes}",
-        "documents replaced in": "{update_s:seconds}",
-        "a reader's question after it": "{after_update_s:seconds}",
-        "deleted in": "{delete_s:seconds}",
-        "a question after that": "{after_delete_s:seconds}",
-        "files added in": "{files_s:seconds}",
-        "the same texts in one call": "{one_call_s:seconds}",
-    }
-    passages: Sizes = option("1e3,1e4,1e5", "Sizes of the banks that are opened, in passages, separated by commas.")
-    files: int = option(2000, "Small files to add; 0: none.", ge=0)
-    changes: int = option(10, "Documents to replace and delete beside a reader; 0: none.", ge=0)
-    distractors: Path | None = option(None, "Folder of *.jsonl[.gz] with passages to fill banks with [made up].")
-    repeats: int = option(3, REPEATS, ge=1)
-    folder: Path | None = option(None, "Where banks are written; those that are there are used again [temporary].")
-    seed: int = option(0, "Which keys and words.")
-
-    def measure(self, backbone: Backbone, adapter: Adapter | Path | None) -> Iterator[Row]:
-        """One row for each size of bank, and one for files. Raises what opening a memory and reading passages raise."""
-        chosen = find_adapter(backbone, adapter)
-        with nullcontext(str(self.folder)) if self.folder else tempfile.TemporaryDirectory() as place:
-            folder, dataset = Path(place), sample_dataset()
-            sample = encoded_sample(backbone, chosen, dataset, len(dataset.documents), len(dataset.questions))
-            for passages in self.passages:
-                bank, began = folder / f"passages-{passages}", self.now()
-                if not bank.exists():
-                    made_with = fingerprint(backbone, chosen, MemoryConfig(reading="text"))
-                    fill(bank, made_with, sample, chosen.config.routing.pooling, passages, self)
-                row = {"what": "open", "passages": passages, "build_s": self.now() - began}
-                row |= _opened(bank, backbone, chosen, sample.texts, self)
-                yield row | (_changed(bank, backbone, chosen, sample.texts[0], self) if self.changes else {})
-            if self.files:
-                yield {"what": "files", "files": self.files} | _files(folder, backbone, chosen, self)
+    now, chosen = clock(cpu_clock), find_adapter(backbone, adapter)
+    with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
+        dataset = sample_dataset()
+        sample = encoded_sample(backbone, chosen, dataset, len(dataset.documents), len(dataset.questions))
+        for count in sizes(passages):
+            bank, began = Path(place) / f"passages-{count}", now()
+            if not bank.exists():
+                made_with = fingerprint(backbone, chosen, MemoryConfig(reading="text"))
+                fill(
+                    bank,
+                    made_with,
+                    sample,
+                    chosen.config.routing.pooling,
+                    islice(_passages(distractors, seed), count),
+                    seed,
+                )
+            row = {"what": "open", "passages": count, "build_s": now() - began}
+            row |= _opened(bank, backbone, chosen, sample.texts, now, repeats)
+            yield row | (_changed(bank, backbone, chosen, sample.texts[0], now, changes) if changes else {})
+        if files:
+            yield {"what": "files", "files": files} | _files(Path(place), backbone, chosen, now, files, seed)
 
 
-def fill(path: Path, made_with: Fingerprint, sample: KeySample, pooling: int, passages: int, plan: Operate) -> None:
-    """Write a bank of so many passages: their texts, and keys of the sample for as many chunks as they have tokens."""
-    generator = torch.Generator().manual_seed(plan.seed)
-    documents = islice(_passages(plan), passages)
+def fill(
+    path: Path, made_with: Fingerprint, sample: KeySample, pooling: int, documents: Iterator[Document], seed: int
+) -> None:
+    """Write a bank of passages: their texts, and keys of the sample for as many chunks as they have tokens."""
+    generator = torch.Generator().manual_seed(seed)
     with MemoryBank.open(path, made_with) as bank, bank.writing():
         while portion := list(islice(documents, _PORTION)):
             tokens = [approximate_tokens(d.text) for d in portion]
@@ -117,10 +100,10 @@ def fill(path: Path, made_with: Fingerprint, sample: KeySample, pooling: int, pa
             bank.commit(encoded(portion, tokens, "shared", keys, sizes, torch.float16), "default")
 
 
-def _passages(plan: Operate) -> Iterator[Document]:
+def _passages(distractors: Any, seed: int) -> Iterator[Document]:
     """Endless: first the passages as they are, then halves of two joined, under the title of one."""
-    rng = random.Random(plan.seed)
-    given = [*load_distractors(plan.distractors, 1 << 40)] if plan.distractors else _made_up(rng)
+    rng = random.Random(seed)
+    given = [*load_distractors(Path(distractors), 1 << 40)] if distractors else _made_up(rng)
     numbers = count()
     for document in given:
         yield Document(f"p{next(numbers)}", document.text, document.title)
@@ -138,21 +121,21 @@ def _made_up(rng: random.Random) -> list[Document]:
 
 
 def _opened(
-    path: Path, backbone: Backbone, adapter: Adapter, questions: tuple[str, ...], plan: Operate
+    path: Path, backbone: Backbone, adapter: Adapter, questions: tuple[str, ...], now: Clock, repeats: int
 ) -> dict[str, Any]:
     """Open, ask once, ask more; medians over repetitions, each with a handle of its own."""
     found: list[dict[str, float]] = []
     before, own, _ = peak.resident_bytes(), peak.own_bytes(), peak.reset_peak()
-    for _ in range(plan.repeats):
-        times = [plan.now()]
+    for _ in range(repeats):
+        times = [now()]
         with LatentMemory.open(path, model=backbone, adapter=adapter, reading="text", read_only=True) as memory:
             for question in chain([None], islice(questions, 1 + _WARM)):
                 if question is not None:
                     memory.retrieve(question, k=10)
-                times.append(plan.now())
+                times.append(now())
             opened, first, *warm = (b - a for a, b in pairwise(times))
-            values = {"open_s": opened, "first_s": first, "warm_s": median(warm), "look_s": _look(memory, plan)}
-            values |= _stages(memory, questions[1 : 1 + _WARM], plan)
+            values = {"open_s": opened, "first_s": first, "warm_s": median(warm), "look_s": _look(memory, now)}
+            values |= _stages(memory, questions[1 : 1 + _WARM], now)
             stats, held, mine = memory.stats(), peak.resident_bytes() - before, peak.own_bytes() - own
         found.append(values)
     row: dict[str, Any] = medians(found)
@@ -164,7 +147,7 @@ def _opened(
     return row | {"beyond_keys_bytes": held - stats.bytes_keys, "own_bytes": mine, "peak_bytes": peak.peak_bytes()}
 
 
-def _stages(memory: LatentMemory, questions: Sequence[str], plan: Operate) -> dict[str, float]:
+def _stages(memory: LatentMemory, questions: Sequence[str], now: Clock) -> dict[str, float]:
     """Median seconds of a warm question: by keys alone, with words, with titles too, and with all that counts."""
     engine, found = memory.engine, dict[str, list[float]]()
     each = (engine.lexical, engine.titles, engine.mentions)
@@ -173,52 +156,58 @@ def _stages(memory: LatentMemory, questions: Sequence[str], plan: Operate) -> di
     for question in questions:
         for name, (lexical, titled, shared) in {**stages, "all_s": (words, titles, mentions)}.items():
             engine.use_beside(BesideConfig(lexical=lexical, titles=titled, mentions=shared))
-            began = plan.now()
+            began = now()
             memory.retrieve(question, k=10)
-            found.setdefault(name, []).append(plan.now() - began)
+            found.setdefault(name, []).append(now() - began)
     return {name: median(values) for name, values in found.items()}
 
 
-def _changed(path: Path, backbone: Backbone, adapter: Adapter, question: str, plan: Operate) -> dict[str, Any]:
+def _changed(
+    path: Path, backbone: Backbone, adapter: Adapter, question: str, now: Clock, changes: int
+) -> dict[str, Any]:
     """Replace some documents and delete them, while another handle asks after each change."""
     row: dict[str, float] = {}
     settings: dict[str, Any] = {"model": backbone, "adapter": adapter, "reading": "text"}
     with LatentMemory.open(path, **settings) as writer, LatentMemory.open(path, **settings, read_only=True) as reader:
-        ids = [*islice(writer.ids(), plan.changes)]
+        ids = [*islice(writer.ids(), changes)]
         texts = [{"id": d.id, "text": f"{d.text} Changed.", "title": d.title} for d in writer.get(ids)]
         reader.retrieve(question, k=10)
         for name, change in (("update", partial(writer.add, texts)), ("delete", partial(writer.delete, ids))):
-            began = plan.now()
+            began = now()
             change()
-            changed = plan.now()
+            changed = now()
             reader.retrieve(question, k=10)
-            row |= {f"{name}_s": changed - began, f"after_{name}_s": plan.now() - changed}
+            row |= {f"{name}_s": changed - began, f"after_{name}_s": now() - changed}
     return row
 
 
-def _look(memory: LatentMemory, plan: Operate, times: int = 200) -> float:
+def _look(memory: LatentMemory, now: Clock, times: int = 200) -> float:
     """Of seeing that nobody else has written, which every call does."""
-    began = plan.now()
+    began = now()
     for _ in range(times):
         memory.refresh()
-    return (plan.now() - began) / times
+    return (now() - began) / times
 
 
-def _files(folder: Path, backbone: Backbone, adapter: Adapter, plan: Operate) -> dict[str, Any]:
+def _files(folder: Path, backbone: Backbone, adapter: Adapter, now: Clock, files: int, seed: int) -> dict[str, Any]:
     """Add a folder of small files, as `msa add` does, and the same texts in one call."""
-    rng = random.Random(plan.seed)
+    rng = random.Random(seed)
     words = [word for document in sample_dataset().documents for word in document.text.split()]
     source = folder / "files"
     source.mkdir(parents=True)
-    for number in range(plan.files):
+    for number in range(files):
         (source / f"{number:06d}.txt").write_text(" ".join(rng.choices(words, k=_FILE_WORDS)), encoding="utf-8")
     texts = [{"id": d.id, "text": d.text, "title": d.title} for d in read_paths([str(source)])]
     row = {}
     for name in ("one_call_s", "files_s"):
         with LatentMemory.open(folder / name, model=backbone, adapter=adapter, reading="text") as memory:
-            began = plan.now()
+            began = now()
             memory.add(read_paths([str(source)]) if name == "files_s" else texts, on_progress=lambda progress: None)
-            row[name] = plan.now() - began
+            row[name] = now() - began
         shutil.rmtree(folder / name, ignore_errors=True)
     shutil.rmtree(source)
     return row | {"ratio": row["files_s"] / row["one_call_s"]}
+
+
+if __name__ == "__main__":
+    main(measure)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
+from scale_sample import BankShape
 from torch import Tensor
 
 from msa_kernels import chunk_owners, route_topk
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.view import Selection
-from msa_plugin.bench.scale_sample import BankShape
 from msa_plugin.retrieval.faiss_library import faiss_threads, load_faiss
 from msa_plugin.retrieval.prefilter import Prefilter
 from msa_plugin.retrieval.queries import collapsed

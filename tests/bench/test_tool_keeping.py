@@ -1,11 +1,11 @@
-"""`msa bench operate` on the tiny backbone: what it measures is there, and banks go or stay as told."""
+"""`tools/bench/keeping.py` on the tiny backbone: what it measures is there, and banks go or stay as told."""
 
 import tempfile
 
 import pytest
 import torch
+from keeping import measure
 
-from msa_plugin.bench.operate import Operate
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
 from tiny import tiny_adapter
@@ -17,8 +17,7 @@ def adapter(backbone):
 
 
 def test_every_size_is_opened_asked_and_changed_and_files_are_added(tmp_path, backbone, adapter):
-    plan = Operate(passages=(30, 60), files=5, changes=3, repeats=1, folder=tmp_path)
-    rows = list(plan.rows(backbone, adapter))
+    rows = measure(backbone, adapter, passages=(30, 60), files=5, changes=3, repeats=1, folder=tmp_path)
     *opened, files = rows
     assert [row["passages"] for row in opened] == [30, 60] and files["files"] == 5
     for row in opened:
@@ -32,13 +31,10 @@ def test_every_size_is_opened_asked_and_changed_and_files_are_added(tmp_path, ba
         assert memory.engine.lexical is not None and memory.engine.titles is not None
     assert not (tmp_path / "files").exists()
 
-    lines = Operate.table(rows).splitlines()
-    assert len(lines) == len(Operate.columns) and ["files", "5"] in [line.split() for line in lines]
-
 
 def test_banks_are_gone_unless_they_are_kept(tmp_path, backbone, adapter, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    [row] = Operate(passages=(10,), files=0, changes=0, repeats=1).rows(backbone, adapter)
+    [row] = measure(backbone, adapter, passages=(10,), files=0, changes=0, repeats=1)
     assert "update_s" not in row and not list(tmp_path.iterdir())
 
 
@@ -46,20 +42,14 @@ def test_passages_of_a_folder_fill_banks(tmp_path, backbone, adapter):
     (tmp_path / "given").mkdir()
     line = '{"_id": "k", "title": "Kestrel Mill", "text": "Anna Veld built it."}'
     (tmp_path / "given" / "a.jsonl").write_text(f"{line}\n")
-    plan = Operate(passages=(4,), files=0, changes=0, repeats=1, folder=tmp_path, distractors=tmp_path / "given")
-    list(plan.rows(backbone, adapter))
+    given = {"folder": tmp_path, "distractors": tmp_path / "given"}
+    list(measure(backbone, adapter, passages=(4,), files=0, changes=0, repeats=1, **given))
     with LatentMemory.open(tmp_path / "passages-4", model=backbone, adapter=adapter, reading="text") as memory:
         documents = memory.get(list(memory.ids()))
     assert {d.title for d in documents} == {"Kestrel Mill"} and documents[0].text == "Anna Veld built it."
 
 
-@pytest.mark.parametrize("numbers", [{"passages": (0,)}, {"repeats": 0}, {"files": -1}, {"changes": -1}])
-def test_numbers_that_make_no_sense(numbers):
-    with pytest.raises(ConfigError):
-        Operate(**numbers)
-
-
-def test_seconds_of_several_threads_are_not_added_up(monkeypatch):
+def test_seconds_of_several_threads_are_not_added_up(backbone, adapter, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     with pytest.raises(ConfigError, match="with one"):
-        Operate(cpu_clock=True)
+        list(measure(backbone, adapter, cpu_clock=True))

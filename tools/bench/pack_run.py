@@ -1,5 +1,7 @@
 """A small copy of a run folder, to be kept for good: its tables can be made again, but it holds no text of a data set.
 
+    python tools/bench/pack_run.py OUT INTO
+
 Rows and configuration are copied. What its rows need of each question goes into one file, `questions.tar.xz`: of a
 ranking the places of the relevant passages, unless another system is compared with it. The texts of questions and the
 queries of later rounds, which contain passages, are left out, as are the TREC runs; running again makes them.
@@ -7,15 +9,17 @@ queries of later rounds, which contain passages, are left out, as are the TREC r
 
 from __future__ import annotations
 
+import io
+import sys
+import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from msa_plugin.bench import archive
 from msa_plugin.bench.scoring import exact_twin, ranked
 from msa_plugin.bench.store import PACKED, Results
 from msa_plugin.data import jsonl
-from msa_plugin.errors import ConfigError
+from msa_plugin.errors import ConfigError, MSAError
 
 _TEXTS = frozenset({"text", "queries"})
 _UNUSED = frozenset({"seconds", "spent", "ranking"})  # of part "retrieval"; `wall` is what its rows need of time
@@ -36,7 +40,7 @@ def pack(out: Path, into: Path) -> Path:
         if (out / name).exists():
             (into / name).write_bytes((out / name).read_bytes())
     if files := {path.name: _packed(Results(out), path) for path in sorted((out / "questions").glob("*.jsonl"))}:
-        archive.write(into / PACKED, files)
+        write_archive(into / PACKED, files)
     return into
 
 
@@ -59,3 +63,19 @@ def _places(records: Iterable[Mapping[str, Any]], *, whole: bool) -> Iterable[di
         found = {name: ids.index(name) + 1 for name in record["positives"] if name in ids}
         kept = {"ranking": [[name] for name in ids]} if whole else {"places": found}
         yield {**{name: value for name, value in record.items() if name not in _UNUSED}, **kept}
+
+
+def write_archive(path: Path, files: Mapping[str, bytes]) -> None:
+    """`files` (name -> content), in the order given, without dates or owners: the same files give the same bytes."""
+    with tarfile.open(path, "w:xz", format=tarfile.PAX_FORMAT, preset=6) as archive:
+        for name, data in files.items():
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            archive.addfile(about, io.BytesIO(data))
+
+
+if __name__ == "__main__":
+    try:
+        pack(*map(Path, sys.argv[1:]))
+    except (MSAError, TypeError) as error:
+        sys.exit(f"error: {error}" if isinstance(error, MSAError) else __doc__)

@@ -1,12 +1,17 @@
 """One prepared run on a GPU: does everything work there, and how fast is it.
 
+    python tools/bench/gpu_check.py --out gpu-check --tests tests/gpu
+
 A machine with a GPU is often lent for minutes, so what was found is written after every step: `gpu-check.json`, and
-`gpu-check.txt` for people. A step that fails is written down with its error, and the next one runs.
+`gpu-check.txt` for people. A step that fails is written down with its error, and the next one runs. `--dry-run` tries
+all steps on the CPU, at tiny sizes; `--tests` is a folder of tests marked `gpu`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,16 +23,15 @@ from statistics import median
 from typing import Any
 
 import torch
+from kernel_timings import kernel_timings
+from time_encoding import measure as encoding_speed
 
 from msa_kernels import chunk_owners, route_topk
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.case import ADAPTER, MODEL, Command, Voice, option
-from msa_plugin.bench.encode import Encode
-from msa_plugin.bench.kernels import kernel_timings
 from msa_plugin.data import sample_documents, sample_questions
 from msa_plugin.data.datasets import Dataset, Question, dataset_hash
-from msa_plugin.errors import ConfigError, MissingExtraError, MSAError
+from msa_plugin.errors import MissingExtraError, MSAError
 from msa_plugin.measuring.peak import peak_bytes
 from msa_plugin.measuring.provenance import Provenance, now
 from msa_plugin.memory import LatentMemory
@@ -40,29 +44,6 @@ from msa_plugin.types import Document
 WIDTH = 384  # of the default adapter's routing keys
 _PANEL = 1 << 20  # keys made at once
 _TOP = 16
-
-
-class Gpu(Command):
-    """A step that fails stops no other.
-
-    Example: msa bench gpu --out gpu-check --tests tests/gpu
-    """
-
-    to: Path = option("gpu-check", "Folder for gpu-check.json and gpu-check.txt.", "--out", "-o")
-    dry_run: bool = option(False, "All steps on the CPU, at tiny sizes.")
-    tests: Path | None = option(None, "Folder of tests marked `gpu` to run.")
-    model: str | None = MODEL
-    adapter: Path | None = ADAPTER
-
-    def run(self, out: Voice) -> None:
-        """All steps."""
-        if not self.dry_run and not torch.cuda.is_available():
-            raise ConfigError("there is no GPU here that PyTorch can use; --dry-run tries all steps on the CPU")
-        plan = GpuPlan.dry(self.tests) if self.dry_run else GpuPlan(tests=self.tests)
-        begun = None if self.adapter is None else Adapter.load(self.adapter)
-        found = GpuCheck(self.to, plan, torch.device("cpu" if self.dry_run else "cuda"), self.model, begun).run()
-        out.say(summary(found))
-        out.result(found)
 
 
 @dataclass(frozen=True)
@@ -184,7 +165,7 @@ class GpuCheck:
     def encoding(self) -> Any:
         """`memory.add` over the stock model's forward."""
         return list(
-            Encode(tokens=self.plan.encode_tokens, repeats=1, modes=("text",)).rows(self.backbone, self.adapter)
+            encoding_speed(self.backbone, self.adapter, tokens=self.plan.encode_tokens, repeats=1, modes="text")
         )
 
     def asking(self) -> dict[str, Any]:
@@ -277,3 +258,24 @@ def summary(found: dict[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def main(given: list[str] | None = None) -> None:
+    """All steps."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", "-o", type=Path, default=Path("gpu-check"))
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--tests", type=Path)
+    parser.add_argument("--model", "-m", default=os.environ.get("MSA_MODEL"))
+    parser.add_argument("--adapter", "-a", type=Path)
+    chosen = parser.parse_args(given)
+    if not chosen.dry_run and not torch.cuda.is_available():
+        sys.exit("error: there is no GPU here that PyTorch can use; --dry-run tries all steps on the CPU")
+    plan = GpuPlan.dry(chosen.tests) if chosen.dry_run else GpuPlan(tests=chosen.tests)
+    begun = None if chosen.adapter is None else Adapter.load(chosen.adapter)
+    device = torch.device("cpu" if chosen.dry_run else "cuda")
+    sys.stdout.write(summary(GpuCheck(chosen.out, plan, device, chosen.model, begun).run()))
+
+
+if __name__ == "__main__":
+    main()

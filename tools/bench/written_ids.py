@@ -1,5 +1,7 @@
 """Whether an adapter that claims `emit_ids` writes the right document's number, among few documents and among many.
 
+    python tools/bench/written_ids.py --data DATA/dev/musique --adapter ADAPTER --documents 16,100
+
 For every size a memory of its own holds what the questions need and other passages of the data set; each question is
 asked once, one number may be written, and it is right if it is that of a gold passage. `wrote` is the share of
 questions for which one was written, `routed` the share for which routing let the model read a gold passage at all,
@@ -10,51 +12,30 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from statistics import mean
-from typing import Any, ClassVar
+from typing import Any
 
-from msa_plugin.backbone.adapter import Adapter
+from bench_shell import Row, main, scratch_memory
+
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.case import ModelCase, Row, Sizes, option
+from msa_plugin.bench.command import sizes
 from msa_plugin.bench.sampling import in_order
-from msa_plugin.bench.workspaces import scratch_memory
 from msa_plugin.data.datasets import Dataset, Question, load_dataset
 from msa_plugin.errors import AdapterError, ConfigError
 from msa_plugin.measuring.metrics import bootstrap
 from msa_plugin.types import Document
 
 
-class WrittenIds(ModelCase):
-    """Each question is asked once, and one number may be written; it is right if it is that of a gold passage.
+def measure(
+    backbone: Backbone, adapter: Any, *, data: Any, documents: Any = "16,100,1000", questions: int = 50, seed: int = 0
+) -> Iterator[Row]:
+    """A row for each size in documents. `data` is the folder of a data set, or one that is loaded.
 
-    Example: msa bench ids --data DATA/dev/musique --adapter ADAPTER --documents 16,100
+    Raises AdapterError for an adapter that does not write ids, ConfigError for sizes that the data set cannot fill.
     """
-
-    columns: ClassVar = {
-        "documents": "{documents:,}",
-        "questions": "{questions}",
-        "right (95 %)": "{accuracy:.3f} ({accuracy_95[0]:.3f} to {accuracy_95[1]:.3f})",
-        "a number written": "{wrote:.3f}",
-        "gold passage routed": "{routed:.3f}",
-        "by chance": "{chance:.4f}",
-    }
-    streams = True
-    data: Path = option(..., "Folder of a data set: its passages and questions.")
-    documents: Sizes = option("16,100,1000", "Sizes of the memory in passages, separated by commas.")
-    questions: int = option(50, "Questions to ask at every size.", ge=1)
-    seed: int = option(0, "Which questions and passages.")
-
-    def measure(
-        self, backbone: Backbone, adapter: Adapter | Path | None, dataset: Dataset | None = None
-    ) -> Iterator[Row]:
-        """A row for each size.
-
-        Raises AdapterError for an adapter that does not write ids, ConfigError for sizes that the data set cannot fill.
-        """
-        dataset = dataset or load_dataset(self.data)
-        for size in self.documents:
-            yield _measure(backbone, adapter, *memory_of(dataset, size, self.questions, self.seed))
+    dataset = data if isinstance(data, Dataset) else load_dataset(data)
+    for size in sizes(documents):
+        yield _measure(backbone, adapter, *memory_of(dataset, size, questions, seed))
 
 
 def memory_of(dataset: Dataset, size: int, questions: int, seed: int) -> tuple[list[Question], list[Document]]:
@@ -113,3 +94,7 @@ def _measure(
         "routed": mean(routed),
         "chance": mean(chance),
     }
+
+
+if __name__ == "__main__":
+    main(measure)

@@ -1,68 +1,50 @@
-"""What the rounds of written ids cost when prefills go on from each other, over prefills of the whole transcript."""
+"""What the rounds of written ids cost when prefills go on from each other, over prefills of the whole transcript.
+
+    python tools/bench/time_rounds.py --model CHECKPOINT --rounds 4 --per-round 2
+
+It needs a model that writes document ids, such as a checkpoint in the reference's format.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import median
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
+from bench_shell import Row, main, scratch_memory
 
 from msa_plugin import prompts
 from msa_plugin.answering.generative.generative import Generative
 from msa_plugin.answering.generative.prompt_codec import Transcript
 from msa_plugin.answering.per_layer import RoutedPass
 from msa_plugin.answering.resume import Earlier, in_common, kept_rows
-from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.case import REPEATS, ModelCase, Row, option
-from msa_plugin.bench.workspaces import scratch_memory
 from msa_plugin.data import sample_documents, sample_questions
 from msa_plugin.errors import ConfigError
 from msa_plugin.memory import LatentMemory
 
 
-class Interleave(ModelCase):
-    """Needs a model that writes document ids, such as a checkpoint in the reference's format.
+def measure(
+    backbone: Backbone, adapter: Any, *, rounds: int = 4, per_round: int = 2, repeats: int = 3
+) -> Iterator[Row]:
+    """One row a round, of a question for which every round fetches documents of the sample corpus.
 
-    Example: msa bench interleave --model MSA-4B
+    `layer_tokens` is the share of (layer, token) pairs that are computed, `time` the prefill's time over the whole
+    one's (medians). Raises ConfigError for an adapter that does not write ids.
     """
-
-    columns: ClassVar = {
-        "round": "{round}",
-        "tokens (new)": "{tokens} ({new_tokens})",
-        "layer-tokens computed": "{layer_tokens:.2f}",
-        "time over a whole prefill": "{time:.2f}",
-        "largest difference of logits": "{difference:.1e}",
-    }
-    notes = ("Layers below the first that sees memory: {lower_layers} of {layers}.",)
-    rounds: int = option(4, "Rounds of retrieval.", ge=1)
-    per_round: int = option(2, "Documents that a round fetches.", ge=1)
-    repeats: int = option(3, REPEATS, ge=1)
-
-    def about(self) -> str:
-        """What runs."""
-        return "encoding the sample corpus, then prefilling each round in both ways ..."
-
-    def measure(self, backbone: Backbone, adapter: Adapter | Path | None) -> Iterator[Row]:
-        """One row a round, of a question for which every round fetches documents of the sample corpus.
-
-        `layer_tokens` is the share of (layer, token) pairs that are computed, `time` the prefill's time over the whole
-        one's (medians). Raises ConfigError for an adapter that does not write ids.
-        """
-        with scratch_memory(backbone, adapter, reading="latent") as memory:
-            loop = memory.engine.generative
-            if loop is None:
-                raise ConfigError(
-                    f"the adapter {memory.engine.adapter.config.name} does not write ids: use a checkpoint in the "
-                    "reference's format, --model FOLDER"
-                )
-            memory.add(sample_documents(), on_progress=lambda _: None)
-            runs = [_rounds(memory, loop, self.rounds, self.per_round) for _ in range(self.repeats)]
-        for number, one in enumerate(zip(*runs, strict=True), start=1):
-            yield {"round": number, **one[0], "time": median(row["time"] for row in one)}
+    with scratch_memory(backbone, adapter, reading="latent") as memory:
+        loop = memory.engine.generative
+        if loop is None:
+            raise ConfigError(
+                f"the adapter {memory.engine.adapter.config.name} does not write ids: use a checkpoint in the "
+                "reference's format, --model FOLDER"
+            )
+        memory.add(sample_documents(), on_progress=lambda _: None)
+        runs = [_rounds(memory, loop, rounds, per_round) for _ in range(repeats)]
+    for number, one in enumerate(zip(*runs, strict=True), start=1):
+        yield {"round": number, **one[0], "time": median(row["time"] for row in one)}
 
 
 def _rounds(memory: LatentMemory, loop: Generative, rounds: int, per_round: int) -> list[dict[str, Any]]:
@@ -101,3 +83,7 @@ def _row(
         "layer_tokens": 1 - common * depth / (len(ids) * all_layers),
         "difference": float(torch.dist(whole.logits, resumed.logits, float("inf"))),
     }
+
+
+if __name__ == "__main__":
+    main(measure)

@@ -1,18 +1,24 @@
 """What each reading mode costs and gives: bytes per token, time to first token, what becomes of answers.
 
-Every question is asked over exactly the documents that it needs, so that nothing depends on what is found.
+    python tools/bench/reading_modes.py --data DATA/dev/squad --questions 100 --modes "text,latent/2,closed book"
+
+Times are over those of the first mode; `same` is the share of tokens of which the likeliest is the first mode's;
+`answer_nll` is in nats per token of the expected answer. Bytes are routing keys and content; the catalog with the texts
+comes on top. A backbone that was not trained for it cannot read pooled latents. Every question is asked over exactly
+the documents that it needs, so that nothing depends on what is found.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import mean, median
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
+from bench_shell import Row, main, scratch_memory, words
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -21,9 +27,7 @@ from msa_plugin.answering.decoding import TextStream, decode
 from msa_plugin.answering.reading import Excerpt, Prefill, Reader
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.bench.case import REPEATS, ModelCase, Row, Words, option
 from msa_plugin.bench.sampling import in_order
-from msa_plugin.bench.workspaces import scratch_memory
 from msa_plugin.config import GenerationConfig
 from msa_plugin.data.datasets import Dataset, Question, load_dataset, sample_dataset
 from msa_plugin.engine.adapters import find_adapter
@@ -56,61 +60,36 @@ def modes_for(adapter: Adapter, wanted: Sequence[str] | None = None) -> list[str
     return [name for name in every if wanted is None or name in wanted]
 
 
-class Read(ModelCase):
-    """Times are over those of the first mode; `same`: the share of tokens of which the likeliest is the first mode's.
+def measure(
+    backbone: Backbone,
+    adapter: Any,
+    *,
+    data: Any = None,
+    questions: int = sys.maxsize,
+    modes: Any = None,
+    repeats: int = 3,
+    seed: int = 0,
+) -> Iterator[Row]:
+    """One row a mode, over questions of a data set (a folder, or one that is loaded; None: the sample corpus).
 
-    Example: msa bench read --data DATA/dev/squad --questions 100 --modes "text,latent/2,closed book" --repeats 1
+    Raises ConfigError for a mode that there is not, and for a data set without a question that has an answer and the
+    documents that it needs.
     """
-
-    columns: ClassVar = {
-        "mode": "{mode}",
-        "bytes/token": "{bytes_per_token:,.0f}",
-        "(keys, content)": "({bytes_keys_per_token:,.0f}, {bytes_content_per_token:,.0f})",
-        "first token": "{first_token_s:seconds}",
-        "over the first mode's": "{first_token_over_text:.2f}",
-        "answer NLL": "{answer_nll:.2f}",
-        "same": "{same:.3f}",
-        "EM": "{exact_match:.2f}",
-        "F1": "{f1:.2f}",
-        "questions": "{questions}",
-    }
-    notes = (
-        "Bytes are routing keys and content; the catalog with the texts comes on top. NLL: nats per token of the",
-        "expected answer; EM, F1: of the reply. A backbone that was not trained for it cannot read pooled latents.",
-    )
-    data: Path | None = option(None, "Folder of a data set (the sample corpus).")
-    questions: int | None = option(None, "At most this many questions.", ge=1)
-    modes: Words = option(None, "Some of the modes, separated by commas.")
-    repeats: int = option(3, REPEATS, ge=1)
-    seed: int = option(0, "Which questions.")
-
-    def about(self) -> str:
-        """What runs."""
-        return "building a bank in each reading mode ..."
-
-    def measure(
-        self, backbone: Backbone, adapter: Adapter | Path | None, dataset: Dataset | None = None
-    ) -> Iterator[Row]:
-        """One row a mode, over questions (of `dataset`, where it is loaded) with their needed documents read.
-
-        Raises ConfigError for a mode that there is not, and for a data set without a question that has an answer and
-        the documents that it needs.
-        """
-        found = find_adapter(backbone, adapter)
-        names = modes_for(found, self.modes)
-        dataset = dataset or (sample_dataset() if self.data is None else load_dataset(self.data))
-        asked = [q for q in in_order(dataset.questions, self.seed) if q.answers and q.positives][: self.questions]
-        if not asked:
-            raise ConfigError(f"{dataset.name} has no question with an answer and the documents that it needs")
-        plain = replace(found, config=found.config.model_copy(update={"lora": None, "format_version": 1}), lora=None)
-        base: tuple[float, Tensor] | None = None
-        for name in names:
-            bare = name.removesuffix(STOCK)
-            chosen = found if bare == name else plain
-            row, likeliest = _measure(backbone, chosen, name, MODES[bare], dataset, asked, self.repeats)
-            seconds, first = base = base or (row["first_token_s"], likeliest)
-            same = float((likeliest == first).float().mean())
-            yield row | {"same": same, "first_token_over_text": row["first_token_s"] / seconds}
+    found = find_adapter(backbone, adapter)
+    names = modes_for(found, modes and words(modes))
+    dataset = data if isinstance(data, Dataset) else sample_dataset() if data is None else load_dataset(data)
+    asked = [q for q in in_order(dataset.questions, seed) if q.answers and q.positives][:questions]
+    if not asked:
+        raise ConfigError(f"{dataset.name} has no question with an answer and the documents that it needs")
+    plain = replace(found, config=found.config.model_copy(update={"lora": None, "format_version": 1}), lora=None)
+    base: tuple[float, Tensor] | None = None
+    for name in names:
+        bare = name.removesuffix(STOCK)
+        chosen = found if bare == name else plain
+        row, likeliest = _measure(backbone, chosen, name, MODES[bare], dataset, asked, repeats)
+        seconds, first = base = base or (row["first_token_s"], likeliest)
+        same = float((likeliest == first).float().mean())
+        yield row | {"same": same, "first_token_over_text": row["first_token_s"] / seconds}
 
 
 def _measure(
@@ -191,3 +170,7 @@ def answer_logits(backbone: Backbone, prefill: Prefill, ids: list[int]) -> Tenso
     logits = backbone.run(prefill.state, row, torch.ones_like(row, dtype=torch.bool), positions, logits="all")
     assert logits is not None
     return torch.cat([prefill.logits[:, None], logits[:, :-1]], dim=1)[0].float()
+
+
+if __name__ == "__main__":
+    main(measure)
