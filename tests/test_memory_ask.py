@@ -70,7 +70,7 @@ def test_hits_explain_themselves(memory):
 
 def test_pieces_add_up_to_the_answer(memory):
     count = 0
-    for seed in range(4):
+    for seed in range(2):
         options = {"max_new_tokens": 16, "temperature": 1.5, "seed": seed}
         stream = memory.stream("the violin", **options)
         assert stream.answer is None
@@ -80,7 +80,7 @@ def test_pieces_add_up_to_the_answer(memory):
         assert essence(stream.answer) == essence(memory.ask("the violin", **options))
         assert list(stream) == []  # and stays exhausted
         count += len(pieces)
-    assert count > 8
+    assert count > 4
 
 
 def test_sources_say_what_was_read(memory):

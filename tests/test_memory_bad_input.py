@@ -136,11 +136,13 @@ def test_a_stream_answers_one_question(full):
         full.stream(["one", "two"])
 
 
-def test_a_question_as_long_as_a_window_is_answered(full):
-    limit = full.engine.encoder.layout.text
-    assert full.ask("x" * limit, max_new_tokens=1).sources
-    with pytest.raises(InvalidQueryError, match=str(limit)):
-        full.ask("x" * (limit + 1))
+def test_a_question_as_long_as_a_window_is_answered(tmp_path, backbone, adapter):
+    with opened(tmp_path, backbone, adapter, window=128) as memory:
+        memory.add(topics(2))
+        limit = memory.engine.encoder.layout.text
+        assert memory.ask("x" * limit, max_new_tokens=1).sources
+        with pytest.raises(InvalidQueryError, match=str(limit)):
+            memory.ask("x" * (limit + 1))
 
 
 @pytest.mark.parametrize("k", [0, -1, -3, 2.5, "3", float("nan"), [1]], ids=repr)

@@ -81,6 +81,7 @@ def test_gradients_reach_all_that_trains(backbone, pool):
     }
 
 
+@pytest.mark.slow
 def test_it_learns_and_what_it_learnt_opens(tmp_path, backbone, pool):
     made = objective(backbone, pool)
     before = [float(made.losses(n).total.detach()) for n in range(100, 106)]

@@ -98,8 +98,7 @@ def test_what_it_learns_opens_and_routes_as_before(tmp_path, backbone, data):
         with LatentMemory.open(tmp_path / name, model=backbone, adapter=given, keys_dtype="float32") as memory:
             memory.add([Document(i, d.text, d.title) for i, d in data.documents.items()])
             found.append({h.id: h.score for h in memory.retrieve("Where was Cy born?", k=5)})
-            answer = memory.ask("Where was Cy born?")
-            assert answer.sources
+            assert memory.ask("Where was Cy born?", max_new_tokens=1).sources
     assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 

@@ -23,6 +23,13 @@ from msa_plugin.training.settings import TrainConfig
 from msa_plugin.training.trainer import Trainer, recover_folder, replace_folder
 
 TOY = Path(__file__).with_name("toy_objective.py")
+DRAW = Curve.draw
+
+
+@pytest.fixture(autouse=True)
+def no_plot(monkeypatch):
+    """Drawing takes longer than these trainings."""
+    monkeypatch.setattr(Curve, "draw", lambda curve, path: None)
 
 
 def lines(out):
@@ -48,7 +55,8 @@ def wait_for_steps(out, count, process, limit=120):
     raise AssertionError("it does not get on")
 
 
-def test_it_learns_and_leaves_its_traces(tmp_path):
+def test_it_learns_and_leaves_its_traces(tmp_path, monkeypatch):
+    monkeypatch.setattr(Curve, "draw", DRAW)
     objective = Regression()
     done = Trainer(objective, config(steps=150), tmp_path, about={"recipe": "toy"}).run()
     found = lines(tmp_path)
