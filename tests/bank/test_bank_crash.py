@@ -104,7 +104,8 @@ def test_killed_at_any_step_leaves_old_or_new(name, seed, folder, monkeypatch):
     operation = OPERATIONS[name]
     before, after = outcome(operation, seed, folder)
     seen, total = set(), len(steps(operation, seed, folder, monkeypatch))
-    for at in range(1, total + 1):
+    every = 1 if name in ("commit", "compact") else 3  # the others change rows of the catalog alone
+    for at in range(1, total + 1, every):
         acknowledged = killed_at(at, operation, fresh(seed, folder), monkeypatch)
         with open_bank(folder) as bank:
             found = state(bank)

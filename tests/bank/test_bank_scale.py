@@ -20,13 +20,9 @@ def large(tmp_path_factory):
     keys = torch.arange(each * chunks * WIDTH).remainder(2048).half().view(each, chunks, WIDTH)
     with open_bank(folder) as bank:
         for segment in range(SEGMENTS):
-            names = (f"{segment}-{n}" for n in range(each))
+            texts = (Document(f"{segment}-{n}", "some text", "", {"n": n}) for n in range(each))
             bank.commit(
-                [
-                    EncodedDocument(Document(name, "some text " * 20, "", {"n": n}), 640, {"shared": keys[n]}, {})
-                    for n, name in enumerate(names)
-                ],
-                NS,
+                [EncodedDocument(text, 640, {"shared": k}, {}) for text, k in zip(texts, keys, strict=True)], NS
             )
     return folder
 
