@@ -13,17 +13,9 @@ from msa_plugin.memory import LatentMemory
 
 
 def test_questions_from_a_pipe(filled):
-    lines = [
-        "/help",
-        about("glacier"),
-        "",
-        f"/find {about('lighthouse')}",
-        "/nonsense",
-        '/filter {"number": 99}',
-        "/find x",
-    ]
-    lines = "\n".join([*lines, "/quit", "no"])
-    code, out, err = filled("shell", stdin=lines.encode())
+    asked = ["/help", about("glacier"), "", f"/find {about('lighthouse')}", "/nonsense"]
+    lines = [*asked, '/filter {"number": 99}', "/find x", "/quit", "no"]
+    code, out, err = filled("shell", stdin="\n".join(lines).encode())
     assert code == 0 and "/find QUESTION" in out and "[glacier]" in out and "[lighthouse]" in out
     assert "there is no /nonsense" in out
     assert 'only documents that fit {"number": 99}' in out

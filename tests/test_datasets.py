@@ -14,7 +14,6 @@ from msa_plugin.data.datasets import (
     find_datasets,
     load_dataset,
     load_distractors,
-    sample_dataset,
 )
 from msa_plugin.errors import DuplicateDocumentError, IngestError
 from msa_plugin.measuring.metrics import retrieval_scores
@@ -225,13 +224,6 @@ def test_damaged_bytes_are_named(tmp_path):
     (folder / "corpus.jsonl").write_bytes(b'{"_id": "a", "text": "\xff"}\n')
     with pytest.raises(IngestError, match="line 1: not UTF-8"):
         load_dataset(folder)
-
-
-def test_the_sample(tmp_path):
-    data = sample_dataset()
-    ids = {d.id for d in data.documents}
-    assert len(data.questions) == 12
-    assert all(set(q.positives) <= ids and q.answers for q in data.questions)
 
 
 def test_hashes_tell_corpora_and_judgements_apart(tmp_path):

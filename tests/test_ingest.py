@@ -110,12 +110,6 @@ class TestFiles:
         with pytest.raises(IngestError, match="neither a file nor a folder"):
             read_paths([tmp_path / "pipe.txt"])
 
-    @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root reads everything")
-    def test_unreadable_file_by_permission(self, tmp_path):
-        write(tmp_path / "a.txt", "x").chmod(0)
-        with pytest.raises(IngestError, match="Permission denied"):
-            one(tmp_path / "a.txt", strict=True)
-
     def test_unreadable_file(self, tmp_path, monkeypatch):
         bad, good = write(tmp_path / "a.txt", "x"), write(tmp_path / "b.txt", "y")
         real = type(bad).open

@@ -87,14 +87,8 @@ def test_what_only_begins_like_it_is_an_answer(memory, backbone, monkeypatch, sa
 
 def test_pieces_go_on_as_soon_as_they_are_certain():
     held = _Held(True)
-    assert [held.push(p) for p in ("No", "t in", " the ", "sea", " and", " more")] == [
-        "",
-        "",
-        "",
-        "Not in the sea",
-        " and",
-        " more",
-    ]
+    sent = [held.push(piece) for piece in ("No", "t in", " the ", "sea", " and", " more")]
+    assert sent == ["", "", "", "Not in the sea", " and", " more"]
     assert held.rest() == ""
     assert _Held(False).push("Not") == "Not"
 

@@ -286,11 +286,8 @@ def test_update_sees_what_another_handle_stored(tmp_path, memory, backbone, adap
 
 def test_get_keeps_the_order_and_leaves_out_the_unknown(memory):
     memory.add(topics(3))
-    assert [d.id for d in memory.get(["glacier", "no such", "lighthouse", "glacier"])] == [
-        "glacier",
-        "lighthouse",
-        "glacier",
-    ]
+    found = memory.get(["glacier", "no such", "lighthouse", "glacier"])
+    assert [d.id for d in found] == ["glacier", "lighthouse", "glacier"]
     assert memory.get("no such") == memory.get([]) == memory.get("\ud800") == []
 
 

@@ -1,15 +1,11 @@
 """What `ask` can be told: stop sequences, length, sampling, rounds, the budget of context."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from facade import about, count_runs, opened, topics
 from msa_plugin.engine import engine
 from msa_plugin.prompts import READER
-from msa_plugin.retrieval import search
-from msa_plugin.retrieval.ranking import rank_shared
 from tiny import tiny_adapter, with_reader
 
 
@@ -18,14 +14,6 @@ def full(memory):
     """A memory of eight topics."""
     memory.add(topics())
     return memory
-
-
-@pytest.fixture
-def adapter_of_keys(tmp_path, backbone):
-    """The same by routing keys alone."""
-    with opened(tmp_path / "keys", backbone) as memory:
-        memory.add(topics())
-        yield memory
 
 
 @pytest.fixture
@@ -113,22 +101,6 @@ def test_a_readers_answers_are_from_two_documents_where_nothing_else_is_asked(tm
         assert len(memory.ask("the violin", **options).sources) > 3
 
 
-def test_a_cut_above_everything_still_reads_the_best(full):
-    answer = full.ask("the violin", cut=5.0, max_new_tokens=1)
-    assert [s.id for s in answer.sources] == [full.retrieve("the violin", 1)[0].id]
-
-
-def test_negative_scores_are_read_too(adapter_of_keys, monkeypatch):
-    full = adapter_of_keys
-
-    def lowered(*args):
-        return [[replace(r, score=r.score - 10) for r in row] for row in rank_shared(*args)]
-
-    monkeypatch.setattr(search, "rank_shared", lowered)
-    answer = full.ask("the violin", max_new_tokens=1, cut=0.9)
-    assert len(answer.sources) > 1 and all(s.score < 0 for s in answer.sources)
-
-
 @pytest.mark.parametrize("mode", ["text", "kv", "latent"])
 @pytest.mark.parametrize("budget", [1, 30, 200, 1000])
 def test_the_budget_of_context_is_kept(tmp_path, backbone, mode, budget):
@@ -171,18 +143,6 @@ def test_an_excerpt_has_whole_characters(tmp_path, backbone, adapter, budget):
         [source] = memory.ask("é", max_new_tokens=1).sources
     assert source.text in text and len(source.text.encode()) <= budget
     assert source.text or budget < 5
-
-
-def test_the_best_chunk_is_the_one_that_scored(adapter_of_keys):
-    full = adapter_of_keys
-    [ranked] = full.engine.rank([about("violin")], 8, full.engine.bank.select("default")).rows
-    [asked] = full.engine._vectors([about("violin")]).queries.flatten(1)
-    for r in ranked:
-        [keys] = full.engine.bank.key_rows([r.ordinal], "shared")
-        scores = keys.float() @ asked
-        assert r.score == pytest.approx(float(scores.max()), abs=1e-3)
-        assert r.best_chunk == int(scores.argmax())
-    assert len({r.best_chunk for r in ranked}) > 1
 
 
 def test_the_best_source_is_read_last(full, monkeypatch):

@@ -108,34 +108,6 @@ def test_a_disk_that_refuses_loses_nothing(stored, backbone, adapter, monkeypatc
         assert memory.add(["new"]).added
 
 
-def test_portions_acknowledged_before_the_disk_was_full_stay(tmp_path, backbone, adapter, monkeypatch):
-    done, room, fsync = [], [40], os.fsync
-
-    def until_full(descriptor):
-        room[0] -= 1
-        if room[0] < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fsync(descriptor)
-
-    with opened(tmp_path, backbone, adapter, segment_documents=4) as memory:
-        commit = memory.engine.bank.commit
-
-        def noting(documents, namespace):
-            ordinals = commit(documents, namespace)
-            done.extend(d.document.id for d in documents)
-            return ordinals
-
-        memory.engine.bank.commit = noting
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", until_full)
-            with pytest.raises(BankWriteError):
-                memory.add(f"document {n}" for n in range(200))
-    assert 0 < len(done) < 200
-    with opened(tmp_path, backbone, adapter) as memory:
-        assert set(memory.ids()) == set(done)
-        assert memory.verify().ok
-
-
 def mismatch(stored, backbone, adapter, **settings):
     """The message of the refusal, which leaves the bank alone."""
     kept = {p: p.read_bytes() for p in stored.rglob("*") if p.suffix in (".safetensors", ".sqlite")}

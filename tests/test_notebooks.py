@@ -28,27 +28,16 @@ class Expected(NamedTuple):
     printed: tuple[str, ...]
 
 
+GODWIT = "sources: [('bar-tailed-godwit'"
 EXPECTED = {
     "01_quickstart": Expected(
         1, ("42 documents", "42 unchanged, 0 tokens", "bar-tailed-godwit", "deleted: ferry", "prefill")
     ),
     "02_swap_into_langchain": Expected(
-        0,
-        (
-            "-    store = InMemoryVectorStore",
-            "+    store = MSAVectorStore",
-            "sources: [('bar-tailed-godwit'",
-            "reopened: ['emily-",
-        ),
+        0, ("-    store = InMemoryVectorStore", "+    store = MSAVectorStore", GODWIT, "reopened: ['emily-")
     ),
     "03_swap_into_llamaindex": Expected(
-        0,
-        (
-            "-    index = VectorStoreIndex",
-            "+    index = MSAIndex",
-            "sources: [('bar-tailed-godwit'",
-            "refreshed: 1 of 42",
-        ),
+        0, ("-    index = VectorStoreIndex", "+    index = MSAIndex", GODWIT, "refreshed: 1 of 42")
     ),
     "04_msa_vs_rag": Expected(3, ("recall@5", "bm25", "iterative", "msa-interleave, adaptive", "closed-book")),
     "05_multi_hop": Expected(

@@ -97,27 +97,17 @@ def segment_folders(folder):
     return sorted(p.name for p in root.iterdir()) if root.exists() else []
 
 
-def run_child(code, *args, **options):
-    """Run Python code in a process of its own, which can import this module."""
+def _child(code, args):
+    """A command that runs Python code which can import this module, and its environment."""
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, args)],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        **options,
-    )
+    return {"args": [sys.executable, "-c", code, *map(str, args)], "env": {**os.environ, "PYTHONPATH": path}}
+
+
+def run_child(code, *args):
+    """Run Python code in a process of its own."""
+    return subprocess.run(**_child(code, args), capture_output=True, text=True, timeout=300, check=False)
 
 
 def start_child(code, *args):
     """Start Python code in a process of its own, talking over pipes."""
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, args)],
-        env={**os.environ, "PYTHONPATH": path},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    return subprocess.Popen(**_child(code, args), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

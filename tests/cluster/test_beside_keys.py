@@ -22,54 +22,39 @@ def nearly(hits):
     return [(h.id, round(h.score, 5), h.ordinal, h.text) for h in hits]
 
 
-# -- lexical -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("k", [1, 3, 12, 100])
-def test_words_count_as_in_one_process_ties_included(open_plain, open_cluster, k):
-    plain, cluster = filled(open_plain(lexical=0.7)), filled(open_cluster(lexical=0.7))
-    without = filled(open_cluster(name="without"))
-    rows = plain.retrieve(WORDED, k)
-    assert [seen(row) for row in cluster.retrieve(WORDED, k)] == [seen(row) for row in rows]
-    assert [seen(row) for row in rows] != [seen(row) for row in without.retrieve(WORDED, k)]
-
-
-def test_titles_count_as_in_one_process(open_plain, open_cluster):
-    plain, cluster = filled(open_plain(titles=0.5, lexical=0.7)), filled(open_cluster(titles=0.5, lexical=0.7))
-    for memory in (plain, cluster):
-        memory.add([{"id": "names", "title": "Hugo Brandt", "text": "He kept the Lisse ferry."}, {"id": "lisse",
-                    "title": "Lisse", "text": "A river."}])  # fmt: skip
-    question = "who was hugo brandt"
-    rows = plain.retrieve([question, *WORDED], 9)
-    assert [seen(row) for row in cluster.retrieve([question, *WORDED], 9)] == [seen(row) for row in rows]
-    assert {"names", "lisse"} <= {h.id for h in rows[0]}
-
-
 NAMES = [
     {"id": "mill", "text": "The old mill on the Lisse was built by Hugo Brandt, 412 metres from here."},
-    {"id": "brandt", "text": "We know that Hugo Brandt died at sea."},
+    {"id": "brandt", "title": "Hugo Brandt", "text": "We know that Hugo Brandt died at sea, and kept the Lisse ferry."},
     {"id": "bridge", "text": "A wooden bridge, 412 metres long, crosses the marsh."},
+    {"id": "lisse", "title": "Lisse", "text": "A river."},
     *({"id": f"filler-{n}", "text": f"Nothing at all, number {n}."} for n in range(60)),
 ]
+BESIDE = [
+    ({"lexical": 0.7}, set()),
+    ({"lexical": 0.7, "titles": 0.5}, {"brandt", "lisse"}),
+    ({"lexical": 5.0, "mentions": 1.0}, {"brandt", "bridge"}),
+    ({"lexical": 5.0, "titles": 0.4, "mentions": 1.0}, {"brandt", "bridge", "lisse"}),
+    ({"mentions": 1.0}, set()),  # keys alone say whose names lead on
+]
+FILTERS = (None, {"copy": 1}, {"copy": 99}, {"number": {"$exists": False}}, lambda metadata: metadata.get("copy") != 0)
 
 
-@pytest.mark.parametrize("settings", [{"lexical": 5.0}, {"lexical": 5.0, "titles": 0.4}, {}])
-def test_shared_names_lead_on_as_in_one_process(open_plain, open_cluster, settings):
-    plain, cluster = open_plain(mentions=1.0, **settings), open_cluster(mentions=1.0, **settings)
+# -- words and names -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("settings", "named"), BESIDE, ids=lambda value: " ".join(value) if value else "")
+def test_words_and_names_count_as_in_one_process(open_plain, open_cluster, settings, named):
+    plain, cluster = (filled(open(**settings)) for open in (open_plain, open_cluster))
     for memory in (plain, cluster):
-        memory.add([*topics(), *NAMES])
-    asked = ["who built the old mill", "what is number 7", *WORDED]
-    for where in (None, {"number": {"$exists": False}}):
-        rows = plain.retrieve(asked, 9, filter=where)
-        assert [seen(row) for row in cluster.retrieve(asked, 9, filter=where)] == [seen(row) for row in rows]
-    if settings:
-        assert {h.id for h in plain.retrieve(asked[0], 9) if "names" in h.signals} == {"brandt", "bridge"}
-
-
-@pytest.mark.parametrize("where", [{"copy": 1}, {"copy": 99}, lambda metadata: metadata.get("copy") != 0])
-def test_words_count_over_what_a_filter_allows(open_plain, open_cluster, where):
-    plain, cluster = filled(open_plain(lexical=1.0)), filled(open_cluster(lexical=1.0))
-    assert seen(cluster.retrieve(WORDED[0], 9, filter=where)) == seen(plain.retrieve(WORDED[0], 9, filter=where))
+        memory.add(NAMES)
+    asked = ["who built the old mill on the lisse", "who was hugo brandt", "what is number 7", *WORDED]
+    for k, where in [(1, None), (3, None), (100, None), *((9, where) for where in FILTERS)]:
+        rows = [seen(row) for row in plain.retrieve(asked, k, filter=where)]
+        assert [seen(row) for row in cluster.retrieve(asked, k, filter=where)] == rows
+    hits = [hit for row in plain.retrieve(asked[:2], 9) for hit in row]
+    by_name = {hit.id for hit in hits if "names" in hit.signals}
+    assert named <= by_name and (named or "mentions" in settings or not by_name)
+    assert any("words" in hit.signals for hit in hits) == ("lexical" in settings)
 
 
 def test_words_of_new_documents_count(open_plain, open_cluster):

@@ -59,13 +59,6 @@ def test_the_same_bank_ranking_and_answer(interpreter, tmp_path, monkeypatch, ca
         assert [s.id for s in answers[0].sources] == [s.id for s in answers[1].sources]
 
 
-def test_by_itself_it_is_plain_torch_on_a_cpu(tmp_path, backbone, monkeypatch):
-    monkeypatch.setattr("msa_kernels.triton_pooling.pool_chunks", None, raising=False)
-    with opened(tmp_path, backbone) as memory:
-        memory.add(topics(2))
-        assert memory.retrieve("glacier")
-
-
 def test_insisting_on_what_cannot_run_is_refused_at_the_door(tmp_path, backbone, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(ConfigError, match=r"kernels='triton'.*not on a CUDA device"):
@@ -77,8 +70,3 @@ def test_insisting_with_an_adapter_that_has_no_kernel_is_refused_too(interpreter
     adapter = tiny_adapter(backbone, chunk_reduce="mean")
     with pytest.raises(ConfigError, match="mean of its chunks"):
         opened(tmp_path, backbone, adapter, kernels="triton")
-
-
-def test_an_unknown_name_is_refused(tmp_path, backbone):
-    with pytest.raises(ConfigError, match="kernels"):
-        opened(tmp_path, backbone, kernels="cuda")

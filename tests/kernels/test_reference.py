@@ -128,38 +128,19 @@ def test_pooled_is_the_mean_query_normalised_per_head(scale, normalize):
     keys = torch.randn(3, 4, generator=generator)
     mean = queries[:, :, :2].mean(2)
     unit = torch.nn.functional.normalize(mean, dim=-1) * scale if normalize else mean
-    scores = plain_scores(
-        queries,
-        torch.tensor([[True, True, False]]),
-        keys,
-        torch.tensor([0, 1, 2, 3]),
-        kv_heads=1,
-        query_reduce="pooled",
-        normalize=normalize,
-        scale=scale,
-    )
+    votes, settings = torch.tensor([[True, True, False]]), {"normalize": normalize, "scale": scale}
+    scores = plain_scores(queries, votes, keys, torch.arange(4), kv_heads=1, query_reduce="pooled", **settings)
     torch.testing.assert_close(scores[0], keys @ unit[0].mean(0))
 
 
 def test_rows_without_votes_and_documents_without_chunks_never_win():
-    scores = plain_scores(
-        torch.ones(2, 1, 2, 2),
-        torch.tensor([[True, False], [False, False]]),
-        torch.ones(1, 2),
-        torch.tensor([0, 1, 1]),
-        kv_heads=1,
-    )
+    votes = torch.tensor([[True, False], [False, False]])
+    scores = plain_scores(torch.ones(2, 1, 2, 2), votes, torch.ones(1, 2), torch.tensor([0, 1, 1]), kv_heads=1)
     assert scores.tolist() == [[2.0, -torch.inf], [-torch.inf, -torch.inf]]
 
 
 @pytest.mark.parametrize("name", ["head_reduce", "query_reduce", "chunk_reduce"])
 def test_plain_scores_refuse_unknown_reductions(name):
+    given = torch.ones(1, 1, 1, 2), torch.ones(1, 1).bool(), torch.ones(1, 2), torch.tensor([0, 1])
     with pytest.raises(ValueError):
-        plain_scores(
-            torch.ones(1, 1, 1, 2),
-            torch.ones(1, 1).bool(),
-            torch.ones(1, 2),
-            torch.tensor([0, 1]),
-            kv_heads=1,
-            **{name: "median"},
-        )
+        plain_scores(*given, kv_heads=1, **{name: "median"})

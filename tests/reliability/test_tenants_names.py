@@ -75,12 +75,6 @@ def test_what_is_no_name_is_refused(crowded, name):
             call(name)
 
 
-def test_a_name_that_nobody_uses_has_nothing(crowded):
-    assert crowded.get(["same"], "b") == {} and crowded.lookup(["same"], "b") == {}
-    assert list(crowded.iter_ids("b")) == [] and crowded.count("b") == 0
-    assert crowded.delete(["same"], "b") == ([], ["same"])
-
-
 def test_many_ids_at_once_stay_inside(crowded):
     wanted = ["same", *(f"n{n}" for n in range(1200)), "same' OR '1'='1", "%", "sam_"]
     assert set(crowded.lookup(wanted, "a")) == {"same"}

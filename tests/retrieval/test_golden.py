@@ -32,15 +32,8 @@ class Case:
         self.pooling = msa["pooling_kernel_size"]
 
     def config(self, layer, head="mean", query="max", chunk="max"):
-        return RoutingConfig(
-            layers=(layer,),
-            head_dim=self.dim,
-            pooling=self.pooling,
-            head_reduce=head,
-            query_reduce=query,
-            chunk_reduce=chunk,
-            **self.shape,
-        )
+        reductions = {"head_reduce": head, "query_reduce": query, "chunk_reduce": chunk}
+        return RoutingConfig(layers=(layer,), head_dim=self.dim, pooling=self.pooling, **reductions, **self.shape)
 
     def block(self, layer):
         keys = self.expected[f"layer{layer}.pooled_router_k"]

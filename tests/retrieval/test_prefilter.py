@@ -131,12 +131,6 @@ def test_a_filter_at_question_time_is_respected(bank, spec):
     assert_same(found.search(queries, mask, narrow, 5), exact(queries, mask, narrow, 5))
 
 
-def test_an_index_over_a_part_scores_everything_else_exactly(bank):
-    part, whole, (queries, mask) = bank.select("default", {"number": {"$lt": 40}}), bank.select("default"), asked()
-    found = Prefilter.build(part, CONFIG, "faiss:Flat@candidates=5")
-    assert_same(found.search(queries, mask, whole, 5), exact(queries, mask, whole, 5))
-
-
 def test_documents_added_after_the_index_are_found(bank):
     found = Prefilter.build(bank.select("default"), CONFIG, "faiss:Flat@candidates=5")
     bank.commit(list(encoded(300, 50, seed=5)), "default")

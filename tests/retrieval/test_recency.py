@@ -104,13 +104,8 @@ def test_how_old_a_document_is(tmp_path, backbone, clock):
         bank = memory.engine.bank
         known = bank.lookup(["plain", "same day", "dated", "at", "turn"], memory.namespace)
         ages = [(NOW - datetime.fromisoformat(d)).days for d in bank.dates([k.ordinal for k in known.values()])]
-        assert dict(zip(known, ages, strict=True)) == {
-            "plain": 300,
-            "same day": 300,
-            "dated": 500,
-            "at": 200,
-            "turn": 50,
-        }
+        expected = {"plain": 300, "same day": 300, "dated": 500, "at": 200, "turn": 50}
+        assert dict(zip(known, ages, strict=True)) == expected
         memory.compact()
         assert [(NOW - datetime.fromisoformat(d)).days for d in bank.dates([k.ordinal for k in known.values()])] == ages
         memory.update({"id": "plain", "text": about("violin") + " again"})

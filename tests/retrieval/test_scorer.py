@@ -37,24 +37,9 @@ def question(config, rows=1, tokens=5, seed=1, votes=None):
 
 
 def expected_scores(queries, mask, blocks, config):
-    return torch.cat(
-        [
-            plain_scores(
-                queries,
-                mask,
-                b.keys,
-                b.offsets,
-                kv_heads=config.kv_heads,
-                head_reduce=config.head_reduce,
-                query_reduce=config.query_reduce,
-                chunk_reduce=config.chunk_reduce,
-                normalize=config.normalize,
-                scale=config.scale,
-            )
-            for b in blocks
-        ],
-        1,
-    )
+    names = ("kv_heads", "head_reduce", "query_reduce", "chunk_reduce", "normalize", "scale")
+    settings = {name: getattr(config, name) for name in names}
+    return torch.cat([plain_scores(queries, mask, b.keys, b.offsets, **settings) for b in blocks], 1)
 
 
 def ranked(scores, ordinals, k):
