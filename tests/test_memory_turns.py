@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -25,24 +26,6 @@ def memory(tmp_path, backbone):
         yield memory
 
 
-def together(count, call):
-    """Run `call(n)` on threads that start in order; returns what each gave, or the error it raised."""
-    given = [None] * count
-
-    def run(number):
-        try:
-            given[number] = call(number)
-        except Exception as error:
-            given[number] = error
-
-    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    return given
-
-
 def test_eight_threads_are_answered_one_after_another(memory, monkeypatch):
     monkeypatch.setattr(turns, "KEPT", 10.0)  # however slow the machine is
     alone = memory.ask("violin", **TALKING)
@@ -54,7 +37,8 @@ def test_eight_threads_are_answered_one_after_another(memory, monkeypatch):
         done.append((time.perf_counter(), answer.trace.seconds["queue"]))
         return answer.text
 
-    assert together(8, ask) == [alone.text] * 8
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(8))) == [alone.text] * 8
     assert sum(a != b for a, b in pairwise(ran)) == 7, "no forward comes between those of another"
     waits = [wait for _, wait in sorted(done)]
     assert waits == sorted(waits) and waits[0] < waits[-1]
@@ -70,14 +54,12 @@ def test_a_place_in_the_queue_is_that_of_the_arrival():
             order.append(name)
             turn.lend()
 
-        threads = [threading.Thread(target=later, args=a) for a in ((third, "third"), (second, "second"))]
-        for thread in threads:
-            thread.start()
-        time.sleep(0.1)
-        assert order == []
-        first.lend()
-        for thread in threads:
-            thread.join(10)
+        with ThreadPoolExecutor(2) as pool:
+            for waiting in ((third, "third"), (second, "second")):
+                pool.submit(later, *waiting)
+            time.sleep(0.1)
+            assert order == []
+            first.lend()
         assert order == ["second", "third"]
 
 

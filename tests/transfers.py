@@ -1,4 +1,4 @@
-"""A transfer to a device that is not there: what was sent is had only by waiting, and everything is written down."""
+"""Content to be sent, and a transfer to a device that is not there: what was sent is had only by waiting."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+
+class Store:
+    """Content of documents, each of as many chunks as its number, and what was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, list[int]]] = []
+
+    def content(self, ordinals: Sequence[int], layer: int) -> list[Tensor]:
+        self.asked.append((layer, list(ordinals)))
+        return [torch.full((o, 2, 1, 4), float(10 * layer + o)) for o in ordinals]
 
 
 class LateArrival:

@@ -3,7 +3,7 @@
 import pytest
 from bank_builder import NS, encoded, open_bank, picture, segment_folders, start_child
 
-from msa_plugin.errors import BankError, SnapshotError
+from msa_plugin.errors import SnapshotError
 
 SECOND_WRITER = """
 import sys
@@ -72,32 +72,6 @@ def test_opening_while_segments_are_being_replaced(bank, folder, monkeypatch):
         with open_bank(folder, read_only=True) as reader:
             assert ids(reader) == {"a", "b"}
     assert len(set(calls)) > 1
-
-
-def test_named_snapshots_survive_changes_and_compactions(bank, folder):
-    bank.commit([encoded("a"), encoded("b")], NS)
-    bank.snapshot("first")
-    first = picture(bank)
-    bank.delete(["a"], NS)
-    bank.commit([encoded("b", "newer"), encoded("c")], NS)
-    bank.snapshot("second")
-    second = picture(bank)
-    bank.delete(["b", "c"], NS)
-    bank.commit([encoded("d")], NS)
-    for _ in range(2):
-        with open_bank(folder, snapshot="first") as old, open_bank(folder, snapshot="second") as newer:
-            assert picture(old) == first and picture(newer) == second
-            assert old.read_only and set(old.lookup(["a", "b", "c", "d"], NS)) == {"a", "b"}
-            assert old.get(["b"], NS)["b"].text == "text of b" and old.select(NS, {"x": 1}).documents == 0
-            assert old.stats(NS).documents == 2
-            with pytest.raises(BankError, match="repeat the query"):
-                old.documents([bank.lookup(["d"], NS)["d"].ordinal])
-            bank.commit([encoded("e")], NS)
-            bank.delete(["e"], NS)
-            old.refresh()
-            assert picture(old) == first, "a snapshot does not move"
-        bank.compact()
-    assert bank.stats(NS).segments == 1 and ids(bank) == {"d"}
 
 
 def test_compaction_frees_what_no_moment_needs(bank, folder):

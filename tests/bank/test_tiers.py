@@ -12,7 +12,7 @@ from msa_plugin.bank.tiers import Budget, ContentTier, KeyTier
 from msa_plugin.config import RoutingConfig
 from msa_plugin.retrieval.key_search import KeySearch
 from msa_plugin.types import KeyBlock
-from transfers import LateTransfer
+from transfers import LateTransfer, Store
 
 CONFIG = RoutingConfig(layers=(0,), heads=4, kv_heads=2, head_dim=8, pooling=8)
 SEGMENTS, CHUNKS = 6, (3, 1, 0, 9)
@@ -189,22 +189,11 @@ def test_a_copy_that_fails_gives_its_room_back():
     assert tier.device.used == 0
 
 
-class _Store:
-    """Content of documents 0 to 9, each of as many chunks as its number, and what was asked for."""
-
-    def __init__(self):
-        self.asked = []
-
-    def content(self, ordinals, layer):
-        self.asked.append((layer, list(ordinals)))
-        return [torch.full((o, 2, 1, 4), float(10 * layer + o)) for o in ordinals]
-
-
 EACH = 2 * 4 * 4  # bytes a chunk
 
 
 def test_content_read_most_recently_is_held():
-    store = _Store()
+    store = Store()
     tier = ContentTier(store, DeviceTransfer(torch.device("cpu")), Budget(5 * EACH))
     for ordinals in ([2, 3], [2], [1], [2, 3]):
         rows = tier.content(ordinals, 1)
@@ -220,7 +209,7 @@ def test_content_read_most_recently_is_held():
 def test_content_gives_way_to_content_alone():
     host = Budget(4 * EACH)
     assert host.take(3 * EACH)  # routing keys
-    tier = ContentTier(_Store(), DeviceTransfer(torch.device("cpu")), host)
+    tier = ContentTier(Store(), DeviceTransfer(torch.device("cpu")), host)
     for ordinal in (1, 2, 1, 3):
         tier.content([ordinal], 0)
     assert (tier.held, host.used) == (EACH, 4 * EACH)
@@ -229,7 +218,7 @@ def test_content_gives_way_to_content_alone():
 
 
 def test_without_a_budget_content_is_handed_on():
-    store = _Store()
+    store = Store()
     tier = ContentTier(store, DeviceTransfer(torch.device("cpu")), Budget(0))
     tier.content([1, 2], 0)
     tier.content([1, 2], 0)

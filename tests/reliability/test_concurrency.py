@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,29 +72,23 @@ def write(bank, rounds, between=lambda: None):
 
 def test_threads_that_read_see_whole_operations(bank, folder):
     bank.commit([d for n in range(GROUPS) for d in group(n, 0)], NS)
-    done, seen, errors = threading.Event(), [], []
+    done = threading.Event()
 
     def read():
-        try:
-            seen.append(follow(folder, lambda: not done.is_set()))
-        except BaseException as error:
-            errors.append(error)
+        return follow(folder, lambda: not done.is_set())
 
     def read_the_writers_handle():
-        try:
-            while not done.is_set():
-                stamps(bank) if not bank.select(NS, {"stamp": {"$lt": 0}}).documents else None
-        except BaseException as error:
-            errors.append(error)
+        while not done.is_set():
+            stamps(bank) if not bank.select(NS, {"stamp": {"$lt": 0}}).documents else None
+        return 1
 
-    threads = [threading.Thread(target=f) for f in (read, read, read_the_writers_handle)]
-    for thread in threads:
-        thread.start()
-    write(bank, 20)
-    done.set()
-    for thread in threads:
-        thread.join()
-    assert not errors and len(seen) == 2 and bank.verify().ok
+    with ThreadPoolExecutor(3) as pool:
+        reading = [pool.submit(call) for call in (read, read, read_the_writers_handle)]
+        try:
+            write(bank, 20)
+        finally:
+            done.set()
+    assert all(moments.result() for moments in reading) and bank.verify().ok
 
 
 def test_processes_that_read_see_whole_operations(bank, folder):

@@ -9,7 +9,7 @@ from msa_plugin.bank.device_transfer import DeviceTransfer
 from msa_plugin.bank.tiers import Budget, ContentTier
 from msa_plugin.retrieval.gather import Gather
 from tiny import tiny_adapter, tiny_backbone
-from transfers import LateTransfer
+from transfers import LateTransfer, Store
 
 QUESTION = "Which text is on the glacier?"
 MODES = {
@@ -19,13 +19,8 @@ MODES = {
 }
 
 
-class _Store:
-    def content(self, ordinals, layer):
-        return [torch.full((o, 2, 1, 4), float(10 * layer + o)) for o in ordinals]
-
-
 def _gather(transfer, selected):
-    return Gather(ContentTier(_Store(), transfer, Budget(0)), (5, 2, 3), selected)
+    return Gather(ContentTier(Store(), transfer, Budget(0)), (5, 2, 3), selected)
 
 
 def _read(gather, layer, ordinals):
@@ -64,7 +59,7 @@ def test_what_was_not_sent_for_is_fetched_when_it_is_asked_for():
 
 
 def test_on_a_cpu_nothing_is_sent_or_copied():
-    store = ContentTier(_Store(), DeviceTransfer(torch.device("cpu")), Budget(0))
+    store = ContentTier(Store(), DeviceTransfer(torch.device("cpu")), Budget(0))
     gather = Gather(store, (2, 3), [1, 2])
     assert store.gathered == 0
     _read(gather, 2, [1, 2])

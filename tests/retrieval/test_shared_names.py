@@ -135,12 +135,3 @@ def test_rows_of_a_batch_are_each_their_own(tmp_path, backbone):
             alone = memory.retrieve(question, k=6)
             assert [h.id for h in alone] == [h.id for h in row]
             assert [h.score for h in alone] == pytest.approx([h.score for h in row], abs=1e-6)
-
-
-def test_a_memory_opened_anew_links_alike(tmp_path, backbone):
-    settings = {"lexical": 5.0, "mentions": 1.0}
-    with opened(tmp_path, backbone, **settings) as memory:
-        memory.add(DOCUMENTS)
-        before = scores(memory)
-    with opened(tmp_path, backbone, **settings, read_only=True) as memory:
-        assert scores(memory) == before

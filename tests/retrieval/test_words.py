@@ -68,19 +68,5 @@ def test_it_follows_the_bank(tmp_path, backbone):
         assert even and all(h.metadata["even"] for h in even)
 
 
-def test_other_tenants_change_nothing(tmp_path, backbone):
-    def asked(path, *others):
-        with opened(path, backbone, lexical=1.0) as memory:
-            memory.add(topics(5))
-        for n, other in enumerate(others):
-            with opened(path, backbone, lexical=1.0, namespace=f"tenant-{n}") as memory:
-                memory.add(other)
-        with opened(path, backbone, lexical=1.0) as memory:
-            return [(h.id, h.score) for h in memory.retrieve(QUESTION, k=8)]
-
-    crowd = [{"id": f"x{i}", "text": "beekeeping and the violin"} for i in range(20)]
-    assert asked(tmp_path / "alone") == asked(tmp_path / "shared", crowd, topics(8))
-
-
 def test_candidates_by_words_are_a_few_times_as_many_and_at_least_a_hundred():
     assert depth(1) == 100 and depth(50) == 200
