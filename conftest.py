@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,28 @@ def memory(tmp_path: Path, backbone: Backbone) -> Iterator[LatentMemory]:
     adapter = tiny_adapter(backbone, beside=True)
     with LatentMemory.open(tmp_path / "bank", model=backbone, adapter=adapter) as opened:
         yield opened
+
+
+@pytest.fixture
+def full(memory: LatentMemory) -> LatentMemory:
+    """The same with eight documents, a topic each."""
+    from facade import topics
+
+    memory.add(topics())
+    return memory
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | datetime], None]:
+    """The present, which a test may set: noon of the first of June 2026."""
+    from msa_plugin import dates
+
+    def set_to(moment: str | datetime) -> None:
+        text = dates.instant(moment, "now", ValueError)
+        monkeypatch.setattr(dates, "clock", lambda: text)
+
+    set_to("2026-06-01T12:00")
+    return set_to
 
 
 @pytest.fixture(scope="session")

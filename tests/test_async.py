@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from facade import about, count_runs, topics
+from facade import about, count_runs
 from msa_plugin.errors import EmptyMemoryError, InvalidDocumentError, InvalidQueryError, UnknownDocumentError
 from msa_plugin.memory import LatentMemory
 
@@ -16,12 +16,6 @@ TWINS = sorted(name for name in dir(LatentMemory) if name.startswith("a") and ha
 def run(coroutine):
     """Run to the end, or fail: nothing here may hang."""
     return asyncio.run(asyncio.wait_for(coroutine, 120))
-
-
-@pytest.fixture
-def full(memory):
-    memory.add(topics())
-    return memory
 
 
 @pytest.mark.parametrize("twin", TWINS)

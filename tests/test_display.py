@@ -69,9 +69,8 @@ def squeezed(text):
     return " ".join(text.split())
 
 
-def test_hits_show_passages_words_chunks_and_signals(memory):
-    memory.add(topics())
-    hits = memory.retrieve("a violin, and a glacier", 3)
+def test_hits_show_passages_words_chunks_and_signals(full):
+    hits = full.retrieve("a violin, and a glacier", 3)
     page = Reader(hits._repr_html_())
     assert page.marked["b"][0] == "a violin, and a glacier"
     shown = [hit.passages[0].text for hit in hits]
@@ -87,7 +86,7 @@ def test_hits_show_passages_words_chunks_and_signals(memory):
         assert all(f"{name} {value:.3f}" in page.seen for name, value in hit.signals.items())
     assert hits[0].signals["words"] > 0 and set(hits.seconds) == {"encode", "route", "passages"}
     assert "3 documents in " in page.seen and len(hits._repr_html_()) < 8_000
-    assert "Nothing found" in memory.retrieve("violin", 3, filter={"number": 99})._repr_html_()
+    assert "Nothing found" in full.retrieve("violin", 3, filter={"number": 99})._repr_html_()
 
 
 def test_the_chunk_is_the_one_that_scored(memory):

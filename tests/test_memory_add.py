@@ -53,26 +53,24 @@ def test_ids_are_made_from_the_content(memory):
     assert memory.add("a text").unchanged == (first,)
 
 
-def test_known_content_is_free(memory, monkeypatch):
-    memory.add(topics())
-    version = memory.engine.bank.version
+def test_known_content_is_free(full, monkeypatch):
+    version = full.engine.bank.version
     runs = count_runs(monkeypatch)
-    report = memory.add(topics())
+    report = full.add(topics())
     assert runs == []
     assert set(report.unchanged) == {d["id"] for d in topics()} == set(report.ids)
     assert (report.added, report.updated, report.tokens) == ((), (), 0)
-    assert memory.engine.bank.version == version  # nothing was written either
+    assert full.engine.bank.version == version  # nothing was written either
 
 
-def test_new_content_is_an_update(memory, monkeypatch):
-    memory.add(topics())
+def test_new_content_is_an_update(full, monkeypatch):
     runs = count_runs(monkeypatch)
-    report = memory.add([*topics(7), {"id": "meteor", "text": about("saffron")}])
+    report = full.add([*topics(7), {"id": "meteor", "text": about("saffron")}])
     assert report.updated == ("meteor",) and len(report.unchanged) == 7 and report.added == ()
     assert len(runs) == 1
-    assert memory.get("meteor")[0].text == about("saffron")
-    assert memory.stats().documents == 8
-    assert "meteor" in [hit.id for hit in memory.retrieve(about("saffron"), 2)]
+    assert full.get("meteor")[0].text == about("saffron")
+    assert full.stats().documents == 8
+    assert "meteor" in [hit.id for hit in full.retrieve(about("saffron"), 2)]
 
 
 def test_new_title_is_new_content(memory):
@@ -80,16 +78,15 @@ def test_new_title_is_new_content(memory):
     assert memory.add({"id": "a", "text": "same", "title": "T"}).updated == ("a",)
 
 
-def test_new_metadata_do_not_run_the_backbone(memory, monkeypatch):
-    memory.add(topics())
-    before = memory.retrieve(about("violin"), 3)
+def test_new_metadata_do_not_run_the_backbone(full, monkeypatch):
+    before = full.retrieve(about("violin"), 3)
     runs = count_runs(monkeypatch)
-    report = memory.add([{**d, "metadata": {"year": n}} for n, d in enumerate(topics())])
+    report = full.add([{**d, "metadata": {"year": n}} for n, d in enumerate(topics())])
     assert runs == [] and report.tokens == 0
     assert set(report.updated) == {d["id"] for d in topics()}
-    after = memory.retrieve(about("violin"), 3)
+    after = full.retrieve(about("violin"), 3)
     assert [(h.id, h.score, h.text) for h in after] == [(h.id, h.score, h.text) for h in before]
-    assert [h.id for h in memory.retrieve("x", filter={"year": 3})] == ["violin"]
+    assert [h.id for h in full.retrieve("x", filter={"year": 3})] == ["violin"]
 
 
 def test_new_metadata_keep_the_content_that_is_read(tmp_path, backbone, adapter):

@@ -78,13 +78,6 @@ BAD_FILTERS = {
 }
 
 
-@pytest.fixture
-def full(memory):
-    """A memory with eight documents."""
-    memory.add(topics())
-    return memory
-
-
 @pytest.mark.parametrize("bad", BAD_DOCUMENTS.values(), ids=BAD_DOCUMENTS)
 def test_a_document_that_cannot_be_stored_is_refused(memory, bad):
     with pytest.raises(InvalidDocumentError) as caught:

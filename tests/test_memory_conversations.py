@@ -5,7 +5,6 @@ from datetime import date, datetime
 import pytest
 
 from facade import about
-from msa_plugin import dates
 from msa_plugin.errors import InvalidDocumentError, InvalidQueryError, UnknownDocumentError
 
 SAID = [
@@ -54,10 +53,9 @@ def test_a_session_goes_on_where_it_ended(memory):
     assert texts(memory, filter={"session": "tuesday"}) == ["[9 May 2023] Ann: Where is your violin?"]
 
 
-def test_now_is_when_nothing_else_is_said(memory, monkeypatch):
-    monkeypatch.setattr(dates, "clock", lambda: "2026-06-01T12:00:00+00:00")
+def test_now_is_when_nothing_else_is_said(memory, clock):
     memory.add_turns(SAID[:1], session="s")
-    monkeypatch.setattr(dates, "clock", lambda: "2026-05-01T12:00:00+00:00")  # the clock goes back
+    clock("2026-05-01")  # it goes back
     memory.add_turns(SAID[:1], session="s")
     assert {hit.metadata["at"][:7] for hit in memory.retrieve("violin", 5)} == {"2026-06", "2026-05"}
 

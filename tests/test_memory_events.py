@@ -37,25 +37,23 @@ def test_routing_and_reading_in_one_forward(tmp_path, backbone):
     assert _kinds(events) == [*ROUND, RetrievalEnded, DocumentsFetched, Answered]
 
 
-def test_chosen_documents_and_chat(memory):
-    memory.add(topics())
-    events = list(memory.stream("?", documents=["violin"], max_new_tokens=2).events())
+def test_chosen_documents_and_chat(full):
+    events = list(full.stream("?", documents=["violin"], max_new_tokens=2).events())
     assert _kinds(events) == [RetrievalEnded, DocumentsFetched, Answered]
-    chat = memory.stream_chat([{"role": "user", "content": "hello"}], max_new_tokens=2)
+    chat = full.stream_chat([{"role": "user", "content": "hello"}], max_new_tokens=2)
     assert _kinds(list(chat.events())) == [Answered]
 
 
-def test_closing_between_rounds_leaves_the_memory_as_it_was(memory):
-    memory.add(topics())
-    before = memory.ask("the violin", max_new_tokens=3).text
+def test_closing_between_rounds_leaves_the_memory_as_it_was(full):
+    before = full.ask("the violin", max_new_tokens=3).text
     for count in range(6):
-        stream = memory.stream("the violin", max_new_tokens=3)
+        stream = full.stream("the violin", max_new_tokens=3)
         events = stream.events()
         for _ in range(count):
             next(events)
         stream.close()
         assert next(events, None) is None and stream.answer is None
-    assert memory.ask("the violin", max_new_tokens=3).text == before
+    assert full.ask("the violin", max_new_tokens=3).text == before
 
 
 async def test_events_of_an_async_stream(memory):
@@ -70,10 +68,9 @@ async def test_events_of_an_async_stream(memory):
     assert stopped.answer is None
 
 
-def test_pieces_after_some_events(memory):
+def test_pieces_after_some_events(full):
     """A reader may take what happens before the answer as events and the answer as plain pieces."""
-    memory.add(topics())
-    stream = memory.stream("the violin", max_new_tokens=3)
+    stream = full.stream("the violin", max_new_tokens=3)
     for event in stream.events():
         if isinstance(event, DocumentsFetched):
             break

@@ -81,21 +81,20 @@ def test_where_layers_rank_for_themselves(tmp_path, backbone):
             assert "keys" in found._repr_html_()
 
 
-def test_only_what_the_question_may_see(memory):
-    memory.add(topics())
-    memory.within("users", "ann").add([{"id": "note", "text": about("violin")}])
+def test_only_what_the_question_may_see(full):
+    full.within("users", "ann").add([{"id": "note", "text": about("violin")}])
     with pytest.raises(UnknownDocumentError, match="note"):
-        memory.explain("violin", "note")
+        full.explain("violin", "note")
     with pytest.raises(UnknownDocumentError, match="glacier"):
-        memory.explain("violin", "glacier", filter={"even": False})
+        full.explain("violin", "glacier", filter={"even": False})
     with pytest.raises(InvalidQueryError, match="by its id or a hit"):
-        memory.explain("violin", 3)
+        full.explain("violin", 3)
     for question in ("", "  ", ["violin"], None):
         with pytest.raises(InvalidQueryError):
-            memory.explain(question, "violin")
-    below = memory.within(below=True)
+            full.explain(question, "violin")
+    below = full.within(below=True)
     [hit] = [hit for hit in below.retrieve("violin", 9) if hit.id == "note"]
     assert below.explain("violin", hit).namespace == hit.namespace
-    memory.delete("glacier")
+    full.delete("glacier")
     with pytest.raises(UnknownDocumentError):
-        memory.explain("violin", "glacier")
+        full.explain("violin", "glacier")

@@ -10,13 +10,6 @@ from tiny import tiny_adapter, with_reader
 
 
 @pytest.fixture
-def full(memory):
-    """A memory of eight topics."""
-    memory.add(topics())
-    return memory
-
-
-@pytest.fixture
 def talk(full):
     """What the model says at length, greedily."""
     return full.ask("the violin", max_new_tokens=24).text

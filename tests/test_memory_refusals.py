@@ -50,18 +50,16 @@ def stored(tmp_path, backbone, adapter):
 
 
 @pytest.mark.parametrize("call", [*CHANGES.values(), *READS.values()], ids=[*CHANGES, *READS])
-def test_a_closed_memory_says_so(memory, call):
-    memory.add(topics())
-    memory.close()
-    memory.close()
+def test_a_closed_memory_says_so(full, call):
+    full.close()
+    full.close()
     with pytest.raises(ConfigError, match="closed"):
-        call(memory)
+        call(full)
 
 
-def test_a_stream_over_a_memory_closed_meanwhile_says_so(memory):
-    memory.add(topics())
-    stream = memory.stream("violin")
-    memory.close()
+def test_a_stream_over_a_memory_closed_meanwhile_says_so(full):
+    stream = full.stream("violin")
+    full.close()
     with pytest.raises(MSAError, match="closed"):
         list(stream)
 

@@ -15,14 +15,6 @@ from msa_plugin.errors import EmptyMemoryError, InvalidDocumentError, InvalidQue
 PAST, FUTURE = "2020-01-01", "2999-01-01"
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """The present, which a test may set."""
-    now = {"is": "2026-06-01T12:00:00+00:00"}
-    monkeypatch.setattr(dates, "clock", lambda: now["is"])
-    return lambda text: now.update({"is": dates.instant(text, "now", ValueError)})
-
-
 def found(memory, **options):
     return {hit.id for hit in memory.retrieve("violin", 10, **options)}
 

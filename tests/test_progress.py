@@ -71,8 +71,7 @@ def test_a_callback_replaces_the_bar(memory, terminal, monkeypatch):
     assert len(seen) == 8 and terminal() == ""
 
 
-def test_elsewhere_nothing_is_printed(memory, capfd):
-    memory.add(topics())
-    memory.ask("violin", max_new_tokens=2)
-    memory.compact()
+def test_elsewhere_nothing_is_printed(full, capfd):
+    full.ask("violin", max_new_tokens=2)
+    full.compact()
     assert capfd.readouterr() == ("", "")

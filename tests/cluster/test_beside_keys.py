@@ -5,7 +5,6 @@ from local import LocalActors
 from test_equality import QUESTIONS, filled, seen
 
 from facade import about, topics
-from msa_plugin import dates
 from msa_plugin.config import ClusterConfig
 from msa_plugin.errors import ClusterError, ConfigError
 
@@ -179,18 +178,16 @@ def test_bad_prefilters_are_refused(open_cluster, tmp_path):
 # -- recency ---------------------------------------------------------------------------------------------------------
 
 
-def test_newer_documents_rank_higher_in_a_cluster_as_in_one_process(open_cluster, open_plain, monkeypatch):
-    clock = ["2026-01-01T00:00:00+00:00"]
-    monkeypatch.setattr(dates, "clock", lambda: clock[0])
+def test_newer_documents_rank_higher_in_a_cluster_as_in_one_process(open_cluster, open_plain, clock):
     memories = [open_plain(lexical=1.0), open_cluster(lexical=1.0)]
     for at, first in (("2026-01-01", 0), ("2026-04-01", 3)):
-        clock[0] = f"{at}T00:00:00+00:00"
+        clock(at)
         for memory in memories:
             memory.add([{"id": f"n{i}", "text": about("violin") + f" {i}"} for i in range(first, first + 3)])
             memory.add(
                 [{"id": f"from {first}", "text": about("violin") + " from", "valid_from": f"2026-0{first + 1}-15"}]
             )
-    clock[0] = "2026-06-01T00:00:00+00:00"
+    clock("2026-06-01")
     plain, cluster = (seen(memory.retrieve("violin", 8, recency=20)) for memory in memories)
     assert cluster == plain != seen(memories[1].retrieve("violin", 8))
     assert {name for name, *_ in plain[:4]} == {"n3", "n4", "n5", "from 3"}

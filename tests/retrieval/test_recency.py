@@ -6,7 +6,6 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from facade import PER_LAYER, about, opened
-from msa_plugin import dates
 from msa_plugin.bank.repair import repair_bank
 from msa_plugin.bank.schema import CATALOG_FILE, connect
 from msa_plugin.config import RelevanceConfig, RelevanceWeights
@@ -16,18 +15,6 @@ from tiny import tiny_adapter
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
 AGES = {"today": 0, "week": 7, "month": 28, "year": 365}
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """The present, which a test may set."""
-    now = [NOW]
-    monkeypatch.setattr(dates, "clock", lambda: now[0].isoformat())
-
-    def set_to(moment):
-        now[0] = moment
-
-    return set_to
 
 
 def days_ago(days):
