@@ -9,6 +9,8 @@ from typing import Any
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
+from msa_plugin.bank.handle import Selected
+from msa_plugin.config import BesideConfig
 from msa_plugin.memory import LatentMemory
 from tiny import tiny_adapter
 
@@ -78,3 +80,14 @@ def saying(monkeypatch: Any, backbone: Backbone, text: str) -> None:
     monkeypatch.setattr(
         "msa_plugin.answering.decoding.TokenSampler.pick", lambda _, logits: [next(tokens)] * len(logits)
     )
+
+
+def use_beside(memory: LatentMemory, weights: BesideConfig) -> None:
+    """From now on this handle ranks with other weights of words and names."""
+    memory._engine = memory.engine.variant(weights)
+
+
+def use_prefilter(memory: LatentMemory, spec: str | None, folder: Path, selection: Selected) -> None:
+    """From now on this handle ranks among the candidates of an index over `selection`, kept in `folder`; None: all."""
+    index = None if spec is None else memory.engine.search.prefilter(spec, folder, selection)
+    memory._engine = memory.engine.variant(prefilter=index)

@@ -106,7 +106,7 @@ def test_layers_that_select_for_themselves_route_inside_the_one_forward(tmp_path
         memory.ask("the violin", max_new_tokens=1)  # the template head is encoded once
         engine = memory.engine
         selection = engine.bank.select("default", None)
-        run = engine._routed_pass(["the violin"], 2, selection, answering=True)
+        run = engine.retriever.routed(["the violin"], 2, selection, answering=True)
         chosen = {layer: set(routed.ordinals[0].tolist()) for layer, routed in run.source.routed.items()}
         assert set(chosen) == set(adapter.config.routing.layers)
         assert all(len(ordinals) == 2 for ordinals in chosen.values())

@@ -2,7 +2,8 @@
 
 import pytest
 
-from facade import KINDS, TOPICS, about, manual, opened, topics
+from facade import KINDS, TOPICS, about, manual, opened, topics, use_beside
+from msa_plugin.config import BesideConfig
 from msa_plugin.errors import InvalidQueryError
 from msa_plugin.retrieval.cutting import LARGEST
 from tiny import tiny_adapter
@@ -152,7 +153,8 @@ def test_a_document_is_fetched_once_for_a_question_and_tokenised_once_at_all(mem
     documents, places = type(bank).documents, backbone.tokenize_places
     monkeypatch.setattr(type(bank), "documents", lambda self, o: fetched.extend(o) or documents(self, o))
     monkeypatch.setattr(backbone, "tokenize_places", lambda texts: placed.extend(texts) or places(texts))
-    memory.engine.titles = memory.engine.mentions = None  # these read documents of their own
+    if memory.engine.retriever.signals.titles is not None:
+        use_beside(memory, BesideConfig(lexical=0.7))  # names read documents of their own
     memory.ask("violin", max_new_tokens=1)
     assert fetched and len(fetched) == len(set(fetched))
     assert placed == []

@@ -104,7 +104,7 @@ def search(told, one, many, alone):
     shards._launcher = watched = Watched(shards._launcher)
     spent = Spent()
     for question in questions(told):
-        asked = one.engine._vectors([question])
+        asked = one.engine.retriever.vectors([question])
         expected = spent("one process", lambda a=asked: searched(one, a, told.k))
         began = time.perf_counter()
         found = spent(f"{told.shards} actors", lambda a=asked: searched(many, a, told.k))
@@ -159,7 +159,7 @@ class Spent:
 
 def by_process(told, many):
     """Processor time of one search and of one empty call."""
-    asked = many.engine._vectors([text(3)])
+    asked = many.engine.retriever.vectors([text(3)])
     for name, call in (("search", lambda: searched(many, asked, told.k)), ("empty call", lambda: nothing(many))):
         before = processor_times()
         for _ in range(told.questions):
@@ -186,7 +186,7 @@ def travels(memory, k):
     """Bytes of one question's calls, as Ray serialises them."""
     serialize = ray._private.worker.global_worker.get_serialization_context().serialize
     bank = memory.engine.bank
-    sent = [bank.select("default").asked.light(), flat(memory.engine._vectors([text(3)])), k]
+    sent = [bank.select("default").asked.light(), flat(memory.engine.retriever.vectors([text(3)])), k]
     answers = bank.shards.each("ranked", dict.fromkeys(range(bank.shards.count), tuple(sent)))
     numbers = [row[1] for row in answers[0][0]]
     read = bank.shards.each("documents", {0: (numbers,)})[0]

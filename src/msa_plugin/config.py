@@ -211,6 +211,11 @@ class Abilities(Settings):
     answer: bool = False
     read_kv: bool = False
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that the adapter has."""
+        return tuple(name for name, has in self.model_dump().items() if has)
+
 
 class LoraConfig(Settings):
     """Which decoder layers an adapter's LoRA updates, and its rank (the largest, where modules differ).

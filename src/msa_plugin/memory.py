@@ -368,7 +368,7 @@ class LatentMemory(Namespaces, Conversations, Chat, Upkeep, AsyncTwins):
     @property
     def score_bounds(self) -> tuple[float, float]:
         """The lowest and the highest routing score that this memory's adapter can give; infinite if unbounded."""
-        low, high = self._engine.score_bounds
+        low, high = self._engine.retriever.score_bounds
         return low, high if self.config.recency is None else high * (1.0 + SHARE)
 
     def close(self) -> None:

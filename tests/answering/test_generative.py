@@ -203,7 +203,7 @@ def test_every_window_of_a_long_document_carries_its_number(memory):
 def test_insertions_are_causal(memory):
     """The answer's first words fed behind the cache, as one block, give what one prefill of all of it gives."""
     engine, question = memory.engine, "violins?"
-    loop, selection = engine.generative, memory._bank.select("default", None)
+    loop, selection = engine.answerer, memory._bank.select("default", None)
     transcript = Transcript(loop.codec, question)
     short = loop.layers.run([transcript.row()], loop.codec.head, 3, selection, answering=True)
     block = torch.tensor([loop.codec.answer_start(question)])

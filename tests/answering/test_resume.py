@@ -24,7 +24,7 @@ class Rows:
     """Rows that grow round by round, the pass that decodes them, and what their last prefill left."""
 
     def __init__(self, memory):
-        self.layers = memory.engine.layers
+        self.layers = memory.engine.retriever.layers
         self.head = memory.engine.reader.head_with(self.layers.lora)
         self.selection = memory._bank.select("default", None)
         self.earlier = {}
@@ -104,7 +104,7 @@ def test_equal_to_a_full_prefill_in_every_family(tmp_path, family):
 @pytest.mark.parametrize(("layers", "depth"), [((0, 2), 0), ((1,), 1), ((3,), 3)])
 def test_wherever_the_first_router_layer_is(tmp_path, backbone, layers, depth):
     with memory_on(tmp_path, backbone, layers) as memory:
-        assert memory.engine.layers.depth == depth
+        assert memory.engine.retriever.layers.depth == depth
         rounds(memory)
         if not depth:
             assert not Rows(memory).both({"a": words(5, 0)})[0].hidden  # nothing to keep
@@ -183,7 +183,7 @@ def test_questions_are_answered_as_without_it(tmp_path, monkeypatch):
     settings = {"dtype": "float32", "keys_dtype": "float32", "device": "cpu"}
     with LatentMemory.open(tmp_path / "bank", model=str(folder), **settings) as memory:
         memory.add(topics())
-        loop = memory.engine.generative
+        loop = memory.engine.answerer
         assert loop is not None and loop.codec.head  # computed once, not counted
         with layer_tokens(memory.engine.backbone) as resumed:
             ours = memory.ask(questions, **options)

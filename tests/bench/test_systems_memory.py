@@ -90,13 +90,13 @@ def test_a_prefilter_and_weights_are_their_systems_alone(toy):
     before = vars(engine).copy()
     narrow = made("msa+lexical+titles+mentions+coarse:16@candidates=2", toy)
     own = narrow.memory.engine
-    assert None not in (own.prefilter, own.lexical, own.titles, own.mentions)
+    assert None not in (own.retriever.prefilter, *own.retriever.signals)
     assert own.bank is engine.bank and own.reader is engine.reader
     [found] = narrow.find(QUESTIONS[:1], 3)
     assert len(found.ranking) >= 2 and narrow.answer(QUESTIONS[:1])[0].read
     exact = made("msa", toy)
     assert ids(exact.find(QUESTIONS[:1], 3)[0]) == [h.id for h in toy.memory.retrieve(QUESTIONS[0], 3)]
-    assert exact.memory.engine.prefilter is None and vars(engine) == before
+    assert exact.memory.engine.retriever.prefilter is None and vars(engine) == before
 
 
 def test_a_question_that_cannot_be_asked(toy):

@@ -28,7 +28,7 @@ def test_every_size_is_opened_asked_and_changed_and_files_are_added(tmp_path, ba
     with LatentMemory.open(tmp_path / "passages-60", model=backbone, adapter=adapter, reading="text") as memory:
         stats = memory.stats()
         assert (stats.documents, stats.deleted) == (57, 6)  # three were replaced, then deleted
-        assert memory.engine.lexical is not None and memory.engine.titles is not None
+        assert {"words", "names"} <= memory.engine.retriever.signals.weights.keys()
     assert not (tmp_path / "files").exists()
 
 

@@ -4,7 +4,7 @@ import pytest
 from local import LocalActors
 from test_equality import QUESTIONS, filled, seen
 
-from facade import about, topics
+from facade import about, topics, use_prefilter
 from msa_plugin.config import ClusterConfig
 from msa_plugin.errors import ClusterError, ConfigError
 
@@ -12,7 +12,7 @@ WORDED = ["a violin, named topic", "glacier ice", "what keeps bees?", "words tha
 
 
 def prefiltered(memory, spec, folder):
-    memory.engine.use_prefilter(spec, folder, memory.engine.bank.select("default"))
+    use_prefilter(memory, spec, folder, memory.engine.bank.select("default"))
     return memory
 
 
@@ -107,7 +107,8 @@ def test_an_exhaustive_index_in_every_shard_finds_what_exact_search_finds(open_c
     exact = [nearly(row) for row in memory.retrieve(QUESTIONS, 5)]
     prefiltered(memory, "coarse:all@candidates=1000", tmp_path / "indexes")
     assert [nearly(row) for row in memory.retrieve(QUESTIONS, 5)] == exact
-    assert memory.engine.prefilter.documents == len(list(memory.ids())) and memory.engine.prefilter.bytes > 0
+    index = memory.engine.retriever.prefilter
+    assert index.documents == len(list(memory.ids())) and index.bytes > 0
     saved = {path.parent.name for path in (tmp_path / "indexes").rglob("prefilter-*")}
     assert saved == {"shard-0000", "shard-0001"}
 
@@ -126,7 +127,7 @@ def test_changes_after_an_index_was_built(open_cluster, tmp_path):
     memory.delete(["violin-0"])
     ways = ({}, {"filter": {"copy": {"$exists": False}}}, {"filter": {"copy": 1}})
     behind = [nearly(memory.retrieve(QUESTIONS[0], 9, **way)) for way in ways]
-    memory.engine.use_prefilter(None, tmp_path, memory.engine.bank.select("default"))
+    use_prefilter(memory, None, tmp_path, memory.engine.bank.select("default"))
     assert behind == [nearly(memory.retrieve(QUESTIONS[0], 9, **way)) for way in ways]
     assert "new-0" in [hit[0] for hit in behind[0]] and len(behind[1]) == 4
 
@@ -172,7 +173,7 @@ def test_bad_prefilters_are_refused(open_cluster, tmp_path):
     for spec in ("coarse:none", "nothing", "faiss:Nonsense17"):
         with pytest.raises(ConfigError):
             prefiltered(memory, spec, tmp_path)
-    assert memory.engine.prefilter is None
+    assert memory.engine.retriever.prefilter is None
 
 
 # -- recency ---------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from facade import about, topics
+from facade import about, topics, use_beside, use_prefilter
 from msa_plugin.cluster.manifest import home
 from msa_plugin.config import BesideConfig
 from msa_plugin.memory import LatentMemory
@@ -87,8 +87,8 @@ def test_two_processes_answer_as_one(cluster, plain):
 
 def test_words_and_indexes_beside_keys(cluster, plain, tmp_path):
     for memory, folder in ((cluster, tmp_path / "cluster"), (plain, tmp_path / "plain")):
-        memory.engine.use_beside(BesideConfig(lexical=1.0))
-        memory.engine.use_prefilter("coarse:all@candidates=1000", folder, memory.engine.bank.select("default"))
+        use_beside(memory, BesideConfig(lexical=1.0))
+        use_prefilter(memory, "coarse:all@candidates=1000", folder, memory.engine.bank.select("default"))
     try:
         for question in (about("violin"), "a text on nothing but a glacier"):
             same(cluster.retrieve(question, 16), plain.retrieve(question, 16))
@@ -98,8 +98,8 @@ def test_words_and_indexes_beside_keys(cluster, plain, tmp_path):
         same(cluster.retrieve(about(TOPIC), 16), plain.retrieve(about(TOPIC), 16))
     finally:
         for memory in (cluster, plain):
-            memory.engine.use_beside(BesideConfig())
-            memory.engine.use_prefilter(None, tmp_path, memory.engine.bank.select("default"))
+            use_beside(memory, BesideConfig())
+            use_prefilter(memory, None, tmp_path, memory.engine.bank.select("default"))
 
 
 def test_a_filter_that_cannot_travel_is_refused(cluster):

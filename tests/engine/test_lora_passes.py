@@ -82,7 +82,7 @@ def test_routing_queries_are_those_of_merged_weights(backbone, taken_up):
 def _prefill(memory):
     """Logits behind a prompt with documents that are the same whatever was routed to."""
     engine = memory.engine
-    asked = engine._given([QUESTION], [[2, 4]], engine.bank.select("default"))
+    asked = engine.text.given([QUESTION], [[2, 4]], engine.bank.select("default"))
     return engine.reader.prefill([QUESTION], [a.excerpts for a in asked]).logits
 
 
@@ -111,7 +111,7 @@ def test_where_one_forward_routes_and_reads_it_is_on_to_the_end(tmp_path, backbo
         found = []
         for memory in (ours, theirs):
             engine = memory.engine
-            _, prefill = engine._read_while_routing([QUESTION], engine.bank.select("default"))
+            _, prefill = engine.answerer.read_while_routing([QUESTION], engine.bank.select("default"))
             after = engine.backbone.run(
                 prefill.state, torch.tensor([[9]]), torch.ones(1, 1, dtype=torch.bool), prefill.positions[:, None]
             )

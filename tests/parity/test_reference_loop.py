@@ -33,7 +33,7 @@ def memory(tmp_path_factory):
 @pytest.fixture(scope="module")
 def loop(memory):
     engine = memory.engine
-    return ReferenceLoop(engine.layers, engine.bank, engine.top_k)
+    return ReferenceLoop(engine.retriever.layers, engine.bank, engine.top_k)
 
 
 def answers(memory, loop, *questions):

@@ -76,7 +76,7 @@ ATTACKS = {
     "refresh": [then(lambda m: m.refresh())],
     "close": [lambda m: (m.close(), m.get(GUESSED))],
     "open": [],  # test_tenants_names.py: which namespaces are which
-    "engine": [lambda m: m.engine.bank.get(GUESSED, m.namespace), lambda m: m.engine.score_bounds],
+    "engine": [lambda m: m.engine.bank.get(GUESSED, m.namespace), lambda m: m.engine.retriever.score_bounds],
     "config": [lambda m: m.config.model_dump()],
     "routing_keys": [lambda m, i=i: m.routing_keys(i) for i in (GUESSED, "acme-plan", "nobody")],
     "score_bounds": [lambda m: m.score_bounds],

@@ -3,7 +3,7 @@
 import pytest
 from test_tenants_scores import others
 
-from facade import TOPICS, about, opened
+from facade import TOPICS, about, opened, use_prefilter
 
 pytest.importorskip("faiss", reason='this needs FAISS: pip install "msa-plugin[faiss]"')
 MINE = [{"id": f"{t}-{n}", "text": f"{about(t)} {n} {'x' * n}"} for t in TOPICS for n in range(8)]
@@ -17,7 +17,7 @@ def found(memory):
 
 def prepared(memory, folder, factory):
     memory.refresh()
-    memory.engine.use_prefilter(factory, folder, memory.engine.bank.select(memory.namespace))
+    use_prefilter(memory, factory, folder, memory.engine.bank.select(memory.namespace))
     return found(memory)
 
 
@@ -49,5 +49,5 @@ def test_an_index_of_one_tenant_leads_another_nowhere(tmp_path, backbone):
         a.compact()
         b.refresh()
         exact = found(b)
-        b.engine.use_prefilter("faiss:Flat", tmp_path / "indices", a.engine.bank.select("a"))
+        use_prefilter(b, "faiss:Flat", tmp_path / "indices", a.engine.bank.select("a"))
         assert found(b) == exact

@@ -25,8 +25,7 @@ def adapter(backbone):
 
 
 def weights(memory):
-    engine = memory.engine
-    return tuple(one.weight if one else 0.0 for one in (engine.lexical, engine.titles, engine.mentions))
+    return tuple(one.weight if one else 0.0 for one in memory.engine.retriever.signals)
 
 
 @pytest.mark.parametrize(

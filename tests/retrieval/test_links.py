@@ -3,6 +3,7 @@
 import pytest
 
 from facade import opened
+from msa_plugin.retrieval.links import lift
 from msa_plugin.retrieval.ranking import Ranked
 
 DOCUMENTS = [
@@ -46,7 +47,7 @@ def test_the_score_is_as_documented(tmp_path, backbone, lexical):
         assert found["veld"] > base["veld"]
         hits = named.retrieve(QUESTION, k=5)
         assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
-        low, high = named.engine.score_bounds
+        low, high = named.engine.retriever.score_bounds
         assert all(low <= s <= high for s in found.values())
 
 
@@ -77,7 +78,10 @@ def test_nothing_to_find_is_found_in_an_empty_memory(tmp_path, backbone):
         assert [h.id for h in memory.retrieve(QUESTION, k=3)] == ["mill"]
         assert memory.retrieve(QUESTION, k=3, filter={"year": 1}) == []
         selection = memory.engine.bank.select("default")
-        assert memory.engine.titles.add([QUESTION], [[]], selection, lambda row, ordinals: [], 3) == [[]]
+        nothing = {}
+        for step in memory.engine.retriever.signals.steps:
+            lift(nothing, step([QUESTION], [nothing], selection)[0])
+        assert nothing == {}
 
 
 def test_a_book_names_whom_it_names_around_its_best_chunk(tmp_path, backbone):
@@ -85,7 +89,10 @@ def test_a_book_names_whom_it_names_around_its_best_chunk(tmp_path, backbone):
     with opened(tmp_path, backbone, titles=5.0, window=512) as memory:
         memory.add([*DOCUMENTS, {"id": "book", "title": "Book", "text": f"Kestrel Mill. {filler} Port Arno."}])
         selection = memory.engine.bank.select("default")
-        titles, book = memory.engine.titles, memory.engine.bank.lookup(["book"], "default")["book"].ordinal
+        titles, book = (
+            memory.engine.retriever.signals.titles,
+            memory.engine.bank.lookup(["book"], "default")["book"].ordinal,
+        )
         named = {}
         for chunk in (0, 31_000 // 32):  # of eight tokens, four characters each
             names = titles._names([Ranked(book, 1.0, {}, chunk)], selection)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from facade import use_prefilter
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.quantize import stored_keys
 from msa_plugin.config import RoutingConfig
@@ -178,11 +179,11 @@ def test_the_engine_routes_through_it(memory, tmp_path):
     memory.add(topics())
     wanted = memory.retrieve("a text on violin", k=3)
     selection = memory.engine.bank.select("default")
-    memory.engine.use_prefilter("faiss:Flat@candidates=3", tmp_path / "cache", selection)
+    use_prefilter(memory, "faiss:Flat@candidates=3", tmp_path / "cache", selection)
     assert memory.retrieve("a text on violin", k=3) == wanted
     assert [s.id for s in memory.ask("a text on violin", max_new_tokens=1).sources]
-    memory.engine.use_prefilter(None, tmp_path / "cache", selection)
-    assert memory.engine.prefilter is None
+    use_prefilter(memory, None, tmp_path / "cache", selection)
+    assert memory.engine.retriever.prefilter is None
 
 
 def test_spec_reads_back():

@@ -34,8 +34,8 @@ def test_the_score_is_the_sum(tmp_path, backbone):
         for hit in hits:  # what words added is the score beyond the layers' parts
             words = hit.score - sum(hit.layer_scores.values())
             assert (words > 0.05) == (hit.id in ("beekeeping", "violin")) and words > -1e-5
-        low, high = both.engine.score_bounds
-        assert all(low <= h.score <= high for h in hits) and high == plain.engine.score_bounds[1] + 0.7
+        low, high = both.engine.retriever.score_bounds
+        assert all(low <= h.score <= high for h in hits) and high == plain.engine.retriever.score_bounds[1] + 0.7
 
 
 def test_words_find_what_keys_rank_low(tmp_path, backbone, monkeypatch):

@@ -150,14 +150,15 @@ def _opened(
 def _stages(memory: LatentMemory, questions: Sequence[str], now: Clock) -> dict[str, float]:
     """Median seconds of a warm question: by keys alone, with words, with titles too, and with all that counts."""
     engine, found = memory.engine, dict[str, list[float]]()
-    each = (engine.lexical, engine.titles, engine.mentions)
-    words, titles, mentions = (one.weight if one is not None else 0.0 for one in each)
+    weights = engine.retriever.signals.weights
+    words, titles, mentions = (weights.get(name, 0.0) for name in ("words", "names", "mentions"))
     stages = {"keys_s": (0.0, 0.0, 0.0), "words_s": (words, 0.0, 0.0), "titles_s": (words, titles, 0.0)}
     for question in questions:
         for name, (lexical, titled, shared) in {**stages, "all_s": (words, titles, mentions)}.items():
-            engine.use_beside(BesideConfig(lexical=lexical, titles=titled, mentions=shared))
+            weighed = engine.variant(BesideConfig(lexical=lexical, titles=titled, mentions=shared))
+            one = LatentMemory(weighed, engine.bank, memory.namespace)
             began = now()
-            memory.retrieve(question, k=10)
+            one.retrieve(question, k=10)
             found.setdefault(name, []).append(now() - began)
     return {name: median(values) for name, values in found.items()}
 

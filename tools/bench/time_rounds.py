@@ -16,7 +16,7 @@ import torch
 from bench_shell import Row, main, scratch_memory
 
 from msa_plugin import prompts
-from msa_plugin.answering.generative.generative import Generative
+from msa_plugin.answering.generative.generative import IdAnswerer
 from msa_plugin.answering.generative.prompt_codec import Transcript
 from msa_plugin.answering.per_layer import RoutedPass
 from msa_plugin.answering.resume import Earlier, in_common, kept_rows
@@ -35,8 +35,8 @@ def measure(
     one's (medians). Raises ConfigError for an adapter that does not write ids.
     """
     with scratch_memory(backbone, adapter, reading="latent") as memory:
-        loop = memory.engine.generative
-        if loop is None:
+        loop = memory.engine.answerer
+        if not isinstance(loop, IdAnswerer):
             raise ConfigError(
                 f"the adapter {memory.engine.adapter.config.name} does not write ids: use a checkpoint in the "
                 "reference's format, --model FOLDER"
@@ -47,7 +47,7 @@ def measure(
         yield {"round": number, **one[0], "time": median(row["time"] for row in one)}
 
 
-def _rounds(memory: LatentMemory, loop: Generative, rounds: int, per_round: int) -> list[dict[str, Any]]:
+def _rounds(memory: LatentMemory, loop: IdAnswerer, rounds: int, per_round: int) -> list[dict[str, Any]]:
     transcript = Transcript(loop.codec, sample_questions()[0].question)
     texts = [prompts.document_text(d.title, d.text) for d in sample_documents()]
     selection = memory.engine.bank.select(memory.namespace, None)
@@ -70,7 +70,7 @@ def _rounds(memory: LatentMemory, loop: Generative, rounds: int, per_round: int)
 
 
 def _row(
-    loop: Generative, ids: list[int], earlier: Earlier | None, whole: RoutedPass, resumed: RoutedPass
+    loop: IdAnswerer, ids: list[int], earlier: Earlier | None, whole: RoutedPass, resumed: RoutedPass
 ) -> dict[str, Any]:
     assert whole.logits is not None and resumed.logits is not None
     depth, all_layers = loop.layers.depth, loop.backbone.spec.layers

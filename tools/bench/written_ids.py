@@ -17,6 +17,7 @@ from typing import Any
 
 from bench_shell import Row, main, scratch_memory
 
+from msa_plugin.answering.generative.generative import IdAnswerer
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.command import sizes
 from msa_plugin.bench.sampling import in_order
@@ -69,7 +70,7 @@ def _measure(
 ) -> dict[str, Any]:
     wrote, right, routed, chance = [], [], [], []
     with scratch_memory(backbone, adapter, reading="latent") as memory:
-        if memory.engine.generative is None:
+        if not isinstance(memory.engine.answerer, IdAnswerer):
             raise AdapterError(
                 f"adapter {memory.engine.adapter.config.name} does not write document ids (ability emit_ids); "
                 "train one by a packed recipe whose settings claim it (abilities)"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from msa_plugin.answering.answers import AnswerJob
 from msa_plugin.answering.excerpts import Excerpts
+from msa_plugin.bank.handle import Selected
 from msa_plugin.retrieval.interleave import FoundDocument, Gathered, Ranking
 from msa_plugin.retrieval.ranking import ChunkScores, Ranked
+from msa_plugin.retrieval.retriever import Retriever
 from msa_plugin.types import Hits, Round
 
 
@@ -32,7 +35,7 @@ def hits(excerpts: Excerpts, questions: Sequence[str], ranking: Ranking, k: int 
 def to_read(
     gathered: Gathered,
     excerpts: Excerpts,
-    chunks: ChunkScores,
+    chunks: ChunkScores | None,
     budget: int,
     *,
     reads: int | None = None,
@@ -45,6 +48,32 @@ def to_read(
     ranked = [found.ranked for found in gathered.found[:reads]]
     read = excerpts.read(gathered.question, ranked, chunks, budget, each=each)
     return AnswerJob(gathered, read, {d.ordinal: d for d in excerpts.documents(ranked)})
+
+
+class Chosen(NamedTuple):
+    """Documents that a caller chose for a question, as they are ranked for it; their chunks; the seconds that took."""
+
+    gathered: Gathered
+    chunks: ChunkScores | None
+    seconds: Mapping[str, float]
+
+
+def chosen(
+    retriever: Retriever, questions: Sequence[str], ordinals: Sequence[Sequence[int]], selection: Selected
+) -> list[Chosen]:
+    """The documents chosen for each question, in that order."""
+    wanted = sorted({o for row in ordinals for o in row})
+    if not wanted:
+        return [Chosen(Gathered(question), None, {}) for question in questions]
+    ranking = retriever.rank(questions, len(wanted), selection.only(wanted))
+    share = {stage: seconds / len(questions) for stage, seconds in ranking.seconds.items()}
+    each = []
+    for question, row, ranked, chunks in zip(questions, ordinals, ranking.rows, ranking.chunks, strict=True):
+        scored = {r.ordinal: r for r in ranked}
+        relevance = max((r.relevance for r in ranked if r.relevance is not None and r.ordinal in row), default=None)
+        gathered = Gathered(question, [FoundDocument(scored[o], 1) for o in row], relevance=relevance)
+        each.append(Chosen(gathered, chunks, share))
+    return each
 
 
 def read_whole(question: str, ranked: Sequence[Ranked], excerpts: Excerpts, seconds: Mapping[str, float]) -> AnswerJob:

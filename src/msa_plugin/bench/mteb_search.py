@@ -75,7 +75,6 @@ class MSASearch:
     def mteb_model_meta(self) -> Any:
         """What mteb writes into its results: the adapter's name, the backbone's, and what it is."""
         engine = self.memory.engine
-        beside = [one.weight for one in (engine.lexical, engine.titles, engine.mentions) if one is not None]
         return self._mteb.models.ModelMeta.create_empty(
             {
                 "name": f"msa-plugin/{engine.adapter.config.name}",
@@ -83,7 +82,7 @@ class MSASearch:
                 "framework": ["PyTorch", "Transformers"],
                 "n_parameters": sum(p.numel() for p in engine.backbone.model.parameters()),
                 "max_tokens": self.memory.config.window,
-                "model_type": ["hybrid"] if beside else ["dense"],
+                "model_type": ["hybrid"] if engine.retriever.signals.weights else ["dense"],
                 "use_instructions": False,
                 "license": "apache-2.0",
             }

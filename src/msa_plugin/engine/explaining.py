@@ -20,7 +20,8 @@ def explain(engine: Engine, question: str, ordinal: int, selection: Selected) ->
     document = stored[ordinal]
     [scores] = chunks([ordinal])
     spans = [engine.passages.chunk(document, number) for number in range(len(scores))]
-    words = {} if engine.lexical is None else engine.lexical.parts(question, selection, ordinal)
+    lexical = engine.retriever.signals.lexical
+    words = {} if lexical is None else lexical.parts(question, selection, ordinal)
     naming = [(None if link.by is None else stored[link.by], link) for link in found.links if link.added]
     return Explanation(
         question=question,

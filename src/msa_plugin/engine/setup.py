@@ -9,7 +9,7 @@ from msa_plugin.backbone.adapter import Adapter, AdapterConfig
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.eight_bits import EightBits, multiplies
 from msa_plugin.backbone.lora import Lora
-from msa_plugin.config import BesideConfig, ContentConfig, InterleaveConfig, MemoryConfig, ReadingMode, RoutingConfig
+from msa_plugin.config import BesideConfig, ContentConfig, MemoryConfig, ReadingMode, RoutingConfig
 from msa_plugin.errors import ConfigError, InvalidQueryError
 from msa_plugin.retrieval.fused import without_kernel
 from msa_plugin.types import Fingerprint
@@ -114,13 +114,13 @@ def context_tokens(config: MemoryConfig, device: torch.device) -> int:
     return 512 if device.type == "cpu" else 1536
 
 
-def documents_read(rounds: InterleaveConfig, *, trained: bool) -> int | None:
-    """From how many documents an answer is read: what was asked for, else two by a `trained` reader, else all (None).
+def documents_read(*, trained: bool) -> int | None:
+    """From how many documents an answer is read where nothing says it: two by a `trained` reader, else all (None).
 
     That of a small backbone takes a third document's words for the answer more often than it finds the answer there
     (docs/experiments/answers.md).
     """
-    return rounds.reads or (2 if trained else None)
+    return 2 if trained else None
 
 
 def check_kernels(config: MemoryConfig, routing: RoutingConfig, device: torch.device) -> None:

@@ -8,9 +8,10 @@ first one gives it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from typing import NamedTuple
 
 from msa_plugin.backbone.router import Router
 from msa_plugin.bank.handle import BankHandle, Selected
@@ -18,11 +19,37 @@ from msa_plugin.bank.terms import lowered, name_of
 from msa_plugin.retrieval.ranking import Link, Ranked, best_first
 from msa_plugin.retrieval.search import Search
 
-Score = Callable[[int, list[int]], list[Ranked]]  # documents as a row's question scores them without their titles
-
 FOLLOWED = 3  # best documents whose names are followed
 _CHARACTERS = 20_000  # of each of them, around its best chunk: a book names everyone
 _PER_TOKEN = 4  # characters, roughly
+
+
+class Offer(NamedTuple):
+    """What a document may gain by a name, but not beyond a score of `most`; `by` and `shared` are as in `Link`."""
+
+    ordinal: int
+    gain: float
+    by: int | None
+    most: float = math.inf
+    shared: bool = False
+
+
+Found = dict[int, Ranked]  # the documents of one question, by ordinal
+# What names offer to documents that were found, or not yet, for each question.
+Offers = Callable[[Sequence[str], Sequence[Found], Selected], list[list[Offer]]]
+
+
+def lift(found: Found, offers: Sequence[Offer]) -> None:
+    """Give every document the best of what it is offered."""
+    links: dict[int, Link] = {}
+    for offer in offers:
+        if (one := found.get(offer.ordinal)) is not None:  # a shard that was lost meanwhile has no score for its own
+            added = min(offer.gain, offer.most - one.score)
+            if added > (links[offer.ordinal].added if offer.ordinal in links else 0.0):
+                links[offer.ordinal] = Link(offer.by, added, offer.shared)
+    for ordinal, link in links.items():
+        one = found[ordinal]
+        found[ordinal] = replace(one, score=one.score + link.added, links=(*one.links, link))
 
 
 class Titles:
@@ -33,39 +60,25 @@ class Titles:
         router.config.check_shared("titles")
         self.bank, self.search, self.weight, self._pooling = bank, search, weight, router.config.pooling
 
-    def add(
-        self, texts: Sequence[str], ranked: Sequence[list[Ranked]], selection: Selected, score: Score, k: int
-    ) -> list[list[Ranked]]:
-        """The best `k` of each row; `ranked` are more of them, best first, and `score` gives those that are not there.
+    @property
+    def steps(self) -> tuple[Offers, ...]:
+        """Titles in the question, then titles in the best of what these leave."""
+        return self._asked, self._followed
 
-        Ties go to the lower ordinal.
-        """
-        asked = self.search.names(texts, selection, any_case=True)
-        rows = [{r.ordinal: r for r in given} for given in ranked]
-        for row, (named, found) in enumerate(zip(asked, rows, strict=True)):
-            best = max((r.score for r in found.values()), default=0.0)
-            self._raise(found, dict.fromkeys(named, Link(None, best)), partial(score, row))
+    def _asked(self, texts: Sequence[str], rows: Sequence[Found], selection: Selected) -> list[list[Offer]]:
+        named = self.search.names(texts, selection, any_case=True)
+        best = [max((r.score for r in found.values()), default=0.0) for found in rows]
+        return [[Offer(o, self.weight * top, None) for o in each] for each, top in zip(named, best, strict=True)]
+
+    def _followed(self, texts: Sequence[str], rows: Sequence[Found], selection: Selected) -> list[list[Offer]]:
         tops = [best_first(found.values())[:FOLLOWED] for found in rows]
         names = self._names([r for top in tops for r in top], selection)
-        for row, (top, found) in enumerate(zip(tops, rows, strict=True)):
-            gains: dict[int, Link] = {}
-            for ranking in top:
-                others = names.get((ranking.ordinal, ranking.best_chunk), [])
-                link = Link(ranking.ordinal, ranking.score / max(len(others), 1) ** 0.5)
-                gains.update({o: link for o in others if o not in gains or link.added > gains[o].added})
-            self._raise(found, gains, partial(score, row))
-        return [best_first(found.values())[:k] for found in rows]
-
-    def _raise(
-        self, found: dict[int, Ranked], gains: dict[int, Link], score: Callable[[list[int]], list[Ranked]]
-    ) -> None:
-        missing = sorted(gains.keys() - found.keys())
-        found.update({r.ordinal: r for r in score(missing)} if missing else {})
-        for ordinal, link in gains.items():
-            if (one := found.get(ordinal)) is not None:  # a shard that was lost meanwhile has no score for its own
-                added = self.weight * max(link.added, 0.0)
-                links = (*one.links, Link(link.by, added))
-                found[ordinal] = replace(one, score=one.score + added, links=links)
+        offers = []
+        for top in tops:
+            each = [(r, names.get((r.ordinal, r.best_chunk), [])) for r in top]
+            gains = [(r, others, self.weight * (r.score / max(len(others), 1) ** 0.5)) for r, others in each]
+            offers.append([Offer(o, gain, r.ordinal) for r, others, gain in gains for o in others])
+        return offers
 
     def _names(self, ranked: Sequence[Ranked], selection: Selected) -> dict[tuple[int, int], list[int]]:
         """Documents that each document names around its best chunk, none of them called as it is itself."""

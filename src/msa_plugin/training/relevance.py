@@ -68,7 +68,7 @@ def ask(room: Room, plan: RelevancePlan, on_step: OnStep) -> Iterator[RelevanceC
             selection = room.with_only(kept)
             if selection.documents:
                 [row] = engine.rank([question.text], BESIDE, selection).rows
-                lexical = engine.lexical
+                lexical = engine.retriever.signals.lexical
                 words = None if lexical is None else lexical.words([question.text], selection)
                 [signals] = engine.relevance.signals([question.text], [row], lexical, words)
                 found = [room.names[r.ordinal] for r in row]

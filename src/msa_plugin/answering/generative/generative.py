@@ -5,7 +5,7 @@ The default loop. Where it departs from the reference, docs/compatibility.md say
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -13,17 +13,19 @@ from torch import Tensor
 from msa_plugin.answering.answers import Events, source
 from msa_plugin.answering.decoding import TextStream, TokenSampler
 from msa_plugin.answering.excerpts import Excerpts, all_of
+from msa_plugin.answering.gathering import chosen
 from msa_plugin.answering.generative.ids import IdCandidates, Ids
 from msa_plugin.answering.generative.prompt_codec import PromptCodec, Transcript
 from msa_plugin.answering.generative.scheduler import Prefill, Scheduler, Started
 from msa_plugin.answering.generative.state import Conversation
-from msa_plugin.answering.per_layer import LayerRouting
+from msa_plugin.answering.layer_answers import LayerRetriever
 from msa_plugin.answering.resume import Earlier, kept_rows
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.config import GenerationConfig, InterleaveConfig, RoutingConfig
 from msa_plugin.encoding.numbering import Numbering
 from msa_plugin.events import DocumentsFetched, RetrievalEnded
 from msa_plugin.retrieval.assembly import BankSource, Extent
+from msa_plugin.retrieval.passages import Passages
 from msa_plugin.retrieval.ranking import Ranked, score_routed
 from msa_plugin.types import Answer, Source, Trace
 
@@ -68,29 +70,28 @@ class Library:
         return sources, {e.ordinal: e.text for e in excerpts}, sum(e.stop - e.start for e in excerpts)
 
 
-class Generative:
-    """Answers questions with a model that writes document numbers and reads latents."""
+class IdAnswerer:
+    """Answers with a model that writes document numbers and reads latents."""
 
     def __init__(
         self,
-        layers: LayerRouting,
-        bank: BankHandle,
+        retriever: LayerRetriever,
+        codec: PromptCodec,
         numbering: Numbering,
-        excerpts: Callable[[], Excerpts],
+        passages: Passages,
         context_tokens: int,
         abilities: tuple[str, ...],
     ) -> None:
-        """`layers` runs the prefills; `context_tokens` bounds the documents in one question's prompt."""
-        self.layers, self.bank, self.numbering, self.excerpts = layers, bank, numbering, excerpts
-        self.context_tokens, self.abilities = context_tokens, abilities
-        self.backbone = layers.backbone
-        self.codec = PromptCodec(self.backbone, layers.lora)
+        """`retriever` runs the prefills, in the words of `codec`; `context_tokens` bounds what one prompt fetches."""
+        self.retriever, self.codec, self.numbering, self.passages = retriever, codec, numbering, passages
+        self.context_tokens, self.abilities, self.layers = context_tokens, abilities, retriever.layers
+        self.backbone, self.bank = self.layers.backbone, self.layers.bank
 
     def ask(
         self, questions: Sequence[str], selection: Selected, generation: GenerationConfig, rounds: InterleaveConfig
     ) -> Events:
         """Answer a batch; yields (row, event), (row, text piece) and (row, Answer) as they come."""
-        library = Library(self.bank, Ids(self.numbering, selection), self.excerpts())
+        library = self._library(selection)
         conversations = [
             self._conversation(row, question, library, generation, rounds) for row, question in enumerate(questions)
         ]
@@ -103,16 +104,17 @@ class Generative:
     def ask_from(
         self,
         questions: Sequence[str],
-        given: Sequence[Sequence[Ranked]],
+        ordinals: Sequence[Sequence[int]],
         selection: Selected,
         generation: GenerationConfig,
     ) -> Events:
-        """Answer a batch from documents that were `given`, best first, as if one round had fetched them."""
-        library = Library(self.bank, Ids(self.numbering, selection), self.excerpts())
+        """Answer a batch from documents that the caller chose, best first, as if one round had fetched them."""
+        given = [one.gathered.found for one in chosen(self.retriever, questions, ordinals, selection)]
+        library = self._library(selection)
         conversations = []
-        for row, (question, ranked) in enumerate(zip(questions, given, strict=True)):
+        for row, (question, found) in enumerate(zip(questions, given, strict=True)):
             one = self._conversation(row, question, library, generation, InterleaveConfig())
-            one.sources, texts, _ = library.fetch(ranked, self.context_tokens, 1)
+            one.sources, texts, _ = library.fetch([f.ranked for f in found], self.context_tokens, 1)
             one.known = {o: self.numbering.number(o) for o in texts}
             if texts:
                 one.transcript.add({one.known[o]: text for o, text in texts.items()})
@@ -121,6 +123,10 @@ class Generative:
             yield row, DocumentsFetched(1, tuple(one.sources))
             yield row, RetrievalEnded(0, "given")
         yield from self._run(conversations, self._chosen, library.ids.mode)
+
+    def _library(self, selection: Selected) -> Library:
+        excerpts = Excerpts(self.backbone, self.bank, self.passages)
+        return Library(self.bank, Ids(self.numbering, selection), excerpts)
 
     def _conversation(
         self, row: int, question: str, library: Library, generation: GenerationConfig, rounds: InterleaveConfig

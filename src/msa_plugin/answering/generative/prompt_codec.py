@@ -6,7 +6,7 @@ are tokenised as data, whatever they contain.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -62,6 +62,10 @@ class PromptCodec:
         """The first round's row: the question and the words around it vote, the template does not."""
         ids = self.backbone.tokenize(prompts.memory_question(question))
         return LayerRow(ids + self._frame, [True] * len(ids) + [False] * len(self._frame))
+
+    def rows(self, questions: Sequence[str], answering: bool) -> list[LayerRow]:
+        """The first round's rows, the same whether they are to be answered or only ranked."""
+        return [*map(self.question, questions)]
 
     def answer_start(self, question: str) -> list[int]:
         """What follows the last round: retrieval is over, the question once more, and the answer's first words."""

@@ -7,7 +7,6 @@ Nothing is ranked here that the engine does not rank for a user: `msa` is `engin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 
 from msa_plugin.answering.answers import AnswerJob
 from msa_plugin.bench.base import Cost, Found, Reply, Workspace
@@ -33,24 +32,25 @@ class Msa(BenchSystem):
         """Without weights the memory's own count. The memory is filled now, where it is not."""
         super().__init__(name, workspace, options)
         self.beside, self.prefilter = beside, prefilter
-        memory = workspace.memory
-        self.memory = LatentMemory(copy(memory.engine), memory.engine.bank, memory.namespace)
+        self.memory = workspace.memory
 
     def prepare(self) -> Cost:
-        """The memory holds the corpus, words and names among it; a prefilter is built. Raises as `use_...` do.
+        """The memory holds the corpus, words and names among it; a prefilter is built. Raises as `Engine.variant`.
 
         `seconds` is what adding took in all, as the workspace knows it. `disk_bytes` include the passages' texts,
         `memory_bytes` are routing keys, a prefilter's index, and words and names where they count.
         """
         stats, engine = self.memory.stats(), self.memory.engine
         held = stats.bytes_keys
-        if self.beside != BesideConfig():
-            engine.use_beside(self.beside)
-            held += stats.bytes_words
+        weights = None if self.beside == BesideConfig() else self.beside
+        held += 0 if weights is None else stats.bytes_words
+        index = None
         if self.prefilter is not None:
             selection = engine.bank.select(self.memory.namespace)
-            engine.use_prefilter(self.prefilter, self.workspace.cache / "prefilter", selection)
-            held += 0 if engine.prefilter is None else engine.prefilter.bytes
+            index = engine.search.prefilter(self.prefilter, self.workspace.cache / "prefilter", selection)
+            held += index.bytes
+        if weights is not None or index is not None:
+            self.memory = LatentMemory(engine.variant(weights, index), engine.bank, self.memory.namespace)
         return Cost(self.workspace.encoding_seconds, stats.tokens, stats.bytes_total, held)
 
     def find(self, questions: Sequence[str], k: int) -> list[Found]:
