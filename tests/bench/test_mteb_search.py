@@ -7,12 +7,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from fakes import save_dataset
 
 mteb = pytest.importorskip("mteb")
 
 from facade import TOPICS, about, opened  # noqa: E402
-from msa_plugin.bench.mteb_search import MSASearch, evaluated, local_task, named_tasks  # noqa: E402
+from msa_plugin.bench.mteb_search import MSASearch, evaluated, named_tasks  # noqa: E402
 from msa_plugin.cli import main  # noqa: E402
 from msa_plugin.data.datasets import Dataset, Question  # noqa: E402
 from msa_plugin.errors import ConfigError  # noqa: E402
@@ -24,6 +23,41 @@ def topics_set():
     documents = tuple(Document(t, about(t), t[:3]) for t in TOPICS)
     questions = tuple(Question(f"q-{t}", f"{t} {t}", positives={t: 1}) for t in TOPICS)
     return Dataset("Topics", documents, questions)
+
+
+def local_task(dataset):
+    """A data set as a retrieval task of mteb's, which downloads its own."""
+    from datasets import Dataset as Table
+
+    split = {
+        "corpus": Table.from_list([{"id": d.id, "title": d.title, "text": d.text} for d in dataset.documents]),
+        "queries": Table.from_list([{"id": q.id, "text": q.text} for q in dataset.questions]),
+        "relevant_docs": {q.id: dict(q.positives) for q in dataset.questions},
+        "top_ranked": None,
+    }
+    optional = ("date", "domains", "task_subtypes", "license", "annotations_creators", "dialect", "sample_creation")
+    described = mteb.TaskMetadata(
+        name=dataset.name,
+        description=f"{dataset.name}",
+        type="Retrieval",
+        category="t2t",
+        modalities=["text"],
+        dataset={"path": dataset.name, "revision": "local"},
+        reference=None,
+        bibtex_citation=None,
+        main_score="ndcg_at_10",
+        eval_splits=["test"],
+        eval_langs=["eng-Latn"],
+        **dict.fromkeys(optional),
+    )
+
+    class LocalTask(mteb.abstasks.AbsTaskRetrieval):
+        metadata = described
+
+        def load_data(self, *arguments, **options):
+            self.dataset, self.data_loaded = {"default": {"test": split}}, True
+
+    return LocalTask()
 
 
 @pytest.fixture
@@ -86,15 +120,15 @@ def test_candidates_conversations_and_odd_questions(search):
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
-    data = save_dataset(tmp_path / "topics", topics_set())
+    monkeypatch.setattr("msa_plugin.bench.mteb_search.named_tasks", lambda names: [local_task(topics_set())])
     monkeypatch.setenv("MSA_CACHE", str(tmp_path / "cache"))
     where = ["--bank", tmp_path / "bank", *save_tiny(tmp_path, tiny_backbone())]
-    monkeypatch.setattr(sys, "argv", [*map(str, ["msa", "bench", "mteb", "--data", data, *where, "--json"])])
+    monkeypatch.setattr(sys, "argv", [*map(str, ["msa", "bench", "mteb", "--tasks", "Topics", *where, "--json"])])
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
     [row] = json.loads(capsys.readouterr().out)
-    assert row["ndcg_at_10"] > 0.5 and row["task"] == "topics"
+    assert row["ndcg_at_10"] > 0.5 and row["task"] == "Topics"
 
 
 def test_names_that_mteb_does_not_know():

@@ -7,11 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
-
 from msa_plugin import __version__
 from msa_plugin.bench.command import ADAPTER, MODEL, Command, Voice, Words, aligned, option
-from msa_plugin.data.datasets import Dataset, find_datasets, load_dataset
 from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.memory import LatentMemory
 
@@ -27,25 +24,17 @@ class Mteb(Command):
 
     model: str | None = MODEL
     adapter: Path | None = ADAPTER
-    tasks: Words = option(None, "Names of mteb's tasks, by commas.", "--tasks", "-t")
-    data: Path | None = option(None, "A folder in BEIR's layout, or of such folders, as tasks.", "--data", "-d")
+    tasks: Words = option(..., "Names of mteb's tasks, by commas.", "--tasks", "-t")
     bank: Path = option("bank", "Folder of the memory bank.", "--bank", "-b", envvar="MSA_BANK")
     namespace: str = option("default", "The only part of the bank this call can see.", "--namespace", "-n")
     lexical: float | None = option(None, "Weight of BM25 beside routing scores; 0: keys alone [the adapter's].")
     titles: float | None = option(None, "How much titles that are named count; 0: not [the adapter's].")
     mentions: float | None = option(None, "How much rare names that are shared count; 0: not [the adapter's].")
 
-    @model_validator(mode="after")
-    def _one_source(self) -> Mteb:
-        if (self.tasks is None) == (self.data is None):
-            raise ValueError("give either --tasks, such as SciFact, or --data, a folder in BEIR's layout")
-        return self
-
     def run(self, out: Voice) -> None:
         """A line for each task, split and subset; mteb's scores, all of them, are the result for programs."""
         beside: dict[str, Any] = self.model_dump(include={"lexical", "titles", "mentions", "namespace"})
-        folders = [] if self.data is None else find_datasets(self.data)
-        wanted = [local_task(load_dataset(path)) for path in folders] or named_tasks(self.tasks or ())
+        wanted = named_tasks(self.tasks or ())
         rows: list[dict[str, Any]] = []
         with LatentMemory.open(self.bank, model=self.model, adapter=self.adapter, **beside) as memory:
             for task in wanted:
@@ -132,44 +121,6 @@ class MSASearch:
         while (count := self.memory.count_tokens(text)) > self.memory.config.window // 2:
             text = text[: len(text) * self.memory.config.window // 2 // count]
         return str(text)
-
-
-def local_task(dataset: Dataset) -> Any:
-    """A folder in BEIR's layout, loaded, as a retrieval task of mteb's. Raises MissingExtraError."""
-    mteb = _library()
-    from datasets import Dataset as Table
-
-    split = {
-        "corpus": Table.from_list([{"id": d.id, "title": d.title, "text": d.text} for d in dataset.documents]),
-        "queries": Table.from_list([{"id": q.id, "text": q.text} for q in dataset.questions]),
-        "relevant_docs": {q.id: dict(q.positives) for q in dataset.questions},
-        "top_ranked": None,
-    }
-    optional = ("date", "domains", "task_subtypes", "license", "annotations_creators", "dialect", "sample_creation")
-    described = mteb.TaskMetadata(
-        name=dataset.name,
-        description=f"{dataset.name}, from a folder in BEIR's layout",
-        type="Retrieval",
-        category="t2t",
-        modalities=["text"],
-        dataset={"path": dataset.name, "revision": "local"},
-        reference=None,
-        bibtex_citation=None,
-        main_score="ndcg_at_10",
-        eval_splits=["test"],
-        eval_langs=["eng-Latn"],
-        **dict.fromkeys(optional),
-    )
-
-    base: Any = mteb.abstasks.AbsTaskRetrieval
-
-    class LocalTask(base):  # type: ignore[misc]  # mteb makes tasks of classes
-        metadata = described
-
-        def load_data(self, *arguments: Any, **options: Any) -> None:
-            self.dataset, self.data_loaded = {"default": {"test": split}}, True
-
-    return LocalTask()
 
 
 def named_tasks(names: Sequence[str]) -> list[Any]:

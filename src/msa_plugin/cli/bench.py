@@ -54,7 +54,7 @@ COMMANDS = {
     ),
     "mteb": (
         "bench.mteb_search:Mteb",
-        "Evaluate a memory by mteb, on its tasks (which it downloads) or on folders of yours.",
+        "Evaluate a memory by mteb, on its tasks, which it downloads.",
     ),
 }
 
