@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from msa_plugin.bench.result import ResultRow
@@ -20,16 +19,16 @@ SYSTEMS = ("bm25", "msa", "dense")
 CONFIG = {"datasets": {name: {"hops": {str(hops): 1}} for name, hops in SETS.items()}}
 
 
-def row(part: str, dataset: str, system: str, metric: str, value: float, **more: Any) -> ResultRow:
+def row(part, dataset, system, metric, value, **more):
     return ResultRow(part, dataset, system, metric, value, **{**RUN, **more})
 
 
-def score(dataset: str, system: str, metric: str) -> float:
+def score(dataset, system, metric):
     """Between 0.1 and 0.9, another one for each combination."""
     return 0.1 + 0.001 * (sum(map(ord, f"{dataset}/{system}/{metric}")) * 37 % 800)
 
 
-def retrieval() -> list[ResultRow]:
+def retrieval():
     rows = []
     for dataset in SETS:
         for system in SYSTEMS:
@@ -44,7 +43,7 @@ def retrieval() -> list[ResultRow]:
     return rows
 
 
-def qa(datasets: tuple[str, ...] = ("one", "two")) -> list[ResultRow]:
+def qa(datasets=("one", "two")):
     rows = []
     for dataset in datasets:
         for system, reads in (("msa", ("adaptive",)), ("bm25", (10, 1, 5)), ("closed-book", (None,))):
@@ -57,7 +56,7 @@ def qa(datasets: tuple[str, ...] = ("one", "two")) -> list[ResultRow]:
     return rows
 
 
-def scale(dataset: str = "one") -> list[ResultRow]:
+def scale(dataset="one"):
     rows = []
     for system, falls in (("msa", 0.9), ("bm25", 0.8)):
         for step, size in enumerate((16_384, 65_536, 1_048_576)):
@@ -71,7 +70,7 @@ def scale(dataset: str = "one") -> list[ResultRow]:
     return rows
 
 
-def needles() -> list[ResultRow]:
+def needles():
     return [
         row("needle", "needle", system, metric, value / (1 + (metric == "answered")), n=2,
             settings={"task": task, "length": length, "depth": depth})
@@ -83,7 +82,7 @@ def needles() -> list[ResultRow]:
     ]  # fmt: skip
 
 
-def latency() -> list[ResultRow]:
+def latency():
     rows = []
     for system, slow in (("msa", 1), ("iterative", 3)):
         for size in (16_384, 1_048_576):
@@ -96,7 +95,7 @@ def latency() -> list[ResultRow]:
     return rows
 
 
-def costs() -> list[ResultRow]:
+def costs():
     values = {"index_seconds_per_1k_tokens": 0.2, "disk_bytes_per_token": 27.0, "peak_rss_bytes": 3 * 2**30}
     return [
         row("cost", "one", system, metric, value * times)
@@ -105,11 +104,11 @@ def costs() -> list[ResultRow]:
     ]
 
 
-def everything() -> list[ResultRow]:
+def everything():
     return [*retrieval(), *qa(), *scale(), *needles(), *latency(), *costs()]
 
 
-def saved(out: Path, rows: list[ResultRow], **config: Any) -> Path:
+def saved(out, rows, **config):
     """The folder of a run that holds these rows."""
     out.mkdir(exist_ok=True)
     lines = "".join(json.dumps(r.to_dict()) + "\n" for r in rows)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
-
 from facade import TOPICS, topics
-from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.base import Cost, Found, Workspace
 from msa_plugin.bench.result import Scored
 from msa_plugin.data.datasets import Dataset, Question
@@ -16,14 +11,14 @@ from msa_plugin.types import Document
 from tiny import tiny_adapter, tiny_tokenizer
 
 
-def toy_dataset(count: int = len(TOPICS)) -> Dataset:
+def toy_dataset():
     """A passage and a question on each topic."""
-    documents = tuple(Document.of({k: d[k] for k in ("id", "text", "title")}) for d in topics(count))
-    questions = tuple(Question(f"q-{t}", f"What is a {t}?", (t,), {t: 1}) for t in TOPICS[:count])
+    documents = tuple(Document.of({k: d[k] for k in ("id", "text", "title")}) for d in topics())
+    questions = tuple(Question(f"q-{t}", f"What is a {t}?", (t,), {t: 1}) for t in TOPICS)
     return Dataset("toy", documents, questions)
 
 
-def workspace(path: Path, backbone: Backbone, dataset: Dataset | None = None, **settings: Any) -> Workspace:
+def workspace(path, backbone, dataset=None, **settings):
     """A workspace in `path` whose memory holds the data set; the test closes the memory, or leaves it to the end."""
     dataset = dataset or toy_dataset()
     given = {"instruction": "Be brief.", "context_tokens": 300, **settings}
@@ -32,7 +27,7 @@ def workspace(path: Path, backbone: Backbone, dataset: Dataset | None = None, **
     return Workspace(dataset, memory, path / "cache", {"max_new_tokens": 3}, fill=lambda: seconds)
 
 
-def static_model(folder: Path, seed: int = 0) -> str:
+def static_model(folder, seed=0):
     """A folder with a sentence-transformers model of random static byte vectors."""
     import torch
     from sentence_transformers import SentenceTransformer
@@ -52,24 +47,24 @@ def static_model(folder: Path, seed: int = 0) -> str:
 class Given:
     """A system that ranks as `rank(query)` says and remembers what it was asked."""
 
-    def __init__(self, rank: Callable[[str], Sequence[str]], notes: Sequence[str] = ()) -> None:
+    def __init__(self, rank, notes=()):
         self.name, self.rank, self.notes = "given", rank, tuple(notes)
-        self.asked: list[str] = []
+        self.asked = []
         self.closed = False
 
-    def prepare(self) -> Cost:
+    def prepare(self):
         return Cost(1.0, 10, 1000, 100)
 
-    def find(self, questions: Sequence[str], k: int) -> list[Found]:
+    def find(self, questions, k):
         self.asked += questions
         rankings = [tuple(Scored(i, 10.0 - n) for n, i in enumerate(self.rank(q)[:k])) for q in questions]
         seconds = {"encode": 0.25, "search": 0.5}
         return [Found(r, seconds, (q,)) for q, r in zip(questions, rankings, strict=True)]
 
-    def close(self) -> None:
+    def close(self):
         self.closed = True
 
 
-def ids(found: Found) -> list[str]:
+def ids(found):
     """The ranking without scores."""
     return [hit.id for hit in found.ranking]

@@ -10,7 +10,7 @@ from toy_systems import create
 
 from msa_plugin.bench.driver import Run
 from msa_plugin.bench.growth import Banks
-from msa_plugin.bench.latency import AtSize, Latency, LatencyCommand, TimedSystem
+from msa_plugin.bench.latency import AtSize, LatencyCommand, TimedSystem
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.config import MemoryConfig
 from tiny import tiny_adapter
@@ -28,7 +28,7 @@ def measure(tmp_path, backbone):
         with Results(tmp_path / "out") as results:
             chosen = LatencyCommand(out=tmp_path, systems=systems, sizes=sizes, **settings)
             run = Run("latency", results, banks, tmp_path / "cache", {"max_new_tokens": 2}, create)
-            planned = Latency(chosen, run, budget).over(corpus(), distractors())
+            planned = chosen.over(run, corpus(), distractors(), budget)
             return planned, results.rows()
 
     return run

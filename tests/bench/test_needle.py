@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from msa_plugin.backbone.adapter import Adapter
-from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bench.base import Cost, Found, Reply, Workspace
 from msa_plugin.bench.driver import Run
 from msa_plugin.bench.needle import NeedleConfig, measure, needles
 from msa_plugin.bench.needle_cases import TASKS, answered, make_task
-from msa_plugin.bench.result import ResultRow, Scored
+from msa_plugin.bench.result import Scored
 from msa_plugin.bench.store import SKIPPED, Results
 from msa_plugin.bench.watch import Watch
-from msa_plugin.data.datasets import Dataset
 from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.types import Document
 
@@ -29,42 +24,42 @@ FILLER = [
 ]
 
 
-def count(text: str) -> int:
+def count(text):
     return len(text.split())
 
 
 class Oracle:
     """Finds what holds the capitalised or numbered words of a question; reads nothing."""
 
-    def __init__(self, name: str, workspace: Workspace) -> None:
+    def __init__(self, name, workspace):
         self.name, self.workspace, self.closed = name, workspace, False
 
-    def prepare(self) -> Cost:
+    def prepare(self):
         return Cost(0.0, 1, 1, 1)
 
-    def find(self, questions: Sequence[str], k: int) -> list[Found]:
+    def find(self, questions, k):
         return [Found(tuple(self._hits(q))[:k], {}) for q in questions]
 
-    def _hits(self, question: str) -> Iterator[Scored]:
+    def _hits(self, question):
         [asked] = [q for q in self.workspace.dataset.questions if q.text == question]
         yield from (Scored(i, 1.0) for i in asked.positives)
 
-    def answer(self, questions: Sequence[str]) -> list[Reply]:
+    def answer(self, questions):
         told = {q.text: " and ".join(q.answers[:-1] or q.answers) for q in self.workspace.dataset.questions}
         return [Reply(told[q], (), {}, 1, 1) for q in questions]
 
-    def close(self) -> None:
+    def close(self):
         self.closed = True
 
 
 class Blind(Oracle):
     """Finds the first passages, whatever is asked."""
 
-    def _hits(self, question: str) -> Iterator[Scored]:
+    def _hits(self, question):
         yield from (Scored(d.id, 1.0) for d in self.workspace.dataset.documents[:1])
 
 
-def made(name: str, workspace: Workspace) -> Any:
+def made(name, workspace):
     if name == "absent":
         raise MissingExtraError('pip install "msa-plugin[bench]"')
     return {"oracle": Oracle, "blind": Blind}[name](name, workspace)
@@ -74,13 +69,13 @@ class Bare(Run):
     """A run without memories, which counts words."""
 
     @contextmanager
-    def workspace(self, dataset: Dataset) -> Iterator[Workspace]:
-        yield Workspace(dataset, None, Path())  # type: ignore[arg-type]
+    def workspace(self, dataset):
+        yield Workspace(dataset, None, Path())
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("task", TASKS)
-def test_values_are_in_their_needles_and_nowhere_else(task: str, depth: float) -> None:
+def test_values_are_in_their_needles_and_nowhere_else(task, depth):
     case = make_task(task, 3000, depth, 5, count, FILLER if task == "single-3" else ())
     [question], documents, shape = case.dataset.questions, case.dataset.documents, TASKS[task]
     expected, needles = question.answers, question.positives
@@ -93,7 +88,7 @@ def test_values_are_in_their_needles_and_nowhere_else(task: str, depth: float) -
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_needles_stand_at_their_depth(task: str) -> None:
+def test_needles_stand_at_their_depth(task):
     for depth in DEPTHS:
         case = make_task(task, 3000, depth, 1, count)
         order = [d.id for d in case.dataset.documents]
@@ -104,7 +99,7 @@ def test_needles_stand_at_their_depth(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_same_arguments_give_the_same_case_and_depth_moves_only_needles(task: str) -> None:
+def test_the_same_arguments_give_the_same_case_and_depth_moves_only_needles(task):
     case = make_task(task, 3000, 0.5, 3, count)
     assert case == make_task(task, 3000, 0.5, 3, count)
     other = make_task(task, 3000, 0.5, 4, count)
@@ -116,7 +111,7 @@ def test_the_same_arguments_give_the_same_case_and_depth_moves_only_needles(task
     assert len(moved) <= 2 * len(asked.positives) + TASKS[task].decoys
 
 
-def test_tasks_differ_in_what_surrounds_the_needle() -> None:
+def test_tasks_differ_in_what_surrounds_the_needle():
     about = {t: " ".join(d.text for d in make_task(t, 3000, 0.5, 0, count).dataset.documents) for t in TASKS}
     assert "The kettle is on the stove." in about["single-1"]
     assert about["multikey-2"].count("The locker code of") > 150
@@ -135,12 +130,12 @@ def test_tasks_differ_in_what_surrounds_the_needle() -> None:
         (("single-3", 90_000, 0.5), "give more distractors"),
     ],
 )
-def test_what_cannot_be_made_says_why(arguments: tuple[str, int, float], says: str) -> None:
+def test_what_cannot_be_made_says_why(arguments, says):
     with pytest.raises(ConfigError, match=says):
         make_task(*arguments, 0, count, FILLER if arguments[0] == "single-3" else ())
 
 
-def test_filler_that_says_a_value_gets_another_value() -> None:
+def test_filler_that_says_a_value_gets_another_value():
     [first] = make_task("single-3", 500, 0.5, 0, count, FILLER[:200]).dataset.questions
     told = [Document(d.id, f"{d.text} It is {first.answers[0]}.") for d in FILLER[:200]]
     [again] = make_task("single-3", 500, 0.5, 0, count, told).dataset.questions
@@ -158,11 +153,11 @@ def test_filler_that_says_a_value_gets_another_value() -> None:
         ("", ["1234567"], 0.0),
     ],
 )
-def test_answers_count_by_the_values_they_hold(reply: str, expected: list[str], share: float) -> None:
+def test_answers_count_by_the_values_they_hold(reply, expected, share):
     assert answered(reply, expected) == share
 
 
-def test_systems_are_measured_in_every_cell(tmp_path: Path) -> None:
+def test_systems_are_measured_in_every_cell(tmp_path):
     with Results(tmp_path) as results:
         rows = _run(results, ["oracle", "blind", "absent"])
         value = {(r.system, r.metric, r.settings["task"], r.settings["depth"]): r.value for r in rows}
@@ -180,36 +175,34 @@ def test_systems_are_measured_in_every_cell(tmp_path: Path) -> None:
         assert {r.system for r in _run(results, ["oracle"], depths=(0.0, 0.5, 1.0))} == {"oracle"}
 
 
-def test_intervals_need_more_than_one_haystack(tmp_path: Path) -> None:
+def test_intervals_need_more_than_one_haystack(tmp_path):
     with Results(tmp_path / "one") as one, Results(tmp_path / "two") as two:
         assert {(r.low, r.high) for r in _run(one, ["oracle"], samples=1)} == {(None, None)}
         assert all(r.low is not None and r.low <= r.value <= r.high for r in _run(two, ["oracle"]))
 
 
-def _run(
-    results: Results, systems: list[str], depths: tuple[float, ...] = (0.0, 1.0), samples: int = 2
-) -> list[ResultRow]:
-    cells: dict[str, Any] = {"lengths": (1000,), "depths": depths, "tasks": ("single-1", "multivalue")}
+def _run(results, systems, depths=(0.0, 1.0), samples=2):
+    cells = {"lengths": (1000,), "depths": depths, "tasks": ("single-1", "multivalue")}
     config = NeedleConfig(systems=tuple(systems), out=results.out, samples=samples, **cells)
     before = results.rows()
-    words: Any = SimpleNamespace(backbone=SimpleNamespace(tokenize=str.split))
+    words = SimpleNamespace(backbone=SimpleNamespace(tokenize=str.split))
     measure(config, Bare("needle", results, words, Path(), {}, made))
     return [row for row in results.rows() if row not in before and row.metric != SKIPPED]
 
 
-def test_a_run_on_a_memory_is_kept_and_goes_on(tmp_path: Path, backbone: Backbone, adapter: Adapter) -> None:
+def test_a_run_on_a_memory_is_kept_and_goes_on(tmp_path, backbone, adapter):
     class Routed(Oracle):
-        def _hits(self, question: str) -> Iterator[Scored]:
+        def _hits(self, question):
             hits = self.workspace.memory.retrieve(question, 5)
             assert self.workspace.memory.stats().documents == len(self.workspace.dataset.documents)
             yield from (Scored(h.id, h.score) for h in hits)
 
-    config: dict[str, Any] = {"systems": ("msa",), "out": tmp_path, "lengths": (2500,), "depths": (0.5,)}
-    steps: list[str] = []
+    config = {"systems": ("msa",), "out": tmp_path, "lengths": (2500,), "depths": (0.5,)}
+    steps = []
     watch = Watch()
-    watch.step = lambda what, done, total: steps.append(what)  # type: ignore[method-assign]
+    watch.step = lambda what, done, total: steps.append(what)
 
-    def go(**changes: Any) -> list[ResultRow]:
+    def go(**changes):
         return needles(
             NeedleConfig(**{**config, "tasks": ("single-1",), **changes}),
             create=Routed,
@@ -237,6 +230,6 @@ def test_a_run_on_a_memory_is_kept_and_goes_on(tmp_path: Path, backbone: Backbon
         ({"lenghts": (8,)}, "lenghts"),
     ],
 )
-def test_bad_settings_are_refused(tmp_path: Path, wrong: dict[str, Any], says: str) -> None:
+def test_bad_settings_are_refused(tmp_path, wrong, says):
     with pytest.raises(ConfigError, match=says):
         NeedleConfig(systems=("msa",), out=tmp_path, **wrong)

@@ -14,10 +14,10 @@ from toy_systems import Words, create
 from msa_plugin.bench.base import Reply
 from msa_plugin.bench.driver import Run
 from msa_plugin.bench.growth import Banks
-from msa_plugin.bench.latency import Latency, LatencyCommand
+from msa_plugin.bench.latency import LatencyCommand
 from msa_plugin.bench.needle import NeedleConfig, measure
 from msa_plugin.bench.recompute import recompute
-from msa_plugin.bench.scale import Scale, ScaleCommand
+from msa_plugin.bench.scale import ScaleCommand
 from msa_plugin.bench.store import Results
 from msa_plugin.config import MemoryConfig
 from tiny import tiny_adapter, tiny_backbone
@@ -46,10 +46,10 @@ def done(tmp_path_factory):
         grown = {"questions": 8, "answers": 3, "passages": 2, "prefilter": COARSE}
         scale = ScaleCommand(out=folder, systems=("msa", "words"), sizes=(700, 1500, 2500), **grown)
         run = Run("scale", results, banks, folder / "cache", {"max_new_tokens": 2}, create)
-        Scale(scale, run).over(corpus(), distractors())
+        scale.over(run, corpus(), distractors())
         asked = {"questions": 3, "repeats": 2, "prefilter": COARSE}
         latency = LatencyCommand(out=folder, systems=("msa-interleave", "iterative:words"), sizes=(700, 1500), **asked)
-        Latency(latency, replace(run, part="latency")).over(corpus(), distractors())
+        latency.over(replace(run, part="latency"), corpus(), distractors())
         hidden = {"lengths": (8000,), "depths": (0.0, 1.0), "tasks": ("single-1", "multivalue"), "samples": 2}
         needles = replace(run, part="needle", create=lambda _, w: Tells(w))
         measure(NeedleConfig(systems=("tells",), out=folder, **hidden), needles)

@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from report_rows_toy import CONFIG, SETS, costs, latency, needles, qa, retrieval, row, scale, score
 
 from msa_plugin.bench.report_parts import tables
 from msa_plugin.bench.report_rows import Saved, spelled
-from msa_plugin.bench.report_tables import Cell, Table
-from msa_plugin.bench.result import ResultRow
 from msa_plugin.bench.units import bounds, duration, size, times, tokens
 
 DASH = "\u2013"
 
 
-def table(part: str, rows: Iterable[ResultRow], title: str, config: Mapping[str, Any] | None = None) -> Table:
+def table(part, rows, title, config=None):
     [found] = [t for t in tables(Saved.of(rows, config), part) if t.title == title]
     return found
 
 
-def cells(found: Table) -> dict[str, list[Cell]]:
+def cells(found):
     """Cells of the systems in each line, by what the line is called."""
     return {" ".join(c.text for c in r[: found.words] if c.text): list(r[found.words + 1 :]) for r in found.rows}
 
 
-def lines(found: Table) -> dict[str, list[str]]:
+def lines(found):
     """Their texts."""
     return {name: [c.text for c in line] for name, line in cells(found).items()}
 
 
-def test_retrieval_tables_hold_the_rows_and_their_averages() -> None:
+def test_retrieval_tables_hold_the_rows_and_their_averages():
     order = ("msa", "bm25", "dense")
     for metric in ("nDCG@10", "R@5", "R@10"):
         found = table("retrieval", retrieval(), f"Retrieval, {metric}", CONFIG)
@@ -53,27 +49,27 @@ def test_retrieval_tables_hold_the_rows_and_their_averages() -> None:
         assert cells(found)["one"][0].small == f"{low:.3f}{DASH}{high:.3f}"
 
 
-def test_significance_marks_follow_the_p_values() -> None:
+def test_significance_marks_follow_the_p_values():
     found = cells(table("retrieval", retrieval(), "Retrieval, nDCG@10"))
     assert [[c.mark for c in found[name]] for name in SETS] == [["", "‡", ""], ["", "†", ""], ["", "", ""]]
     other = table("retrieval", retrieval(), "Retrieval, R@5")
     assert not any(c.mark for r in other.rows for c in r)
 
 
-def test_an_average_needs_all_data_sets() -> None:
+def test_an_average_needs_all_data_sets():
     rows = [r for r in retrieval() if (r.dataset, r.system) != ("three", "dense")]
     shown = lines(table("retrieval", rows, "Retrieval, R@5"))
     assert shown["three"][-1] == shown["average (3)"][-1] == shown["ratio to msa"][-1] == DASH
 
 
-def test_hops_come_from_the_configuration() -> None:
+def test_hops_come_from_the_configuration():
     assert Saved.of(retrieval()).hops() == {}
     config = {"datasets": {"one": {"hops": {"1": 30, "2": 10}}, "two": {"hops": {"2": 3, "4": 1}}, "three": {}}}
     assert Saved.of(retrieval(), config).hops() == {"one": 1.25, "two": 2.5}
 
 
-def test_ratios_stay_within_a_run() -> None:
-    def ratios(**changes: str) -> list[str]:
+def test_ratios_stay_within_a_run():
+    def ratios(**changes):
         rows = [replace(r, **changes) if r.system == "bm25" else r for r in retrieval()]
         return lines(table("retrieval", rows, "Retrieval, R@5"))["ratio to msa"]
 
@@ -85,7 +81,7 @@ def test_ratios_stay_within_a_run() -> None:
 
 
 @pytest.mark.parametrize(("value", "best"), [(50.0, "bm25"), (0.1, "closed-book")])
-def test_fewer_tokens_are_the_better_ones(value: float, best: str) -> None:
+def test_fewer_tokens_are_the_better_ones(value, best):
     asked = [r for r in qa(("one",)) if r.metric == "seconds" and r.settings.get("passages") in (None, 1)]
     rows = [
         replace(r, metric="input_tokens", value=value if r.system == "closed-book" else 1.0, settings={}) for r in asked
@@ -94,7 +90,7 @@ def test_fewer_tokens_are_the_better_ones(value: float, best: str) -> None:
     assert [h for h, c in zip(found.heads[2:], cells(found)["one"], strict=True) if c.best] == [best]
 
 
-def test_answers_stand_by_passages_read() -> None:
+def test_answers_stand_by_passages_read():
     found = table("qa", qa(), "Answers, F1")
     assert found.heads == ("data set", "passages", "n", "msa", "bm25", "closed-book")
     shown = lines(found)
@@ -115,7 +111,7 @@ def test_answers_stand_by_passages_read() -> None:
     assert not any("average" in name for name in lines(table("qa", qa(("one",)), "Answers, EM")))
 
 
-def test_degradation_stands_by_size() -> None:
+def test_degradation_stands_by_size():
     found = table("scale", scale(), "Degradation, R@10")
     assert found.heads == ("data set", "memory tokens", "synthetic", "n", "msa", "bm25")
     assert lines(found) == {
@@ -129,7 +125,7 @@ def test_degradation_stands_by_size() -> None:
     assert table("scale", scale(), "Degradation, seconds to route, median").folded
 
 
-def test_a_loss_is_shown_as_it_was_measured_and_the_least_is_the_best() -> None:
+def test_a_loss_is_shown_as_it_was_measured_and_the_least_is_the_best():
     of = {"of": "R@10", "from": 16_384, "to": 65_536}
     losses = [
         row("scale", "one", name, "relative_loss", value, low=0.1, high=0.3, settings=of)
@@ -145,12 +141,12 @@ def test_a_loss_is_shown_as_it_was_measured_and_the_least_is_the_best() -> None:
     assert [c.best for c in line] == [True, False]
 
 
-def test_what_was_read_stands_beside_the_system_where_memories_grow() -> None:
+def test_what_was_read_stands_beside_the_system_where_memories_grow():
     rows = [replace(r, settings={**r.settings, "passages": 5}) if r.system == "bm25" else r for r in scale()]
     assert table("scale", rows, "Degradation, R@10").heads[-2:] == ("msa", "bm25 R@5")
 
 
-def test_no_two_metrics_are_spelled_alike() -> None:
+def test_no_two_metrics_are_spelled_alike():
     stages = ("", "search_", "encode_", "route_", "answer_")
     metrics = [f"{stage}seconds_{p}" for stage in stages for p in ("p50", "p95")]
     names = [spelled(metric) for metric in (*metrics, "seconds", "R@10", "prefilter_recall@10")]
@@ -158,7 +154,7 @@ def test_no_two_metrics_are_spelled_alike() -> None:
     assert names[:3] == ["seconds, median", "seconds, 95th percentile", "seconds to search, median"]
 
 
-def test_needle_tables_are_means_of_their_cells() -> None:
+def test_needle_tables_are_means_of_their_cells():
     found = table("needle", needles(), "Needles, recall, by task")
     assert lines(found) == {
         "needle multivalue": ["0.500", "0.250"],
@@ -170,7 +166,7 @@ def test_needle_tables_are_means_of_their_cells() -> None:
     assert heat["needle 4K 0 %"] == ["0.500", "0.250"] and heat["needle 16K 100 %"] == ["0.000", "0.000"]
 
 
-def test_a_mean_over_other_cells_is_none() -> None:
+def test_a_mean_over_other_cells_is_none():
     lost = [r for r in needles() if (r.system, *r.settings.values()) != ("bm25", "single-1", 4096, 1.0)]
     by_task = lines(table("needle", lost, "Needles, recall, by task"))
     assert by_task["needle multivalue"] == ["0.500", "0.250"]
@@ -179,13 +175,13 @@ def test_a_mean_over_other_cells_is_none() -> None:
     assert heat["needle 4K 100 %"] == ["0.000", DASH] and heat["needle 16K 100 %"] == ["0.000", "0.000"]
 
 
-def test_systems_that_share_no_task_have_no_mean_over_tasks() -> None:
+def test_systems_that_share_no_task_have_no_mean_over_tasks():
     apart = [r for r in needles() if (r.system == "msa") == (r.settings["task"] == "single-1")]
     assert lines(table("needle", apart, "Needles, recall, by task"))["needle single-1"] == ["0.500", DASH]
     assert set(map(tuple, lines(table("needle", apart, "Needles, recall, by length")).values())) == {(DASH, DASH)}
 
 
-def test_latency_stands_by_hop_and_stage() -> None:
+def test_latency_stands_by_hop_and_stage():
     found = table("latency", latency(), "Latency, seconds, median")
     assert found.heads == ("data set", "memory tokens", "hop", "stage", "n", "msa", "iterative")
     assert [" ".join(c.text for c in r[2:4]).strip() for r in found.rows if r[1].text == "1M"] == [
@@ -197,7 +193,7 @@ def test_latency_stands_by_hop_and_stage() -> None:
     assert slow.folded and lines(slow)["one 16K total"] == ["1.20 s", "3.60 s"]
 
 
-def test_costs_have_units_and_ratios() -> None:
+def test_costs_have_units_and_ratios():
     found = {t.title: cells(t)["one"] for t in tables(Saved.of(costs()), "cost")}
     assert {title: [c.text for c in line] for title, line in found.items()} == {
         "Cost, indexing, per 1,000 tokens": ["200 ms", "800 ms"],
@@ -210,7 +206,7 @@ def test_costs_have_units_and_ratios() -> None:
     assert list(lines(table("cost", sizes, "Cost, disk, per token"))) == ["one 16K", "one 64K"]
 
 
-def test_what_no_part_knows_is_folded() -> None:
+def test_what_no_part_knows_is_folded():
     found = table(
         "strange", [row("strange", "one", "msa", "loudness", 3.25, settings={"knob": 11})], "strange, loudness"
     )
@@ -238,5 +234,5 @@ def test_what_no_part_knows_is_folded() -> None:
         (bounds(None, 1.0), ""),
     ],
 )
-def test_units(made: str, shown: str) -> None:
+def test_units(made, shown):
     assert made == shown

@@ -6,8 +6,6 @@ import re
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
-from typing import Any
 
 import pytest
 from report_rows_toy import SYSTEMS, costs, everything, latency, needles, qa, retrieval, row, saved, scale, score
@@ -16,7 +14,6 @@ from msa_plugin.bench import plots, report
 from msa_plugin.bench.report import table, write_report
 from msa_plugin.bench.report_rows import Saved
 from msa_plugin.bench.report_tables import Cell, Table, escaped
-from msa_plugin.bench.result import ResultRow
 from msa_plugin.bench.store import NOTE, SKIPPED
 from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.measuring.plot_style import style
@@ -36,25 +33,25 @@ HOSTILE = (
 class Page(HTMLParser):
     """Tags and attributes of a page, and its text."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text):
         super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
+        self.tags = []
+        self.attributes = []
         self.text = ""
         self.feed(text)
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += [(name, value or "") for name, value in attrs]
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         self.text += data
 
 
 # The folder
 
 
-def test_the_report_is_written_whole(tmp_path: Path) -> None:
+def test_the_report_is_written_whole(tmp_path):
     extra = [
         row("retrieval", "one", "huge", SKIPPED, 0.0, settings={"reason": "does not fit"}),
         row("qa", "two", "dense:x", SKIPPED, 0.0, settings={"reason": "no weights"}),
@@ -79,7 +76,7 @@ def test_the_report_is_written_whole(tmp_path: Path) -> None:
     assert "script" not in html.tags and "link" not in html.tags
 
 
-def test_runs_that_differ_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_differ_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "figures", lambda saved: {})
     later = [replace(r, commit="def456", date="2026-01-09T00:00:00Z", seed=3) for r in costs()]
     out = saved(tmp_path / "out", [*retrieval(), *later])
@@ -92,7 +89,7 @@ def test_runs_that_differ_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("part", [retrieval, qa, scale, needles, latency, costs])
-def test_parts_that_are_missing_are_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: Any) -> None:
+def test_parts_that_are_missing_are_absent(tmp_path, monkeypatch, part):
     monkeypatch.setattr(plots, "figures", lambda saved: {})
     out = saved(tmp_path / "out", part())
     write_report(out)
@@ -102,14 +99,14 @@ def test_parts_that_are_missing_are_absent(tmp_path: Path, monkeypatch: pytest.M
     assert "Skipped" not in found
 
 
-def test_nothing_measured_is_still_a_report(tmp_path: Path) -> None:
+def test_nothing_measured_is_still_a_report(tmp_path):
     out = saved(tmp_path / "out", [row("qa", "one", "msa", SKIPPED, 0.0, settings={"reason": "disk full"})])
     write_report(out)
     text = (out / "report.md").read_text("utf-8")
     assert "no finished measurements" in text and "disk full" in text
 
 
-def test_without_matplotlib_there_are_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_there_are_tables(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"msa-plugin\[bench\]"), style():
         pass
@@ -119,12 +116,12 @@ def test_without_matplotlib_there_are_tables(tmp_path: Path, monkeypatch: pytest
     assert "No plots: plots need matplotlib" in text and "Retrieval, R@5" in text
 
 
-def test_folders_without_results_are_refused(tmp_path: Path) -> None:
+def test_folders_without_results_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"holds no results\.jsonl"):
         write_report(tmp_path)
 
 
-def test_values_that_are_no_numbers_are_counted_and_left_out() -> None:
+def test_values_that_are_no_numbers_are_counted_and_left_out():
     found = Saved.of([*retrieval(), row("retrieval", "one", "odd", "R@5", float("nan"))])
     assert "1 measurements are not finite numbers" in " ".join(found.notes)
     assert "odd" not in table(found.rows)
@@ -133,7 +130,7 @@ def test_values_that_are_no_numbers_are_counted_and_left_out() -> None:
 # Names are data
 
 
-def hostile(name: str) -> list[ResultRow]:
+def hostile(name):
     rows = [
         replace(r, system=name if r.system == "bm25" else r.system, dataset=name if r.dataset == "one" else r.dataset)
         for r in everything()
@@ -143,7 +140,7 @@ def hostile(name: str) -> list[ResultRow]:
     return [*rows, row(name, name, name, name, 1.0, settings={name: name})]
 
 
-def written(out: Path, name: str) -> tuple[Page, str]:
+def written(out, name):
     """The report of such a run, as HTML and as Markdown, without plots."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "figures", lambda saved: {})
@@ -152,12 +149,12 @@ def written(out: Path, name: str) -> tuple[Page, str]:
 
 
 @pytest.fixture(scope="module")
-def harmless(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, str]:
+def harmless(tmp_path_factory):
     return written(tmp_path_factory.mktemp("harmless"), "plain")
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_names_stay_text(tmp_path: Path, harmless: tuple[Page, str], name: str) -> None:
+def test_hostile_names_stay_text(tmp_path, harmless, name):
     (page, text), (expected, plain) = written(tmp_path / "out", name), harmless
     assert Counter(page.tags) == Counter(expected.tags)
     assert {a for a, _ in page.attributes} == {a for a, _ in expected.attributes}
@@ -169,18 +166,18 @@ def test_hostile_names_stay_text(tmp_path: Path, harmless: tuple[Page, str], nam
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202e\ud800]", printed)
 
 
-def borders(text: str) -> list[int]:
+def borders(text):
     """How many cell borders each line of a table has."""
     return [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")]
 
 
-def test_hostile_names_do_not_leave_the_folder(tmp_path: Path) -> None:
+def test_hostile_names_do_not_leave_the_folder(tmp_path):
     write_report(saved(tmp_path / "out", [r for name in HOSTILE[-3:] for r in [*scale(name), *costs()]]))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
     assert sorted(p.name for p in (tmp_path / "out" / "plots").iterdir()) == [f"degradation-{i}.png" for i in (1, 2, 3)]
 
 
-def test_markdown_tables_have_as_many_cells_as_columns() -> None:
+def test_markdown_tables_have_as_many_cells_as_columns():
     found = Table("t", ("a|b", "c"), ((Cell("x|y\nz"), Cell("1", small="0|2", best=True)),))
     assert borders(found.markdown()) == [3] * 3
 
@@ -189,11 +186,11 @@ def test_markdown_tables_have_as_many_cells_as_columns() -> None:
     ("given", "made"),
     [("1. x", "1\\. x"), ("- x", "\\- x"), ("1.25", "1.25"), ("https://a.b", "https\\://a.b"), ("a_b<", "a\\_b&lt;")],
 )
-def test_markdown_that_would_be_markup_is_escaped(given: str, made: str) -> None:
+def test_markdown_that_would_be_markup_is_escaped(given, made):
     assert escaped(given) == made
 
 
-def test_the_terminal_table_shows_what_is_not_folded() -> None:
+def test_the_terminal_table_shows_what_is_not_folded():
     text = table(everything())
     assert "Retrieval, nDCG@10" in text and "Retrieval, AP" not in text
     line = next(x for x in text.splitlines() if x.startswith("one "))

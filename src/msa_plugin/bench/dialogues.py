@@ -7,7 +7,7 @@ those of its relevant turns.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from msa_plugin.bench.store import Results
 from msa_plugin.conversations import Turn, day, documents_of
-from msa_plugin.data.datasets import Dataset, Question, load_dataset, namespaces_of
+from msa_plugin.data.datasets import Dataset, load_dataset, namespaces_of
 from msa_plugin.dates import instant
 from msa_plugin.errors import IngestError
 from msa_plugin.measuring import metrics
@@ -40,7 +40,9 @@ def dialogues(path: str | Path, unit: Unit) -> list[Dataset]:
         documents = list(_turns(turns, name) if unit == "turns" else _sessions(turns, name))
         if unit == "sessions":
             home = {d.id: _session_id(d, name) for d in turns}
-            questions = [_of_sessions(question, home) for question in questions]
+            questions = [
+                replace(q, positives={home[turn]: 1 for turn in q.positives if turn in home}) for q in questions
+            ]
         if questions:
             found.append(Dataset(f"{name}-{unit}", tuple(documents), tuple(questions)))
     return found
@@ -74,10 +76,6 @@ def _field(document: Document, name: str) -> Any:
     if name not in document.metadata:
         raise IngestError(f"{document.id!r} is no turn of a dialogue: its metadata lack {name!r}")
     return document.metadata[name]
-
-
-def _of_sessions(question: Question, home: Mapping[str, str]) -> Question:
-    return replace(question, positives={home[turn]: 1 for turn in question.positives if turn in home})
 
 
 def by_kind(results: Results, unit: Unit) -> list[tuple[str, str, int, tuple[float, ...]]]:

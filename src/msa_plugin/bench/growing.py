@@ -1,12 +1,12 @@
-"""What runs on growing memories share: settings, the plan of sizes, time to ask; and their commands."""
+"""What commands that grow a memory share: settings, the plan of sizes, time to ask."""
 
 from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias
 
 from pydantic import model_validator
 
@@ -16,53 +16,31 @@ from msa_plugin.bench.driver import Run, RunSettings, opened_run, show
 from msa_plugin.bench.growth import GrowthPlan, plan
 from msa_plugin.bench.systems.system_spec import Systems, behind
 from msa_plugin.config import MemoryConfig
-from msa_plugin.data.datasets import Dataset, dataset_hash, find_datasets, load_distractors
+from msa_plugin.data.datasets import Dataset, Question, dataset_hash, find_datasets, load_distractors
 from msa_plugin.errors import ConfigError
 from msa_plugin.retrieval.prefilter import PrefilterSpec, apart
 from msa_plugin.types import Document
 
 _LEAST = 5  # questions that are asked whatever the budget
-T = TypeVar("T")
+InTime: TypeAlias = Callable[[Sequence[Question]], Iterable[tuple[int, Question]]]  # as many as there is time for
 
 
-class GrowthRun:
-    """A run over data sets, one after another; what a former run has stored is not measured again."""
+class AskingTime:
+    """Time to ask: `seconds` in all (None: as long as it takes), which cut the questions of each size short, evenly."""
 
-    def __init__(self, settings: Any, run: Run, budget: float | None = None) -> None:
-        """`settings` are a `GrowthCommand`; `budget` (seconds to ask) cuts the questions of each size short, evenly."""
-        self.settings, self.run, self.budget = settings, run, budget
-        self._asking = 0.0  # seconds spent on questions so far
+    def __init__(self, seconds: float | None = None) -> None:
+        """Nothing is spent yet."""
+        self.seconds, self.spent = seconds, 0.0
 
-    def over(self, dataset: Dataset, distractors: Iterable[Document]) -> GrowthPlan:
-        """Measure every system at every size; returns what was planned."""
-        chosen = self.settings
-        planned = plan(
-            dataset,
-            distractors,
-            chosen.sizes,
-            self.run.banks.tokens,
-            questions=chosen.questions,
-            seed=chosen.seed,
-            synthetic=getattr(chosen, "synthetic", False),
-        )
-        for note in planned.notes:
-            self.run.note(planned.name, note)
-        self.measure(planned)
-        return planned
-
-    @abstractmethod
-    def measure(self, planned: GrowthPlan) -> None:
-        """Measure what is missing."""
-
-    def in_time(self, turns: Sequence[T], left: int) -> Iterator[tuple[int, T]]:
-        """The turns with their numbers, as long as the share of the budget lasts that `left` such loops have."""
+    def share(self, turns: Sequence[Question], left: int) -> Iterator[tuple[int, Question]]:
+        """The turns with their numbers, as long as the share of the time lasts that `left` such loops have."""
         began = time.monotonic()
-        allowed = None if self.budget is None else (self.budget - self._asking) / left
+        allowed = None if self.seconds is None else (self.seconds - self.spent) / left
         for number, turn in enumerate(turns):
             if allowed is not None and number >= _LEAST and time.monotonic() - began > allowed:
                 break
             yield number, turn
-        self._asking += time.monotonic() - began
+        self.spent += time.monotonic() - began
 
 
 class GrowthCommand(RunSettings, Command):
@@ -82,7 +60,6 @@ class GrowthCommand(RunSettings, Command):
         None, "Minutes to ask in all, without indexing; fewer questions are asked, evenly.", "--budget", ge=0.01
     )
     part: ClassVar[str]
-    kind: ClassVar[type[GrowthRun]]
     own: ClassVar[tuple[str, ...]]  # further settings that rows must share to stand side by side
 
     @model_validator(mode="after")
@@ -96,6 +73,28 @@ class GrowthCommand(RunSettings, Command):
         parts = [(name, *apart(name)) for name in self.systems]
         named = (name if spec is None else f"{plain}+{PrefilterSpec.parse(spec)}" for name, plain, spec in parts)
         return (*named, *behind(self.systems, self.prefilter))
+
+    @abstractmethod
+    def measure(self, run: Run, planned: GrowthPlan, asking: AskingTime) -> None:
+        """Measure every system at every size; what a former run has stored is not measured again."""
+
+    def over(
+        self, run: Run, dataset: Dataset, distractors: Iterable[Document], seconds: float | None = None
+    ) -> GrowthPlan:
+        """Measure on one data set, with so many seconds to ask; returns what was planned."""
+        planned = plan(
+            dataset,
+            distractors,
+            self.sizes,
+            run.banks.tokens,
+            questions=self.questions,
+            seed=self.seed,
+            synthetic=getattr(self, "synthetic", False),
+        )
+        for note in planned.notes:
+            run.note(planned.name, note)
+        self.measure(run, planned, AskingTime(seconds))
+        return planned
 
     def run(self, out: Voice) -> None:
         """Measure every data set. A mistyped path is told before a backbone is loaded or anything is written."""
@@ -122,7 +121,7 @@ class GrowthCommand(RunSettings, Command):
                 out.note(f"{dataset.name}: {len(dataset.documents):,} passages, {len(dataset.questions):,} questions")
                 # By the rule of thumb for tokens; the plan stops taking them when its own count is reached.
                 more = load_distractors(self.distractors, 2 * max(self.sizes)) if self.distractors else iter(())
-                self.kind(self, run, budget).over(dataset, more)
+                self.over(run, dataset, more, budget)
             rows = run.rows("cost")
         show(out, self.out, rows)
         out.result([row.to_dict() for row in rows])

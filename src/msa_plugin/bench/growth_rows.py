@@ -126,18 +126,17 @@ def needle_rows(records: Sequence[Record]) -> Iterator[ResultRow]:
         samples.setdefault(record["sample"], []).append(record)
     each = list(samples.values())
     scores = {
-        "recall": [mean(map(_needles_found, some)) for some in each if "found" in some[0]],
+        "recall": [
+            mean(len({*r["needles"]} & {*r["found"]}) / len({*r["needles"]}) for r in some)
+            for some in each
+            if "found" in some[0]
+        ],
         "answered": [mean(answered(r["reply"], r["expected"]) for r in some) for some in each if "reply" in some[0]],
     }
     for metric, values in scores.items():
         if values:
             row = mean_row(metric, values, part=NEEDLE)
             yield row if len(values) > 1 else replace(row, low=None, high=None)
-
-
-def _needles_found(record: Record) -> float:
-    wanted = set(record["needles"])
-    return len(wanted & set(record["found"])) / len(wanted)
 
 
 # Rows of a folder

@@ -82,7 +82,8 @@ class Judge:
 
         Raises JudgeUnavailableError when it says nothing at all, so that the caller can stop asking.
         """
-        told = self._complete(_message(question, answers, reply))
+        material = {"question": question, "correct answers": list(answers), "reply": reply}
+        told = self._complete(json.dumps(material, ensure_ascii=False, indent=1))
         try:
             text = str(json.loads(told)["choices"][0]["message"]["content"])
         except (ValueError, LookupError, TypeError):
@@ -124,11 +125,6 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
-
-
-def _message(question: str, answers: Sequence[str], reply: str) -> str:
-    material = {"question": question, "correct answers": list(answers), "reply": reply}
-    return json.dumps(material, ensure_ascii=False, indent=1)
 
 
 def judge_replies(results: Results, datasets: Sequence[str], systems: Sequence[str], judge: Judge) -> None:

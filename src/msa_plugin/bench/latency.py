@@ -11,12 +11,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from msa_plugin.bench.base import System, Workspace
 from msa_plugin.bench.command import Sizes, option
-from msa_plugin.bench.driver import index_costs
-from msa_plugin.bench.growing import GrowthCommand, GrowthRun
+from msa_plugin.bench.driver import Run, index_costs
+from msa_plugin.bench.growing import AskingTime, GrowthCommand, InTime
 from msa_plugin.bench.growth import GrowthPlan, GrowthStep
 from msa_plugin.bench.growth_rows import DEPTH, LATENCY, latency_rows
 from msa_plugin.bench.scoring import exact_twin
@@ -85,84 +86,6 @@ class TimedSystem:
         return spent | {AtSize(0, s): reply.seconds[s] for s in READING if s in reply.seconds}
 
 
-class Latency(GrowthRun):
-    """One run over one data set."""
-
-    def measure(self, planned: GrowthPlan) -> None:
-        """Measure every system at every size."""
-        for number, step in enumerate(planned.steps):
-            done = {"stage": "total", "memory_tokens": step.size}
-            if missing := self.run.missing(planned.name, self.settings.names, done):
-                with self.run.workspace(planned.dataset(step)) as workspace, ExitStack() as stack:
-                    _ = workspace.memory  # filling it is no part of a question's time
-                    self._size(workspace, stack, step, missing, len(planned.steps) - number)
-
-    def _size(
-        self, workspace: Workspace, stack: ExitStack, step: GrowthStep, missing: Sequence[str], left: int
-    ) -> None:
-        """All systems in turns: when one was not measured yet all are, since only times of one run compare."""
-        ready = [one for name in self.settings.names if (one := self._ready(name, workspace, stack)) is not None]
-        if not set(missing) & {one.name for one in ready}:
-            return
-        dataset, stats = workspace.dataset, workspace.memory.stats()
-        spent = self._ask(ready, dataset, step, left)
-        for one in (one for one in ready if one.name in spent):
-            records = _records(spent[one.name], dataset.questions, self._recall(one))
-            at = {"memory_tokens": step.size}
-            self.run.results.add_questions(LATENCY, dataset.name, one.name, [{**at, **record} for record in records])
-            rows = index_costs(one.system.cost, **at)
-            rows += [replace(row, settings={**at, **row.settings}) for row in latency_rows(records)]
-            self.run.store(rows, dataset.name, one.name, stats.documents, stats.tokens)
-
-    def _ready(self, name: str, workspace: Workspace, stack: ExitStack) -> TimedSystem | None:
-        """A system that has indexed the corpus and answered once; None, with a recorded reason, where it cannot."""
-        hops, per_round = self.settings.hops, self.settings.per_round
-        try:
-            options = Options(rounds=hops, per_round=per_round)
-            system = stack.enter_context(self.run.prepared(name, workspace, options))
-            made = TimedSystem(name, system, workspace, hops, per_round)
-            made.ask(workspace.dataset.questions[0].text)  # caches and lazy imports are not the first question's fault
-        except Exception as error:
-            self.run.skip(workspace.dataset.name, name, error)
-            return None
-        return made
-
-    def _ask(
-        self, ready: Sequence[TimedSystem], dataset: Dataset, step: GrowthStep, left: int
-    ) -> dict[str, list[dict[AtSize, float]]]:
-        """Seconds of each question by system; the systems take turns, in an order that rotates.
-
-        One that fails is out, and what it did so far is dropped.
-        """
-        spent: dict[str, list[dict[AtSize, float]]] = {one.name: [] for one in ready}
-        turns = [q for _ in range(self.settings.repeats) for q in dataset.questions]
-        asked = 0
-        for number, question in self.in_time(turns, left):
-            self.run.watch.step(f"asking at {step.size:,} tokens", number, len(turns))
-            playing = [one for one in ready if one.name in spent]
-            for place in range(len(playing)):
-                one = playing[(number + place) % len(playing)]
-                try:
-                    spent[one.name].append(one.ask(question.text))
-                except Exception as error:
-                    del spent[one.name]
-                    self.run.skip(dataset.name, one.name, error)
-            asked = number + 1
-        if asked < len(turns):
-            self.run.note(dataset.name, f"the budget allowed {asked} of {len(turns)} turns at {step.size:,} tokens")
-        return spent
-
-    def _recall(self, one: TimedSystem) -> float | None:
-        """Share of the exact best passages that a prefilter lets through; None without one."""
-        if (twin := exact_twin(one.name)) is None:
-            return None
-        questions = [q.text for q in one.workspace.dataset.questions]
-        with self.run.prepared(twin, one.workspace) as exact:
-            memories = (exact.memory, one.system.memory)
-            found = [[[h.id for h in row] for row in m.retrieve(questions, k=DEPTH)] for m in memories]
-        return recall_against_exact(*found)
-
-
 class LatencyCommand(GrowthCommand):
     """What OUT holds is not measured again.
 
@@ -178,8 +101,89 @@ class LatencyCommand(GrowthCommand):
     per_round: int = option(3, "Passages that a round may add to what is read.", ge=1)
     repeats: int = option(3, "How often each question is asked, systems in turns.", ge=1)
     part = LATENCY
-    kind = Latency
     own = ("hops", "per_round", "repeats")
+
+    def measure(self, run: Run, planned: GrowthPlan, asking: AskingTime) -> None:
+        """Measure every system at every size."""
+        for number, step in enumerate(planned.steps):
+            done = {"stage": "total", "memory_tokens": step.size}
+            if missing := run.missing(planned.name, self.names, done):
+                with run.workspace(planned.dataset(step)) as workspace, ExitStack() as stack:
+                    _ = workspace.memory  # filling it is no part of a question's time
+                    self._size(
+                        run, workspace, stack, step, missing, partial(asking.share, left=len(planned.steps) - number)
+                    )
+
+    def _size(
+        self,
+        run: Run,
+        workspace: Workspace,
+        stack: ExitStack,
+        step: GrowthStep,
+        missing: Sequence[str],
+        in_time: InTime,
+    ) -> None:
+        """All systems in turns: when one was not measured yet all are, since only times of one run compare."""
+        ready = [one for name in self.names if (one := self._ready(run, name, workspace, stack)) is not None]
+        if not set(missing) & {one.name for one in ready}:
+            return
+        dataset, stats = workspace.dataset, workspace.memory.stats()
+        spent = self._ask(run, ready, dataset, step, in_time)
+        for one in (one for one in ready if one.name in spent):
+            records = _records(spent[one.name], dataset.questions, self._recall(run, one))
+            at = {"memory_tokens": step.size}
+            run.results.add_questions(LATENCY, dataset.name, one.name, [{**at, **record} for record in records])
+            rows = index_costs(one.system.cost, **at)
+            rows += [replace(row, settings={**at, **row.settings}) for row in latency_rows(records)]
+            run.store(rows, dataset.name, one.name, stats.documents, stats.tokens)
+
+    def _ready(self, run: Run, name: str, workspace: Workspace, stack: ExitStack) -> TimedSystem | None:
+        """A system that has indexed the corpus and answered once; None, with a recorded reason, where it cannot."""
+        hops, per_round = self.hops, self.per_round
+        try:
+            options = Options(rounds=hops, per_round=per_round)
+            system = stack.enter_context(run.prepared(name, workspace, options))
+            made = TimedSystem(name, system, workspace, hops, per_round)
+            made.ask(workspace.dataset.questions[0].text)  # caches and lazy imports are not the first question's fault
+        except Exception as error:
+            run.skip(workspace.dataset.name, name, error)
+            return None
+        return made
+
+    def _ask(
+        self, run: Run, ready: Sequence[TimedSystem], dataset: Dataset, step: GrowthStep, in_time: InTime
+    ) -> dict[str, list[dict[AtSize, float]]]:
+        """Seconds of each question by system; the systems take turns, in an order that rotates.
+
+        One that fails is out, and what it did so far is dropped.
+        """
+        spent: dict[str, list[dict[AtSize, float]]] = {one.name: [] for one in ready}
+        turns = [q for _ in range(self.repeats) for q in dataset.questions]
+        asked = 0
+        for number, question in in_time(turns):
+            run.watch.step(f"asking at {step.size:,} tokens", number, len(turns))
+            playing = [one for one in ready if one.name in spent]
+            for place in range(len(playing)):
+                one = playing[(number + place) % len(playing)]
+                try:
+                    spent[one.name].append(one.ask(question.text))
+                except Exception as error:
+                    del spent[one.name]
+                    run.skip(dataset.name, one.name, error)
+            asked = number + 1
+        if asked < len(turns):
+            run.note(dataset.name, f"the budget allowed {asked} of {len(turns)} turns at {step.size:,} tokens")
+        return spent
+
+    def _recall(self, run: Run, one: TimedSystem) -> float | None:
+        """Share of the exact best passages that a prefilter lets through; None without one."""
+        if (twin := exact_twin(one.name)) is None:
+            return None
+        questions = [q.text for q in one.workspace.dataset.questions]
+        with run.prepared(twin, one.workspace) as exact:
+            memories = (exact.memory, one.system.memory)
+            found = [[[h.id for h in row] for row in m.retrieve(questions, k=DEPTH)] for m in memories]
+        return recall_against_exact(*found)
 
 
 def _records(

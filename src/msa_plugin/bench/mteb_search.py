@@ -136,16 +136,12 @@ def named_tasks(names: Sequence[str]) -> list[Any]:
 def evaluated(search: MSASearch, task: Any) -> list[dict[str, Any]]:
     """A row for each subset and split of a task, with mteb's scores; its cache of results is not used."""
     result = _library().evaluate(search, task, cache=None, show_progress_bar=False)
-    return [
-        {"task": one.task_name, "split": split, "subset": scores["hf_subset"], **_numbers(scores)}
-        for one in result.task_results
-        for split, subsets in one.scores.items()
-        for scores in subsets
-    ]
-
-
-def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
+    rows = []
+    for one in result.task_results:
+        for split, scores in ((split, scores) for split, subsets in one.scores.items() for scores in subsets):
+            numbers = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
+            rows.append({"task": one.task_name, "split": split, "subset": scores["hf_subset"], **numbers})
+    return rows
 
 
 def _documents(corpus: Iterable[Mapping[str, Any]], seen: set[str]) -> Iterator[dict[str, Any]]:

@@ -90,7 +90,11 @@ def make_task(
     Raises ConfigError for an unknown task, a depth outside [0, 1], a length that the needles do not fit, or too little
     filler.
     """
-    chosen = _checked(task, depth)
+    if task not in TASKS:
+        raise ConfigError(f"unknown needle task {task!r}; there are {', '.join(TASKS)}")
+    if not 0 <= depth <= 1:
+        raise ConfigError(f"a depth is between 0 and 1, not {depth}")
+    chosen = TASKS[task]
     random = Random(f"{seed}/{task}/{length_tokens}")
     asked = words.names(random, chosen.key, chosen.keys + chosen.decoys)
     held = [[words.value(random, chosen.value) for _ in range(chosen.values)] for _ in asked]
@@ -130,14 +134,6 @@ def answered(reply: str, expected: Sequence[str]) -> float:
 def _spoken(text: str) -> str:
     grouped = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.lower())
     return " ".join(re.sub(r"[^\w]+", " ", grouped).split())
-
-
-def _checked(task: str, depth: float) -> Task:
-    if task not in TASKS:
-        raise ConfigError(f"unknown needle task {task!r}; there are {', '.join(TASKS)}")
-    if not 0 <= depth <= 1:
-        raise ConfigError(f"a depth is between 0 and 1, not {depth}")
-    return TASKS[task]
 
 
 def _sentences(task: Task, names: Sequence[str], held: Sequence[Sequence[str]]) -> list[str]:

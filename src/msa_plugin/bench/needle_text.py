@@ -7,15 +7,9 @@ from collections.abc import Iterator
 from importlib import resources
 from random import Random
 
-
-def _lists() -> dict[str, tuple[str, ...]]:
-    """Words and phrases, a line each, below the name of their list."""
-    text = (resources.files("msa_plugin.bench") / "needle_words.txt").read_text(encoding="utf-8")
-    parts = (part.strip().splitlines() for part in text.split("# ")[1:])
-    return {name: tuple(lines) for name, *lines in parts}
-
-
-_LISTS = _lists()
+# Words and phrases, a line each, below the name of their list.
+_TEXT = (resources.files("msa_plugin.bench") / "needle_words.txt").read_text(encoding="utf-8")
+_LISTS = {name: tuple(lines) for name, *lines in (part.strip().splitlines() for part in _TEXT.split("# ")[1:])}
 _COLOURS, _THINGS, _PLACES = (_LISTS[name] for name in ("colours", "things", "places"))
 NAMED = {"word": ("password", "passwords"), "number": ("locker code", "locker codes"), "uuid": ("serial", "serials")}
 KEYS = len(_COLOURS) * len(_THINGS) * len(_PLACES)  # how many names there are
@@ -41,11 +35,7 @@ def _any(random: Random, name: str) -> str:
 
 
 def _sentence(random: Random) -> str:
-    subject, verb, what = (
-        _any(random, "subjects"),
-        _any(random, "verbs"),
-        _any(random, "objects"),
-    )
+    subject, verb, what = (_any(random, name) for name in ("subjects", "verbs", "objects"))
     if random.random() < 0.5:
         return f"{random.choice(_LISTS['openers'])}, {subject} {verb} {what} {random.choice(_LISTS['clauses'])}."
     then = f"{random.choice(_LISTS['verbs'])} {random.choice([o for o in _LISTS['objects'] if o != what])}"

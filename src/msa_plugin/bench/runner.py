@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -127,20 +128,15 @@ def compare(config: CompareConfig, *, judge: Judge | None = None, **given: Any) 
     generation = {**config.generation.model_dump(exclude_defaults=True), "max_new_tokens": limit}
     with opened_run(config, config.part, config.identity, config.memory, generation, **given) as run:
         comparison = Comparison(config, run)
-        if config.fresh:
-            _forget(run.results, config)
+        if config.fresh:  # also the judgements, and what these systems cost
+            if config.part == "qa":
+                run.results.remove("judge")
+            run.results.rewrite(r for r in run.results.rows() if r.part != "cost" or r.system not in config.systems)
         datasets = comparison.datasets(paths)
         comparison.measure(datasets)
         if judge is not None and config.part == "qa":
             _judge(run.results, judge, [d.name for d in datasets], config.systems)
         return run.rows("cost")
-
-
-def _forget(results: Results, config: CompareConfig) -> None:
-    """What `fresh` removes besides the part itself: its judgements, and what its systems cost."""
-    if config.part == "qa":
-        results.remove("judge")
-    results.rewrite([r for r in results.rows() if r.part != "cost" or r.system not in config.systems])
 
 
 @dataclass
@@ -269,18 +265,10 @@ def _judge(results: Results, judge: Judge, datasets: Sequence[str], systems: Seq
     judge_replies(results, datasets, systems, judge)
     for dataset in datasets:
         results.put(rows_of(results, "qa", dataset))
-    notes = [
-        ResultRow(
-            "qa",
-            dataset,
-            system,
-            NOTE,
-            0.0,
-            settings={"reason": f"{n} replies of {system} were not judged: {why}", "about": "judge"},
-        )
-        for dataset in datasets
-        for system in systems
-        for why, n in unjudged(results, dataset, system).items()
-    ]
+    notes = []
+    for dataset, system in product(datasets, systems):
+        for why, n in unjudged(results, dataset, system).items():
+            said = {"reason": f"{n} replies of {system} were not judged: {why}", "about": "judge"}
+            notes.append(ResultRow("qa", dataset, system, NOTE, 0.0, settings=said))
     results.rewrite([r for r in results.rows() if r.metric != NOTE or r.settings.get("about") != "judge"])
     results.put(notes)

@@ -118,7 +118,10 @@ class Results:
         if self._loaded is None:
             found = jsonl.read(self.path)
             lines = found.lines
-            rows = [_row(line.record, self.path) for line in lines]
+            try:
+                rows = [_ROW.validate_python({n: v for n, v in one.record.items() if n in _FIELDS}) for one in lines]
+            except ValidationError as error:
+                raise ConfigError(f"{self.path.name} holds a line that is not a result ({problems(error)})") from error
             if found.torn and rows:  # what was written together with the torn line is measured again, with it
                 last = key_of(rows[-1])
                 while rows and key_of(rows[-1]) == last:
@@ -324,13 +327,6 @@ def key_of(row: ResultRow) -> str:
 def _measured(row: ResultRow) -> str:
     numbers = [row.metric, row.value, row.low, row.high, row.n, row.documents, row.tokens]
     return json.dumps([key_of(row), *numbers])
-
-
-def _row(record: Mapping[str, Any], path: Path) -> ResultRow:
-    try:
-        return _ROW.validate_python({name: value for name, value in record.items() if name in _FIELDS})
-    except ValidationError as error:
-        raise ConfigError(f"{path.name} holds a line that is not a result ({problems(error)})") from error
 
 
 def _safe(name: str) -> str:

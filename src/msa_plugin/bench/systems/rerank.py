@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from msa_plugin import prompts
 from msa_plugin.backbone.attention import ForwardState
@@ -129,12 +128,9 @@ class Likelihood:
             logits.append(
                 self.backbone.run(state, follow, torch.ones_like(follow, dtype=torch.bool), after, logits="all")
             )
-        return [-_nll([part[row] for part in logits if part is not None], wanted) for row in range(len(rows))]
-
-
-def _nll(parts: list[Tensor], wanted: Tensor) -> float:
-    """Mean negative log-likelihood of `wanted` [T] under logits [T, V] that come in parts."""
-    return float(torch.nn.functional.cross_entropy(torch.cat(parts).float(), wanted))
+        kept = [part for part in logits if part is not None]
+        each = (torch.cat([part[row] for part in kept]).float() for row in range(len(rows)))  # [T, V], a row at a time
+        return [-float(torch.nn.functional.cross_entropy(one, wanted)) for one in each]
 
 
 class CrossEncoder:
