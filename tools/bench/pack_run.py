@@ -46,7 +46,7 @@ def pack(out: Path, into: Path) -> Path:
 
 def _packed(results: Results, path: Path) -> bytes:
     """The lines of a file of questions, without what no row needs."""
-    records: Iterable[Mapping[str, Any]] = jsonl.read(path).records
+    records: Iterable[Mapping[str, Any]] = jsonl.read(path)
     part, dataset, system = results.names_of(path.name)
     if part == "retrieval":
         systems = {name for of, name in results.question_sets(part) if of == dataset}

@@ -38,7 +38,7 @@ SKIPPED = "skipped"  # a metric: the system did not run; settings["reason"] says
 PACKED = "questions.tar.xz"
 NOTE = "note"  # a metric: settings["reason"] is something that a reader of the results must know
 _FIELDS = {f.name for f in fields(ResultRow)}
-_ROW = TypeAdapter(ResultRow)
+_ROWS = TypeAdapter(list[ResultRow])
 _CONFIG = TypeAdapter(dict[str, dict[str, dict[str, Any]]])
 
 
@@ -50,7 +50,6 @@ class Results:
         self.out, self.seed, self._command = Path(out).resolve(), seed, command
         self._lock = FileLock(str(self.out / ".lock"))
         self._loaded: list[ResultRow] | None = None
-        self._cut: int | None = None  # where results.jsonl is to be cut before the first write
 
     @property
     def path(self) -> Path:
@@ -84,10 +83,7 @@ class Results:
             return
         stamped = [replace(row, seed=self.seed, date=now(), **vars(self._here)) for row in kept]
         self.claim()
-        known = self._load()
-        jsonl.append(self.path, (row.to_dict() for row in stamped), after=self._cut)
-        self._cut = None
-        known.extend(stamped)
+        self.rewrite([*self._load(), *stamped])
 
     def put(self, rows: Iterable[ResultRow]) -> None:
         """`add` those rows that are new or say something else than the stored ones."""
@@ -108,7 +104,7 @@ class Results:
         self.claim()
         kept = list(rows)
         jsonl.write_atomic(self.path, jsonl.text_of(self.path, (row.to_dict() for row in kept)))
-        self._loaded, self._cut = kept, None
+        self._loaded = kept
 
     @cached_property
     def _here(self) -> Provenance:
@@ -116,18 +112,11 @@ class Results:
 
     def _load(self) -> list[ResultRow]:
         if self._loaded is None:
-            found = jsonl.read(self.path)
-            lines = found.lines
+            found = [{n: v for n, v in one.items() if n in _FIELDS} for one in jsonl.read(self.path)]
             try:
-                rows = [_ROW.validate_python({n: v for n, v in one.record.items() if n in _FIELDS}) for one in lines]
+                self._loaded = _ROWS.validate_python(found)
             except ValidationError as error:
                 raise ConfigError(f"{self.path.name} holds a line that is not a result ({problems(error)})") from error
-            if found.torn and rows:  # what was written together with the torn line is measured again, with it
-                last = key_of(rows[-1])
-                while rows and key_of(rows[-1]) == last:
-                    rows.pop()
-                    self._cut = lines[len(rows)].offset
-            self._loaded = rows
         return self._loaded
 
     # What was run
@@ -209,7 +198,7 @@ class Results:
     def questions(self, part: str, dataset: str, system: str) -> list[dict[str, Any]]:
         """All whole records, in the order written; none when there is no file."""
         path = self.question_file(part, dataset, system)
-        return jsonl.read(path, None if path.exists() else self._packed.get(path.name, b"")).records
+        return jsonl.read(path, None if path.exists() else self._packed.get(path.name, b""))
 
     def question_sets(self, part: str) -> list[tuple[str, str]]:
         """(dataset, system) of every question file of a part."""

@@ -6,46 +6,21 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from msa_plugin.errors import ConfigError
 
 
-class Line(NamedTuple):
-    """A record and where its line begins, in bytes."""
+def read(path: Path, data: bytes | None = None) -> list[dict[str, Any]]:
+    """The records of all whole lines of `path`, or of `data`, which is what it holds; an absent file is empty.
 
-    offset: int
-    record: dict[str, Any]
-
-
-class Lines(NamedTuple):
-    """What a file holds: whole lines, where they end, and whether something torn follows."""
-
-    lines: list[Line]
-    end: int
-    torn: bool
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        """The records alone."""
-        return [line.record for line in self.lines]
-
-
-def read(path: Path, data: bytes | None = None) -> Lines:
-    """All whole lines of `path`, or of `data`, which is what it holds; a file that is absent is empty.
-
-    A last line without its newline was being written when the process died: it is left out and reported as torn.
-    Raises ConfigError naming file and line for anything else that is not a JSON object.
+    A last line without its newline was being written when the process died: it is left out. Raises ConfigError naming
+    file and line for anything else that is not a JSON object.
     """
     if data is None:
         data = path.read_bytes() if path.exists() else b""
-    found: list[Line] = []
-    offset = 0
-    for number, raw in enumerate(data.split(b"\n")[:-1], start=1):
-        if raw.strip():
-            found.append(Line(offset, _object(path, number, raw)))
-        offset += len(raw) + 1
-    return Lines(found, offset, offset < len(data))
+    lines = data.split(b"\n")[:-1]
+    return [_object(path, number, raw) for number, raw in enumerate(lines, start=1) if raw.strip()]
 
 
 def _object(path: Path, number: int, raw: bytes) -> dict[str, Any]:
@@ -58,16 +33,16 @@ def _object(path: Path, number: int, raw: bytes) -> dict[str, Any]:
     return record
 
 
-def append(path: Path, records: Iterable[Mapping[str, Any]], *, after: int | None = None) -> None:
-    """Write `records` at the end of `path` in one go and wait until they are on the disk.
+def append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write `records` in place of a torn last line in one go and wait until they are on the disk.
 
-    `after` is where the file is cut first (bytes); None cuts only what a torn last line left. A write that the disk
-    refuses leaves the file as it was. Raises ConfigError for numbers that JSON cannot hold, and OSError.
+    A write that the disk refuses leaves the file as it was. Raises ConfigError for numbers that JSON cannot hold, and
+    OSError.
     """
     text = text_of(path, records)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("r+b" if path.exists() else "w+b") as file:
-        end = _end_of_lines(file) if after is None else after
+        end = _end_of_lines(file)
         file.truncate(end)
         file.seek(end)
         try:

@@ -19,8 +19,7 @@ class Curve:
     def __init__(self, path: Path, step: int) -> None:
         """Of the file at `path`, to go on after `step`. Raises ConfigError for a damaged file."""
         self.path = path
-        kept = [line for line in jsonl.read(path).lines if 0 < step >= line.record.get("step", 0)]
-        self.lines: list[dict[str, Any]] = [line.record for line in kept]
+        self.lines = [line for line in jsonl.read(path) if 0 < step >= line.get("step", 0)]
         if path.exists():
             jsonl.write_atomic(path, jsonl.text_of(path, self.lines))
 
