@@ -33,6 +33,13 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "attention, text": ({**PER_LAYER, "source": "attention"}, {"reading": "text"}),
     "attention, latent": ({**PER_LAYER, "source": "attention", "read_latent": True}, {}),
 }
+# Three documents of which each names the next, and a question that needs the last.
+CHAIN = [
+    {"id": "mill", "title": "Kestrel Mill", "text": "The mill stands on the Orm and was built by Anna Veld."},
+    {"id": "veld", "title": "Anna Veld (builder)", "text": "She was born in Port Arno and died at sea."},
+    {"id": "arno", "title": "Port Arno", "text": "A town of fishermen."},
+]
+CHAIN_QUESTION = "where was the builder of kestrel mill born"
 
 
 def about(topic: str) -> str:

@@ -7,14 +7,7 @@ from itertools import count
 import pytest
 
 from facade import TOPICS, about, count_runs, opened, topics
-from msa_plugin.errors import (
-    ConfigError,
-    DuplicateDocumentError,
-    FingerprintMismatchError,
-    InvalidDocumentError,
-    InvalidQueryError,
-    UnknownDocumentError,
-)
+from msa_plugin import errors
 from msa_plugin.types import Document, EncodedDocument, content_hash
 from tiny import tiny_adapter
 
@@ -133,7 +126,7 @@ def test_the_same_document_twice_is_stored_once(memory, monkeypatch):
 )
 def test_one_id_for_two_documents_is_refused_as_a_whole(memory, monkeypatch, other):
     runs = count_runs(monkeypatch)
-    with pytest.raises(DuplicateDocumentError, match="'a'"):
+    with pytest.raises(errors.DuplicateDocumentError, match="'a'"):
         memory.add(["before", {"id": "a", "text": "x"}, other, "after"])
     assert runs == []
     assert list(memory.ids()) == []
@@ -141,7 +134,7 @@ def test_one_id_for_two_documents_is_refused_as_a_whole(memory, monkeypatch, oth
 
 def test_a_sequence_is_validated_before_anything_is_encoded(memory, monkeypatch):
     runs = count_runs(monkeypatch)
-    with pytest.raises(InvalidDocumentError):
+    with pytest.raises(errors.InvalidDocumentError):
         memory.add(["good", "  "])
     assert runs == [] and memory.stats().documents == 0
 
@@ -156,7 +149,7 @@ def test_invalid_documents_can_be_skipped(memory):
 
 
 def test_on_invalid_takes_two_words_only(memory):
-    with pytest.raises(ConfigError, match="on_invalid"):
+    with pytest.raises(errors.ConfigError, match="on_invalid"):
         memory.add("x", on_invalid="ignore")
 
 
@@ -197,7 +190,7 @@ def test_no_documents_give_an_empty_report(memory):
 
 @pytest.mark.parametrize("wrong", [5, None, b"bytes", object], ids=repr)
 def test_what_is_not_documents_is_refused(memory, wrong):
-    with pytest.raises(InvalidDocumentError):
+    with pytest.raises(errors.InvalidDocumentError):
         memory.add(wrong)
 
 
@@ -247,7 +240,7 @@ def test_what_was_committed_before_an_error_stays(tmp_path, backbone, adapter):
 def test_a_duplicate_late_in_a_generator_keeps_what_was_committed(tmp_path, backbone, adapter):
     with opened(tmp_path, backbone, adapter, segment_documents=10, batch_tokens=16) as memory:
         numbered = ({"id": str(n % 600), "text": f"document number {n} of many"} for n in range(700))
-        with pytest.raises(DuplicateDocumentError, match="'0'"):
+        with pytest.raises(errors.DuplicateDocumentError, match="'0'"):
             memory.add(numbered)
         assert 0 < memory.stats().documents <= 600
 
@@ -262,15 +255,15 @@ def test_segments_are_bounded_by_bytes_too(tmp_path, backbone, adapter):
 
 
 def test_update_needs_a_known_id(memory):
-    with pytest.raises(UnknownDocumentError, match="'nobody'"):
+    with pytest.raises(errors.UnknownDocumentError, match="'nobody'"):
         memory.update({"id": "nobody", "text": "x"})
-    with pytest.raises(UnknownDocumentError):
+    with pytest.raises(errors.UnknownDocumentError):
         memory.update("a new text has a new id")
     assert memory.stats().documents == 0
     memory.add({"id": "a", "text": "x"})
     assert memory.update({"id": "a", "text": "y"}).updated == ("a",)
     assert memory.update({"id": "a", "text": "y"}).unchanged == ("a",)
-    with pytest.raises(InvalidDocumentError):
+    with pytest.raises(errors.InvalidDocumentError):
         memory.update({"id": "a", "text": ""})
     assert memory.get("a")[0].text == "y"
 
@@ -310,7 +303,7 @@ def test_delete_tells_what_was_there(memory):
 @pytest.mark.parametrize("wrong", [5, None, [5], ["a", None], [b"a"]], ids=repr)
 def test_ids_are_strings(memory, wrong):
     for call in (memory.delete, memory.get):
-        with pytest.raises(InvalidQueryError, match="ids are strings"):
+        with pytest.raises(errors.InvalidQueryError, match="ids are strings"):
             call(wrong)
 
 
@@ -328,7 +321,7 @@ def test_int8_routing_keys_halve_the_keys_and_find_the_same(tmp_path, backbone, 
     assert [row[0][0] for row in found["int8"]] == [row[0][0] for row in found["float16"]]
     for one, other in zip(found["int8"], found["float16"], strict=True):
         assert one[0][1] == pytest.approx(other[0][1], abs=0.02)
-    with pytest.raises(FingerprintMismatchError, match="keys int8"):
+    with pytest.raises(errors.FingerprintMismatchError, match="keys int8"):
         opened(tmp_path / "int8", backbone, adapter)
 
 
@@ -349,5 +342,5 @@ def test_content_in_eight_bits_halves_it_or_more_and_is_read(tmp_path, backbone,
     assert answers[eight].trace.new_tokens > 0
     largest = numbers["auto"].abs().amax((0, 3), keepdim=True)  # of K and of V, by head
     assert bool(((numbers[eight] - numbers["auto"]).abs() <= largest * off).all())
-    with pytest.raises(FingerprintMismatchError, match=f"content {eight}"):
+    with pytest.raises(errors.FingerprintMismatchError, match=f"content {eight}"):
         opened(tmp_path / eight, backbone, adapter, reading=reading, window=128)

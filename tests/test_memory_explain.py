@@ -4,50 +4,44 @@ from itertools import pairwise
 
 import pytest
 
-from facade import PER_LAYER, about, opened, topics
+from facade import CHAIN, CHAIN_QUESTION, PER_LAYER, about, opened, topics
 from msa_plugin.errors import InvalidQueryError, UnknownDocumentError
 from tiny import judging, tiny_adapter
 
-CHAIN = [
-    {"id": "mill", "title": "Kestrel Mill", "text": "The mill stands on the Orm and was built by Anna Veld."},
-    {"id": "veld", "title": "Anna Veld (builder)", "text": "She was born in Port Arno and died at sea."},
-    {"id": "arno", "title": "Port Arno", "text": "A town of fishermen."},
-    *({"id": f"x{i}", "text": f"Nothing that anyone asks about, number {i}."} for i in range(12)),
-]
-QUESTION = "where was the builder of kestrel mill born"
+DOCUMENTS = [*CHAIN, *({"id": f"x{i}", "text": f"Nothing that anyone asks about, number {i}."} for i in range(12))]
 
 
 def chained(tmp_path, backbone, **settings):
     memory = opened(tmp_path, backbone, judging(tiny_adapter(backbone, beside=True)), **settings)
-    memory.add(CHAIN)
+    memory.add(DOCUMENTS)
     return memory
 
 
 def test_the_parts_are_those_that_retrieve_ranks_by(tmp_path, backbone):
     with chained(tmp_path, backbone) as memory:
-        hits = memory.retrieve(QUESTION, 8)
+        hits = memory.retrieve(CHAIN_QUESTION, 8)
         for place, hit in enumerate(hits, 1):
-            found = memory.explain(QUESTION, hit.id)
+            found = memory.explain(CHAIN_QUESTION, hit.id)
             assert (found.id, found.title, found.text) == (hit.id, hit.title, hit.text)
             assert found.score == hit.score and found.relevance == hit.relevance
-            assert (found.place, found.considered) == (place, len(CHAIN))
+            assert (found.place, found.considered) == (place, len(DOCUMENTS))
             assert found.signals == hit.signals and sum(found.signals.values()) == pytest.approx(hit.score)
             assert sum(found.words.values()) == pytest.approx(found.signals.get("words", 0.0), abs=1e-5)
             assert sum(by.added for by in found.named) == pytest.approx(found.signals.get("names", 0.0))
             assert max(chunk.score for chunk in found.chunks) == pytest.approx(found.signals["keys"], abs=1e-5)
             assert sum(found.layers.values()) == pytest.approx(found.signals["keys"], abs=1e-5)
-            assert found == memory.explain(QUESTION, hit)
+            assert found == memory.explain(CHAIN_QUESTION, hit)
 
 
 def test_what_brought_each_of_a_chain(tmp_path, backbone):
     with chained(tmp_path, backbone) as memory:
-        mill, veld, arno = (memory.explain(QUESTION, name) for name in ("mill", "veld", "arno"))
+        mill, veld, arno = (memory.explain(CHAIN_QUESTION, name) for name in ("mill", "veld", "arno"))
         assert [by.id for by in mill.named] == [None] and set(mill.words) == {"kestrel", "mill"}
         assert [(by.id, by.title) for by in veld.named] == [("mill", "Kestrel Mill")]
         assert set(veld.words) == {"builder", "born"}
         assert arno.words == {} and "words" not in arno.places
         assert mill.places["words"] == 1
-        assert memory.explain(QUESTION, "x3").named == ()
+        assert memory.explain(CHAIN_QUESTION, "x3").named == ()
         assert "named in" in veld._repr_html_() and "the question names it" in mill._repr_html_()
 
 

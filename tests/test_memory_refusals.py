@@ -9,15 +9,7 @@ from pathlib import Path
 import pytest
 
 from facade import PER_LAYER, opened, topics
-from msa_plugin.errors import (
-    AdapterError,
-    BankLockedError,
-    BankReadOnlyError,
-    BankWriteError,
-    ConfigError,
-    FingerprintMismatchError,
-    MSAError,
-)
+from msa_plugin import errors
 from tiny import tiny_adapter, tiny_backbone
 
 CHANGES = {
@@ -53,14 +45,14 @@ def stored(tmp_path, backbone, adapter):
 def test_a_closed_memory_says_so(full, call):
     full.close()
     full.close()
-    with pytest.raises(ConfigError, match="closed"):
+    with pytest.raises(errors.ConfigError, match="closed"):
         call(full)
 
 
 def test_a_stream_over_a_memory_closed_meanwhile_says_so(full):
     stream = full.stream("violin")
     full.close()
-    with pytest.raises(MSAError, match="closed"):
+    with pytest.raises(errors.MSAError, match="closed"):
         list(stream)
 
 
@@ -70,7 +62,7 @@ def test_reading_handles_refuse_changes(stored, backbone, adapter, how, call):
     with opened(stored, backbone, adapter) as memory:
         memory.snapshot("s")
     with opened(stored, backbone, adapter, **how) as memory:
-        with pytest.raises(BankReadOnlyError):
+        with pytest.raises(errors.BankReadOnlyError):
             call(memory)
         assert len(memory.retrieve("violin", 9)) == 8
         assert memory.ask("violin", max_new_tokens=1).sources
@@ -79,9 +71,9 @@ def test_reading_handles_refuse_changes(stored, backbone, adapter, how, call):
 def test_a_folder_that_may_not_be_written(stored, backbone, adapter, monkeypatch):
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode, **kw: not mode & os.W_OK and access(path, mode, **kw))
-    with pytest.raises(BankReadOnlyError, match="read_only=True"):
+    with pytest.raises(errors.BankReadOnlyError, match="read_only=True"):
         opened(stored, backbone, adapter)
-    with pytest.raises(BankReadOnlyError):
+    with pytest.raises(errors.BankReadOnlyError):
         opened(stored / "elsewhere", backbone, adapter)
     with opened(stored, backbone, adapter, read_only=True) as memory:
         assert memory.stats().documents == 8
@@ -97,7 +89,7 @@ def test_a_disk_that_refuses_loses_nothing(stored, backbone, adapter, monkeypatc
         before = memory.retrieve("violin", 9)
         with monkeypatch.context() as patch:
             patch.setattr(Path if call == "mkdir" else os, call, refuse)
-            with pytest.raises(BankWriteError, match=os.strerror(code)):
+            with pytest.raises(errors.BankWriteError, match=os.strerror(code)):
                 memory.add(["new", {"id": "violin", "text": "changed"}])
         assert memory.retrieve("violin", 9) == before  # the handle goes on
     with opened(stored, backbone, adapter) as memory:
@@ -109,7 +101,7 @@ def test_a_disk_that_refuses_loses_nothing(stored, backbone, adapter, monkeypatc
 def mismatch(stored, backbone, adapter, **settings):
     """The message of the refusal, which leaves the bank alone."""
     kept = {p: p.read_bytes() for p in stored.rglob("*") if p.suffix in (".safetensors", ".sqlite")}
-    with pytest.raises(FingerprintMismatchError) as caught:
+    with pytest.raises(errors.FingerprintMismatchError) as caught:
         opened(stored, backbone, adapter, **settings)
     assert {p: p.read_bytes() for p in stored.rglob("*") if p in kept} == kept
     return str(caught.value)
@@ -147,12 +139,12 @@ def test_settings_that_latents_do_not_depend_on_may_change(stored, backbone, ada
 
 def test_an_adapter_of_another_model_is_refused_before_a_bank_exists(tmp_path, backbone):
     for other in (tiny_backbone(seed=1), tiny_backbone(hidden_size=64)):
-        with pytest.raises(AdapterError, match="calibrate"):
+        with pytest.raises(errors.AdapterError, match="calibrate"):
             opened(tmp_path, backbone, tiny_adapter(other))
         tiny_adapter(other).save(tmp_path / "adapter")
-        with pytest.raises(AdapterError, match="calibrate"):
+        with pytest.raises(errors.AdapterError, match="calibrate"):
             opened(tmp_path, backbone, tmp_path / "adapter")
-    with pytest.raises(AdapterError):
+    with pytest.raises(errors.AdapterError):
         opened(tmp_path, backbone, tmp_path / "no such adapter")
     assert not (tmp_path / "bank").exists()
 
@@ -171,7 +163,7 @@ def test_a_second_writer_waits_and_then_gives_up(stored, backbone, adapter, call
     try:
         assert held.wait(60)
         with opened(stored, backbone, adapter, lock_timeout=0.05) as memory:
-            with pytest.raises(BankLockedError, match="writing"):
+            with pytest.raises(errors.BankLockedError, match="writing"):
                 call(memory)
             assert len(memory.retrieve("violin", 9)) == 8  # reading needs no lock
     finally:
@@ -182,6 +174,6 @@ def test_a_second_writer_waits_and_then_gives_up(stored, backbone, adapter, call
 
 
 def test_a_window_longer_than_the_backbone_reads_is_refused_before_a_bank_exists(tmp_path, backbone, adapter):
-    with pytest.raises(ConfigError, match="4096"):
+    with pytest.raises(errors.ConfigError, match="4096"):
         opened(tmp_path, backbone, adapter, window=5000)
     assert not (tmp_path / "bank").exists()

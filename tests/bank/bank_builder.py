@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -95,6 +96,21 @@ def _counter(text):
 def segment_folders(folder):
     root = Path(folder) / "segments"
     return sorted(p.name for p in root.iterdir()) if root.exists() else []
+
+
+def flip(path, position, mask=1):
+    """Change bits of one byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[position] ^= mask
+    path.write_bytes(data)
+
+
+def flip_tensor(path, name, byte=0):
+    """Change a bit of a tensor of a file of safetensors: of its first byte, or of its last one (`byte` -1)."""
+    data = path.read_bytes()
+    header = int.from_bytes(data[:8], "little")
+    start, stop = json.loads(data[8 : 8 + header])[name]["data_offsets"]
+    flip(path, 8 + header + (start if byte == 0 else stop - 1))
 
 
 def _child(code, args):

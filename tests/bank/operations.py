@@ -2,7 +2,7 @@
 
 import shutil
 
-from bank_builder import NS, encoded, open_bank, picture
+from bank_builder import NS, encoded, flip, open_bank, picture
 
 from msa_plugin.bank import compaction
 
@@ -86,10 +86,8 @@ def damage(folder):
         bank.commit([encoded("hit")], NS)
         latents = folder / "segments" / bank.segments()[-1].record.uuid / "keys.safetensors"
         [words] = (folder / "segments" / bank.segments()[0].record.uuid).glob("words-*")
-    for path in (latents, words):
-        data = bytearray(path.read_bytes())
-        data[-1] ^= 1
-        path.write_bytes(data)
+    flip(latents, -1)
+    flip(words, -1)
     path = folder / "catalog.sqlite"
     data = bytearray(path.read_bytes())
     at = data.index(b"3 3 3 3 ") // 4096 * 4096  # a page of one text

@@ -7,12 +7,7 @@ import torch
 from bank_builder import FINGERPRINT, NS, encoded, open_bank, picture, segment_folders
 from safetensors import safe_open
 
-from msa_plugin.errors import (
-    BankError,
-    DuplicateDocumentError,
-    InvalidDocumentError,
-    InvalidQueryError,
-)
+from msa_plugin import errors
 from msa_plugin.types import Document, EncodedDocument
 
 
@@ -53,7 +48,7 @@ def test_without_content_there_is_no_content_file(bank, folder):
     [ordinal] = bank.commit([encoded("a", content=False)], NS)
     assert not list(folder.glob("segments/*/content.safetensors"))
     assert bank.latents(ordinal).content == {} and bank.stats(NS).bytes_content == 0
-    with pytest.raises(InvalidQueryError, match="layer 3"):
+    with pytest.raises(errors.InvalidQueryError, match="layer 3"):
         bank.content([ordinal], 3)
 
 
@@ -96,9 +91,9 @@ def test_masks_are_absent_until_something_must_be_hidden(bank):
     chosen = bank.select(NS, {"k": 1})
     assert chosen.documents == 0 and list(bank.key_blocks("3", chosen)) == []
     assert bank.select(NS, lambda m: m["k"] == 2).documents == 2
-    with pytest.raises(InvalidQueryError, match="'7'"):
+    with pytest.raises(errors.InvalidQueryError, match="'7'"):
         list(bank.key_blocks("7", bank.select(NS)))
-    with pytest.raises(InvalidQueryError, match="'7'"):
+    with pytest.raises(errors.InvalidQueryError, match="'7'"):
         bank.key_rows([2], "7")
 
 
@@ -115,7 +110,7 @@ def test_a_selection_outlives_deletion_and_compaction(bank):
     del selection
     bank.delete([], NS)
     for read in (bank.documents, lambda o: bank.key_rows(o, "3"), lambda o: bank.content(o, 3)):
-        with pytest.raises(BankError, match="repeat the query"):
+        with pytest.raises(errors.BankError, match="repeat the query"):
             read([1, 2])
 
 
@@ -171,7 +166,7 @@ def one(id="a", metadata=None, content=None, **keys):
     ],
 )
 def test_what_cannot_be_stored_is_refused_before_anything_is_written(bank, folder, documents, message):
-    error = DuplicateDocumentError if "twice" in message else InvalidDocumentError
+    error = errors.DuplicateDocumentError if "twice" in message else errors.InvalidDocumentError
     with pytest.raises(error, match=message):
         bank.commit(documents, NS)
     assert bank.version == 0 and segment_folders(folder) == []
@@ -182,9 +177,9 @@ def test_odd_arguments(bank):
     assert bank.delete([], NS) == ([], []) and bank.documents([]) == []
     assert bank.lookup(["\ud800"], NS) == {}, "a string that SQLite cannot hold was never stored"
     for namespace in ("", "\ud800", None):
-        with pytest.raises(InvalidQueryError, match="namespace"):
+        with pytest.raises(errors.InvalidQueryError, match="namespace"):
             bank.commit([encoded("a")], namespace)
-        with pytest.raises(InvalidQueryError, match="namespace"):
+        with pytest.raises(errors.InvalidQueryError, match="namespace"):
             bank.select(namespace)
 
 
@@ -194,7 +189,7 @@ def test_a_closed_bank_says_so(bank):
     bank.close()
     bank.close()
     for use in (lambda: bank.count(NS), lambda: bank.commit([encoded("b")], NS), bank.refresh, lambda: bank.select(NS)):
-        with pytest.raises(BankError, match="closed"):
+        with pytest.raises(errors.BankError, match="closed"):
             use()
     assert torch.equal(rows, encoded("a").keys["3"]), "tensors handed out stay valid"
 

@@ -1,11 +1,10 @@
 """Content in int8: scales of K a channel and of V a row, through commits, compactions, snapshots, damage and repair."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
-from bank_builder import NS, encoded, open_bank
+from bank_builder import NS, encoded, flip_tensor, open_bank
 
 from msa_plugin.bank.quantize import content_numbers, content_scale_names, quantized_content
 from msa_plugin.bank.repair import repair_bank
@@ -82,10 +81,7 @@ def test_damage_to_numbers_or_scales_is_found_and_repaired(folder, part):
         bank.commit([small("a"), small("b")], NS)
         [segment] = bank.segments()
         path = folder / "segments" / segment.record.uuid / "content.safetensors"
-    raw = bytearray(path.read_bytes())
-    size = int.from_bytes(raw[:8], "little")
-    raw[8 + size + json.loads(raw[8 : 8 + size])[part]["data_offsets"][1] - 1] ^= 1  # of the last document
-    path.write_bytes(raw)
+    flip_tensor(path, part, byte=-1)  # of the last document
     assert verify_bank(folder).documents == ("b",)
     with open_bank(folder) as bank:
         assert torch.equal(bank.content([1], 3)[0], numbers(small("a")))

@@ -235,23 +235,3 @@ def test_a_real_refusal_by_the_kernel(what, bank, folder):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     bank.commit([encoded("b")], NS)
     assert set(picture(bank)) == {"a", "b"} and bank.verify().ok
-
-
-def test_an_interruption_right_after_the_commit_keeps_the_segment(bank, folder, monkeypatch):
-    """Ctrl-C between SQLite's commit and our return: the rows exist, so their files must."""
-    from msa_plugin.bank.catalog import Catalog
-
-    original = Catalog.transaction
-
-    @contextlib.contextmanager
-    def interrupted(self):
-        with original(self) as version:
-            yield version
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Catalog, "transaction", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            bank.commit([encoded("a")], NS)
-    assert set(picture(bank)) == {"a"} and bank.verify().ok
-    assert Path(folder / "segments" / segment_folders(folder)[0] / "keys.safetensors").exists()

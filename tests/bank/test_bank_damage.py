@@ -3,7 +3,7 @@
 import sqlite3
 
 import pytest
-from bank_builder import NS, encoded, open_bank, picture
+from bank_builder import NS, encoded, flip, open_bank, picture
 
 from msa_plugin.bank.verify import verify_bank
 from msa_plugin.errors import BankCorruptError, BankError
@@ -24,12 +24,6 @@ def segment_of(folder, name):
     with open_bank(folder, read_only=True) as bank:
         [found] = [s for s in bank.segments() if s.record.namespace == ("other" if name == "c" else NS)]
         return folder / "segments" / found.record.uuid
-
-
-def flip(path, position, bit=0):
-    data = bytearray(path.read_bytes())
-    data[position] ^= 1 << bit
-    path.write_bytes(data)
 
 
 def test_a_sound_bank_verifies(built):
@@ -64,7 +58,7 @@ def test_every_flipped_byte_is_found(built, file):
     path = segment_of(built, "c") / file
     sound = path.read_bytes()
     for position in range(0, len(sound), 7):
-        flip(path, position, bit=position % 8)
+        flip(path, position, 1 << position % 8)
         report = verify_bank(built)
         assert any(str(path) in problem for problem in report.problems), position
         assert report.documents == ("c",)
@@ -83,7 +77,7 @@ def test_flipped_header_or_offsets_never_return_another_documents_rows(built, fi
     structure = 8 + int.from_bytes(sound[:8], "little") + 8 * numbers  # header, then ordinals and offsets
     outcomes = set()
     for position in range(structure):
-        flip(path, position, bit=1)
+        flip(path, position, 2)
         try:
             with open_bank(built, read_only=True) as bank:
                 outcomes.add(picture(bank) == expected)
@@ -99,22 +93,6 @@ def test_a_truncated_catalog_is_found(built, keep):
     path.write_bytes(path.read_bytes()[:keep])
     report = verify_bank(built)
     assert not report.ok and "catalog.sqlite" in report.problems[0]
-
-
-def test_flipped_bytes_in_the_catalog_never_raise_and_texts_are_checked(built):
-    path = built / "catalog.sqlite"
-    sound = path.read_bytes()
-    found = 0
-    for position in range(0, len(sound), 997):
-        flip(path, position, bit=3)
-        found += not verify_bank(built).ok
-        path.write_bytes(sound)
-    assert found
-    for words in (b"text of b", b'"lang": "en"'):
-        flip(path, sound.index(words))
-        report = verify_bank(built)
-        assert not report.ok and report.documents == (("b",) if words == b"text of b" else ("a",))
-        path.write_bytes(sound)
 
 
 @pytest.mark.parametrize(

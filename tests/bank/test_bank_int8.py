@@ -1,11 +1,10 @@
 """int8 routing keys in a bank: scales beside them through commits, compactions, damage and repair."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
-from bank_builder import NS, encoded, open_bank
+from bank_builder import NS, encoded, flip_tensor, open_bank
 
 from msa_plugin.bank.quantize import is_scale, quantized, scale_name, stored_keys
 from msa_plugin.bank.repair import repair_bank
@@ -70,11 +69,7 @@ def test_damage_to_keys_or_scales_is_found_and_repaired(folder, part):
         bank.commit([small("a"), small("b")], NS)
         [segment] = bank.segments()
         path = folder / "segments" / segment.record.uuid / "keys.safetensors"
-    raw = bytearray(path.read_bytes())
-    size = int.from_bytes(raw[:8], "little")
-
-    raw[8 + size + json.loads(raw[8 : 8 + size])[part]["data_offsets"][0]] ^= 1
-    path.write_bytes(raw)
+    flip_tensor(path, part)
     assert verify_bank(folder).documents == ("a",)
     with open_bank(folder) as bank, pytest.raises(BankCorruptError, match="altered"):
         bank.key_rows([1], "3")

@@ -9,17 +9,10 @@ from dataclasses import replace
 import pytest
 from bank_builder import FINGERPRINT, NS, encoded, open_bank, picture, run_child, segment_folders
 
+from msa_plugin import errors
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.catalog import read_fingerprint
 from msa_plugin.bank.lock import WriterLock
-from msa_plugin.errors import (
-    BankCorruptError,
-    BankFormatError,
-    BankLockedError,
-    BankNotFoundError,
-    FingerprintMismatchError,
-    SnapshotError,
-)
 
 
 def edit_catalog(folder, sql, *values):
@@ -30,9 +23,9 @@ def edit_catalog(folder, sql, *values):
 
 def test_absent_banks(folder):
     for options in ({"create": False}, {"read_only": True}, {"snapshot": "s"}):
-        with pytest.raises(BankNotFoundError, match="no memory bank"):
+        with pytest.raises(errors.BankNotFoundError, match="no memory bank"):
             open_bank(folder, **options)
-    with pytest.raises(BankNotFoundError, match="no memory bank"):
+    with pytest.raises(errors.BankNotFoundError, match="no memory bank"):
         read_fingerprint(folder)
     assert not folder.exists(), "looking must not create anything"
     open_bank(folder / "deep" / "er").close()
@@ -43,7 +36,7 @@ def test_a_file_is_not_a_bank(tmp_path):
     path = tmp_path / "file"
     path.write_text("hello")
     for options in ({}, {"create": False}, {"read_only": True}):
-        with pytest.raises(BankNotFoundError, match="is a file"):
+        with pytest.raises(errors.BankNotFoundError, match="is a file"):
             open_bank(path, **options)
     assert path.read_text() == "hello"
 
@@ -53,7 +46,7 @@ def test_a_catalog_that_is_not_one(folder, content):
     folder.mkdir()
     (folder / "catalog.sqlite").write_bytes(content)
     for options in ({}, {"read_only": True}):
-        with pytest.raises(BankCorruptError, match=r"catalog\.sqlite"):
+        with pytest.raises(errors.BankCorruptError, match=r"catalog\.sqlite"):
             open_bank(folder, **options)
     assert (folder / "catalog.sqlite").read_bytes() == content, "nothing of the user's is overwritten"
 
@@ -61,7 +54,7 @@ def test_a_catalog_that_is_not_one(folder, content):
 def test_another_programs_database(folder):
     folder.mkdir()
     edit_catalog(folder, "CREATE TABLE meta2(x)")
-    with pytest.raises(BankCorruptError, match="not a memory bank"):
+    with pytest.raises(errors.BankCorruptError, match="not a memory bank"):
         open_bank(folder)
 
 
@@ -69,15 +62,15 @@ def test_format_is_checked_before_the_fingerprint(folder):
     open_bank(folder).close()
     edit_catalog(folder, "UPDATE meta SET value = 99 WHERE key = 'format_version'")
     edit_catalog(folder, "UPDATE meta SET value = ? WHERE key = 'fingerprint'", json.dumps({"new": "field"}))
-    with pytest.raises(BankFormatError, match=r"version 99, this package reads 3"):
+    with pytest.raises(errors.BankFormatError, match=r"version 99, this package reads 3"):
         MemoryBank.open(folder, replace(FINGERPRINT, backbone="other"))
-    with pytest.raises(BankFormatError):
+    with pytest.raises(errors.BankFormatError):
         read_fingerprint(folder)
 
 
 def test_fingerprint_mismatch_names_what_differs(folder):
     open_bank(folder).close()
-    with pytest.raises(FingerprintMismatchError) as caught:
+    with pytest.raises(errors.FingerprintMismatchError) as caught:
         MemoryBank.open(folder, replace(FINGERPRINT, adapter="new adapter", window=64))
     message = str(caught.value)
     assert "adapter: bank has 'a', this memory has 'new adapter'" in message and "window" in message
@@ -88,7 +81,7 @@ def test_fingerprint_mismatch_names_what_differs(folder):
 def test_damaged_fingerprint(folder, value):
     open_bank(folder).close()
     edit_catalog(folder, "UPDATE meta SET value = ? WHERE key = 'fingerprint'", value)
-    with pytest.raises(BankCorruptError, match="fingerprint"):
+    with pytest.raises(errors.BankCorruptError, match="fingerprint"):
         open_bank(folder)
 
 
@@ -134,7 +127,7 @@ def test_the_lock_is_exclusive_among_handles_and_reentrant_within_one(folder):
     with open_bank(folder, lock_timeout=0, follow=False) as one, open_bank(folder, lock_timeout=0) as two:
         with one.writing(), one.writing():
             one.commit([encoded("a")], NS)
-            with pytest.raises(BankLockedError):
+            with pytest.raises(errors.BankLockedError):
                 two.commit([encoded("b")], NS)
         two.commit([encoded("b")], NS)
         assert one.count(NS) == 1, "a handle keeps its moment"
@@ -146,7 +139,7 @@ def test_the_lock_is_exclusive_among_threads(bank, folder):
     from concurrent.futures import ThreadPoolExecutor
 
     lock = WriterLock(folder, timeout=0)
-    with ThreadPoolExecutor(1) as pool, lock.hold(), pytest.raises(BankLockedError, match="another thread"):
+    with ThreadPoolExecutor(1) as pool, lock.hold(), pytest.raises(errors.BankLockedError, match="another thread"):
         pool.submit(lock.hold().__enter__).result()
 
 
@@ -176,17 +169,17 @@ def test_leftovers_are_swept_but_strangers_are_not(bank, folder):
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "-x", "é", "a" * 65, "a\n"])
 def test_snapshot_names(bank, name):
-    with pytest.raises(SnapshotError, match="snapshot name"):
+    with pytest.raises(errors.SnapshotError, match="snapshot name"):
         bank.snapshot(name)
 
 
 def test_snapshot_names_taken_and_unknown(bank, folder):
     bank.snapshot("v1.0_x-y")
-    with pytest.raises(SnapshotError, match="exists"):
+    with pytest.raises(errors.SnapshotError, match="exists"):
         bank.snapshot("v1.0_x-y")
-    with pytest.raises(SnapshotError, match=r"no snapshot named 'v2'; there are: v1.0_x-y"):
+    with pytest.raises(errors.SnapshotError, match=r"no snapshot named 'v2'; there are: v1.0_x-y"):
         bank.drop_snapshot("v2")
-    with pytest.raises(SnapshotError, match="no snapshot named 'v2'"):
+    with pytest.raises(errors.SnapshotError, match="no snapshot named 'v2'"):
         open_bank(folder, snapshot="v2")
     [snapshot] = bank.snapshots()
     assert snapshot.name == "v1.0_x-y" and snapshot.created.endswith("+00:00")

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from bank_builder import NS, encoded, open_bank, picture
+from bank_builder import NS, encoded, flip, open_bank, picture
 
 from msa_plugin.bank.repair import repair_bank
 from msa_plugin.bank.verify import verify_bank
@@ -34,12 +34,6 @@ def seen(folder, namespace=NS):
 def segments(folder):
     with open_bank(folder, read_only=True) as bank:
         return [folder / "segments" / s.record.uuid for s in bank.segments()]
-
-
-def flip(path, position, mask=1):
-    data = bytearray(path.read_bytes())
-    data[position] ^= mask
-    path.write_bytes(data)
 
 
 def a_row(path):

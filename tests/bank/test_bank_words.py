@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 import pytest
-from bank_builder import NS, encoded, open_bank, segment_folders
+from bank_builder import NS, encoded, flip, open_bank, segment_folders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,19 +69,12 @@ def test_they_follow_every_change(bank, folder):
     assert bank.stats(NS).bytes_words == sum(p.stat().st_size for p in folder.glob("segments/*/words-*"))
 
 
-def damage(folder):
-    [path] = folder.glob("segments/*/words-*")
-    data = bytearray(path.read_bytes())
-    data[-3] ^= 1  # of the counts
-    path.write_bytes(data)
-    return path
-
-
 def test_damage_is_refused_named_and_counted_anew(folder):
     with open_bank(folder) as bank:
         bank.commit([encoded("a", "mills on the Orm", title="Orm"), encoded("b", "glacier")], NS)
-    sound = next(folder.glob("segments/*/words-*")).read_bytes()
-    path = damage(folder)
+    [path] = folder.glob("segments/*/words-*")
+    sound = path.read_bytes()
+    flip(path, -3)  # of the counts
     with open_bank(folder, read_only=True) as bank:
         [part] = bank.words(bank.select(NS))
         with pytest.raises(BankCorruptError, match="msa bank repair"):

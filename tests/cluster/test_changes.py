@@ -6,17 +6,10 @@ import pytest
 from local import LocalActors
 
 from facade import about, count_runs, topics
+from msa_plugin import errors
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.cluster.actors import Lost
 from msa_plugin.cluster.manifest import home, shard_folder
-from msa_plugin.errors import (
-    BankLockedError,
-    BankReadOnlyError,
-    InvalidDocumentError,
-    ShardLostError,
-    SnapshotError,
-    UnknownDocumentError,
-)
 
 
 def stored(memory, shard):
@@ -55,7 +48,7 @@ def test_updates_and_deletions_reach_their_shard(open_cluster, monkeypatch):
     assert memory.add([same, *topics()[1:]]).updated == ("lighthouse",) and not runs  # new metadata encode nothing
     assert memory.get("lighthouse")[0].metadata == {"number": 77}
     memory.update({"id": "violin", "text": "something else altogether"})
-    with pytest.raises(UnknownDocumentError):
+    with pytest.raises(errors.UnknownDocumentError):
         memory.update({"id": "absent", "text": "a text"})
     assert all_stored(memory) == {**{t["id"]: n for n, t in enumerate(topics(), 1)}, "lighthouse": 9, "violin": 10}
     report = memory.delete(["saffron", "absent", "violin", "saffron"])
@@ -106,7 +99,7 @@ def test_an_add_that_cannot_go_on_can_be_repeated(open_cluster):
     memory = open_cluster({"shards": 2, "restarts": 1})
     actors = LocalActors.latest
     actors.lose(1, "store", times=2)
-    with pytest.raises(ShardLostError, match="repeat the call"):
+    with pytest.raises(errors.ShardLostError, match="repeat the call"):
         memory.add(topics())
     whole = all_stored(memory)
     assert 0 < len(whole) < len(topics())
@@ -179,7 +172,7 @@ def test_snapshots_are_of_all_shards(open_cluster):
     memory = open_cluster()
     memory.add(topics(4))
     memory.snapshot("four")
-    with pytest.raises(SnapshotError, match="exists"):
+    with pytest.raises(errors.SnapshotError, match="exists"):
         memory.snapshot("four")
     memory.add(topics())
     memory.delete("violin")
@@ -187,11 +180,11 @@ def test_snapshots_are_of_all_shards(open_cluster):
     with open_cluster(snapshot="four") as past:
         assert sorted(past.ids()) == sorted(t["id"] for t in topics(4))
         assert past.retrieve(about("violin"), 1)[0].id == "violin"
-        with pytest.raises(BankReadOnlyError):
+        with pytest.raises(errors.BankReadOnlyError):
             past.add("a text")
     assert memory.stats().snapshots == ("four",)
     memory.drop_snapshot("four")
-    with pytest.raises(SnapshotError, match="none"):
+    with pytest.raises(errors.SnapshotError, match="none"):
         memory.drop_snapshot("four")
 
 
@@ -214,7 +207,7 @@ def test_two_handles_see_each_other(open_cluster):
     assert other.retrieve(about("violin"), 1)[0].id != "violin"
     other.add(topics())
     assert len(list(one.ids())) == len(topics()) and len(all_stored(one)) == len(topics())
-    with one.engine.bank.writing(), pytest.raises(BankLockedError):
+    with one.engine.bank.writing(), pytest.raises(errors.BankLockedError):
         other.add("a text")
 
 
@@ -228,7 +221,7 @@ def test_dates_go_to_the_shards_and_replacements_are_refused(open_cluster):
     assert len(memory.retrieve("violin", 100, at="2019-01-01")) == len(topics())
     [found] = memory.get(gone[0]["id"])
     assert found.valid_until == "2020-01-01T00:00:00+00:00"
-    with pytest.raises(InvalidDocumentError, match="clusters"):
+    with pytest.raises(errors.InvalidDocumentError, match="clusters"):
         memory.add([{"id": "new", "text": about("violin"), "replaces": "violin"}])
     assert set(memory.forget_expired().deleted) == {topic["id"] for topic in gone}
     assert set(memory.ids()) == present and memory.verify().ok

@@ -9,6 +9,7 @@ import fuzz
 import pytest
 
 import reference_checkpoint
+from msa_plugin import errors
 from msa_plugin.backbone.adapter import Adapter, AdapterConfig
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.convert import from_reference
@@ -16,17 +17,6 @@ from msa_plugin.bench.store import Results
 from msa_plugin.config import GenerationConfig, InterleaveConfig, MemoryConfig
 from msa_plugin.data import datasets, jsonl
 from msa_plugin.engine.adapters import find_adapter
-from msa_plugin.errors import (
-    AdapterError,
-    BackboneNotFoundError,
-    BankCorruptError,
-    BankWriteError,
-    CheckpointError,
-    ConfigError,
-    IngestError,
-    MSAError,
-    UnsupportedBackboneError,
-)
 from msa_plugin.ingest.markup import html_to_text
 from tiny import tiny_adapter, tiny_backbone, tiny_model, tiny_tokenizer
 
@@ -45,7 +35,7 @@ def test_a_character_reference_of_any_length():
 
 
 def test_a_field_named_self():
-    with pytest.raises(ConfigError):
+    with pytest.raises(errors.ConfigError):
         GenerationConfig(**{"self": 1})
 
 
@@ -61,22 +51,22 @@ def test_a_field_named_self():
     ],
 )
 def test_a_setting_that_no_arithmetic_can_use(kind, wrong):
-    with pytest.raises(ConfigError, match=next(iter(wrong))):
+    with pytest.raises(errors.ConfigError, match=next(iter(wrong))):
         kind(**wrong)
 
 
 def test_measured_values_are_json():
     config = tiny_adapter(tiny_backbone()).config
-    with pytest.raises(ConfigError, match="JSON"):
+    with pytest.raises(errors.ConfigError, match="JSON"):
         AdapterConfig(**{**config.model_dump(), "measured": {"recall": [math.inf]}})
 
 
 def test_any_log_can_hold_a_message(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"parts": {"qa": {"\ud800": 1}}}))
-    with pytest.raises(ConfigError, match=r"\\ud800") as caught, Results(tmp_path) as results:
+    with pytest.raises(errors.ConfigError, match=r"\\ud800") as caught, Results(tmp_path) as results:
         results.configure("qa", {})
     str(caught.value).encode()
-    assert str(BankWriteError(28, "full", "x\ud800")) == "[Errno 28] full: 'x\\ud800'"
+    assert str(errors.BankWriteError(28, "full", "x\ud800")) == "[Errno 28] full: 'x\\ud800'"
 
 
 @pytest.mark.parametrize("reference", [False, True])
@@ -96,14 +86,14 @@ def test_a_field_that_fails_in_use(tmp_path, reference, file, wrong):
         tiny_tokenizer().save_pretrained(tmp_path)
     path = tmp_path / file
     path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **wrong}))
-    with pytest.raises((CheckpointError, BackboneNotFoundError, UnsupportedBackboneError)):
+    with pytest.raises((errors.CheckpointError, errors.BackboneNotFoundError, errors.UnsupportedBackboneError)):
         Backbone.load(str(tmp_path), device="cpu")
 
 
 def test_a_packed_line_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr("msa_plugin.data.qrels.MAX_LINE", 1000)
     (tmp_path / "corpus.jsonl.gz").write_bytes(gzip.compress(b" " * 5000))
-    with pytest.raises(IngestError, match="line 1 is over 1000 bytes"):
+    with pytest.raises(errors.IngestError, match="line 1 is over 1000 bytes"):
         datasets.load_dataset(tmp_path)
 
 
@@ -112,31 +102,31 @@ def test_a_grade_of_any_length(tmp_path):
     (tmp_path / "corpus.jsonl").write_text('{"_id": "a", "text": "x"}\n')
     (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "x"}\n')
     (tmp_path / "qrels" / "test.tsv").write_text("q\ta\t" + "9" * 5000)
-    with pytest.raises(IngestError, match="a grade"):
+    with pytest.raises(errors.IngestError, match="a grade"):
         datasets.load_dataset(tmp_path)
 
 
 def test_results_that_nobody_wrote(tmp_path):
     (tmp_path / "results.jsonl").write_text('{"a":' + "[" * 100_000 + "\n")
-    with pytest.raises(ConfigError):
+    with pytest.raises(errors.ConfigError):
         jsonl.read(tmp_path / "results.jsonl")
     (tmp_path / "results.jsonl").write_text('{"part": 1}\n{"part"')
-    with pytest.raises(ConfigError), Results(tmp_path) as results:
+    with pytest.raises(errors.ConfigError), Results(tmp_path) as results:
         results.rows()
     (tmp_path / "config.json").write_text('{"parts": []}')
-    with pytest.raises(ConfigError), Results(tmp_path) as results:
+    with pytest.raises(errors.ConfigError), Results(tmp_path) as results:
         results.configure("qa", {})
 
 
 @pytest.mark.parametrize("claimed", [{"num_hidden_layers": 10**9}, {"vocab_size": 2**23}, {"intermediate_size": 2**23}])
 def test_a_checkpoint_that_claims_sizes(tmp_path, claimed):
-    with pytest.raises(CheckpointError, match=r"config\.json"):
+    with pytest.raises(errors.CheckpointError, match=r"config\.json"):
         Backbone.load(str(reference_checkpoint.write(tmp_path, top=claimed)), device="cpu")
 
 
 def test_a_config_that_cannot_be_written(tmp_path):
     checkpoint = reference_checkpoint.write(tmp_path / "checkpoint", top={"torch_dtype": [[7]]})
-    with pytest.raises(CheckpointError, match=r"config\.json"):
+    with pytest.raises(errors.CheckpointError, match=r"config\.json"):
         from_reference(checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -156,7 +146,7 @@ def test_code_that_a_model_names_is_not_run(tmp_path, monkeypatch, field):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **field}))
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with contextlib.suppress(MSAError):
+    with contextlib.suppress(errors.MSAError):
         Backbone.load(str(tmp_path), device="cpu")
     assert not (tmp_path / "ran").exists()
 
@@ -166,7 +156,7 @@ def test_an_adapter_that_does_not_fit(tmp_path):
     tiny_adapter(backbone).save(tmp_path)
     raw = json.loads((tmp_path / "adapter.json").read_text())
     (tmp_path / "adapter.json").write_text(json.dumps({**raw, "reading": {"layers": [99], "pooling": 8}}))
-    with pytest.raises(AdapterError, match="99"):
+    with pytest.raises(errors.AdapterError, match="99"):
         find_adapter(backbone, tmp_path)
 
 
@@ -174,7 +164,7 @@ def test_an_adapter_of_nan(tmp_path):
     adapter = tiny_adapter(tiny_backbone())
     adapter.router.layers[0].q_weight[0, 0] = float("nan")
     adapter.save(tmp_path)
-    with pytest.raises(AdapterError, match="NaN"):
+    with pytest.raises(errors.AdapterError, match="NaN"):
         Adapter.load(tmp_path)
 
 
@@ -182,7 +172,7 @@ def test_an_adapter_of_nan(tmp_path):
 def test_a_segment_lies_in_its_bank(name):
     from msa_plugin.bank.records import segment_record
 
-    with pytest.raises(BankCorruptError):
+    with pytest.raises(errors.BankCorruptError):
         segment_record((1, name, None, 1, 1, 1, 1, 100, "x", 0, *[None] * 8))
 
 

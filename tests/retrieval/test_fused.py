@@ -87,20 +87,6 @@ def test_adapters_of_every_kind(changes):
     _same(config, _blocks(config), rows=3)
 
 
-def test_more_than_there_are():
-    config = _config()
-    assert _same(config, _blocks(config), k=40).ordinals.shape == (2, sum(map(len, BLOCKS)))
-
-
-def test_documents_that_are_not_allowed():
-    config = _config()
-    masks = [torch.tensor([True, False, True]), torch.tensor([False, True, True, False]), torch.tensor([False]), None]
-    blocks = _blocks(config, masks=masks)
-    blocks[0].keys[1:] = torch.nan  # the second document's one chunk, and the third's, which is allowed
-    found = _same(config, blocks, k=9)
-    assert set(found.ordinals[0].tolist()) == {3, 5, 7, 8, 11, 12}
-
-
 def test_ties_across_blocks_in_any_order_go_to_the_lower_ordinal():
     config = _config()
     blocks = _blocks(config)
@@ -111,11 +97,6 @@ def test_ties_across_blocks_in_any_order_go_to_the_lower_ordinal():
     full = [3 + n for n, count in enumerate(count for counts in BLOCKS for count in counts) if count]
     for order in (blocks, blocks[::-1]):
         assert _same(config, order, k=3, question=question).ordinals[0].tolist() == full[:3]
-
-
-def test_no_block_at_all():
-    config = _config()
-    assert _same(config, []).ordinals.shape == (2, 0)
 
 
 @pytest.mark.parametrize("changes", [{"chunk_reduce": "mean"}, {"query_reduce": "mean", "head_reduce": "max"}])

@@ -2,21 +2,18 @@
 
 import pytest
 
-from facade import opened
+from facade import CHAIN, CHAIN_QUESTION, opened
 from msa_plugin.retrieval.links import lift
 from msa_plugin.retrieval.ranking import Ranked
 
 DOCUMENTS = [
-    {"id": "mill", "title": "Kestrel Mill", "text": "The mill stands on the Orm and was built by Anna Veld."},
-    {"id": "veld", "title": "Anna Veld (builder)", "text": "She was born in Port Arno and died at sea."},
-    {"id": "arno", "title": "Port Arno", "text": "A town of fishermen."},
+    *CHAIN,
     {"id": "orm", "title": "Orm", "text": "A river."},
     *({"id": f"x{i}", "title": f"Note {i}", "text": f"Nothing that anyone asks about, number {i}."} for i in range(12)),
 ]
-QUESTION = "where was the builder of kestrel mill born"
 
 
-def scores(memory, question=QUESTION):
+def scores(memory, question=CHAIN_QUESTION):
     return {h.id: h.score for h in memory.retrieve(question, k=len(DOCUMENTS))}
 
 
@@ -45,7 +42,7 @@ def test_the_score_is_as_documented(tmp_path, backbone, lexical):
         names = {"mill": ["orm", "veld"], "veld": ["arno"]}
         assert found == pytest.approx(by_definition(base, 0.4, ["mill"], names), abs=1e-5)
         assert found["veld"] > base["veld"]
-        hits = named.retrieve(QUESTION, k=5)
+        hits = named.retrieve(CHAIN_QUESTION, k=5)
         assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
         low, high = named.engine.retriever.score_bounds
         assert all(low <= s <= high for s in found.values())
@@ -56,8 +53,8 @@ def test_names_bring_what_keys_rank_low(tmp_path, backbone):
     with opened(tmp_path, backbone, titles=9.0) as memory:
         memory.add(DOCUMENTS)
         # Keys bring three; the mill is named by the question, and names two with nine times its own score.
-        assert {h.id for h in memory.retrieve(QUESTION, k=2)} == {"veld", "orm"}
-        assert {h.id for h in memory.retrieve(QUESTION, k=3)} == {"mill", "veld", "orm"}
+        assert {h.id for h in memory.retrieve(CHAIN_QUESTION, k=2)} == {"veld", "orm"}
+        assert {h.id for h in memory.retrieve(CHAIN_QUESTION, k=3)} == {"mill", "veld", "orm"}
 
 
 def test_it_follows_the_bank_and_its_filters(tmp_path, backbone):
@@ -73,14 +70,14 @@ def test_it_follows_the_bank_and_its_filters(tmp_path, backbone):
 
 def test_nothing_to_find_is_found_in_an_empty_memory(tmp_path, backbone):
     with opened(tmp_path, backbone, titles=1.0) as memory:
-        assert memory.retrieve([QUESTION, "???"], k=3) == [[], []]
+        assert memory.retrieve([CHAIN_QUESTION, "???"], k=3) == [[], []]
         memory.add(DOCUMENTS[0])
-        assert [h.id for h in memory.retrieve(QUESTION, k=3)] == ["mill"]
-        assert memory.retrieve(QUESTION, k=3, filter={"year": 1}) == []
+        assert [h.id for h in memory.retrieve(CHAIN_QUESTION, k=3)] == ["mill"]
+        assert memory.retrieve(CHAIN_QUESTION, k=3, filter={"year": 1}) == []
         selection = memory.engine.bank.select("default")
         nothing = {}
         for step in memory.engine.retriever.signals.steps:
-            lift(nothing, step([QUESTION], [nothing], selection)[0])
+            lift(nothing, step([CHAIN_QUESTION], [nothing], selection)[0])
         assert nothing == {}
 
 
