@@ -125,6 +125,18 @@ def test_modes_of_a_lora_that_answers_stand_beside_the_stock_models(lora_answers
     assert found["text"]["first_token_over_text"] == 1
 
 
+@pytest.mark.slow
+def test_every_mode_gives_its_numbers(backbone):
+    found = list(reading_modes.measure(backbone, tiny_adapter(backbone), questions=3, repeats=1))
+    rows = {row["mode"]: row for row in found}
+    assert len(rows) == 11 and rows["text"]["same"] == 1
+    assert all(row["first_token_s"] > 0 and 0 <= row["exact_match"] <= row["f1"] <= 1 for row in found)
+    kv, int8 = (rows[mode]["bytes_content_per_token"] for mode in ("kv", "kv/int8"))
+    assert 0 < int8 < 0.6 * kv  # which may be bfloat16 already
+    _, small = reading_modes.measure(backbone, tiny_adapter(backbone), questions=3, repeats=1, modes="kv,kv/int8")
+    assert small["same"] > 0.8
+
+
 def test_which_modes_are_measured(lora_answers):
     backbone, reading = lora_answers
     assert reading_modes.modes_for(tiny_adapter(backbone)) == list(reading_modes.MODES)
