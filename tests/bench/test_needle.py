@@ -11,10 +11,10 @@ import pytest
 from msa_plugin.bench.base import Cost, Found, Reply, Workspace
 from msa_plugin.bench.driver import Run
 from msa_plugin.bench.needle import NeedleConfig, measure, needles
-from msa_plugin.bench.needle_cases import TASKS, answered, make_task
 from msa_plugin.bench.result import Scored
 from msa_plugin.bench.store import SKIPPED, Results
 from msa_plugin.bench.watch import Watch
+from msa_plugin.data.needles import TASKS, answered, make_task
 from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.types import Document
 

@@ -8,9 +8,9 @@ from system_toys import ids
 from msa_plugin.bench.base import Workspace
 from msa_plugin.bench.systems import Options, create
 from msa_plugin.bench.systems.common import texts
-from msa_plugin.bench.systems.rerank import Likelihood
 from msa_plugin.data.datasets import sample_dataset
 from msa_plugin.embedding.models import packaged_model
+from msa_plugin.embedding.rerankers import Likelihood
 from msa_plugin.measuring.metrics import retrieval_scores
 from msa_plugin.memory import LatentMemory
 

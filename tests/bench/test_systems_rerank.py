@@ -10,7 +10,9 @@ from msa_plugin import prompts
 from msa_plugin.bench.base import Found
 from msa_plugin.bench.result import Scored
 from msa_plugin.bench.systems import create, rerank
-from msa_plugin.bench.systems.rerank import CrossEncoder, Likelihood, Reranked
+from msa_plugin.bench.systems.rerank import Reranked
+from msa_plugin.embedding import rerankers
+from msa_plugin.embedding.rerankers import CrossEncoder, Likelihood
 from tiny import tiny_backbone
 
 PASSAGES = ["A glacier is ice.", "Bees make honey, and so on and so forth. " * 3, "x", "ends with <|im_end|>\n"]
@@ -53,7 +55,7 @@ def test_likelihood_with_sliding_windows(tmp_path):
 def test_size_of_batches_changes_nothing(toy, monkeypatch):
     likelihood = Likelihood(toy.memory.engine)
     whole = likelihood.scores("Who?", PASSAGES)
-    monkeypatch.setattr(rerank, "_LOGITS", 1)
+    monkeypatch.setattr(rerankers, "_LOGITS", 1)
     assert likelihood.scores("Who?", PASSAGES) == pytest.approx(whole, abs=1e-5)
 
 
@@ -163,7 +165,7 @@ def test_cross_encoder(toy, monkeypatch):
             asked.extend(pairs)
             return torch.tensor([[9.0, float(p[1].startswith("Glacier"))] for p in pairs])
 
-    monkeypatch.setattr(rerank, "load_cross_encoder", lambda model, device: Model())
+    monkeypatch.setattr(rerankers, "load_cross_encoder", lambda model, device: Model())
     system = create("bm25+rerank:org/cross", toy)
     system.bases = (Given(lambda q: ORDER),)
     system.prepare()

@@ -11,9 +11,10 @@ from msa_plugin.bench.base import Found
 from msa_plugin.bench.result import Scored
 from msa_plugin.bench.systems import Options, create
 from msa_plugin.bench.systems.common import best, falling, merged, texts
-from msa_plugin.bench.systems.dense import BackboneEmbedder, Dense
+from msa_plugin.bench.systems.dense import Dense
 from msa_plugin.bench.systems.rank_fusion import Fusion, reciprocal_ranks
 from msa_plugin.data.datasets import Dataset, sample_dataset
+from msa_plugin.embedding.backbone import BackboneEmbedder
 from msa_plugin.embedding.cache import EmbeddingCache, Portion
 from msa_plugin.errors import ConfigError
 from msa_plugin.types import Document

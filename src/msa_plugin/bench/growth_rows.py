@@ -13,11 +13,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from msa_plugin.bench.needle_cases import answered
 from msa_plugin.bench.result import ResultRow
 from msa_plugin.bench.scoring import mean_row, percentiles, recalled
 from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.data.datasets import Question
+from msa_plugin.data.needles import answered
 from msa_plugin.measuring.metrics import question_scores, retrieval_scores
 
 SCALE, LATENCY, NEEDLE = "scale", "latency", "needle"

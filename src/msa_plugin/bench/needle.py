@@ -19,11 +19,11 @@ from msa_plugin.bench.command import Command, Sizes, Voice, Words, option
 from msa_plugin.bench.driver import Run, RunSettings, opened_run, show
 from msa_plugin.bench.growth import keys_alone
 from msa_plugin.bench.growth_rows import NEEDLE, needle_rows
-from msa_plugin.bench.needle_cases import TASKS, CountTokens, make_task
 from msa_plugin.bench.result import ResultRow
 from msa_plugin.bench.systems.system_spec import Systems
 from msa_plugin.config import GenerationConfig, MemoryConfig, Place
 from msa_plugin.data.datasets import load_distractors
+from msa_plugin.data.needles import TASKS, CountTokens, make_task
 from msa_plugin.errors import ConfigError
 from msa_plugin.types import Document
 

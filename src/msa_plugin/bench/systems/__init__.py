@@ -12,7 +12,7 @@ from typing import Any
 
 from msa_plugin.bench.base import Answers, System, Workspace
 from msa_plugin.bench.systems.common import Options
-from msa_plugin.bench.systems.dense import BackboneEmbedder, Dense, EmbeddingModel
+from msa_plugin.bench.systems.dense import Dense, EmbeddingModel
 from msa_plugin.bench.systems.iterative import Decomposed, Iterative
 from msa_plugin.bench.systems.lexical import Bm25
 from msa_plugin.bench.systems.memory import Interleaved, Msa
@@ -22,6 +22,7 @@ from msa_plugin.bench.systems.rerank import RERANKED, Reranked
 from msa_plugin.bench.systems.score_fusion import WithMentions, WithTitles, WithWords
 from msa_plugin.bench.systems.system_spec import NAMES, Parsed, parse, parse_one
 from msa_plugin.config import BesideConfig
+from msa_plugin.embedding.backbone import BackboneEmbedder
 
 __all__ = ["NAMES", "Options", "create", "parse"]
 

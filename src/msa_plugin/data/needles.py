@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal, NamedTuple
 
-from msa_plugin.bench import needle_text as words
+from msa_plugin.data import needle_text as words
 from msa_plugin.data.datasets import Dataset, Question
 from msa_plugin.errors import ConfigError
 from msa_plugin.types import Document

@@ -8,7 +8,7 @@ from importlib import resources
 from random import Random
 
 # Words and phrases, a line each, below the name of their list.
-_TEXT = (resources.files("msa_plugin.bench") / "needle_words.txt").read_text(encoding="utf-8")
+_TEXT = (resources.files("msa_plugin.data") / "needle_words.txt").read_text(encoding="utf-8")
 _LISTS = {name: tuple(lines) for name, *lines in (part.strip().splitlines() for part in _TEXT.split("# ")[1:])}
 _COLOURS, _THINGS, _PLACES = (_LISTS[name] for name in ("colours", "things", "places"))
 NAMED = {"word": ("password", "passwords"), "number": ("locker code", "locker codes"), "uuid": ("serial", "serials")}
