@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from msa_plugin.bench.store import NOTE, Results
 from msa_plugin.cli.bench import app
-from msa_plugin.errors import ConfigError
+from msa_plugin.errors import ConfigError, IngestError
 from tiny import save_tiny, tiny_backbone
 
 pytest.importorskip("bm25s", reason="needs the bench extra")
@@ -79,16 +79,6 @@ def test_scale_in_another_configuration_needs_another_folder(invoke, files):
     assert {r.seed for r in rows} == {3}
 
 
-def test_a_larger_size_and_a_prefilter_can_be_added(invoke, files):
-    pytest.importorskip("faiss", reason="needs the faiss extra")
-    _, first = invoke("scale", *grown(files))
-    _, rows = invoke("scale", *grown(files, "--sizes", "1000,2K,3000", "--prefilter", "faiss:Flat"))
-    kept = [r for r in rows if r.system == "bm25" and r.settings.get("memory_tokens") == 1000]
-    assert kept == [r for r in first if r.system == "bm25" and r.settings.get("memory_tokens") == 1000]
-    recall = {r.settings["memory_tokens"]: r.value for r in rows if r.metric == "prefilter_recall@10"}
-    assert recall == {1000: 1.0, 2048: 1.0, 3000: 1.0}
-
-
 def test_without_distractors_what_cannot_be_reached_is_said(invoke, files):
     result, rows = invoke("scale", "--data", files / "toy", "--sizes", "1000,1M", "--systems", "bm25")
     assert result.exit_code == 0
@@ -119,8 +109,6 @@ def test_needle(invoke, tmp_path):
 
 
 def test_folders_that_are_not_there(invoke, files, tmp_path):
-    from msa_plugin.errors import IngestError
-
     with pytest.raises(IngestError, match="not a folder"):
         invoke("scale", "--data", tmp_path / "nowhere", "--systems", "bm25")
     with pytest.raises(IngestError, match="distractors"):

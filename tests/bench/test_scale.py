@@ -182,16 +182,3 @@ def test_bad_settings():
     for wrong in ({"hops": 0}, {"per_round": 0}, {"repeats": 0}):
         with pytest.raises(ConfigError):
             LatencyCommand(out="o", **wrong)
-
-
-def test_each_size_has_a_workspace_of_just_its_passages(measure):
-    seen = []
-
-    def watched(name, workspace):
-        ids = [d.id for d in workspace.dataset.documents]
-        seen.append(len(ids))
-        assert sorted(workspace.memory.ids()) == sorted(ids)
-        return create(name, workspace)
-
-    planned, _ = measure(create=watched, systems=("words",))
-    assert seen == [s.documents for s in planned.steps]

@@ -15,31 +15,13 @@ from msa_plugin.embedding import models
 from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.types import Document
 
-FINDING = (
-    "msa",
-    "msa-interleave",
-    "msa+faiss:Flat",
-    "msa+coarse:16",
-    "msa+lexical:2",
-    "msa-interleave+lexical+coarse:16",
-    "bm25",
-    "dense",
-    "dense+lexical:2",
-    "msa+lexical:1+titles",
-    "dense+lexical+titles:0.5",
-    "hybrid+titles",
-    "msa+lexical:1+titles+mentions",
-    "dense+mentions:0.5",
-    "dense-same-backbone",
-    "hybrid",
-    "fusion:msa~bm25",
-    "iterative",
-    "iterative:bm25",
-    "decompose",
-    "bm25+rerank",
-    "iterative:(bm25+rerank@2)",
+FINDING = [
+    "msa", "msa-interleave", "msa+faiss:Flat", "msa+coarse:16", "msa+lexical:2", "msa-interleave+lexical+coarse:16",
+    "msa+lexical:1+titles", "msa+lexical:1+titles+mentions", "bm25", "dense", "dense+lexical:2",
+    "dense+lexical+titles:0.5", "dense+mentions:0.5", "dense-same-backbone", "hybrid", "hybrid+titles",
+    "fusion:msa~bm25", "iterative", "iterative:bm25", "decompose", "bm25+rerank", "iterative:(bm25+rerank@2)",
     "decompose:(msa+faiss:Flat)+rerank@3",
-)
+]  # fmt: skip
 ANSWERING = ("msa", "msa-interleave", "closed-book", "full-context", "gold", "lures")
 
 

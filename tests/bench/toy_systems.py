@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+
+import fakes
 
 from msa_plugin.bench import systems
-from msa_plugin.bench.base import Cost, Found
-from msa_plugin.bench.result import Scored
+from msa_plugin.bench.base import Cost
 from msa_plugin.errors import ConfigError, MissingExtraError
 
 
-class Words:
-    """Passages that share most words with the question."""
+class Words(fakes.Words):
+    """Passages that share most words with the question, in `hops` rounds that all find the same."""
 
     def __init__(self, workspace, name="words", hops=1):
-        self.workspace, self.name, self.hops = workspace, name, hops
+        super().__init__(name, workspace, [], {})
+        self.hops = hops
 
     def prepare(self):
-        self.bags = {d.id: set(d.text.lower().split()) for d in self.workspace.dataset.documents}
-        return Cost(0.1, 100 * len(self.bags), 1000, 2000)
+        return Cost(0.1, 100 * len(self.workspace.dataset.documents), 1000, 2000)
 
     def find(self, questions, k):
-        return [self._found(q, k) for q in questions]
-
-    def _found(self, question, k):
-        start = time.perf_counter()
-        words = set(question.lower().split())
-        ranked = sorted(self.bags, key=lambda i: (-len(words & self.bags[i]), i))[:k]
-        ranking = tuple(Scored(i, float(len(words & self.bags[i]))) for i in ranked)
-        queries = tuple(" ".join([question, *ranked[:n]]) for n in range(self.hops))
-        seconds = {"search": time.perf_counter() - start}
-        return Found(ranking, seconds, queries, (seconds,) * self.hops)
-
-    def close(self):
-        self.bags = {}
+        began = time.perf_counter()
+        found = super().find(questions, k)
+        seconds = {"search": time.perf_counter() - began}
+        return [replace(one, seconds=seconds, rounds=(seconds,) * self.hops) for one in found]
 
 
 def create(name, workspace, options=None):
