@@ -22,12 +22,13 @@ from typing import Any
 
 import torch
 from bench_shell import Row, clock, main, medians
-from scale_sample import KeySample, encoded, encoded_sample, noisy
+from scale_sample import KeySample, encoded, encoded_sample
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bench.command import sizes
+from msa_plugin.bench.growth import noisy
 from msa_plugin.config import BesideConfig, MemoryConfig
 from msa_plugin.data.datasets import approximate_tokens, load_distractors, sample_dataset
 from msa_plugin.engine.adapters import find_adapter

@@ -1,7 +1,7 @@
 """Banks of any size whose routing keys have real statistics: encodings of a sample of texts, drawn again with noise.
 
 A synthetic document takes the chunks of one real document, with replacement, and adds to each a random vector of
-`NOISE` times its length: neighbours stay as near to each other, and questions as far from them, as in the
+`growth.NOISE` times its length: neighbours stay as near to each other, and questions as far from them, as in the
 sample. What that leaves out: every document has as many chunks, and there are only as many subjects as real documents.
 Shape legend: C chunks, W routing-key width, Q questions, T tokens, n documents.
 """
@@ -20,6 +20,7 @@ from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.quantize import stored_keys
+from msa_plugin.bench.growth import noisy
 from msa_plugin.config import RoutingConfig
 from msa_plugin.data.datasets import Dataset
 from msa_plugin.errors import ConfigError
@@ -27,7 +28,6 @@ from msa_plugin.retrieval.ranking import shared_queries
 from msa_plugin.types import Document, EncodedDocument, Fingerprint
 
 CHUNKS_PER_DOCUMENT = 32
-NOISE = 0.5
 _PORTION = 1 << 16  # chunks of one commit: 48 MiB of float16 keys of width 384
 
 
@@ -56,15 +56,6 @@ class BankShape(NamedTuple):
     def group(self) -> str:
         """Name of the measured key group."""
         return next(iter(self.config.key_groups))
-
-
-def noisy(keys: Tensor, generator: torch.Generator) -> Tensor:
-    """Keys [C, W] with random vectors of `NOISE` times their length added, at their old length."""
-    exact = keys.float()
-    length = exact.norm(dim=1, keepdim=True)
-    noise = torch.nn.functional.normalize(torch.randn(exact.shape, generator=generator), dim=1)
-    mixed = torch.nn.functional.normalize(exact + NOISE * length * noise, dim=1)
-    return (mixed * length).to(keys.dtype)
 
 
 def encoded_sample(backbone: Backbone, adapter: Adapter, dataset: Dataset, passages: int, questions: int) -> KeySample:
