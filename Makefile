@@ -135,10 +135,12 @@ hostile-paired: install
 tenants: install
 	$(BIN)/python tools/reliability/timing.py
 
-# Questions about real manuals, collected from what is installed (WORK holds them and the banks; CHECKOUTS compares).
+# Questions about real manuals, collected from what is installed (and two packages that are installed for it alone;
+# WORK holds them and the banks; CHECKOUTS compares).
 WORK ?= $(OUT)/manuals
 CHECKOUTS ?= .
 manuals: install
+	$(PIP) -c constraints.txt cbor2 tabulate
 	$(BIN)/python tools/manuals/measure.py --work $(WORK) $(addprefix --package-path ,$(CHECKOUTS))
 
 # One GPU in minutes: docs/gpu.md. DRY=1 tries all steps on a CPU. `gpu-parts` collects what a machine without network
