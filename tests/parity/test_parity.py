@@ -17,6 +17,7 @@ from reference_call import ReferencePass
 from safetensors.torch import load_file
 from torch import Tensor
 
+from all_scores import all_scores
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.attention import CausalRows, ForwardState
 from msa_plugin.backbone.backbone import Backbone
@@ -28,7 +29,6 @@ from msa_plugin.config import TierConfig
 from msa_plugin.encoding.encoder import Encoder, WindowLatents
 from msa_plugin.retrieval.assembly import BankSource, TemplateHead, encode_head
 from msa_plugin.retrieval.key_search import KeySearch
-from msa_plugin.retrieval.scorer import all_scores
 from msa_plugin.retrieval.search import BankSearch
 from msa_plugin.types import Document, EncodedDocument, Fingerprint
 

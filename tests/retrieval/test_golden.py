@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from all_scores import all_scores
 from msa_plugin.config import RoutingConfig
-from msa_plugin.retrieval.scorer import all_scores, route
+from msa_plugin.retrieval.scorer import route
 from msa_plugin.types import KeyBlock
 
 GOLDEN = Path(os.environ.get("MSA_GOLDEN") or Path(__file__).resolve().parents[3] / "shared" / "golden")

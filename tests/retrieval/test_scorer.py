@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from all_scores import all_scores
 from msa_kernels import collapse_heads, plain_scores
 from msa_plugin.config import RoutingConfig
 from msa_plugin.errors import InvalidQueryError
-from msa_plugin.retrieval.scorer import all_scores, route
+from msa_plugin.retrieval.scorer import route
 from msa_plugin.types import KeyBlock
 
 D = 8

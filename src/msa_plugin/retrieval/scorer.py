@@ -74,25 +74,6 @@ def route(
     return best.result()
 
 
-@torch.no_grad()
-def all_scores(
-    queries: Tensor,
-    mask: Tensor,
-    blocks: Iterable[KeyBlock],
-    config: RoutingConfig,
-    *,
-    tile_chunks: int = TILE_CHUNKS,
-    tile_tokens: int = TILE_TOKENS,
-) -> Tensor:
-    """Scores of every allowed document, in the order of the blocks: float32 [B, N]. Arguments and errors as `route`."""
-    scorer = _ChunkScorer(queries, mask, config, tile_chunks, tile_tokens)
-    columns = [torch.empty((queries.shape[0], 0), device=queries.device)]
-    for block in blocks:
-        for span, scores in scorer.scan(block):
-            columns.append(_documents(span, scores, config)[0])
-    return torch.cat(columns, 1)
-
-
 class _ChunkScorer:
     """Chunk scores of one question against tile after tile, in a workspace that is allocated once."""
 

@@ -41,11 +41,8 @@ class CutPassage:
 def dressed(passages: Sequence[CutPassage], answer: str, draw: random.Random) -> list[CutPassage]:
     """All passages in one random style; the words of `answer` stay as they are."""
     style = draw.choice((_markdown, _page, _wrapped, _listed))
-    return [style(_headed(p, draw), answer, draw) for p in passages]
-
-
-def _headed(passage: CutPassage, draw: random.Random) -> CutPassage:
-    return replace(passage, heading=draw.choice(_HEADINGS)) if draw.random() < 0.5 else passage
+    headed = (replace(p, heading=draw.choice(_HEADINGS)) if draw.random() < 0.5 else p for p in passages)
+    return [style(p, answer, draw) for p in headed]  # one after the other, as they are drawn
 
 
 def _markdown(passage: CutPassage, answer: str, draw: random.Random) -> CutPassage:
