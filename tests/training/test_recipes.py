@@ -1,7 +1,6 @@
 """Recipes as files, runs of several phases, what they would take, and the command."""
 
 import json
-import shutil
 import sys
 from collections import namedtuple
 
@@ -10,12 +9,13 @@ import torch
 from chains import chains, packed_backbone
 from safetensors.torch import load_file
 
+from ingest_files import lines
 from msa_plugin.cli import main
 from msa_plugin.errors import AdapterError, ConfigError, IngestError, TrainingError
 from msa_plugin.training import recipe_run
 from msa_plugin.training.recipe_run import Data, RecipeRun
 from msa_plugin.training.recipes import load_recipe, recipe_names
-from tiny import tiny_adapter
+from tiny import save_tiny, tiny_adapter
 
 RECIPE = """
 objective = "packed"
@@ -51,8 +51,8 @@ def write_sets(folder, *names):
             {"id": q.id, "question": q.text, "answers": list(q.answers), "positive_ids": list(q.positives), "hops": 2}
             for q in made.questions
         ]
-        (folder / name / "corpus.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-        (folder / name / "queries.jsonl").write_text("".join(json.dumps(r) + "\n" for r in asked))
+        (folder / name / "corpus.jsonl").write_text(lines(*rows))
+        (folder / name / "queries.jsonl").write_text(lines(*asked))
     return folder
 
 
@@ -60,10 +60,7 @@ def write_sets(folder, *names):
 def saved(tmp_path_factory):
     """A model's folder, data and recipes."""
     folder = tmp_path_factory.mktemp("saved")
-    backbone = packed_backbone()
-    backbone.model.save_pretrained(folder / "model")
-    backbone.tokenizer.save_pretrained(folder / "model")
-    tiny_adapter(backbone).save(folder / "other")
+    save_tiny(folder, packed_backbone())
     write_sets(folder / "data", "a", "b")
     (folder / "two.toml").write_text(RECIPE)
     (folder / "one.toml").write_text(ONE)
@@ -259,4 +256,3 @@ def test_an_empty_set_is_told(saved, tmp_path, monkeypatch, capsys):
     words = ("--recipe", saved / "one.toml", "--data", folder, "--model", saved / "model", "--out", tmp_path / "out")
     code, _, told = command(monkeypatch, capsys, *words)
     assert code == 2 and "no question is left" in " ".join(told.split()) and not (tmp_path / "out").exists()
-    shutil.rmtree(folder)
