@@ -66,6 +66,16 @@ def test_the_public_surface_is_settled():
         msa_plugin.nothing  # noqa: B018
 
 
+def test_the_two_lines_of_the_architecture_are_short() -> None:
+    """Each is followed in at most twelve files that there are, none of them twice."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for line in ("add", "ask"):
+        [text] = re.findall(rf"^\*\*{line}:\*\* (.*?)\n\n", page, re.MULTILINE | re.DOTALL)
+        files = re.findall(r"`(\w+(?:/\w+)*\.py)`", text.replace("`shared_names.py`", ""))
+        assert 5 < len(files) <= 12 and len(set(files)) == len(files)
+        assert [name for name in files if not (ROOT / "src" / "msa_plugin" / name).is_file()] == []
+
+
 def test_every_class_name_stands_once():
     """One word for one thing: a name that two modules define is looked up twice by whoever reads."""
     homes = defaultdict(list)

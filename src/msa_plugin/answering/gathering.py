@@ -50,7 +50,7 @@ def to_read(
     return AnswerJob(gathered, read, {d.ordinal: d for d in excerpts.documents(ranked)})
 
 
-class Chosen(NamedTuple):
+class ChosenDocuments(NamedTuple):
     """Documents that a caller chose for a question, as they are ranked for it; their chunks; the seconds that took."""
 
     gathered: Gathered
@@ -60,11 +60,11 @@ class Chosen(NamedTuple):
 
 def chosen(
     retriever: Retriever, questions: Sequence[str], ordinals: Sequence[Sequence[int]], selection: Selected
-) -> list[Chosen]:
+) -> list[ChosenDocuments]:
     """The documents chosen for each question, in that order."""
     wanted = sorted({o for row in ordinals for o in row})
     if not wanted:
-        return [Chosen(Gathered(question), None, {}) for question in questions]
+        return [ChosenDocuments(Gathered(question), None, {}) for question in questions]
     ranking = retriever.rank(questions, len(wanted), selection.only(wanted))
     share = {stage: seconds / len(questions) for stage, seconds in ranking.seconds.items()}
     each = []
@@ -72,7 +72,7 @@ def chosen(
         scored = {r.ordinal: r for r in ranked}
         relevance = max((r.relevance for r in ranked if r.relevance is not None and r.ordinal in row), default=None)
         gathered = Gathered(question, [FoundDocument(scored[o], 1) for o in row], relevance=relevance)
-        each.append(Chosen(gathered, chunks, share))
+        each.append(ChosenDocuments(gathered, chunks, share))
     return each
 
 
