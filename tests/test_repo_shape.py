@@ -21,6 +21,7 @@ FACADE = {
     "refresh", "close", "open", "engine", "config", "chat", "achat", "stream_chat", "astream_chat", "routing_keys",
     "score_bounds", "count_tokens", "within", "below", "namespaces", "labels", "documents", "revise", "aget",
     "explain", "aexplain", "forget_expired", "add_turns", "aadd_turns", "turns_around",
+    "path", "version", "model_name", "context_window", "tokenize", "metadata", "writing", "check_relevance",
 }  # fmt: skip
 
 

@@ -1,10 +1,14 @@
-"""Looking after a memory's bank: compaction, snapshots, verification, and what other processes have committed."""
+"""Looking after a memory: what it is made of, compaction, snapshots, verification, what other processes committed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from msa_plugin import arguments
 from msa_plugin.async_twins import awaited
 from msa_plugin.types import DeleteReport, Stats, VerifyReport
 
@@ -18,6 +22,46 @@ class Upkeep:
 
     namespace: str
     below: bool
+
+    @property
+    def path(self) -> Path:
+        """The folder of the bank, absolute."""
+        return self._bank_().path
+
+    @property
+    def version(self) -> int:
+        """A number that changes whenever something is stored or deleted, in any namespace, by any process."""
+        return self._bank_().version
+
+    @property
+    def model_name(self) -> str:
+        """Name of the backbone."""
+        return self._engine.backbone.name
+
+    @property
+    def context_window(self) -> int:
+        """Tokens that the backbone reads at most."""
+        return self._engine.backbone.spec.max_positions
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of `text` as the backbone reads it, as data: no text in it acts as a control token."""
+        return self._engine.backbone.tokenize(text)
+
+    def metadata(self, ids: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+        """Metadata of the documents that there are, by id; their texts are not read."""
+        known = self._bank_().lookup(list(ids), self.namespace)
+        return {name: stored.metadata for name, stored in known.items()}
+
+    def writing(self) -> AbstractContextManager[object]:
+        """Be the bank's only writer for a while, of all threads and processes; each call inside may write.
+
+        Raises BankLockedError when another one does not finish in time, BankReadOnlyError.
+        """
+        return self._bank_().writing()
+
+    def check_relevance(self, least: object) -> None:
+        """Raises what `retrieve(min_relevance=least)` would raise: InvalidQueryError and ConfigError."""
+        arguments.relevant(least, self._engine.adapter.config)
 
     def stats(self) -> Stats:
         """Documents, tokens and chunks of this namespace, and what the whole bank weighs; names no other namespace."""

@@ -81,6 +81,14 @@ ATTACKS = {
     "routing_keys": [lambda m, i=i: m.routing_keys(i) for i in (GUESSED, "acme-plan", "nobody")],
     "score_bounds": [lambda m: m.score_bounds],
     "count_tokens": [lambda m: m.count_tokens(QUESTION)],
+    "path": [lambda m: m.path.name],
+    "version": [lambda m: m.version > 0],  # of the whole bank: that somebody wrote can be told, not what
+    "model_name": [lambda m: m.model_name],
+    "context_window": [lambda m: m.context_window],
+    "tokenize": [lambda m: m.tokenize(QUESTION)],
+    "metadata": [lambda m, i=i: m.metadata([i]) for i in (GUESSED[0], "acme-plan", "nobody", "%", "acme-plan\x00")],
+    "writing": [lambda m: m.writing().__enter__() is None],
+    "check_relevance": [lambda m: m.check_relevance(0.5)],
 }
 TAKES_NAMESPACE = {
     "select": lambda b: [b.select(BOLT, w).documents for w in (None, EVERYTHING["filter"], *BREAKOUTS)],

@@ -13,11 +13,10 @@ from typing import Any, Literal
 
 from langchain_core.messages.ai import UsageMetadata
 
-from msa_plugin.arguments import pasted
 from msa_plugin.errors import MSAError
 from msa_plugin.events import Answered, AnswerPiece, DocumentsFetched, Event, Events, RetrievalEvent
+from msa_plugin.integrating import AnswerStream, pasted
 from msa_plugin.memory import LatentMemory
-from msa_plugin.streams import AnswerStream
 from msa_plugin.types import Answer
 
 _SHORT = 160  # characters: a prompt with retrieved text is longer than a bare question

@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeAlias, get_args
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage
 
-from msa_plugin.arguments import listed
 from msa_plugin.errors import ConfigError, DuplicateDocumentError, InvalidDocumentError, InvalidQueryError
+from msa_plugin.integrating import listed
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Document as MemoryDocument
 from msa_plugin.types import Hit

@@ -24,8 +24,8 @@ from langchain_msa._events import Listeners, listeners, listening, of_config
 from msa_plugin.config import MemoryConfig
 from msa_plugin.errors import ConfigError, ToolsUnsupportedError
 from msa_plugin.events import Answered, AnswerPiece
+from msa_plugin.integrating import AnswerStream, AsyncAnswerStream
 from msa_plugin.memory import LatentMemory
-from msa_plugin.streams import AnswerStream, AsyncAnswerStream
 from msa_plugin.types import Answer
 
 Mode = Literal["memory", "chat"]
@@ -112,7 +112,7 @@ class ChatMSA(BaseChatModel):
     @property
     def model_name(self) -> str:
         """Name of the backbone."""
-        return self.memory.engine.backbone.name
+        return self.memory.model_name
 
     @property
     def _llm_type(self) -> str:
@@ -122,7 +122,7 @@ class ChatMSA(BaseChatModel):
     def _identifying_params(self) -> dict[str, Any]:
         """What an answer depends on besides the messages. With a cache, tenants must not share an entry."""
         names = ("mode", "filter", *_SAMPLING, "stop", "max_rounds")
-        where = {"bank": str(self.memory.engine.bank.path), "namespace": self.memory.namespace}
+        where = {"bank": str(self.memory.path), "namespace": self.memory.namespace}
         return {"model_name": self.model_name, **where, **{name: getattr(self, name) for name in names}}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
@@ -141,7 +141,7 @@ class ChatMSA(BaseChatModel):
 
     def get_token_ids(self, text: str) -> list[int]:
         """Token ids of `text` as the backbone reads it."""
-        return self.memory.engine.backbone.tokenize(text)
+        return self.memory.tokenize(text)
 
     def _generate(
         self,

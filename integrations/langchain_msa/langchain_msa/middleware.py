@@ -15,9 +15,8 @@ from langchain_core.runnables import run_in_executor
 from langgraph.runtime import Runtime
 from typing_extensions import NotRequired
 
-from msa_plugin.arguments import relevant
-from msa_plugin.conversations import exchange
 from msa_plugin.errors import ConfigError
+from msa_plugin.integrating import exchange
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Document, DocumentLike, Hit
 
@@ -79,7 +78,7 @@ class MSAMemoryMiddleware(AgentMiddleware[RecallingState, Any, Any]):
         if keep is not None and not (isinstance(keep, timedelta) and keep > timedelta()):
             raise ConfigError(f"keep is a timedelta of more than nothing, not {keep!r}")
         self.keep = keep
-        relevant(min_relevance, memory.engine.adapter.config)
+        memory.check_relevance(min_relevance)
         self.min_relevance = min_relevance
         self.memory, self.namespace, self.k, self.max_tokens, self.store = memory, namespace, k, max_tokens, store
 

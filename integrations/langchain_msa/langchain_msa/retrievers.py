@@ -12,8 +12,7 @@ from langchain_core.runnables import run_in_executor
 from pydantic import Field
 
 from langchain_msa._convert import scored, to_langchain
-from msa_plugin.arguments import By
-from msa_plugin.dates import When
+from msa_plugin.integrating import By, When
 from msa_plugin.memory import LatentMemory
 
 

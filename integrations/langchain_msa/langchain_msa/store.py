@@ -28,10 +28,9 @@ from langgraph.store.base import (
 )
 
 from langchain_msa._convert import opened
-from msa_plugin import dates
 from msa_plugin.errors import BankReadOnlyError, InvalidDocumentError, InvalidQueryError
+from msa_plugin.integrating import Listed, now
 from msa_plugin.memory import LatentMemory
-from msa_plugin.namespaces import Listed
 from msa_plugin.types import Document, Filter, Hit
 
 Labels: TypeAlias = tuple[str, ...]
@@ -327,7 +326,7 @@ def _fits(condition: MatchCondition, labels: Labels) -> bool:
 
 
 def _now() -> datetime:
-    return datetime.fromisoformat(dates.clock())
+    return now()
 
 
 def _silent(progress: object) -> None:

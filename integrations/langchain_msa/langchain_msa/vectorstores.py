@@ -17,9 +17,8 @@ from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from langchain_msa._convert import OnInvalid, opened, scored, to_langchain, to_memory
-from msa_plugin.arguments import By, dated, listed
-from msa_plugin.dates import When
 from msa_plugin.errors import ConfigError, InvalidDocumentError, InvalidQueryError
+from msa_plugin.integrating import By, When, dated, listed
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Filter, Hit, OnProgress, Period
 

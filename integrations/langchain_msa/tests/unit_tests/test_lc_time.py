@@ -91,7 +91,7 @@ def test_the_middleware_recalls_what_is_valid_and_relevant(memory):
 def test_the_middleware_leaves_out_what_is_not_relevant(memory, monkeypatch):
     memory.add([{"id": "violin", "text": VIOLIN}])
     asked = []
-    monkeypatch.setattr("langchain_msa.middleware.relevant", lambda least, adapter: None)
+    monkeypatch.setattr(type(memory), "check_relevance", lambda memory, least: None)
     monkeypatch.setattr(memory, "retrieve", lambda q, k, **options: asked.append(options) or [], raising=False)
     middleware = MSAMemoryMiddleware(memory, min_relevance=0.4)
     monkeypatch.setattr(middleware, "_place", lambda runtime: memory)

@@ -26,8 +26,8 @@ from llama_index.core.vector_stores.types import MetadataFilters
 from llama_index.llms.msa.events import atold, told
 from llama_index.llms.msa.filters import memory_filter
 from llama_index.llms.msa.messages import node_ids, plain, question
+from msa_plugin.integrating import AnswerStream, AsyncAnswerStream
 from msa_plugin.memory import LatentMemory
-from msa_plugin.streams import AnswerStream, AsyncAnswerStream
 from msa_plugin.types import Answer
 
 Response = TypeVar("Response", CompletionResponse, ChatResponse)
@@ -79,12 +79,11 @@ class MSALLM(CustomLLM):
     @property
     def metadata(self) -> LLMMetadata:
         """Context window (tokens) and name of the backbone."""
-        backbone = self._memory.engine.backbone
         return LLMMetadata(
-            context_window=backbone.spec.max_positions,
+            context_window=self._memory.context_window,
             num_output=self.max_tokens or self._memory.config.generation.max_new_tokens,
             is_chat_model=True,
-            model_name=backbone.name,
+            model_name=self._memory.model_name,
         )
 
     # -- completions -----------------------------------------------------------------------------------------------
@@ -213,7 +212,7 @@ class MSALLM(CustomLLM):
             return None
         read, written = answer.trace.input_tokens, answer.trace.output_tokens
         return {
-            "model": self._memory.engine.backbone.name,
+            "model": self._memory.model_name,
             "finish_reason": answer.trace.finish,
             "usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written},
         }

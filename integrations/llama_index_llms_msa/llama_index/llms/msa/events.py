@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Generator
 import llama_index.core.instrumentation as instrument
 from llama_index.core.instrumentation.events import BaseEvent
 
-from msa_plugin.arguments import pasted
 from msa_plugin.events import (
     Abstained,
     Answered,
@@ -21,7 +20,7 @@ from msa_plugin.events import (
     RetrievalEvent,
     RoundStarted,
 )
-from msa_plugin.streams import AnswerStream, AsyncAnswerStream
+from msa_plugin.integrating import AnswerStream, AsyncAnswerStream, pasted
 from msa_plugin.types import Answer
 
 _log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from llama_index.core.vector_stores.types import (
     MetadataFilters,
 )
 
-from msa_plugin.arguments import listed
 from msa_plugin.errors import InvalidQueryError
+from msa_plugin.integrating import listed
 from msa_plugin.types import Filter
 
 Metadata = Mapping[str, Any]

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
 from llama_index.core.schema import BaseNode, NodeWithScore
 
-from msa_plugin.arguments import listed
 from msa_plugin.errors import InvalidQueryError
+from msa_plugin.integrating import listed
 
 _ROLES = {
     MessageRole.SYSTEM: "system",

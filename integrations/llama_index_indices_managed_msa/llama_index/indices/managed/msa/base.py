@@ -30,8 +30,8 @@ from llama_index.indices.managed.msa.engines import language_model, query_engine
 from llama_index.indices.managed.msa.records import several, to_document
 from llama_index.indices.managed.msa.retriever import MSARetriever
 from llama_index.indices.managed.msa.transform import WholeDocument, sourced
-from msa_plugin.arguments import dated, id_list
 from msa_plugin.errors import ConfigError
+from msa_plugin.integrating import dated, id_list
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import OnInvalid, OnProgress, Period, Progress
 

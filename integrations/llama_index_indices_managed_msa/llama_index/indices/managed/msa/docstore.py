@@ -51,12 +51,11 @@ class Ledger:
 
         Raises BankLockedError when another process does not finish in time, and BankReadOnlyError.
         """
-        bank = self._memory.engine.bank
-        with self._lock, bank.writing():
+        with self._lock, self._memory.writing():
             self._catch_up()
             self._version = None  # an error midway leaves the truth unknown
             yield self
-            self._version = bank.version
+            self._version = self._memory.version
 
     def nodes(self) -> list[str]:
         """Ids of all nodes."""
@@ -102,14 +101,12 @@ class Ledger:
                     del self._documents[name]
 
     def _catch_up(self) -> None:
-        bank = self._memory.engine.bank
-        while self._version != bank.version:
-            version = bank.version
+        while self._version != (version := self._memory.version):
             self._nodes, self._documents = {}, {}
             ids = self._memory.ids()
             while page := list(islice(ids, _PAGE)):
-                known = bank.lookup(page, self._memory.namespace)
-                self.stored((i, known[i].metadata) for i in page if i in known)
+                known = self._memory.metadata(page)
+                self.stored((i, known[i]) for i in page if i in known)
             self._version = version
 
 

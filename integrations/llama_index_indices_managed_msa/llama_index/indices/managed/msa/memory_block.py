@@ -11,7 +11,7 @@ from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.memory.memory import BaseMemoryBlock
 
-from msa_plugin.conversations import exchange
+from msa_plugin.integrating import exchange
 from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Document, Progress
 

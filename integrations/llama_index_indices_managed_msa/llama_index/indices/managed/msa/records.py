@@ -15,8 +15,8 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, Re
 from llama_index.core.storage.docstore.utils import json_to_doc
 
 from llama_index.llms.msa.filters import SOURCE
-from msa_plugin.arguments import listed
 from msa_plugin.errors import InvalidDocumentError
+from msa_plugin.integrating import listed
 from msa_plugin.types import Document, Hit, Passage
 
 _Node = TypeVar("_Node", bound=BaseNode)

@@ -13,8 +13,7 @@ from llama_index.core.vector_stores.types import MetadataFilters
 
 from llama_index.indices.managed.msa.records import to_node
 from llama_index.llms.msa.filters import memory_filter
-from msa_plugin.arguments import By, listed
-from msa_plugin.dates import When, asof
+from msa_plugin.integrating import By, When, asof, listed
 from msa_plugin.types import Hit
 
 if TYPE_CHECKING:

@@ -59,7 +59,7 @@ def open_memory(
     opened = memory if memory is not None else LatentMemory.open(path or "", **settings)
     named = {key: str(settings[key]) for key in ("model", "adapter") if isinstance(settings.get(key), (str, Path))}
     chosen = opened.config.model_dump(mode="json", exclude_defaults=True)
-    return opened, Origin(str(opened.engine.bank.path.resolve()), opened.namespace, chosen, **named)
+    return opened, Origin(str(opened.path.resolve()), opened.namespace, chosen, **named)
 
 
 def write(folder: Path, origin: Origin, index_id: str) -> None:

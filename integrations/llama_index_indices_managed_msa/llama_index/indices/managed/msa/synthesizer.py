@@ -19,8 +19,8 @@ from llama_index.indices.managed.msa.records import passage_of
 from llama_index.llms.msa import MSALLM
 from llama_index.llms.msa.events import atold, told
 from msa_plugin.errors import ConfigError
+from msa_plugin.integrating import AnswerStream, AsyncAnswerStream
 from msa_plugin.memory import LatentMemory
-from msa_plugin.streams import AnswerStream, AsyncAnswerStream
 from msa_plugin.types import Answer
 
 _log = logging.getLogger(__name__)
