@@ -5,7 +5,6 @@ Shapes: B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +18,7 @@ from msa_plugin.backbone.cache import cache_dir
 from msa_plugin.backbone.cpu import avoid_faulty_amx, fast_bfloat16
 from msa_plugin.backbone.families import BackboneSpec, describe
 from msa_plugin.backbone.forks import survive_forks
+from msa_plugin.backbone.identity import tokenizer_hash, weights_hash
 from msa_plugin.backbone.placement import BALANCED, pick_device
 from msa_plugin.backbone.turns import Turns
 from msa_plugin.errors import ConfigError, UnsupportedBackboneError
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from msa_plugin.backbone.adapter import Adapter
 
 __all__ = ["Backbone", "pick_device"]
-_SAMPLES = 4096
 
 
 class Backbone:
@@ -253,24 +252,9 @@ class Backbone:
         return self.tokenizer
 
     def weights_hash(self) -> str:
-        """SHA-256 over up to 4096 evenly spaced numbers of every weight, in bfloat16.
-
-        The same whether the model was loaded in float32 or bfloat16. A change confined to unsampled numbers of large
-        matrices goes unnoticed, which no training or conversion produces.
-        """
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.model.named_parameters()):
-            flat = weight.detach().flatten()
-            step = max(1, flat.numel() // _SAMPLES)
-            sample = flat[::step].to(device="cpu", dtype=torch.bfloat16).contiguous()
-            digest.update(f"{name}{tuple(weight.shape)}".encode())
-            digest.update(sample.view(torch.int16).numpy().tobytes())
-        return digest.hexdigest()[:32]
+        """See `identity.weights_hash`."""
+        return weights_hash(self.model)
 
     def tokenizer_hash(self) -> str:
-        """SHA-256 of the tokenizer's full definition (vocabulary, merges, normaliser, special tokens)."""
-        if self.tokenizer is None:
-            return "none"
-        fast = getattr(self.tokenizer, "backend_tokenizer", None)
-        text = fast.to_str() if fast is not None else repr(sorted(self.tokenizer.get_vocab().items()))
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        """See `identity.tokenizer_hash`."""
+        return tokenizer_hash(self.tokenizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
@@ -14,10 +14,24 @@ from llama_index.core.vector_stores.types import MetadataFilters
 from llama_index.indices.managed.msa.records import to_node
 from llama_index.llms.msa.filters import memory_filter
 from msa_plugin.integrating import By, When, asof, listed
+from msa_plugin.memory import LatentMemory
 from msa_plugin.types import Hit
 
-if TYPE_CHECKING:
-    from llama_index.indices.managed.msa.base import MSAIndex
+
+class Searched(Protocol):
+    """What a retriever takes from an `MSAIndex`."""
+
+    @property
+    def object_map(self) -> dict[str, Any]:
+        """What nodes stand for."""
+
+    @property
+    def memory(self) -> LatentMemory:
+        """Where the nodes are."""
+
+    @property
+    def callback_manager(self) -> CallbackManager:
+        """Who is told."""
 
 
 class MSARetriever(BaseRetriever):
@@ -41,7 +55,7 @@ class MSARetriever(BaseRetriever):
 
     def __init__(
         self,
-        index: MSAIndex,
+        index: Searched,
         similarity_top_k: int = 4,
         filters: MetadataFilters | None = None,
         doc_ids: Sequence[str] | None = None,
