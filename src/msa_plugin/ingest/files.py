@@ -20,7 +20,8 @@ class File:
     """A file to read.
 
     `id` is its path below the folder that was given, or its name. `origin` is its absolute path, which tells it from
-    every other file; `source` is the path to show. Names that are no UTF-8 have their odd bytes escaped in all three.
+    every other file (standard input has none); `source` is the path to show. Names that are no UTF-8 have their odd
+    bytes escaped in all three.
     """
 
     path: Path

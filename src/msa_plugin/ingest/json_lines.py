@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -15,22 +15,23 @@ _LOG = logging.getLogger("msa_plugin.ingest")
 
 
 @dataclass(frozen=True)
-class Record:
-    """A record: `id` is "" where it brings none along, `consumed` the characters read so far.
+class Piece:
+    """What becomes a document: `given` is an id that it brings along, `line` where it stood in JSON lines.
 
+    `consumed` are the bytes of its file that have been read for it and for those before it, of JSON lines characters.
     `period` are those of `valid_from`, `valid_until` and `replaces` that it has.
     """
 
-    id: str
     text: str
-    title: str
-    metadata: dict[str, Any]
-    line: int
-    consumed: int
-    period: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    given: str = ""
+    line: int = 0
+    consumed: int = 0
+    period: Mapping[str, Any] = field(default_factory=dict)
 
 
-def records(stream: IO[bytes], source: str, decoder: Decoder, on_bad: Callable[[int, str], None]) -> Iterator[Record]:
+def records(stream: IO[bytes], source: str, decoder: Decoder, on_bad: Callable[[int, str], None]) -> Iterator[Piece]:
     """Records of a file; `on_bad(line, reason)` is told of malformed and empty ones."""
     empty, consumed = True, 0
     for number, line in decoder.lines(stream):
@@ -51,7 +52,7 @@ def records(stream: IO[bytes], source: str, decoder: Decoder, on_bad: Callable[[
         on_bad(0, "empty: no text in it")
 
 
-def _record(line: str, number: int, consumed: int, source: str, decoder: Decoder) -> Record:
+def _record(line: str, number: int, consumed: int, source: str, decoder: Decoder) -> Piece:
     fields = _json_object(line)
     ids = [fields.pop(name) for name in ("_id", "id") if fields.get(name) is not None][:1]
     period = {name: fields.pop(name) for name in Period._fields if fields.get(name) is not None}
@@ -65,7 +66,7 @@ def _record(line: str, number: int, consumed: int, source: str, decoder: Decoder
     if lost:
         _LOG.warning("%s, line %d: fields %s give way to those in 'metadata'", source, number, lost)
     given = _record_id(ids[0]) if ids else ""
-    return Record(given, decoder.clean(text), decoder.clean(title or ""), metadata, number, consumed, period)
+    return Piece(decoder.clean(text), decoder.clean(title or ""), metadata, given, number, consumed, period)
 
 
 def _json_object(line: str) -> dict[str, Any]:

@@ -5,41 +5,21 @@ from __future__ import annotations
 import gzip
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import IO, Any, Literal, cast
 
 from msa_plugin.errors import IngestError
 from msa_plugin.ingest.decoding import Decoder, EncodingErrors
-from msa_plugin.ingest.files import STDIN, File, reason_of
-from msa_plugin.ingest.json_lines import Record, records
+from msa_plugin.ingest.files import File, reason_of
+from msa_plugin.ingest.json_lines import Piece, records
 from msa_plugin.ingest.markup import declared_encoding, html_to_text, markdown_title, rst_title
 from msa_plugin.ingest.pdf import pdf_pages
 
 StdinFormat = Literal["text", "jsonl"]
 OnBad = Callable[[int, str], None]
-
-
-class RefusedError(IngestError):
-    """A whole file cannot be read."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What becomes a document: `given` is an id that it brings along, `line` where it stood in JSON lines.
-
-    `consumed` are the bytes of its file that have been read for it and for those before it.
-    """
-
-    text: str
-    title: str = ""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    given: str = ""
-    line: int = 0
-    consumed: int = 0
-    period: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,9 +43,7 @@ class How:
 def pieces(file: File, how: How) -> Iterator[Piece]:
     """What is in a file. Raises IngestError or MissingExtraError where no more of it can be read."""
     kind = file.name
-    if file.source == STDIN and not file.origin:
-        return _stdin(file, how)
-    if kind.endswith((".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")):
+    if is_lines(file) if file.origin else how.stdin_format == "jsonl":
         return _json_lines(file, how)
     if kind.endswith((".html", ".htm", ".xhtml")):
         return _html(file, how)
@@ -80,10 +58,13 @@ def is_lines(file: File) -> bool:
 @contextmanager
 def _opened(file: File) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """The file's bytes, unzipped, and as they are; reading errors become ours."""
+    if not file.origin:
+        yield sys.stdin.buffer, sys.stdin.buffer
+        return
     try:
         raw = file.path.open("rb")
     except OSError as error:
-        raise RefusedError(f"{file.source} {reason_of(error)}") from error
+        raise IngestError(f"{file.source} {reason_of(error)}") from error
     try:
         with raw:
             yield cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if file.name.endswith(".gz") else raw, raw
@@ -137,36 +118,16 @@ def _pdf(file: File, how: How) -> Iterator[Piece]:
     text = cleaner.clean("\n\n".join(pages))
     cleaner.log()
     if not text.strip():
-        raise RefusedError(f"{file.source} has no text layer (scanned pages?); run OCR on it first (ocrmypdf)")
+        raise IngestError(f"{file.source} has no text layer (scanned pages?); run OCR on it first (ocrmypdf)")
     yield from _piece(file, text, "", how, pages=len(pages))
 
 
 def _json_lines(file: File, how: How) -> Iterator[Piece]:
-    with _opened(file) as (stream, raw):
-        for record in _records(stream, file, how):
-            consumed = raw.tell() if file.name.endswith(".gz") else record.consumed
-            yield _of_record(record, min(consumed, file.size))
-
-
-def _stdin(file: File, how: How) -> Iterator[Piece]:
-    if how.stdin_format == "jsonl":
-        for record in _records(sys.stdin.buffer, file, how):
-            yield _of_record(record)
-        return
-    text = _whole(sys.stdin.buffer, how.decoder(file), how)
-    if text.strip():
-        yield Piece(text)
-    else:
-        how.on_bad(0, "empty: no text in it")
-
-
-def _of_record(record: Record, consumed: int = 0) -> Piece:
-    return Piece(record.text, record.title, record.metadata, record.id, record.line, consumed, record.period)
-
-
-def _records(stream: IO[bytes], file: File, how: How) -> Iterator[Record]:
     decoder = how.decoder(file)
-    try:
-        yield from records(stream, file.source, decoder, how.on_bad)
-    finally:
-        _told(decoder, how)
+    with _opened(file) as (stream, raw):
+        try:
+            for piece in records(stream, file.source, decoder, how.on_bad):
+                consumed = raw.tell() if file.name.endswith(".gz") else piece.consumed
+                yield replace(piece, consumed=min(consumed, file.size))
+        finally:
+            _told(decoder, how)

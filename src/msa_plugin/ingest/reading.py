@@ -16,7 +16,8 @@ from msa_plugin.errors import IngestError, InvalidDocumentError, MissingExtraErr
 from msa_plugin.ingest.decoding import EncodingErrors, NotTextError, check_encoding
 from msa_plugin.ingest.files import File, OnSkip, list_files
 from msa_plugin.ingest.ids import FILE, FileIds
-from msa_plugin.ingest.kinds import How, Piece, StdinFormat, is_lines, pieces
+from msa_plugin.ingest.json_lines import Piece
+from msa_plugin.ingest.kinds import How, StdinFormat, is_lines, pieces
 from msa_plugin.types import Document
 
 Paths = Iterable[str | os.PathLike[str]] | str | os.PathLike[str]
