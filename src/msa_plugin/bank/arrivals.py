@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 
 from msa_plugin import dates
-from msa_plugin.bank.scopes import row_checksum
+from msa_plugin.bank.scopes import altered_rows, row_checksum
 from msa_plugin.errors import BankCorruptError
 
 TABLE = "arrivals"
@@ -40,24 +40,20 @@ class ArrivalRows:
             f"SELECT {_FIELDS}, checksum FROM {TABLE} WHERE ordinal <= :last AND ordinal >= "
             f"ifnull((SELECT max(ordinal) FROM {TABLE} WHERE ordinal <= :first), 0) ORDER BY ordinal"
         )
-        firsts, times = [], []
-        for *row, checksum in self._db.execute(sql, {"first": min(ordinals), "last": max(ordinals)}):
-            if row_checksum(tuple(row)) != checksum:
-                raise BankCorruptError(
-                    f"when documents from {row[0]!r:.80} (ordinal) on were stored does not match its checksum in the "
-                    "catalog; run `msa bank verify`, then `msa bank repair`"
-                )
-            firsts.append(row[0])
-            times.append(row[1])
+        rows = self._db.execute(sql, {"first": min(ordinals), "last": max(ordinals)}).fetchall()
+        for first in altered_rows(rows):
+            raise BankCorruptError(
+                f"when documents from {first!r:.80} (ordinal) on were stored does not match its checksum in the "
+                "catalog; run `msa bank verify`, then `msa bank repair`"
+            )
+        firsts = [row[0] for row in rows]
         places = {ordinal: bisect_right(firsts, ordinal) - 1 for ordinal in ordinals}
-        return {ordinal: times[place] for ordinal, place in places.items() if place >= 0}
+        return {ordinal: rows[place][1] for ordinal, place in places.items() if place >= 0}
 
     def altered(self) -> Iterator[int]:
         """First ordinals of the commits whose rows do not match the checksums taken when they were written."""
         if self.exist:
-            for *row, checksum in self._db.execute(f"SELECT {_FIELDS}, checksum FROM {TABLE}"):
-                if row_checksum(tuple(row)) != checksum:
-                    yield row[0]
+            yield from altered_rows(self._db.execute(f"SELECT {_FIELDS}, checksum FROM {TABLE}"))
 
     @staticmethod
     def create(db: sqlite3.Connection) -> None:

@@ -27,7 +27,7 @@ from msa_plugin.bank.faults import fault_point
 from msa_plugin.bank.log import Log
 from msa_plugin.bank.records import SegmentRecord, WordsRecord, segment_record
 from msa_plugin.bank.schema import CATALOG_FILE
-from msa_plugin.bank.scopes import At, row_checksum
+from msa_plugin.bank.scopes import At, altered_rows, row_checksum
 from msa_plugin.bank.seal import check_version, differs_from_seal, note_version, noted_version, seal, unseal
 from msa_plugin.errors import BankCorruptError, BankFormatError, BankMovedError, BankNotFoundError, SnapshotError
 from msa_plugin.types import FORMAT_VERSION, OLDEST_FORMAT, WORDS_FORMAT, Fingerprint, Stats
@@ -289,7 +289,7 @@ class Catalog:
         if self.format_version == 1:
             return []
         rows = self._db.execute("SELECT name, version, last_ordinal, created, checksum FROM snapshots")
-        return [name for *fields, checksum in rows if row_checksum(tuple(fields)) != checksum for name in fields[:1]]
+        return list(altered_rows(rows))
 
     def forget_snapshots(self, names: Iterable[str]) -> None:
         """Forget damaged snapshots; within a transaction."""

@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from msa_plugin.bank.scopes import At, Place, Scope, batches, row_checksum, seen
+from msa_plugin.bank.scopes import At, Place, Scope, altered_rows, batches, row_checksum, seen
 from msa_plugin.errors import BankCorruptError, InvalidDocumentError
 from msa_plugin.types import ALWAYS, Document, Period, Validity
 
@@ -83,23 +83,23 @@ class PeriodRows:
             return {}
         found: dict[int, Period] = {}
         for batch in batches(ordinals):
-            marks = ", ".join("?" * len(batch))
             links: dict[int, list[str]] = {}
-            for ordinal, _, replaced, _, _, inherited in self._sound("replacements", _REPLACEMENT, marks, batch):
+            for ordinal, _, replaced, _, _, inherited, _ in self._sound("replacements", _REPLACEMENT, batch):
                 links.setdefault(ordinal, []).extend([] if inherited else [replaced])
-            for ordinal, _, start, end, _ in self._sound("periods", _PERIOD, marks, batch):
+            for ordinal, _, start, end, _, _ in self._sound("periods", _PERIOD, batch):
                 found[ordinal] = Period(start, end, tuple(links.get(ordinal, ())))
         return found
 
-    def _sound(self, table: str, fields: str, marks: str, batch: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+    def _sound(self, table: str, fields: str, batch: Sequence[int]) -> list[tuple[Any, ...]]:
+        marks = ", ".join("?" * len(batch))
         sql = f"SELECT {fields}, checksum FROM {table} WHERE ordinal IN ({marks}) ORDER BY rowid"
-        for *row, checksum in self._db.execute(sql, batch):
-            if row_checksum(tuple(row)) != checksum:
-                raise BankCorruptError(
-                    f"when document {row[0]!r:.80} (ordinal) is valid does not match its checksum in the catalog; "
-                    "run `msa bank verify`, then restore the bank from a backup or run `msa bank repair`"
-                )
-            yield tuple(row)
+        rows = self._db.execute(sql, batch).fetchall()
+        for ordinal in altered_rows(rows):
+            raise BankCorruptError(
+                f"when document {ordinal!r:.80} (ordinal) is valid does not match its checksum in the catalog; "
+                "run `msa bank verify`, then restore the bank from a backup or run `msa bank repair`"
+            )
+        return rows
 
     def validity(self, at: At, documents: Iterable[tuple[int, str, str]]) -> dict[int, Validity]:
         """When documents (ordinal, namespace, id) are found; those of which that is always are left out."""
@@ -133,9 +133,7 @@ class PeriodRows:
         """Ordinals of documents whose rows here do not match the checksums taken when they were written."""
         if self.exist:
             for table, fields in (("periods", _PERIOD), ("replacements", _REPLACEMENT)):
-                for *row, checksum in self._db.execute(f"SELECT {fields}, checksum FROM {table}"):
-                    if row_checksum(tuple(row)) != checksum:
-                        yield row[0]
+                yield from altered_rows(self._db.execute(f"SELECT {fields}, checksum FROM {table}"))
 
     # -- writing ----------------------------------------------------------------------------------------------------
 

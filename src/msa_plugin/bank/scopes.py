@@ -6,7 +6,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from msa_plugin.errors import InvalidQueryError
 
@@ -73,8 +73,13 @@ def row_checksum(fields: tuple[object, ...]) -> int:
     return zlib.crc32(json.dumps(fields, default=repr).encode())  # bytes, say: damage
 
 
-def batches(items: Iterable[_T]) -> Iterator[list[_T]]:
-    """The items, as many together as a statement takes parameters."""
+def altered_rows(rows: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+    """The first field of those rows that do not match the checksum that each ends with."""
+    return (row[0] for row in rows if row_checksum(row[:-1]) != row[-1])
+
+
+def batches(items: Iterable[_T], size: int = _BATCH) -> Iterator[list[_T]]:
+    """The items, `size` together, by default as many as a statement takes parameters."""
     iterator = iter(items)
-    while batch := list(islice(iterator, _BATCH)):
+    while batch := list(islice(iterator, size)):
         yield batch

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
+from msa_plugin.bank.scopes import batches
 from msa_plugin.bank.segment import Segment
 from msa_plugin.bank.words import WordPart, WordTable
 
 _LOG = logging.getLogger(__name__)
-_PORTION = 1024  # texts read at once
 Texts = Callable[[Sequence[int]], list[tuple[str, str]]]  # title and text of documents by ordinal
 
 
@@ -46,7 +47,8 @@ class Tables:
             found = self._counted.get(segment)
             if found is None:
                 self._tell()
-                found = self._counted[segment] = WordTable.of(_portions(segment.ordinals.tolist(), texts))
+                portions = batches(segment.ordinals.tolist())
+                found = self._counted[segment] = WordTable.of(chain.from_iterable(map(texts, portions)))
         return found
 
     def _tell(self) -> None:
@@ -58,8 +60,3 @@ class Tables:
                 self._folder,
                 self._folder,
             )
-
-
-def _portions(ordinals: Sequence[int], texts: Texts) -> Iterator[tuple[str, str]]:
-    for first in range(0, len(ordinals), _PORTION):
-        yield from texts(ordinals[first : first + _PORTION])

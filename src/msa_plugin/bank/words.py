@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from msa_plugin.bank.scopes import batches
 from msa_plugin.bank.terms import Hashes, hashed, hashed_names, lowered, name_of
 from msa_plugin.cancellation import check_cancelled
 from msa_plugin.errors import BankCorruptError
@@ -65,13 +66,7 @@ class WordTable:
     def of(cls, documents: Iterable[tuple[str, str]]) -> WordTable:
         """Of documents by position, each a title and a text."""
         counting = _Counting()
-        portion: list[tuple[str, str]] = []
-        for document in documents:
-            portion.append(document)
-            if len(portion) == _PORTION:
-                counting.add(portion)
-                portion = []
-        if portion:
+        for portion in batches(documents, _PORTION):
             counting.add(portion)
         return counting.table()
 

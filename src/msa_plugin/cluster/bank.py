@@ -16,6 +16,7 @@ from torch import Tensor
 
 from msa_plugin.bank.documents import Known, StoredDocument
 from msa_plugin.bank.filters import compile_filter
+from msa_plugin.bank.handle import Selected
 from msa_plugin.bank.lock import WriterLock
 from msa_plugin.bank.scopes import check_namespace
 from msa_plugin.bank.words import WordPart
@@ -119,8 +120,9 @@ class ClusterBank:
         """Shards may forget a selection; they are told with the next question."""
         self._over.append(token)
 
-    def find(self, method: str, selection: ShardedSelection, *arguments: Any) -> dict[int, Any]:
-        """Ask every shard about a selection, which takes note of those that were missed."""
+    def find(self, method: str, selection: Selected, *arguments: Any) -> dict[int, Any]:
+        """Ask every shard about a selection of this bank, which takes note of those that were missed."""
+        assert isinstance(selection, ShardedSelection)
         with self._guard:
             over = tuple(self._over.popleft() for _ in range(len(self._over)))
         answers, missed = self.shards.some(method, selection.asked._replace(forget=over).light(), *arguments)
@@ -280,7 +282,8 @@ class ClusterBank:
         """
         with self.writing():
             first = self._next
-            self._next = self._read_manifest().reserve(self.path, first, len(documents)).next_ordinal
+            reserved = replace(self._read_manifest(), next_ordinal=first + len(documents)).write(self.path)
+            self._next = reserved.next_ordinal
             if self._shipped is None:
                 self._shipped = self.shards.put(self._load())
             groups: dict[int, list[tuple[int, Document]]] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from msa_plugin.bank.disk import disk_errors, fsync_folder, make_folder, replace_text
@@ -62,10 +62,6 @@ class Manifest:
             replace_text(folder / CLUSTER_FILE, text, durable=True)
             fsync_folder(folder)
         return self
-
-    def reserve(self, folder: Path, first: int, count: int) -> Manifest:
-        """Hand out `count` numbers from `first` on."""
-        return replace(self, next_ordinal=first + count).write(folder)
 
     def check(self, folder: Path, shards: int | None, fingerprint: Fingerprint) -> None:
         """Raises ClusterError for another number of shards, FingerprintMismatchError for another model."""

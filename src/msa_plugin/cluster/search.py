@@ -59,7 +59,6 @@ class ClusterSearch:
 
         A shard that was started again reads its index from where it was saved, or builds it anew.
         """
-        assert isinstance(selection, ShardedSelection)
         assert prefilter is None or isinstance(prefilter, ShardIndexes)
         behind = [] if prefilter is None else [prefilter.arguments()]
         answers = self.bank.find("ranked", selection, flat(asked), k, *behind)
@@ -70,7 +69,6 @@ class ClusterSearch:
 
     def route(self, layer: int, queries: Tensor, votes: Tensor, k: int, selection: Selected) -> RoutedDocuments:
         """The best `k` of each row at one layer; `queries` [B, H, T, D], `votes` bool [B, T]."""
-        assert isinstance(selection, ShardedSelection)
         parts = []
         for shard, answer in self.bank.find("route", selection, layer, pack(queries), pack(votes), k).items():
             found = RoutedDocuments(*map(unpack, answer))
@@ -83,7 +81,6 @@ class ClusterSearch:
 
         Two round trips; of a shard that is lost between them the documents still count, and have no scores.
         """
-        assert isinstance(selection, ShardedSelection)
         sums = self._word_counts(texts, selection)
         asked = [[str(text) for text in texts], tokenizer()]
         answers = self.bank.find("word_scores", selection, *asked, [list(one) for one in sums])
@@ -98,14 +95,13 @@ class ClusterSearch:
             found.append(Words.joined(parts, over))
         return found
 
-    def _word_counts(self, texts: Sequence[str], selection: ShardedSelection) -> list[Counts]:
+    def _word_counts(self, texts: Sequence[str], selection: Selected) -> list[Counts]:
         asked = [[str(text) for text in texts], tokenizer()]
         counted = [[Counts(*row) for row in rows] for rows in self.bank.find("word_counts", selection, *asked).values()]
         return [Counts.summed(rows[row] for rows in counted) for row in range(len(texts))]
 
     def names(self, texts: Sequence[str], selection: Selected, *, any_case: bool) -> list[Named]:
         """Each shard says which runs of words name a document of its own; the longest over all of them are taken."""
-        assert isinstance(selection, ShardedSelection)
         answers = self.bank.find("names", selection, [str(text) for text in texts], any_case, tokenizer())
         found = []
         for row, text in enumerate(texts):
@@ -119,7 +115,6 @@ class ClusterSearch:
 
     def holders(self, wanted: Sequence[Mention], selection: Selected, most: int) -> list[list[int]]:
         """Each shard names its own documents, and no more than would be too many."""
-        assert isinstance(selection, ShardedSelection)
         found: list[list[int]] = [[] for _ in wanted]
         if wanted:
             asked = [[list(mention) for mention in wanted], most, tokenizer()]

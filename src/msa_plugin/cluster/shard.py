@@ -18,6 +18,7 @@ from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.terms import tokenizer
 from msa_plugin.bank.tiers import Tiers
 from msa_plugin.bank.view import Selection
+from msa_plugin.bank.words import WordPart
 from msa_plugin.cluster.serialization import Sent, flat_document, flat_row, pack, pack_all, unflat, unpack
 from msa_plugin.cluster.shipping import Shipped
 from msa_plugin.config import MemoryConfig, RoutingConfig
@@ -128,8 +129,7 @@ class Shard:
 
     def word_counts(self, asked: Sequence[Any], texts: list[str], split_by: str) -> list[list[Any]]:
         """Of each text, a `Counts` as a list: documents of the selection here, their words, and who has the text's."""
-        _check_tokenizer(split_by)
-        parts = self.bank.words(self._selected(asked))
+        parts = self._words(asked, split_by)
         return [list(QuestionPostings(text).over(parts).counts) for text in texts]
 
     def word_scores(
@@ -139,8 +139,7 @@ class Shard:
 
         Twelve bytes a document travel.
         """
-        _check_tokenizer(split_by)
-        parts = self.bank.words(self._selected(asked))
+        parts = self._words(asked, split_by)
         found = [
             QuestionPostings(text).over(parts).words(Counts(*over)) for text, over in zip(texts, sums, strict=True)
         ]
@@ -148,16 +147,23 @@ class Shard:
 
     def names(self, asked: Sequence[Any], texts: list[str], any_case: bool, split_by: str) -> list[list[Any]]:
         """Of each text, runs of words that name documents here: first word, length, ordinals; see `TextNames.runs`."""
-        _check_tokenizer(split_by)
-        parts = self.bank.words(self._selected(asked))
+        parts = self._words(asked, split_by)
         rows = [TextNames(text, any_case=any_case).runs(parts) for text in texts]
         return [[[at, size, ordinals] for (at, size), ordinals in runs.items()] for runs in rows]
 
     def holders(self, asked: Sequence[Any], wanted: list[list[str]], most: int, split_by: str) -> list[list[int]]:
         """Ordinals of documents here that have all words of each name; see `mentions.holders`."""
-        _check_tokenizer(split_by)
-        parts = self.bank.words(self._selected(asked))
+        parts = self._words(asked, split_by)
         return [row[: most + 1] for row in holders([tuple(words) for words in wanted], parts, most)]
+
+    def _words(self, asked: Sequence[Any], split_by: str) -> list[WordPart]:
+        """Raises ClusterError where this process would split texts otherwise than the one that asks."""
+        if split_by != tokenizer():
+            raise ClusterError(
+                f"this shard's machine splits texts into words as {tokenizer()}, the asking one as {split_by}; "
+                "install the same versions of bm25s and PyStemmer on both"
+            )
+        return self.bank.words(self._selected(asked))
 
     def index(self, asked: Sequence[Any], spec: str, folder: str) -> list[int]:
         """Make a prefilter ready over a selection, saved in this shard's part of `folder`; its documents and bytes."""
@@ -319,12 +325,3 @@ class _Portion:
         if self.items:
             self.bank.commit([item for _, item in self.items], self.namespace, [ordinal for ordinal, _ in self.items])
         self.items, self.bytes = [], 0
-
-
-def _check_tokenizer(split_by: str) -> None:
-    """Raises ClusterError where this process would split texts otherwise than the one that asks."""
-    if split_by != tokenizer():
-        raise ClusterError(
-            f"this shard's machine splits texts into words as {tokenizer()}, the asking one as {split_by}; "
-            "install the same versions of bm25s and PyStemmer on both"
-        )

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from msa_plugin.bank.scopes import batches
 from msa_plugin.errors import IngestError
 from msa_plugin.ingest.files import File, Listing, as_text, is_gone
 from msa_plugin.types import content_hash
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 FILE = "msa_file"  # in a document's metadata: the absolute path of the file that it came from
 _LINE = re.compile(r":[0-9]+\Z")
-_PAGE = 500
 
 
 class FileIds:
@@ -110,8 +109,7 @@ class FileIds:
     def _rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         if self._stored is None:
             return
-        ids = self._stored.iter_ids(self._namespace)
-        while page := list(islice(ids, _PAGE)):
+        for page in batches(self._stored.iter_ids(self._namespace)):
             found = self._stored.lookup(page, self._namespace)
             yield from ((name, found[name].metadata) for name in page if name in found)
 
