@@ -10,7 +10,7 @@ from msa_plugin.bank.device_transfer import DeviceTransfer, transfer_to
 from msa_plugin.bank.quantize import quantized
 from msa_plugin.bank.tiers import Budget, ContentTier, KeyTier
 from msa_plugin.config import RoutingConfig
-from msa_plugin.retrieval.key_search import KeySearch
+from msa_plugin.retrieval.scorer import KeySearch
 from msa_plugin.types import KeyBlock
 from transfers import LateTransfer, Store
 

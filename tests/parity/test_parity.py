@@ -28,7 +28,7 @@ from msa_plugin.bank.tiers import Tiers
 from msa_plugin.config import TierConfig
 from msa_plugin.encoding.encoder import Encoder, WindowLatents
 from msa_plugin.retrieval.assembly import BankSource, TemplateHead, encode_head
-from msa_plugin.retrieval.key_search import KeySearch
+from msa_plugin.retrieval.scorer import KeySearch
 from msa_plugin.retrieval.search import BankSearch
 from msa_plugin.types import Document, EncodedDocument, Fingerprint
 

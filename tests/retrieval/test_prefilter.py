@@ -87,10 +87,9 @@ def test_documents_of_many_chunks_do_not_crowd_out_candidates(tmp_path):
         near = F.normalize(base + 0.01 * torch.randn(64, WIDTH), dim=1).half()
         bank.commit([EncodedDocument(Document("long", "t"), 64, {GROUP: near}, {}), *encoded(0, 40)], "default")
         selection = bank.select("default")
-        found = Prefilter.build(selection, CONFIG, "faiss:Flat")
-        assert len(found.candidates(base, 5)[0]) == 5
-        wanted = exact(base[:, None, None], torch.ones(1, 1, dtype=torch.bool), selection, 5)
-        assert found.candidates(base[:, None], 5) == wanted.ordinals.tolist()
+        found = Prefilter.build(selection, CONFIG, "faiss:Flat@candidates=5")
+        queries, mask = base[:, None, None], torch.ones(1, 1, dtype=torch.bool)
+        assert_same(found.search(queries, mask, selection, 5), exact(queries, mask, selection, 5))
 
 
 def test_an_approximate_index_says_what_it_misses(bank):
@@ -212,7 +211,7 @@ def test_what_faiss_refuses_is_said(bank, spec, says):
 
 
 def test_per_layer_selection_and_empty_banks_are_refused(bank):
-    with pytest.raises(ConfigError, match="shared selection"):
+    with pytest.raises(ConfigError, match="a prefilter is for adapters with one ranking"):
         Prefilter.build(bank.select("default"), CONFIG.model_copy(update={"selection": "per_layer"}), "faiss:Flat")
     with pytest.raises(ConfigError, match="no document"):
         Prefilter.build(bank.select("other"), CONFIG, "faiss:Flat")

@@ -113,10 +113,8 @@ class Excerpts:
             for r, d in zip(ranked, documents, strict=True)
         ]
 
-    def passage_hits(
-        self, question: str, ranked: Sequence[Ranked], chunks: ChunkScores | None, k: int | None = None
-    ) -> list[Hit]:
-        """The best `k` passages of these documents; of all of them unless `k` is given."""
+    def passage_hits(self, question: str, ranked: Sequence[Ranked], chunks: ChunkScores | None, k: int) -> list[Hit]:
+        """The best `k` passages of these documents."""
         found = list(zip(self.documents(ranked), ranked, strict=True))
         hits = []
         for scored in self._passages.ranked(question, found, chunks)[:k]:

@@ -25,12 +25,12 @@ from msa_plugin.config import MemoryConfig, RoutingConfig
 from msa_plugin.engine.engine import Engine
 from msa_plugin.engine.setup import fingerprint
 from msa_plugin.errors import BankError, ClusterError, FingerprintMismatchError
-from msa_plugin.retrieval.key_search import KeySearch
 from msa_plugin.retrieval.mentions import holders
 from msa_plugin.retrieval.names import TextNames
 from msa_plugin.retrieval.postings import Counts, QuestionPostings
 from msa_plugin.retrieval.prefilter import Prefilter
 from msa_plugin.retrieval.ranking import SharedQueries
+from msa_plugin.retrieval.scorer import KeySearch
 from msa_plugin.retrieval.search import BankSearch
 from msa_plugin.types import Asof, Document, EncodedDocument, Filter, Fingerprint
 

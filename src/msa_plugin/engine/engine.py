@@ -44,10 +44,10 @@ from msa_plugin.engine.setup import (
 )
 from msa_plugin.errors import AdapterError
 from msa_plugin.retrieval.interleave import Gathered, Ranking, collect
-from msa_plugin.retrieval.key_search import KeySearch
 from msa_plugin.retrieval.passages import Passages
 from msa_plugin.retrieval.relevance import Relevance
 from msa_plugin.retrieval.retriever import Retriever, SharedRetriever, Signals
+from msa_plugin.retrieval.scorer import KeySearch
 from msa_plugin.retrieval.search import BankSearch, Index, Search
 from msa_plugin.types import Hits
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from msa_kernels import Backend, heads_apart, route_topk, use_triton
+from msa_kernels import heads_apart, route_topk
 from msa_plugin.bank.spans import check_block
 from msa_plugin.config import RoutingConfig
 from msa_plugin.retrieval.queries import collapsed, key_width, voters
@@ -28,7 +28,7 @@ class FusedSearch:
     """One question against block after block."""
 
     def __init__(self, queries: Tensor, mask: Tensor, config: RoutingConfig, k: int, tile_tokens: int) -> None:
-        """Arguments and errors as for `scorer.route`; use `fused_search`."""
+        """Arguments and errors as for `scorer.route`, where `use_triton` allows it and nothing is `without_kernel`."""
         folded, votes = voters(queries, mask, config, tile_tokens)
         if votes is None:
             votes = torch.ones((folded.shape[0], folded.shape[-2]), dtype=torch.bool, device=folded.device)
@@ -56,12 +56,3 @@ class FusedSearch:
         # Every row has as many: the allowed documents are the same for all.
         kept = int((documents[0] >= 0).sum())
         return found.scores[:, :kept], block.ordinals[documents[:, :kept]].to(self._device)
-
-
-def fused_search(
-    queries: Tensor, mask: Tensor, config: RoutingConfig, k: int, tile_tokens: int, backend: Backend
-) -> FusedSearch | None:
-    """A search by kernel where `backend` says so and there is one; None: the tiled search."""
-    if use_triton("routing", backend, [queries], without_kernel(config)):
-        return FusedSearch(queries, mask, config, k, tile_tokens)
-    return None

@@ -160,17 +160,6 @@ class Prefilter:
         """Memory of the index and of the table that leads from its chunks to documents."""
         return self.index.bytes + self._owners.nbytes
 
-    def candidates(self, queries: Tensor, n: int, *, votes: Tensor | None = None) -> list[list[int]]:
-        """Ordinals of about the `n` best indexed documents of each question, best first by the index's own scores.
-
-        `queries` are collapsed, [B, T, W] or one vector a question [B, W]; `votes` bool [B, T] says which tokens count.
-        Fewer come back when the index finds fewer. With an exhaustive index they are the n best by maximum.
-        """
-        flat = queries[:, None] if queries.ndim == 2 else queries
-        votes = torch.ones(flat.shape[:2], dtype=torch.bool) if votes is None else votes.cpu()
-        rows = [flat[row].float().cpu()[votes[row]].numpy() for row in range(flat.shape[0])]
-        return [self._candidates(np.ascontiguousarray(row), n, None) for row in rows]
-
     def search(
         self,
         queries: Tensor,
@@ -210,7 +199,10 @@ class Prefilter:
         return recall_against_exact(exact.ordinals.tolist(), [f.ordinals[0].tolist() for f in found])
 
     def _candidates(self, vectors: NDArray[np.float32], n: int, admitted: NDArray[np.int64] | None) -> list[int]:
-        """Search deeper until every vector has named `n` documents: then none of the n best can be missing."""
+        """Ordinals of about the `n` best of one question's `vectors` [t, W], best first by the index's own scores.
+
+        Search deeper until every vector has named `n` documents: then none of the n best can be missing.
+        """
         total = len(self._owners)
         n = min(n, self.documents if admitted is None else len(admitted))
         # A coarse pass reads everything however deep it looks: once is enough for documents of usual length.
@@ -279,11 +271,7 @@ def recall_against_exact(exact: Sequence[Sequence[Hashable]], found: Sequence[Se
 
 
 def _check(selection: Selection, config: RoutingConfig) -> None:
-    if config.selection != "shared":
-        raise ConfigError(
-            "a prefilter needs an adapter with one shared selection; this one selects per layer, inside the forward: "
-            "leave the prefilter out"
-        )
+    config.check_shared("a prefilter")
     if selection.documents == 0:
         raise ConfigError("there is no document to build a prefilter over; add documents first")
 

@@ -24,14 +24,11 @@ from msa_plugin.backbone.attention import ActivationRecorder, CausalRows
 from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.lora import Lora
 from msa_plugin.backbone.router import Router
-from msa_plugin.bank.handle import BankHandle, Selected
-from msa_plugin.bank.view import Selection
+from msa_plugin.bank.handle import BankHandle
 from msa_plugin.cancellation import check_cancelled
 from msa_plugin.config import RoutingConfig
 from msa_plugin.encoding.encoder import pad_right, plan_batches
 from msa_plugin.retrieval.assembly import BankSource
-from msa_plugin.retrieval.key_search import KeySearch
-from msa_plugin.retrieval.prefilter import Prefilter
 
 
 class Link(NamedTuple):
@@ -159,34 +156,6 @@ def interpolate(questions: SharedQueries, follow_ups: SharedQueries, weight: flo
         total = total * factor
         shares = shares * factor.transpose(0, 1)
     return SharedQueries(total, shares, questions.votes)
-
-
-def rank_shared(
-    bank: BankHandle,
-    config: RoutingConfig,
-    asked: SharedQueries,
-    k: int,
-    selection: Selected,
-    search: KeySearch,
-    prefilter: Prefilter | None = None,
-) -> list[list[Ranked]]:
-    """The best `k` documents of each row by the score summed over routing layers.
-
-    With a `prefilter` these are the best of the candidates that it names, which may miss documents.
-    """
-    queries, votes = asked.queries, asked.votes
-    if prefilter is None:
-        routed = search.route(queries, votes, selection.key_blocks("shared"), k, config)
-        rows = [*zip(*routed, strict=True)]
-    else:
-        tiles = {"tile_chunks": search.tile_chunks, "tile_tokens": search.tile_tokens}
-        assert isinstance(selection, Selection)
-        found = prefilter.search(queries, votes, selection, k, **tiles)
-        rows = [(one.ordinals[0], one.scores[0]) for one in found]
-    return [
-        score_breakdown(bank, config, asked.shares[:, row][:, votes[row]], ordinals.tolist(), scores.tolist())
-        for row, (ordinals, scores) in enumerate(rows)
-    ]
 
 
 def score_breakdown(

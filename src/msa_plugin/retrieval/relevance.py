@@ -23,6 +23,7 @@ from msa_plugin.retrieval.links import around
 from msa_plugin.retrieval.postings import Words
 from msa_plugin.retrieval.ranking import Ranked
 from msa_plugin.retrieval.words import WordSignal
+from msa_plugin.stems import stems
 
 BESIDE = 8  # the document that the best are compared with is the eighth best
 _OTHERS = 100  # documents without a question's words that a memory counts as holding besides: a small one has no rarity
@@ -99,15 +100,15 @@ class Relevance:
             if lexical is not None and words is not None:
                 rarity = lexical.rarity(question, words[place].counts, _OTHERS)
             held: list[float | None] = [None] * len(row)
-            if lexical is not None and rarity:
-                held = [*self._held(row, rarity, lexical)]
+            if rarity:
+                held = [*self._held(row, rarity)]
             first = compared(row)
             known = [w for w, r in zip(held, row, strict=True) if w is not None and r.ordinal in first]
             beside = _beside([key for key, r in zip(keys, row, strict=True) if r.ordinal in first]), _beside(known)
             signals.append([Signal(key, beside[0], said, beside[1]) for key, said in zip(keys, held, strict=True)])
         return signals
 
-    def _held(self, row: Sequence[Ranked], rarity: Mapping[str, float], lexical: WordSignal) -> Iterator[float]:
+    def _held(self, row: Sequence[Ranked], rarity: Mapping[str, float]) -> Iterator[float]:
         """The best share of the words that some place of each document holds, its title always beside it.
 
         Documents of a shard that was lost meanwhile hold none.
@@ -119,7 +120,7 @@ class Relevance:
                 yield 0.0
                 continue
             pieces = _CUT.findall(around(document.text, ranked.best_chunk * self._pooling, _CHARACTERS))
-            title, *counted = map(Counter, lexical.stems([document.title, *pieces]))
+            title, *counted = map(Counter, stems()([document.title, *pieces]))
             places = range(max(1, len(counted) - _PIECES + 1))
             yield max(_share(sum(counted[at : at + _PIECES], title), rarity) for at in places)
 

@@ -9,16 +9,18 @@ Shape legend: B rows, T question tokens, H heads, D head dim, W routing-key widt
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from msa_kernels import Backend
+from msa_kernels import Backend, use_triton
 from msa_plugin.bank.spans import TILE_CHUNKS, ChunkSpan, check_block, spans
-from msa_plugin.config import RoutingConfig
+from msa_plugin.bank.tiers import KeyTier
+from msa_plugin.config import MemoryConfig, RoutingConfig
 from msa_plugin.errors import InvalidQueryError
-from msa_plugin.retrieval.fused import fused_search
+from msa_plugin.retrieval.fused import FusedSearch, without_kernel
 from msa_plugin.retrieval.queries import TokenTile, Voters, key_width, token_tiles, voters
 from msa_plugin.types import KeyBlock
 
@@ -61,7 +63,8 @@ def route(
     """
     if k < 1:
         raise InvalidQueryError(f"k must be at least 1, not {k}")
-    fused = fused_search(queries, mask, config, k, tile_tokens, kernels)
+    by_kernel = use_triton("routing", kernels, [queries], without_kernel(config))
+    fused = FusedSearch(queries, mask, config, k, tile_tokens) if by_kernel else None
     tiled = None if fused else _ChunkScorer(queries, mask, config, tile_chunks, tile_tokens)
     best = _TopK(k, queries.shape[0], queries.device)
     for block in blocks:
@@ -72,6 +75,36 @@ def route(
         for span, scores in tiled.scan(block):
             _offer(best, span, scores, config)
     return best.result()
+
+
+@dataclass(frozen=True)
+class KeySearch:
+    """Settings of a memory's searches; `tier` keeps keys on the compute device between them."""
+
+    tier: KeyTier
+    tile_chunks: int = TILE_CHUNKS
+    tile_tokens: int = TILE_TOKENS
+    kernels: Backend = "auto"
+
+    @classmethod
+    def of(cls, tier: KeyTier, config: MemoryConfig) -> KeySearch:
+        """As a memory's settings say."""
+        return cls(tier, config.tile_chunks, config.tile_tokens, config.kernels)
+
+    def route(
+        self, queries: Tensor, votes: Tensor, blocks: Iterable[KeyBlock], k: int, config: RoutingConfig
+    ) -> RoutedDocuments:
+        """`route` over a bank's blocks."""
+        return route(
+            queries,
+            votes,
+            self.tier.blocks(blocks, self.tile_chunks),
+            k,
+            config,
+            tile_chunks=self.tile_chunks,
+            tile_tokens=self.tile_tokens,
+            kernels=self.kernels,
+        )
 
 
 class _ChunkScorer:

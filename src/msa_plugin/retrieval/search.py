@@ -11,13 +11,12 @@ from torch import Tensor
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.bank.view import Selection
 from msa_plugin.config import RoutingConfig
-from msa_plugin.retrieval.key_search import KeySearch
 from msa_plugin.retrieval.mentions import Mention, holders
 from msa_plugin.retrieval.names import Named, TextNames
 from msa_plugin.retrieval.postings import Words, word_scores
 from msa_plugin.retrieval.prefilter import Prefilter, PrefilterSpec
-from msa_plugin.retrieval.ranking import Ranked, SharedQueries, rank_shared
-from msa_plugin.retrieval.scorer import RoutedDocuments
+from msa_plugin.retrieval.ranking import Ranked, SharedQueries, score_breakdown
+from msa_plugin.retrieval.scorer import KeySearch, RoutedDocuments
 
 
 class Index(Protocol):
@@ -58,9 +57,23 @@ class BankSearch:
     def ranked(
         self, asked: SharedQueries, k: int, selection: Selected, prefilter: Index | None = None
     ) -> list[list[Ranked]]:
-        """The best `k` of each row by a shared selection, taken apart; with a `prefilter`, of its candidates."""
-        assert prefilter is None or isinstance(prefilter, Prefilter)
-        return rank_shared(self.bank, self.config, asked, k, selection, self.search, prefilter)
+        """The best `k` of each row by the score summed over routing layers, taken apart.
+
+        With a `prefilter` these are the best of the candidates that it names, which may miss documents.
+        """
+        queries, votes = asked.queries, asked.votes
+        if prefilter is None:
+            routed = self.search.route(queries, votes, selection.key_blocks("shared"), k, self.config)
+            rows = [*zip(*routed, strict=True)]
+        else:
+            assert isinstance(prefilter, Prefilter) and isinstance(selection, Selection)
+            tiles = {"tile_chunks": self.search.tile_chunks, "tile_tokens": self.search.tile_tokens}
+            found = prefilter.search(queries, votes, selection, k, **tiles)
+            rows = [(one.ordinals[0], one.scores[0]) for one in found]
+        return [
+            score_breakdown(self.bank, self.config, asked.of(row), ordinals.tolist(), scores.tolist())
+            for row, (ordinals, scores) in enumerate(rows)
+        ]
 
     def route(self, layer: int, queries: Tensor, votes: Tensor, k: int, selection: Selected) -> RoutedDocuments:
         """The best `k` of each row at one layer; `queries` [B, H, T, D], `votes` bool [B, T]."""

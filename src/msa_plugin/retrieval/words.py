@@ -51,10 +51,6 @@ class WordSignal:
         weights = rarity(question, counts, others)
         return {word: weight for word, weight in weights.items() if word not in self._asking}
 
-    def stems(self, texts: Sequence[str]) -> list[list[str]]:
-        """The words of texts, as they are counted."""
-        return stems()(texts)
-
     def add(
         self, words: Sequence[Words], asked: SharedQueries, ranked: Sequence[list[Ranked]], k: int
     ) -> list[list[Ranked]]:

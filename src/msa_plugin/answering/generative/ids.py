@@ -56,7 +56,3 @@ class Ids:
         for ordinal in routed:
             ordinals.setdefault(self._numbering.number(ordinal), ordinal)
         return IdCandidates(np.array(sorted(ordinals), dtype=np.int64), ordinals)
-
-    def number(self, ordinal: int) -> int:
-        """The number of a document."""
-        return self._numbering.number(ordinal)

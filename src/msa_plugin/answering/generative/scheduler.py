@@ -47,9 +47,9 @@ Prefill = Callable[[Sequence[Conversation], Sequence[Earlier | None]], Started]
 class Scheduler:
     """Steps conversations until all are done."""
 
-    def __init__(self, backbone: Backbone, prefill: Prefill, rows: int = ROWS) -> None:
-        """At most `rows` questions are on their way at a time."""
-        self.backbone, self._prefill, self._rows = backbone, prefill, rows
+    def __init__(self, backbone: Backbone, prefill: Prefill) -> None:
+        """At most `ROWS` questions are on their way at a time."""
+        self.backbone, self._prefill = backbone, prefill
         self._batch: list[Conversation] = []
         self._state: ForwardState | None = None
         self._kept: dict[Conversation, Kept] = {}
@@ -59,7 +59,7 @@ class Scheduler:
         waiting, live = deque(conversations), list[Conversation]()
         while waiting or live:
             check_cancelled()
-            while waiting and len(live) < self._rows:
+            while waiting and len(live) < ROWS:
                 live.append(waiting.popleft())
             starting = [c for c in live if c.phase is IdPhase.PREFILL]
             if starting:
