@@ -313,7 +313,7 @@ def test_int8_routing_keys_halve_the_keys_and_find_the_same(tmp_path, backbone, 
         with opened(tmp_path / dtype, backbone, adapter, keys_dtype=dtype) as memory:
             memory.add(topics())
             found[dtype] = [[(h.id, h.score) for h in memory.retrieve(about(t), k=3)] for t in TOPICS]
-            block = next(memory.engine.bank.key_blocks("shared", memory.engine.bank.select("default")))
+            block = next(memory.engine.bank.select("default").key_blocks("shared"))
             sizes[dtype] = block.keys.nbytes
             memory.update({**topics(1)[0], "metadata": {"changed": True}})  # stores the latents again as they are
             assert memory.retrieve(about(TOPICS[0]), k=1)[0].metadata == {"changed": True}

@@ -44,7 +44,7 @@ def picture(bank, namespace=NS):
     found = {}
     selection = bank.select(namespace)
     for group in GROUPS:
-        for keys, offsets, ordinals, allowed, *_ in bank.key_blocks(group, selection):
+        for keys, offsets, ordinals, allowed, *_ in selection.key_blocks(group):
             for n, ordinal in enumerate(ordinals.tolist()):
                 if allowed is None or allowed[n]:
                     rows = keys[offsets[n] : offsets[n + 1]].tolist()

@@ -82,17 +82,17 @@ def test_metadata_can_change_without_encoding_again(bank):
 def test_masks_are_absent_until_something_must_be_hidden(bank):
     bank.commit([encoded("a", k=1), encoded("b", k=2)], NS)
     bank.commit([encoded("c", k=2)], NS)
-    assert [b.allowed for b in bank.key_blocks("3", bank.select(NS))] == [None, None]
+    assert [b.allowed for b in bank.select(NS).key_blocks("3")] == [None, None]
     bank.delete(["a"], NS)
-    masks = [b.allowed for b in bank.key_blocks("3", bank.select(NS))]
+    masks = [b.allowed for b in bank.select(NS).key_blocks("3")]
     assert masks[0].tolist() == [False, True] and masks[1] is None
     everything = bank.select(NS, {"k": 2})
-    assert [b.allowed is None for b in bank.key_blocks("3", everything)] == [False, True], "no mask that hides nothing"
+    assert [b.allowed is None for b in everything.key_blocks("3")] == [False, True], "no mask that hides nothing"
     chosen = bank.select(NS, {"k": 1})
-    assert chosen.documents == 0 and list(bank.key_blocks("3", chosen)) == []
+    assert chosen.documents == 0 and list(chosen.key_blocks("3")) == []
     assert bank.select(NS, lambda m: m["k"] == 2).documents == 2
     with pytest.raises(errors.InvalidQueryError, match="'7'"):
-        list(bank.key_blocks("7", bank.select(NS)))
+        list(bank.select(NS).key_blocks("7"))
     with pytest.raises(errors.InvalidQueryError, match="'7'"):
         bank.key_rows([2], "7")
 
@@ -103,7 +103,7 @@ def test_a_selection_outlives_deletion_and_compaction(bank):
     bank.delete(["a"], NS)
     assert bank.documents([1])[0].id == "a", "a query that was under way can still read what it selected"
     bank.compact()
-    [block] = bank.key_blocks("3", selection)
+    [block] = selection.key_blocks("3")
     assert torch.equal(block.keys[:2], encoded("a").keys["3"])
     assert [d.id for d in bank.documents([1, 2])] == ["a", "b"], "rows are kept for as long as the selection is"
     assert torch.equal(bank.key_rows([1], "3")[0], encoded("a").keys["3"]) and bank.content([1], 3)
@@ -205,7 +205,7 @@ def test_threads_share_a_handle(bank):
     def read(_):
         for _ in range(60):
             selection = bank.select(NS, {"x": {"$exists": False}})
-            ordinals = torch.cat([b.ordinals for b in bank.key_blocks("5", selection)]).tolist()
+            ordinals = torch.cat([b.ordinals for b in selection.key_blocks("5")]).tolist()
             assert 1 in ordinals and "base" in bank.get(["base"], NS) and bank.documents([1])[0].id == "base"
 
     with ThreadPoolExecutor(5) as pool:

@@ -117,7 +117,7 @@ def matching(bank, where, namespace=NS):
     selection = bank.select(namespace, where)
     ordinals = [
         ordinal
-        for block in bank.key_blocks("3", selection)
+        for block in selection.key_blocks("3")
         for n, ordinal in enumerate(block.ordinals.tolist())
         if block.allowed is None or block.allowed[n]
     ]

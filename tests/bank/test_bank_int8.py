@@ -55,12 +55,12 @@ def test_keys_and_scales_come_back_as_they_were_through_compaction(bank, folder)
         latents = bank.latents(bank.lookup([name], NS)[name].ordinal)
         assert latents.keys.keys() == items[name].keys.keys()
         assert all(torch.equal(latents.keys[group], items[name].keys[group]) for group in latents.keys)
-    blocks = [block for block in bank.key_blocks("3", bank.select(NS)) if block.keys.dtype == torch.int8]
+    blocks = [block for block in bank.select(NS).key_blocks("3") if block.keys.dtype == torch.int8]
     [block] = blocks
     assert block.scales.shape == block.keys.shape[:1] and block.scales.dtype == torch.float32
     assert verify_bank(folder).ok
     with pytest.raises(Exception, match=r"there are \['3', '5'\]"):
-        next(bank.key_blocks("7", bank.select(NS)))
+        next(bank.select(NS).key_blocks("7"))
 
 
 @pytest.mark.parametrize("part", ["key.3", "key.3.scale"])

@@ -124,7 +124,7 @@ class BankAgainstDictionary(RuleBasedStateMachine):
             selection = bank.select(space, where)
             ordinals = [
                 int(ordinal)
-                for _, _, block, allowed, *_ in bank.key_blocks("3", selection)
+                for _, _, block, allowed, *_ in selection.key_blocks("3")
                 for ordinal in (block if allowed is None else block[allowed])
             ]
             assert ordinals == sorted(ordinals)

@@ -54,7 +54,7 @@ def test_opening_and_selecting_read_no_keys_and_no_rows_and_scoring_checks_keys_
             assert untouched < keys_bytes / 10
             bank.key_rows(random.Random(0).sample(range(1, DOCUMENTS), 16), "shared")[0].sum()
             assert resident(large) < keys_bytes / 10, "gathering a few documents reads a few pages"
-            blocks = bank.key_blocks("shared", selection)
+            blocks = selection.key_blocks("shared")
             next(blocks)
             checked = resident(large)
             assert checked - untouched > keys_bytes / SEGMENTS / 2, "a segment's keys are read to be checked"
@@ -86,5 +86,5 @@ def test_lookups_use_indexes(large):
         assert cost(lambda: bank.select(NS)) < 1000
         assert cost(bank.refresh) < 1000
         assert cost(lambda: bank.select(NS, {"n": 1})) > DOCUMENTS, "the measure notices a scan"
-        masked = [block for block in bank.key_blocks("shared", bank.select(NS)) if block.allowed is not None]
+        masked = [block for block in bank.select(NS).key_blocks("shared") if block.allowed is not None]
         assert [int((~block.allowed).sum()) for block in masked] == [1, 1]

@@ -213,7 +213,7 @@ def test_routing(load, path, query):
         recorded = case.expected[f"{name}.router_q"]
         real = run.mask[:, None, :, None].expand_as(recorded)
         _close(run.source.queries[layer][real] / config.scale, recorded[real], STATES, "routing queries")
-        blocks = case.bank.key_blocks(str(layer), case.bank.select("default", None))
+        blocks = case.bank.select("default", None).key_blocks(str(layer))
         scores = all_scores(run.source.queries[layer], run.votes, blocks, config)
         _close(scores, case.expected[f"{name}.doc_scores"], STATES, "document scores")
         _same_ranking(case, run, layer, name)

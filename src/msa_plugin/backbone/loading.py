@@ -7,7 +7,6 @@ directory under the hash of the file they came from.
 from __future__ import annotations
 
 import atexit
-import hashlib
 import importlib.util
 import logging
 import shutil
@@ -39,6 +38,7 @@ from msa_plugin.backbone.checkpoint_format import is_reference, read_config
 from msa_plugin.backbone.families import describe
 from msa_plugin.backbone.hub import check_hub
 from msa_plugin.errors import BackboneNotFoundError, DiskError, UnsupportedBackboneError
+from msa_plugin.fingerprint import sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -184,10 +184,7 @@ def converted(gguf: Path) -> Path:
     Where the cache folder cannot be written it lies in a temporary folder, until this process ends. Raises DiskError
     where that cannot be written either.
     """
-    with gguf.open("rb") as stream:
-        digest = (
-            hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
-        )[:32]
+    digest = sha256_file(gguf)[:32]
     folder = cache_dir() / "backbones"
     if is_kept(folder / digest / "config.json"):
         return folder / digest
@@ -246,13 +243,6 @@ def _filled(work: Path, gguf: Path, target: Path) -> Path:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
-
-
-def _sha256(stream: Any) -> str:
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _convert(gguf: Path, work: Path) -> None:

@@ -32,7 +32,7 @@ from msa_plugin.bank.words import WordPart, WordTable
 from msa_plugin.bank.writer import Writer
 from msa_plugin.bank.writing import write_segment
 from msa_plugin.errors import BankError, InvalidQueryError
-from msa_plugin.types import PRESENT, Asof, EncodedDocument, Filter, Fingerprint, KeyBlock, Stats, VerifyReport
+from msa_plugin.types import PRESENT, Asof, EncodedDocument, Filter, Fingerprint, Stats, VerifyReport
 
 _PAGE = 1000
 
@@ -177,10 +177,6 @@ class MemoryBank:
         with self._reading() as view:
             return view.catalog.documents.namespaces(view.at, inside)
 
-    def key_blocks(self, group: str, selection: Selection) -> Iterator[KeyBlock]:
-        """The selection's segments for the scorer, in ordinal order; see `Selection.key_blocks`."""
-        return selection.key_blocks(group)
-
     def words(self, selection: Selection) -> list[WordPart]:
         """Words and names of the selection's segments, in ordinal order; see `Tables`. Raises BankCorruptError."""
         return self._tables.parts(selection.parts, self._texts)
@@ -268,7 +264,7 @@ class MemoryBank:
     def stats(self, namespace: str) -> Stats:
         """Sizes of a namespace and of the bank."""
         with self._reading() as view:
-            return view.stats(namespace)
+            return view.catalog.stats(view.at, view.totals(namespace))
 
     def verify(self, deep: bool = True, namespace: str | None = None) -> VerifyReport:
         """Check the bank on disk, in its newest version; see `verify_bank`, which needs no handle.

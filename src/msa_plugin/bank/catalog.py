@@ -89,7 +89,7 @@ class Catalog:
             raise
         self._db = self.connection.db
         self.documents = DocumentRows(self._db)
-        self._log = Log(self._db, self.path)
+        self.log = Log(self._db, self.path)
         try:
             self._check_format(read_older=older or not writable)
             if checked:
@@ -322,21 +322,17 @@ class Catalog:
         self._db.execute("DELETE FROM snapshots WHERE name = ?", (name,))
         fault_point("snapshot.dropped")
 
-    def checkpoint(self) -> None:
-        """Move a long write-ahead log into the database; see `Log.shorten`."""
-        self._log.shorten()
-
     def shrink(self) -> None:
         """Return free pages to the file system and, where no reader is in the way, empty the write-ahead log."""
         self._db.execute("VACUUM")
         fault_point("compact.vacuumed")
-        self._log.empty()
+        self.log.empty()
         fault_point("compact.log-emptied")
 
     def close_sealed(self) -> None:
         """Close, and seal the catalog unless a reader stands in the way. The caller holds the writer's lock."""
         self.connection.check_place()
-        emptied = self._log.empty(0) and not self._log.bytes
+        emptied = self.log.empty(0) and not self.log.bytes
         self.close()
         if emptied:
             seal(self.path)
@@ -358,7 +354,7 @@ class Catalog:
 
     def bytes(self) -> int:
         """Bytes of the database and its write-ahead log."""
-        return self.path.stat().st_size + self._log.bytes
+        return self.path.stat().st_size + self.log.bytes
 
     def _pragma(self, name: str) -> int:
         return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
@@ -366,7 +362,7 @@ class Catalog:
     def integrity(self, *, deep: bool) -> list[str]:
         """What SQLite itself finds wrong with the file."""
         size, pages = self.path.stat().st_size, self._pragma("page_count") * self._pragma("page_size")
-        if not self._log.bytes and size != pages:
+        if not self.log.bytes and size != pages:
             return [f"{size} bytes, its own header says {pages}"]
         check = "integrity_check" if deep else "quick_check"
         problems = [str(row[0]) for row in self._db.execute(f"PRAGMA {check}") if row[0] != "ok"]

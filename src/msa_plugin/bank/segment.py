@@ -37,7 +37,7 @@ from msa_plugin.bank.quantize import (
 from msa_plugin.bank.records import CONTENT_FILE, KEYS_FILE, SegmentRecord
 from msa_plugin.bank.rows import Rows, fold, memory_of
 from msa_plugin.bank.terms import tokenizer
-from msa_plugin.bank.words import WordTable
+from msa_plugin.bank.words import WordTable, damaged
 from msa_plugin.errors import BankCorruptError
 
 _FOLDER_NAME = re.compile(r"[0-9a-f]{32}(\.tmp)?")
@@ -290,7 +290,7 @@ class StoredWords:
     def checked(self) -> WordTable:
         """What is in it. Raises BankCorruptError where words, lengths or names are not what was written."""
         if self._table.structure(self._header) != self.record.structure or not self._table.consistent:
-            raise self._table.damaged("its header, words, lengths or names were altered")
+            raise damaged(self._table.source, "its header, words, lengths or names were altered")
         return self._table
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 from collections.abc import Iterable
 from contextlib import closing
@@ -18,6 +17,7 @@ from msa_plugin.bank.schema import CATALOG_FILE
 from msa_plugin.bank.seal import broken, noted_version
 from msa_plugin.bank.segment import Segment, StoredWords
 from msa_plugin.errors import BankError
+from msa_plugin.fingerprint import sha256_file
 from msa_plugin.types import VerifyReport
 
 
@@ -196,12 +196,3 @@ class Check:
         """Whether a compaction that ran meanwhile has retired the segment: then its absence is no damage."""
         with closing(Catalog(self.folder, writable=False)) as newest:
             return all(other.uuid != record.uuid for other in newest.segments())
-
-
-def sha256_file(path: Path) -> str:
-    """SHA-256 (hex) of a file, read in 1 MiB pieces. Raises OSError."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -19,7 +19,7 @@ from msa_plugin.bank.filters import compile_filter
 from msa_plugin.bank.scopes import At, Place, Scope
 from msa_plugin.bank.segment import Segment
 from msa_plugin.errors import BankCorruptError, InvalidQueryError
-from msa_plugin.types import PRESENT, Asof, Filter, KeyBlock, Stats
+from msa_plugin.types import PRESENT, Asof, Filter, KeyBlock
 
 _Parts: TypeAlias = "tuple[tuple[Segment, Tensor | None], ...]"
 
@@ -121,19 +121,11 @@ class View:
         self._moment = weakref.ref(moment, lambda _: on_unused())
         return moment
 
-    def has(self, ordinals: Sequence[int]) -> bool:
-        """Whether it sees a row for each of `ordinals`, deleted or not."""
-        return self._rows.have(self.at, ordinals)
-
     def totals(self, namespace: str) -> Totals:
         """Sums over a namespace."""
         if namespace not in self._totals:
             self._totals[namespace] = self._rows.totals(self.at, namespace)
         return self._totals[namespace]
-
-    def stats(self, namespace: str) -> Stats:
-        """Sizes of a namespace and of the bank."""
-        return self.catalog.stats(self.at, self.totals(namespace))
 
     def select(self, scope: Scope, where: Filter | None, asof: Asof = PRESENT) -> Selection:
         """Documents in `scope` that are alive, valid `asof` a time and pass `where`.

@@ -120,7 +120,7 @@ class ViewPool:
         if not self._past:
             return now
         readable = (view for view in (now, *reversed(self._past)) if view.catalog.connection.at_rest)
-        return next((view for view in readable if view.has(ordinals)), now)
+        return next((view for view in readable if view.catalog.documents.have(view.at, ordinals)), now)
 
     def refresh(self) -> None:
         """`show_newest`, exclusively."""

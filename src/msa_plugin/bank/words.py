@@ -132,7 +132,7 @@ class WordTable:
         documents, counts = self.documents[at], self.counts[at]
         if not self._sound[place]:
             if _sum(documents, counts) != self.sums[place] or not _within(documents, len(self.lengths)):
-                raise self.damaged("the postings of a word were altered")
+                raise damaged(self.source, "the postings of a word were altered")
             self._sound[place] = True
         return documents, counts
 
@@ -150,10 +150,6 @@ class WordTable:
             for place, start, end in zip(known.tolist(), first[known].tolist(), last.tolist(), strict=True)
             for n in range(start, end)
         ]
-
-    def damaged(self, why: str) -> BankCorruptError:
-        """An error of this table's file."""
-        return damaged(self.source, why)
 
     @cached_property
     def words(self) -> int:

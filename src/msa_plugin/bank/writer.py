@@ -59,7 +59,7 @@ class Writer:
             finally:
                 with self._views.lock:
                     self._views.release()  # else this handle itself would hold the log back
-                catalog.checkpoint()  # without the lock: other threads' questions may be what it waits for
+                catalog.log.shorten()  # without the lock: other threads' questions may be what it waits for
                 self._views.refresh()
                 fault_point("writer.refreshed")
                 if not done:

@@ -79,7 +79,7 @@ def _plain(data: Any) -> Any:
 
 def report_error(error: MSAError) -> int:
     """Print one of our errors to stderr; returns the exit code: 2 for wrong use, else 1."""
-    _console(stderr=True).print(f"[bold red]error:[/bold red] {escape(printable(str(error)))}")
+    Output(as_json=False).fail(str(error))
     return 2 if isinstance(error, WRONG_USE) else 1
 
 

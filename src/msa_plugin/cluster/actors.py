@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Any
 
 from msa_plugin.cluster.shard import Shard, ShardSpec
 from msa_plugin.config import ClusterConfig
 from msa_plugin.errors import ClusterError, InvalidQueryError, MissingExtraError, MSAError
 
-_T = TypeVar("_T")
 _THREADS = 4  # of an actor: questions go on while documents are encoded
 _starting = threading.Lock()
 
@@ -30,16 +29,9 @@ def load_ray() -> Any:
     return ray
 
 
-@dataclass(frozen=True)
-class Deferred(Generic[_T]):
-    """Something in Ray's object store, fetched by whoever calls it."""
-
-    reference: Any
-
-    def __call__(self) -> _T:
-        """The thing itself."""
-        found: _T = load_ray().get(self.reference)
-        return found
+def _fetched(reference: Any) -> Any:
+    """What lies in Ray's object store."""
+    return load_ray().get(reference)
 
 
 class RayActors:
@@ -99,9 +91,9 @@ class RayActors:
         """End a shard's process now; what it has acknowledged is on its disk."""
         self._ray.kill(actor, no_restart=True)
 
-    def put(self, thing: _T) -> Callable[[], _T]:
-        """Hand something to all shards once."""
-        return Deferred(self._ray.put(thing))
+    def put(self, thing: Any) -> Callable[[], Any]:
+        """Hand something to all shards once, who fetch it by calling what this returns."""
+        return partial(_fetched, self._ray.put(thing))
 
 
 def _connect(ray: Any, address: str | None) -> None:

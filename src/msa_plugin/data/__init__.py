@@ -37,14 +37,7 @@ def sample_documents() -> list[Document]:
 def sample_questions() -> list[SampleQuestion]:
     """The sample questions; the first five (three of one hop, two of two) are the demo's."""
     return [
-        SampleQuestion(
-            id=record["id"],
-            question=record["question"],
-            answers=tuple(record["answers"]),
-            positive_ids=tuple(record["positive_ids"]),
-            hops=record["hops"],
-            bridge=record.get("bridge", ""),
-        )
+        SampleQuestion(**record | {name: tuple(record[name]) for name in ("answers", "positive_ids")})
         for record in _records("sample_questions.jsonl")
     ]
 
