@@ -6,6 +6,9 @@ All derive from `MSAError`; those that a caller may already catch as a built-in 
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 
 class MSAError(Exception):
     """Base class of every error raised by this package."""
@@ -57,6 +60,14 @@ class ToolsUnsupportedError(MSAError, NotImplementedError):
 
 class MissingExtraError(MSAError, ImportError):
     """An optional package is needed; the message names the extra to install."""
+
+
+def optional_module(name: str, message: str) -> Any:
+    """The module `name`. Raises MissingExtraError with `message`, which names the extra."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(message) from error
 
 
 class BackboneError(MSAError):

@@ -10,8 +10,9 @@ import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from msa_plugin.backbone import hub, loading
-from msa_plugin.backbone.backbone import Backbone, pick_device
+from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.cpu import fast_bfloat16
+from msa_plugin.backbone.placement import pick_device
 from msa_plugin.errors import BackboneNotFoundError, ConfigError, DiskError, UnsupportedBackboneError
 from tiny import tiny_backbone, tiny_model, tiny_tokenizer
 

@@ -9,10 +9,9 @@ says `prompts.ABSENT`; text that may turn out to be that sentence is held back u
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import TypeVar
 
 from msa_plugin import prompts
 from msa_plugin.answering.answers import AnswerJob, Events, stages
@@ -22,7 +21,6 @@ from msa_plugin.config import RelevanceConfig
 from msa_plugin.events import Abstained
 from msa_plugin.types import Answer, Trace
 
-Item = TypeVar("Item")
 _SURE = 0.98  # from here on a reader may not give up: held-out rows where it rightly did had less
 _UNSURE = 0.002  # less counts as this little
 
@@ -99,14 +97,11 @@ def prefilled(reader: Reader, asked: Sequence[AnswerJob], trust: RelevanceConfig
     return replace(prefill, logits=logits)
 
 
-def among(rows: Sequence[int], events: Iterable[tuple[int, Item]]) -> Generator[tuple[int, Item], None, None]:
+def among(rows: Sequence[int], events: Events) -> Events:
     """Events of some questions, under the rows that these have among all."""
-    try:
+    with closing(events):
         for row, event in events:
             yield rows[row], event
-    finally:
-        if isinstance(events, Generator):
-            events.close()
 
 
 def _grounded(answer: Answer, question: str) -> Answer:

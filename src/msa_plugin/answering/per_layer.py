@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -19,8 +20,10 @@ from msa_plugin.backbone.lower import LowerLayers
 from msa_plugin.backbone.router import Router
 from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.bank.tiers import ContentTier
+from msa_plugin.config import RoutingConfig
 from msa_plugin.encoding.encoder import pad_left
 from msa_plugin.retrieval.assembly import BankSource, Extent, TemplateHead
+from msa_plugin.retrieval.ranking import Ranked, score_routed
 from msa_plugin.retrieval.scorer import RoutedDocuments
 from msa_plugin.retrieval.search import Search
 
@@ -45,6 +48,22 @@ class RoutedPass(NamedTuple):
     positions: Tensor
     seconds: float
     hidden: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RowRouting:
+    """What one row of a prefill routed to."""
+
+    bank: BankHandle
+    config: RoutingConfig
+    source: BankSource
+    votes: Tensor
+    row: int
+    ranked: list[Ranked]
+
+    def score(self, ordinals: Sequence[int]) -> list[Ranked]:
+        """Any documents, scored, best first."""
+        return score_routed(self.bank, self.config, self.source, self.votes, self.row, ordinals)
 
 
 class LayerRouting:
@@ -128,8 +147,7 @@ class LayerRouting:
 
     def read(self, rows: Sequence[LayerRow], head: TemplateHead, selected: Sequence[Sequence[Extent]]) -> RoutedPass:
         """Prefill `rows` that read what was `selected` for each, without routing."""
-        ids, mask = pad_left([row.ids for row in rows], self.backbone.device)
-        positions = head.length + self.top_k + (mask.cumsum(1) - 1).clamp(min=0)
+        ids, mask, _, positions = self._padded(rows, head)
         source = BankSource(self._store, self.reading, head, len(rows), selected=selected, kernels=self.router.kernels)
         state = ForwardState(source=source, keep_cache=True, lora=self.lora)
         return self.finish(state, source, ids, mask, mask, positions, True)

@@ -212,17 +212,14 @@ def _check_version(path: Path, raw: object) -> None:
             f"{path}: format_version {found!r}; this package reads {PLAIN_FORMAT} to {READER_FORMAT}; "
             "use the package version that wrote it, or a newer one"
         )
-    has_lora, has_reader = (fields.get(name) is not None for name in ("lora", "reader"))
-    if (found == READER_FORMAT) != has_reader:
-        raise AdapterError(
-            f"{path}: format_version {found} and the field 'reader' do not go together: format {READER_FORMAT} is the "
-            "one with a reader"
-        )
-    if found != READER_FORMAT and (found == LORA_FORMAT) != has_lora:
-        raise AdapterError(
-            f"{path}: format_version {found} and the field 'lora' do not go together: format {LORA_FORMAT} is the one "
-            "with a LoRA"
-        )
+    for own, field, what in ((READER_FORMAT, "reader", "a reader"), (LORA_FORMAT, "lora", "a LoRA")):
+        if (found == own) != (fields.get(field) is not None):
+            raise AdapterError(
+                f"{path}: format_version {found} and the field {field!r} do not go together: format {own} is the one "
+                f"with {what}"
+            )
+        if found == own:
+            return  # a LoRA may lie beside a reader
 
 
 def _described(name: str, what: str, lora: Lora | None, stated: LoraConfig | None) -> LoraConfig | None:

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from msa_plugin.backbone.adapter import Adapter
 
-__all__ = ["Backbone", "pick_device"]
-
 
 class Backbone:
     """A stock `transformers` decoder, its tokenizer, and the one way to run it with memory attention.

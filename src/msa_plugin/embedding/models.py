@@ -12,7 +12,7 @@ from typing import Any
 
 from msa_plugin.backbone.cache import cache_dir
 from msa_plugin.backbone.loading import bars_on_terminals_only
-from msa_plugin.errors import ConfigError, MissingExtraError
+from msa_plugin.errors import ConfigError, optional_module
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 MPNET = "mpnet"  # short for all-mpnet-base-v2
@@ -96,8 +96,5 @@ def _unpacked(archive: Path, folder: Path) -> None:
 
 def sentence_transformers() -> Any:
     """The module; the only place that imports it."""
-    try:
-        import sentence_transformers as library
-    except ImportError as error:
-        raise MissingExtraError('this needs sentence-transformers: pip install "msa-plugin[bench]"') from error
-    return library
+    message = 'this needs sentence-transformers: pip install "msa-plugin[bench]"'
+    return optional_module("sentence_transformers", message)

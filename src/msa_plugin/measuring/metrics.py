@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from msa_plugin.data.datasets import Question
-from msa_plugin.errors import ConfigError, MissingExtraError
+from msa_plugin.errors import ConfigError, optional_module
 
 RETRIEVAL = ("nDCG@10", "R@2", "R@5", "R@10", "R@100", "RR@10", "AP")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -38,10 +38,7 @@ def retrieval_scores(
     `rankings` are passage ids, best first: their order counts, not scores. A question without a ranking gets 0.
     Raises MissingExtraError without ir-measures and ConfigError for a metric that it does not know.
     """
-    try:
-        import ir_measures as measures
-    except ImportError as error:
-        raise MissingExtraError('metrics need ir-measures: pip install "msa-plugin[bench]"') from error
+    measures = optional_module("ir_measures", 'metrics need ir-measures: pip install "msa-plugin[bench]"')
     try:
         parsed = {measures.parse_measure(name): name for name in metrics}
     except (NameError, ValueError) as error:
@@ -132,8 +129,5 @@ def p_value(ours: Sequence[float], theirs: Sequence[float]) -> float:
         return 1.0
     if np.ptp(differences) == 0:
         return 2.0 ** (1 - len(differences))
-    try:
-        from scipy.stats import ttest_rel
-    except ImportError as error:
-        raise MissingExtraError('significance needs scipy: pip install "msa-plugin[bench]"') from error
-    return float(ttest_rel(control, treatment).pvalue)
+    statistics = optional_module("scipy.stats", 'significance needs scipy: pip install "msa-plugin[bench]"')
+    return float(statistics.ttest_rel(control, treatment).pvalue)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from msa_plugin.errors import MissingExtraError
+from msa_plugin.errors import optional_module
 
 # Okabe and Ito's palette without yellow, which is too light for lines on white; grey for what comes after.
 BLUE, INK, MUTED = "#0072B2", "#222222", "#6b6b6b"
@@ -42,10 +42,7 @@ _SETTINGS: Mapping[str, Any] = {
 @contextmanager
 def style() -> Iterator[None]:
     """Draw within it. Raises MissingExtraError when matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtraError('plots need matplotlib: pip install "msa-plugin[bench]"') from error
+    matplotlib = optional_module("matplotlib", 'plots need matplotlib: pip install "msa-plugin[bench]"')
     with matplotlib.rc_context(dict(_SETTINGS)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # names may be in any script
         yield

@@ -8,16 +8,12 @@ from typing import Any
 
 import torch
 
-from msa_plugin.errors import MissingExtraError
+from msa_plugin.errors import optional_module
 
 
 def load_faiss() -> Any:
     """The module. Raises MissingExtraError naming the extra."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise MissingExtraError('this needs FAISS: pip install "msa-plugin[faiss]"') from error
-    return faiss
+    return optional_module("faiss", 'this needs FAISS: pip install "msa-plugin[faiss]"')
 
 
 @contextmanager

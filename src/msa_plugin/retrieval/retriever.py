@@ -185,7 +185,7 @@ class SharedRetriever:
         lexical, steps, aged = self.signals.lexical, self.signals.steps, selection.asof.half_life is not None
         wide = depth(k) if lexical is not None or aged else max(k, FOLLOWED) if steps else k
         ranked = self.search.ranked(asked, wide, selection, self.prefilter)
-        words = None if lexical is None else lexical.words(queries, selection)
+        words = None if lexical is None else self.search.words(queries, selection)
         if lexical is not None and words is not None:
             ranked = lexical.add(words, asked, ranked, wide if steps or also or aged else k)
         score = partial(self._scored, asked, words)

@@ -39,10 +39,6 @@ class WordSignal:
         self.bank, self.router, self.search, self.weight = bank, router, search, weight
         self._asking = frozenset(stems()([_ASKING])[0])
 
-    def words(self, texts: Sequence[str], selection: Selected) -> list[Words]:
-        """What words say of a selection's documents, for each text."""
-        return self.search.words(texts, selection)
-
     def rarity(self, question: str, counts: Counts, others: int) -> dict[str, float]:
         """What each word of a question weighs among documents; see `postings.rarity`.
 

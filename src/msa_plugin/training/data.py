@@ -1,6 +1,6 @@
 """From data sets to samples: a chain of n hops becomes n steps, each asking for what the ones before did not find.
 
-Data sets are read as the benchmark reads them (`bench.datasets`): a corpus, questions, answers and gold passages.
+Data sets are read as the benchmark reads them (`data.datasets`): a corpus, questions, answers and gold passages.
 """
 
 from __future__ import annotations

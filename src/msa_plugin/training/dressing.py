@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)")
+SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)")
 _HEADINGS = ("Overview", "Introduction", "Background", "Notes", "Details", "Usage", "History", "About", "Description")
 _MENUS = (
     "Skip to content | Home | Docs | API | Search",
@@ -46,7 +46,7 @@ def dressed(passages: Sequence[CutPassage], answer: str, draw: random.Random) ->
 
 
 def _markdown(passage: CutPassage, answer: str, draw: random.Random) -> CutPassage:
-    sentences = _SENTENCE.split(passage.text)
+    sentences = SENTENCE.split(passage.text)
     bullets = draw.random() < 0.5
     lines = [f"- {s}" if bullets else s for s in (_marked(s, answer, draw) for s in sentences)]
     head = f"{'#' * draw.randint(1, 3)} {passage.heading or passage.title or draw.choice(_HEADINGS)}\n\n"

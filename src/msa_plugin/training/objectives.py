@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from msa_plugin.backbone.adapter import Adapter
 from msa_plugin.backbone.backbone import Backbone
@@ -17,15 +17,9 @@ from msa_plugin.training.reader_objective import ReaderConfig, ReaderObjective
 from msa_plugin.training.reading_objective import ReadingConfig, ReadingObjective
 from msa_plugin.training.trainer import Objective
 
-
-class Build(Protocol):
-    """Makes an objective; `adapter` is where training begins (None: afresh)."""
-
-    def __call__(
-        self, backbone: Backbone, config: Any, data: Sequence[Corpus], seed: int, adapter: Adapter | None = None
-    ) -> Objective:
-        """Raises ConfigError and TrainingError for what does not fit together."""
-        ...
+# Makes an objective of its settings and a seed; the adapter is where training begins (None: afresh). Raises ConfigError
+# and TrainingError for what does not fit together.
+Build = Callable[[Backbone, Any, Sequence[Corpus], int, Adapter | None], Objective]
 
 
 @dataclass(frozen=True)

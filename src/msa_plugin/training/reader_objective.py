@@ -137,9 +137,11 @@ class ReaderObjective:
 
     def read(self, rows: Sequence[TokenRow]) -> tuple[Tensor, int]:
         """Logits [N, V], float32, before every token that the rows say, passages in the prompt; and tokens in all."""
-        asked = [[*self._head, *(t for p in row.passages for t in p), *row.asked] for row in rows]
-        both = [(before, row.said) for before, row in zip(asked, rows, strict=True)]
+        both = [(self._shown(row), row.said) for row in rows]
         return said_logits(self.backbone, CausalRows(lora=self.lora), both, [0] * len(rows))
+
+    def _shown(self, row: TokenRow) -> list[int]:
+        return [*self._head, *(t for p in row.passages for t in p), *row.asked]
 
     def read_stored(self, rows: Sequence[TokenRow]) -> tuple[Tensor, int]:
         """The same where K and V of every passage were made alone, as `reading="kv"` lays them out behind the head."""
@@ -188,11 +190,7 @@ class ReaderObjective:
         config = GenerationConfig(max_new_tokens=_ANSWER_TOKENS)
         for first in range(0, len(order), self.config.rows):
             some = order[first : first + self.config.rows]
-            asked = [self.tokens(rows[i]) for i in some]
-            ids, mask = pad_left(
-                [[*self._head, *(t for p in row.passages for t in p), *row.asked] for row in asked],
-                self.backbone.device,
-            )
+            ids, mask = pad_left([self._shown(self.tokens(rows[i])) for i in some], self.backbone.device)
             positions = (mask.cumsum(1) - 1).clamp(min=0)
             state = ForwardState(keep_cache=True, lora=self.lora)
             logits = self.backbone.run(state, ids, mask, positions)

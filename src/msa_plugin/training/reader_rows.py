@@ -8,7 +8,6 @@ the answer is left out, so that the model learns to say so.
 from __future__ import annotations
 
 import random
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,11 +18,10 @@ from msa_plugin import prompts
 from msa_plugin.config import Settings
 from msa_plugin.errors import TrainingError
 from msa_plugin.training.data import Corpus, Hop
-from msa_plugin.training.dressing import CutPassage, dressed
+from msa_plugin.training.dressing import SENTENCE, CutPassage, dressed
 from msa_plugin.training.identifiers import coded
 from msa_plugin.training.samples import LexicalNegatives
 
-_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)")
 _CLAIMS = {"SUPPORTS": "yes", "REFUTES": "no"}
 _ASKED = ("Is it true? {}", "Is this right: {}", "True or not: {}", "Does this hold? {}")
 
@@ -182,7 +180,7 @@ class RowBuilder:
 
 def cut(text: str, words: int, answer: str, draw: random.Random) -> str:
     """A run of sentences of about `words` words, with `answer` in it where the text holds it."""
-    sentences = [part for s in _SENTENCE.split(text) for part in _pieces(s, words)]
+    sentences = [part for s in SENTENCE.split(text) for part in _pieces(s, words)]
     lengths = [len(s.split()) for s in sentences]
     holding = [i for i, s in enumerate(sentences) if _holds(s, answer)]
     if sum(lengths) <= words or (not holding and _holds(text, answer)):

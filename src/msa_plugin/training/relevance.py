@@ -69,7 +69,7 @@ def ask(room: Room, plan: RelevancePlan, on_step: OnStep) -> Iterator[RelevanceC
             if selection.documents:
                 [row] = engine.rank([question.text], BESIDE, selection).rows
                 lexical = engine.retriever.signals.lexical
-                words = None if lexical is None else lexical.words([question.text], selection)
+                words = None if lexical is None else engine.search.words([question.text], selection)
                 [signals] = engine.relevance.signals([question.text], [row], lexical, words)
                 found = [room.names[r.ordinal] for r in row]
                 answers = [name in gold or (None if name in holding else False) for name in found]

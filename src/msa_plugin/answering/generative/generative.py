@@ -6,68 +6,26 @@ The default loop. Where it departs from the reference, docs/compatibility.md say
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-from torch import Tensor
 
 from msa_plugin.answering.answers import Events, source
 from msa_plugin.answering.decoding import TextStream, TokenSampler
 from msa_plugin.answering.excerpts import Excerpts, all_of
 from msa_plugin.answering.gathering import chosen
-from msa_plugin.answering.generative.ids import IdCandidates, Ids
+from msa_plugin.answering.generative.ids import Ids, Library
 from msa_plugin.answering.generative.prompt_codec import PromptCodec, Transcript
 from msa_plugin.answering.generative.scheduler import Prefill, Scheduler, Started
 from msa_plugin.answering.generative.state import Conversation
 from msa_plugin.answering.layer_answers import LayerRetriever
+from msa_plugin.answering.per_layer import RowRouting
 from msa_plugin.answering.resume import Earlier, kept_rows
-from msa_plugin.bank.handle import BankHandle, Selected
-from msa_plugin.config import GenerationConfig, InterleaveConfig, RoutingConfig
+from msa_plugin.bank.handle import Selected
+from msa_plugin.config import GenerationConfig, InterleaveConfig
 from msa_plugin.encoding.numbering import Numbering
 from msa_plugin.events import DocumentsFetched, RetrievalEnded
-from msa_plugin.retrieval.assembly import BankSource, Extent
+from msa_plugin.retrieval.assembly import Extent
 from msa_plugin.retrieval.passages import Passages
-from msa_plugin.retrieval.ranking import Ranked, score_routed
-from msa_plugin.types import Answer, Source, Trace
-
-
-@dataclass(frozen=True)
-class RowRouting:
-    """What one row of a prefill routed to."""
-
-    bank: BankHandle
-    config: RoutingConfig
-    source: BankSource
-    votes: Tensor
-    row: int
-    ranked: list[Ranked]
-
-    def score(self, ordinals: Sequence[int]) -> list[Ranked]:
-        """Any documents, scored, best first."""
-        return score_routed(self.bank, self.config, self.source, self.votes, self.row, ordinals)
-
-
-class Library:
-    """The documents of one call: which may be named, and their text, cut to a budget."""
-
-    def __init__(self, bank: BankHandle, ids: Ids, excerpts: Excerpts) -> None:
-        """`excerpts` fit ranked documents to a number of tokens."""
-        self.bank, self.ids, self._excerpts = bank, ids, excerpts
-
-    def candidates(self, routed: Sequence[int], known: dict[int, int]) -> IdCandidates:
-        """See `Ids.candidates`."""
-        return self.ids.candidates(routed, known)
-
-    def name(self, ordinals: Sequence[int]) -> list[str]:
-        """The user's ids."""
-        return [d.id for d in self.bank.documents(ordinals)]
-
-    def fetch(self, ranked: Sequence[Ranked], tokens: int, round: int) -> tuple[list[Source], dict[int, str], int]:
-        """Sources within a budget of `tokens`, best first; what is read of each ordinal; how many tokens that has."""
-        excerpts = self._excerpts.cut(ranked, tokens)
-        documents = {d.ordinal: d for d in self._excerpts.documents(ranked)}
-        scores = {r.ordinal: r.score for r in ranked}
-        sources = [source(documents[e.ordinal], e.passage, scores[e.ordinal], round) for e in excerpts]
-        return sources, {e.ordinal: e.text for e in excerpts}, sum(e.stop - e.start for e in excerpts)
+from msa_plugin.retrieval.ranking import score_routed
+from msa_plugin.types import Answer, Trace
 
 
 class IdAnswerer:

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from msa_plugin.bank.handle import Selected
+from msa_plugin.answering.answers import source
+from msa_plugin.answering.excerpts import Excerpts
+from msa_plugin.bank.handle import BankHandle, Selected
 from msa_plugin.encoding.numbering import FIRST_ORDINAL, Numbering
+from msa_plugin.retrieval.ranking import Ranked
+from msa_plugin.types import Source
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,3 +60,23 @@ class Ids:
         for ordinal in routed:
             ordinals.setdefault(self._numbering.number(ordinal), ordinal)
         return IdCandidates(np.array(sorted(ordinals), dtype=np.int64), ordinals)
+
+
+class Library:
+    """The documents of one call: which may be named, and their text, cut to a budget."""
+
+    def __init__(self, bank: BankHandle, ids: Ids, excerpts: Excerpts) -> None:
+        """`excerpts` fit ranked documents to a number of tokens."""
+        self.bank, self.ids, self._excerpts = bank, ids, excerpts
+
+    def name(self, ordinals: Sequence[int]) -> list[str]:
+        """The user's ids."""
+        return [d.id for d in self.bank.documents(ordinals)]
+
+    def fetch(self, ranked: Sequence[Ranked], tokens: int, round: int) -> tuple[list[Source], dict[int, str], int]:
+        """Sources within a budget of `tokens`, best first; what is read of each ordinal; how many tokens that has."""
+        excerpts = self._excerpts.cut(ranked, tokens)
+        documents = {d.ordinal: d for d in self._excerpts.documents(ranked)}
+        scores = {r.ordinal: r.score for r in ranked}
+        sources = [source(documents[e.ordinal], e.passage, scores[e.ordinal], round) for e in excerpts]
+        return sources, {e.ordinal: e.text for e in excerpts}, sum(e.stop - e.start for e in excerpts)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from msa_plugin.answering.generative.state import Conversation, IdPhase, Routed, Step
+from msa_plugin.answering.generative.state import Conversation, IdPhase, Step
+from msa_plugin.answering.per_layer import RowRouting
 from msa_plugin.answering.resume import Earlier, Kept
 from msa_plugin.backbone.attention import ForwardState
 from msa_plugin.backbone.backbone import Backbone
@@ -36,7 +37,7 @@ class Started:
     logits: Tensor
     positions: list[int]
     lengths: list[int]
-    routed: Sequence[Routed | None]
+    routed: Sequence[RowRouting | None]
     seconds: dict[str, float]
     kept: Sequence[Kept] = ()
 

@@ -1,6 +1,6 @@
 """One question under generative interleave, as a state machine: it says what to feed next and is told what came out.
 
-It holds no tensor but the one it is given, and touches neither model nor bank, so questions can be stepped together.
+It holds no tensor but the one it is given, and runs no model, so questions can be stepped together.
 """
 
 from __future__ import annotations
@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Protocol
 
 from torch import Tensor
 
 from msa_plugin.answering.decoding import TextStream, TokenSampler
 from msa_plugin.answering.generative.constraint import IdList
-from msa_plugin.answering.generative.ids import IdCandidates
+from msa_plugin.answering.generative.ids import IdCandidates, Library
 from msa_plugin.answering.generative.prompt_codec import Transcript
-from msa_plugin.answering.per_layer import LayerRow
+from msa_plugin.answering.per_layer import LayerRow, RowRouting
 from msa_plugin.config import InterleaveConfig
 from msa_plugin.events import DocumentsChosen, DocumentsFetched, EndReason, RetrievalEnded, RetrievalEvent, RoundStarted
 from msa_plugin.retrieval.ranking import Ranked
@@ -34,37 +33,13 @@ class IdPhase(Enum):
     DONE = auto()
 
 
-class DocumentSource(Protocol):
-    """Documents by ordinal, as a question is given them."""
-
-    def candidates(self, routed: Sequence[int], known: dict[int, int]) -> IdCandidates:
-        """See `Ids.candidates`."""
-
-    def name(self, ordinals: Sequence[int]) -> list[str]:
-        """The user's ids."""
-
-    def fetch(self, ranked: Sequence[Ranked], tokens: int, round: int) -> tuple[list[Source], dict[int, str], int]:
-        """Sources cut to a budget of `tokens`, their ordinals in the same order, and the tokens they have."""
-
-
-class Routed(Protocol):
-    """What a prefill routed to for one row."""
-
-    @property
-    def ranked(self) -> list[Ranked]:
-        """Every document that some layer selected, best first."""
-
-    def score(self, ordinals: Sequence[int]) -> list[Ranked]:
-        """Any documents, scored, best first."""
-
-
 @dataclass(eq=False)
 class Conversation:
     """A question on its way to an answer; `budget` is the tokens of documents that its prompt may still take."""
 
     row: int
     transcript: Transcript
-    documents: DocumentSource
+    documents: Library
     stream: TextStream
     sampler: TokenSampler
     rounds_allowed: InterleaveConfig
@@ -81,7 +56,7 @@ class Conversation:
     ended: EndReason | None = None
     prompt_tokens: int = 0
     written: int = 0
-    routed: Routed | None = None
+    routed: RowRouting | None = None
     _list: IdList | None = None
     _candidates: IdCandidates | None = None
     _round_began: dict[str, float] = field(default_factory=dict)
@@ -98,14 +73,14 @@ class Conversation:
             fetched = f" + {len(self.transcript.rounds[-1][0])} documents" if self.transcript.rounds else ""
             yield RoundStarted(number, self.transcript.question + fetched)
 
-    def prefilled(self, routed: Routed | None, position: int, tokens: int) -> None:
+    def prefilled(self, routed: RowRouting | None, position: int, tokens: int) -> None:
         """After a prefill of `tokens`: what it routed to, and the position of the next token."""
         self.routed, self.position, self.prompt_tokens = routed, position, tokens
         self.phase = IdPhase.ANSWERING if self.final else IdPhase.CHOOSING
         if self.final:
             return
         assert routed is not None
-        self._candidates = self.documents.candidates([r.ordinal for r in routed.ranked], self.known)
+        self._candidates = self.documents.ids.candidates([r.ordinal for r in routed.ranked], self.known)
         vocabulary = self.transcript.codec.numbers
         self._list = IdList(vocabulary, self._candidates.numbers, self.rounds_allowed.ids_per_round)
 
