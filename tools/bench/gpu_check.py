@@ -35,7 +35,7 @@ from msa_plugin.errors import MissingExtraError, MSAError
 from msa_plugin.measuring.peak import peak_bytes
 from msa_plugin.measuring.provenance import Provenance, now
 from msa_plugin.memory import LatentMemory
-from msa_plugin.retrieval.faiss_library import load_faiss
+from msa_plugin.retrieval.faiss_index import load_faiss
 from msa_plugin.training.data import corpus_of
 from msa_plugin.training.recipe_run import Data, RecipeRun
 from msa_plugin.training.recipes import load_recipe

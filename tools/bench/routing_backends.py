@@ -14,7 +14,7 @@ from torch import Tensor
 from msa_kernels import chunk_owners, route_topk
 from msa_plugin.bank.bank import MemoryBank
 from msa_plugin.bank.view import Selection
-from msa_plugin.retrieval.faiss_library import faiss_threads, load_faiss
+from msa_plugin.retrieval.faiss_index import faiss_threads, load_faiss
 from msa_plugin.retrieval.prefilter import Prefilter
 from msa_plugin.retrieval.queries import collapsed
 from msa_plugin.retrieval.scorer import route

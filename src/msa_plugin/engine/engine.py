@@ -157,9 +157,9 @@ class Engine:
         """
         self.adapter.config.routing.check_shared("a ranking of one's own")
         assert isinstance(self.retriever, SharedRetriever)
-        weighed = self.retriever if weights is None else self.retriever.weighing(weights)
-        other = copy(self)
-        other.retriever = weighed.among(prefilter)
+        found, other = self.retriever, copy(self)
+        signals = found.signals if weights is None else Signals.of(self.bank, self.router, self.search, weights)
+        other.retriever = replace(found, signals=signals, prefilter=prefilter)
         other.text = other.answerer = replace(self.text, retriever=other.retriever)
         return other
 

@@ -1,7 +1,7 @@
 """A FAISS index of chunk keys, as the prefilter uses one; it says in our words what FAISS refuses.
 
 Where FAISS was built for GPUs and sees one, searches run on a copy there, if this kind of index can live there; the one
-in host memory is what is built, saved and searched otherwise.
+in host memory is what is built, saved and searched otherwise. This is the one place that imports FAISS.
 """
 
 from __future__ import annotations
@@ -9,20 +9,37 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from msa_plugin.errors import ConfigError
-from msa_plugin.retrieval.faiss_library import faiss_threads, load_faiss
+from msa_plugin.errors import ConfigError, optional_module
 
 _DEFAULTS = {"nprobe": 16.0, "efSearch": 128.0}
 _DEEPEST = 2048  # neighbours of a vector that FAISS finds on a GPU
 _SCRATCH = 256 << 20  # bytes of a card for searches; FAISS would take a sixth of it from the model
 logger = logging.getLogger(__name__)
+
+
+def load_faiss() -> Any:
+    """The module. Raises MissingExtraError naming the extra."""
+    return optional_module("faiss", 'this needs FAISS: pip install "msa-plugin[faiss]"')
+
+
+@contextlib.contextmanager
+def faiss_threads() -> Iterator[Any]:
+    """The module, using as many threads as torch while inside."""
+    faiss = load_faiss()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    try:
+        yield faiss
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 class FaissIndex:

