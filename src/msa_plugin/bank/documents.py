@@ -12,7 +12,7 @@ from msa_plugin.bank.arrivals import ArrivalRows
 from msa_plugin.bank.faults import fault_point
 from msa_plugin.bank.filters import Condition
 from msa_plugin.bank.periods import PeriodRows
-from msa_plugin.bank.scopes import EVER, At, Place, Scope, batches, check_namespace, row_checksum, seen
+from msa_plugin.bank.scopes import EVER, At, Place, Scope, batches, check_namespace, is_unicode, row_checksum, seen
 from msa_plugin.dates import said_at
 from msa_plugin.errors import BankCorruptError, BankError
 from msa_plugin.types import ALWAYS, UNBOUNDED, Document, Period, Validity, content_hash
@@ -140,7 +140,7 @@ class DocumentRows:
     def _by_id(
         self, columns: str, source: str, at: At, namespace: str, ids: Iterable[str]
     ) -> Iterator[tuple[Any, ...]]:
-        for batch in batches(i for i in ids if _storable(i)):
+        for batch in batches(i for i in ids if is_unicode(i)):  # no other was ever stored
             names = {f"i{n}": name for n, name in enumerate(batch)}
             marks = ", ".join(f":{name}" for name in names)
             sql = f"SELECT {columns} FROM {source} WHERE namespace = :namespace AND id IN ({marks}) AND {_SEEN}"
@@ -346,12 +346,3 @@ def _in_order(found: Mapping[int, _T], ordinals: Sequence[int]) -> list[_T]:
 
 def _marks(batch: Sequence[object]) -> str:
     return ", ".join("?" * len(batch))
-
-
-def _storable(name: str) -> bool:
-    """Whether SQLite can hold the string; one with lone surrogates was never stored."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
+from msa_plugin.bank.scopes import is_unicode
 from msa_plugin.errors import InvalidQueryError
 
 _MAX_DEPTH = 32
@@ -175,8 +176,6 @@ def _join(word: str, parts: list[str]) -> str:
 
 
 def _text(field: str, value: str) -> str:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidQueryError(f"field {field!r}: the filter holds text that is not valid Unicode") from error
+    if not is_unicode(value):
+        raise InvalidQueryError(f"field {field!r}: the filter holds text that is not valid Unicode")
     return str(value)

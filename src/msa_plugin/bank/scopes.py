@@ -20,14 +20,21 @@ def seen(table: str = "documents") -> str:
     return f"{table}.ordinal <= :last AND ({table}.deleted IS NULL OR {table}.deleted > :version)"
 
 
+def is_unicode(text: str) -> bool:
+    """Whether SQLite can hold the string: one with lone surrogates it cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_namespace(namespace: object) -> None:
     """Raises InvalidQueryError unless `namespace` is a non-empty string of valid Unicode."""
     if not isinstance(namespace, str) or not namespace:
         raise InvalidQueryError(f"a namespace is a non-empty string, not {namespace!r}")
-    try:
-        namespace.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidQueryError(f"namespace {namespace!r} is not valid Unicode") from error
+    if not is_unicode(namespace):
+        raise InvalidQueryError(f"namespace {namespace!r} is not valid Unicode")
 
 
 class At(NamedTuple):

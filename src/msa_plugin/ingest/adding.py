@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from msa_plugin.ingest.decoding import EncodingErrors
 from msa_plugin.ingest.ids import FileIds
 from msa_plugin.ingest.kinds import StdinFormat
 from msa_plugin.ingest.reading import Paths, Reading
-from msa_plugin.types import ALWAYS, AddReport, DeleteReport, Document, OnProgress, Period, Progress
+from msa_plugin.types import ALWAYS, AddReport, OnProgress, Period, Progress
 
 if TYPE_CHECKING:
-    from msa_plugin.engine.engine import Engine
+    from msa_plugin.memory import LatentMemory
 
 
 class FilesProgress(NamedTuple):
@@ -47,26 +47,8 @@ class FilesReport:
     not_pruned: tuple[str, ...] = ()
 
 
-class Memory(Protocol):
-    """What is asked of a memory; see `LatentMemory`."""
-
-    namespace: str
-
-    @property
-    def engine(self) -> Engine:
-        """The engine below the facade."""
-
-    def add(
-        self, documents: Iterable[Document], *, on_progress: OnProgress | None, on_invalid: Literal["raise", "skip"]
-    ) -> AddReport:
-        """Encode and store documents."""
-
-    def delete(self, ids: str | Sequence[str]) -> DeleteReport:
-        """Forget documents."""
-
-
 def add_files(
-    memory: Memory,
+    memory: LatentMemory,
     paths: Paths,
     *,
     prune: bool = False,
