@@ -40,7 +40,7 @@ class Router:
     def __init__(
         self,
         config: RoutingConfig,
-        layers: Mapping[int, RouterLayer] | None = None,
+        layers: Mapping[int, RouterLayer],
         token_weights: Tensor | None = None,
         kernels: Backend = "auto",
     ) -> None:
@@ -49,7 +49,7 @@ class Router:
         Chunks are pooled by the `kernels` named, as `msa_kernels.use_triton` says.
         """
         self.config, self.kernels = config, kernels
-        self.layers = dict(layers or {})
+        self.layers = dict(layers)
         self.token_weights = token_weights
         self._check()
 

@@ -82,7 +82,7 @@ class _PooledStates(ActivationRecorder):
         return layer == self.layers[-1]
 
 
-def token_weights(rows: Iterable[Sequence[int]], vocab: int, smoothing: float, silent: Iterable[int] = ()) -> Tensor:
+def token_weights(rows: Iterable[Sequence[int]], vocab: int, smoothing: float, silent: Iterable[int]) -> Tensor:
     """Weights a / (a + p) [V] from the tokens' frequencies; tokens never seen weigh 1, `silent` ones 0."""
     counts = torch.zeros(vocab, dtype=torch.float64)
     for row in rows:

@@ -115,7 +115,7 @@ class WindowRecorder(ActivationRecorder):
         """Stop once the deepest layer's K and V are pooled: its output would be read by nobody."""
         return layer == self.deepest
 
-    def latents(self, keys_dtype: torch.dtype, content_dtype: torch.dtype | None = None) -> list[WindowLatents]:
+    def latents(self, keys_dtype: torch.dtype, content_dtype: torch.dtype | None) -> list[WindowLatents]:
         """One `WindowLatents` a row, on the CPU: keys in `keys_dtype`, content in `content_dtype` (None: as it is)."""
         split_keys = {
             name: keys.cpu().split_with_sizes(self.key_chunks.tolist())

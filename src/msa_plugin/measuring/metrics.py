@@ -20,6 +20,7 @@ RETRIEVAL = ("nDCG@10", "R@2", "R@5", "R@10", "R@100", "RR@10", "AP")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CUTOFF = re.compile(r"@(\d+)")
+_DRAWS = 1000
 
 
 def within(metrics: Iterable[str], k: int) -> tuple[str, ...]:
@@ -98,8 +99,8 @@ def question_scores(reply: str, read: Sequence[str], question: Question) -> dict
     }
 
 
-def bootstrap(values: Sequence[float], *, seed: int = 0, samples: int = 1000) -> tuple[float, float]:
-    """Bounds of the 95 % interval of the mean, by drawing the questions `samples` times with replacement.
+def bootstrap(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
+    """Bounds of the 95 % interval of the mean, by drawing the questions 1,000 times with replacement.
 
     Raises ConfigError for no values.
     """
@@ -108,7 +109,7 @@ def bootstrap(values: Sequence[float], *, seed: int = 0, samples: int = 1000) ->
     data = np.asarray(values, dtype=np.float64)
     generator = np.random.default_rng(seed)
     portion = max(1, 10**6 // len(data))  # draws at a time, so that memory stays bounded
-    sizes = [min(portion, samples - start) for start in range(0, samples, portion)]
+    sizes = [min(portion, _DRAWS - start) for start in range(0, _DRAWS, portion)]
     means = [data[generator.integers(0, len(data), (size, len(data)))].mean(axis=1) for size in sizes]
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return float(low), float(high)

@@ -162,7 +162,7 @@ def word_scores(questions: Sequence[str], parts: Sequence[WordPart]) -> list[Wor
     return [counted.words(counted.counts) for counted in found]
 
 
-def rarity(question: str, counts: Counts, others: int = 0) -> dict[str, float]:
+def rarity(question: str, counts: Counts, others: int) -> dict[str, float]:
     """What each word of a question weighs: how often the question has it, times its inverse document frequency.
 
     `counts` are those of a selection for the question; `others` more documents have none of the words.

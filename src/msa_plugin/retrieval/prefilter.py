@@ -298,10 +298,10 @@ def _key_panels(selection: Selection) -> Iterator[NDArray[np.float32]]:
                 yield part.numpy()
 
 
-def _sample(selection: Selection, seed: int = 0) -> NDArray[np.float32]:
+def _sample(selection: Selection) -> NDArray[np.float32]:
     """At most `TRAIN_CHUNKS` of the allowed keys, drawn evenly from all segments."""
     total = sum(len(_owners(*part)) for part in selection.parts)
-    chosen = np.sort(np.random.default_rng(seed).permutation(total)[:TRAIN_CHUNKS])
+    chosen = np.sort(np.random.default_rng(0).permutation(total)[:TRAIN_CHUNKS])
     taken, start = [], 0
     for keys in _key_panels(selection):
         first, last = np.searchsorted(chosen, [start, start + len(keys)])

@@ -25,6 +25,7 @@ from msa_plugin.training.data import Corpus, Hop, drawn_numbers
 from msa_plugin.training.losses import IGNORED
 from msa_plugin.training.packed import QUESTION, RESPONSE, TEMPLATE, Packed
 
+_MINED = 32  # passages a question
 Miner = Callable[[Corpus, Hop], Sequence[str]]  # ids of passages that look right and are not, worst mistake first
 
 
@@ -52,14 +53,14 @@ class Batch:
     columns: Tensor
 
     @classmethod
-    def of(cls, samples: Sequence[PackedSample], device: torch.device, pad: int = 0) -> Batch:
+    def of(cls, samples: Sequence[PackedSample], device: torch.device) -> Batch:
         """Right padded to the longest."""
         width = max(len(s.ids) for s in samples)
 
         def rows(values: Sequence[Sequence[int]], fill: int) -> Tensor:
             return torch.tensor([[*v, *[fill] * (width - len(v))] for v in values], device=device)
 
-        ids = rows([s.ids for s in samples], pad)
+        ids = rows([s.ids for s in samples], 0)
         mask = rows([[1] * len(s.ids) for s in samples], 0).bool()
         labels = rows([s.labels for s in samples], IGNORED)
         positions, owners = rows([s.positions for s in samples], 0), rows([s.documents for s in samples], RESPONSE)
@@ -206,9 +207,8 @@ class Sampler:
 class LexicalNegatives:
     """Mines the best passages by BM25 for the question and what was found, whatever is right among them."""
 
-    def __init__(self, corpora: Sequence[Corpus], depth: int = 32) -> None:
+    def __init__(self, corpora: Sequence[Corpus]) -> None:
         """Indexes every corpus."""
-        self.depth = depth
         self._score = {
             c.name: WordIndex([document_text(d.title, d.text) for d in c.documents.values()]).asked for c in corpora
         }
@@ -217,5 +217,5 @@ class LexicalNegatives:
         """Ids, best first."""
         found = [corpus.documents[i].text for i in step.found[-1:]]
         scores = torch.from_numpy(self._score[corpus.name](" ".join([step.question, *found])))
-        best = scores.topk(min(self.depth, len(scores))).indices.tolist()
+        best = scores.topk(min(_MINED, len(scores))).indices.tolist()
         return [corpus.names[i] for i in best]
