@@ -75,7 +75,7 @@ def shell(
     check_not_empty(bank, namespace, snapshot)
     with open_memory(out, bank, model, adapter, namespace, must_exist=True, snapshot=snapshot, **settings) as memory:
         out.note("ask, or /help; /quit ends")
-        session = _ShellSession(out, memory, wanted, frozen=snapshot is not None, time={"at": at, "history": history})
+        session = _ShellSession(out, memory, wanted, {"at": at, "history": history})
         with _lines(interactive=sys.stdin.isatty() and not as_json) as lines:
             for line in lines:
                 if not session.take(line.strip()):
@@ -86,17 +86,9 @@ def shell(
 class _ShellSession:
     """One shell's state: what it asks, and what it has answered."""
 
-    def __init__(
-        self,
-        out: Output,
-        memory: LatentMemory,
-        where: dict[str, Any] | None,
-        *,
-        frozen: bool,
-        time: dict[str, Any],
-    ) -> None:
+    def __init__(self, out: Output, memory: LatentMemory, where: dict[str, Any] | None, time: dict[str, Any]) -> None:
         self.results: list[Any] = []
-        self._out, self._memory, self._where, self._frozen, self._time = out, memory, where, frozen, time
+        self._out, self._memory, self._where, self._time = out, memory, where, time
         self._commands: dict[str, Callable[[str], None]] = {
             "/find": self._find,
             "/filter": self._filter,
@@ -124,8 +116,6 @@ class _ShellSession:
         return True
 
     def _ask(self, question: str) -> None:
-        if not self._frozen:
-            self._memory.refresh()
         with closing(self._memory.stream(question, filter=self._where, **self._time)) as stream:
             for piece in stream:
                 self._out.say(piece, end="")
@@ -136,8 +126,6 @@ class _ShellSession:
             self.results.append(answer.to_dict())
 
     def _find(self, question: str) -> None:
-        if not self._frozen:
-            self._memory.refresh()
         hits = self._memory.retrieve(question, filter=self._where, **self._time)
         for hit in hits:
             self._out.say(f"  {hit.score:6.3f}  [{hit.id}] {hit.title or hit.text[:70]!r}")

@@ -43,15 +43,16 @@ _WHOLE = 6_000  # characters of a document that is explained
 
 def hits(found: Hits) -> str:
     """Each document's best passage, with the question's words, the best chunk, and where its score is from."""
-    missed = f"Shards {', '.join(map(str, found.missed_shards))} were lost: their documents are missing."
+    lost = ", ".join(map(str, found.missed_shards))
+    missed = f"Shards {lost} were lost: their documents are missing." if lost else ""
     if not found:
-        return page(line("Nothing found.", missed if found.missed_shards else ""))
+        return page(line("Nothing found.", missed))
     kind = "passage" if found[0].passage else "document"
     best = max(hit.score for hit in found)
     return page(
         line(f"<b>{inline(found.question)}</b>") if found.question else "",
         line(many(len(found), kind), _times(found.seconds), dim=True),
-        line(missed) if found.missed_shards else "",
+        line(missed),
         *(_hit(hit, place, found.question, found.chunk(hit), best) for place, hit in enumerate(found, 1)),
         line(
             "<mark>words of the question</mark>,",
