@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from msa_plugin import arguments
 from msa_plugin.async_twins import awaited
+from msa_plugin.bank.scopes import grouped
 from msa_plugin.types import DeleteReport, Stats, VerifyReport
 
 if TYPE_CHECKING:
@@ -78,10 +79,9 @@ class Upkeep:
 
         They are found no more in any case; this frees their space, with the next `compact`, and their ids.
         """
-        bank, expired = self._bank_(), dict[str, list[str]]()
+        bank = self._bank_()
         with bank.writing():  # nobody gives one of them another date in between
-            for namespace, name in bank.expired(self.namespace, self.below):
-                expired.setdefault(namespace, []).append(name)
+            expired = grouped(bank.expired(self.namespace, self.below))
             gone = [name for namespace, names in expired.items() for name in bank.delete(names, namespace)[0]]
         return DeleteReport(tuple(gone), ())
 

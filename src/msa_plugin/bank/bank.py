@@ -21,7 +21,7 @@ from msa_plugin.bank.disk import check_writable, disk_errors
 from msa_plugin.bank.documents import Known, StoredDocument
 from msa_plugin.bank.faults import fault_point
 from msa_plugin.bank.schema import create_bank
-from msa_plugin.bank.scopes import Scope, check_namespace
+from msa_plugin.bank.scopes import Scope, check_namespace, grouped
 from msa_plugin.bank.segment import Segment
 from msa_plugin.bank.tables import Tables
 from msa_plugin.bank.validation import check_documents, check_ordinals
@@ -195,10 +195,7 @@ class MemoryBank:
         places = self._places(ordinals)
         if any(group not in segment.keys for segment, _ in places):
             raise InvalidQueryError(f"no key group {group!r} in this bank; there are {sorted(places[0][0].keys)}")
-        positions: dict[Segment, list[int]] = {}
-        for segment, position in places:
-            positions.setdefault(segment, []).append(position)
-        rows = {segment: iter(segment.key_numbers(found, group)) for segment, found in positions.items()}
+        rows = {segment: iter(segment.key_numbers(found, group)) for segment, found in grouped(places).items()}
         return [next(rows[segment]) for segment, _ in places]
 
     def content(self, ordinals: Sequence[int], layer: int) -> list[Tensor]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from msa_plugin.errors import InvalidQueryError
 
 _T = TypeVar("_T")
+_Key = TypeVar("_Key")
 NEST = "/"  # between a namespace and one nested in it
 _BATCH = 500  # bound parameters per statement; old SQLite versions allow 999
 
@@ -90,3 +91,11 @@ def batches(items: Iterable[_T], size: int = _BATCH) -> Iterator[list[_T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
+
+
+def grouped(pairs: Iterable[tuple[_Key, _T]]) -> dict[_Key, list[_T]]:
+    """What comes with each key, in order."""
+    groups: dict[_Key, list[_T]] = {}
+    for key, item in pairs:
+        groups.setdefault(key, []).append(item)
+    return groups

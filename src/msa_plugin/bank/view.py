@@ -16,7 +16,7 @@ from msa_plugin import dates
 from msa_plugin.bank.catalog import Catalog
 from msa_plugin.bank.documents import Totals
 from msa_plugin.bank.filters import compile_filter
-from msa_plugin.bank.scopes import At, Place, Scope
+from msa_plugin.bank.scopes import At, Place, Scope, grouped
 from msa_plugin.bank.segment import Segment
 from msa_plugin.errors import BankCorruptError, InvalidQueryError
 from msa_plugin.types import PRESENT, Asof, Filter, KeyBlock
@@ -203,14 +203,14 @@ class View:
     def _masks(self, places: Iterable[Place]) -> dict[int, Tensor]:
         """A bool mask [n] for each segment that has one of the `places`."""
         masks = {}
-        for number, found in _by_segment(places).items():
+        for number, found in grouped(places).items():
             masks[number] = torch.zeros(self.segment(number, found).record.documents, dtype=torch.bool)
             masks[number][torch.tensor(found)] = True
         return masks
 
     def located(self, places: Sequence[Place]) -> list[tuple[Segment, int]]:
         """Each place's segment, which was checked, and the position in it. Raises BankCorruptError."""
-        segments = {number: self.segment(number, found) for number, found in _by_segment(places).items()}
+        segments = {number: self.segment(number, found) for number, found in grouped(places).items()}
         for segment in segments.values():
             segment.check()
         return [(segments[number], position) for number, position in places]
@@ -225,13 +225,6 @@ class View:
         if segment is None or int(within.min()) < 0 or int(within.max()) >= segment.record.documents:
             raise BankCorruptError(f"the catalog places documents in segment {number!r:.80} where there are none")
         return segment
-
-
-def _by_segment(places: Iterable[Place]) -> dict[int, list[int]]:
-    positions: dict[int, list[int]] = {}
-    for segment, position in places:
-        positions.setdefault(segment, []).append(position)
-    return positions
 
 
 def _selection(parts: Iterable[tuple[Segment, Tensor | None]], moment: Moment, asof: Asof = PRESENT) -> Selection:

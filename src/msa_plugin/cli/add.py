@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from msa_plugin.bank.scopes import grouped
 from msa_plugin.cli.options import (
     AdapterPath,
     Bank,
@@ -126,10 +127,7 @@ def _say(out: Output, report: FilesReport) -> None:
 
 def _say_left_out(out: Output, skipped: Iterable[tuple[str, str]]) -> None:
     """Every file with its reason; where many have the same one, some of them and their number."""
-    by_reason: dict[str, list[str]] = {}
-    for path, reason in skipped:
-        by_reason.setdefault(reason, []).append(path)
-    for reason, paths in by_reason.items():
+    for reason, paths in grouped((reason, path) for path, reason in skipped).items():
         if len(paths) <= _NAMED:
             for path in paths:
                 out.say(f"  left out {path}: {reason}")

@@ -18,7 +18,7 @@ from msa_plugin.bank.documents import Known, StoredDocument
 from msa_plugin.bank.filters import compile_filter
 from msa_plugin.bank.handle import Selected
 from msa_plugin.bank.lock import WriterLock
-from msa_plugin.bank.scopes import check_namespace
+from msa_plugin.bank.scopes import check_namespace, grouped
 from msa_plugin.bank.words import WordPart
 from msa_plugin.cluster.manifest import Manifest, home
 from msa_plugin.cluster.selection import PLACES, ShardedSelection
@@ -160,9 +160,7 @@ class ClusterBank:
 
     def _by_ordinal(self, method: str, ordinals: Sequence[int], *arguments: Any) -> list[Any]:
         """One thing for each document, from the shards that hold them."""
-        groups: dict[int, list[int]] = {}
-        for ordinal, shard in self._homes(ordinals).items():
-            groups.setdefault(shard, []).append(ordinal)
+        groups = grouped((shard, ordinal) for ordinal, shard in self._homes(ordinals).items())
         calls = {shard: (group, *arguments) for shard, group in groups.items()}
         answers = self.shards.each(method, calls, self.shards.config.timeout)
         found = {o: thing for shard, group in groups.items() for o, thing in zip(group, answers[shard], strict=True)}
@@ -199,10 +197,7 @@ class ClusterBank:
 
     def homes(self, namespace: str, ids: Iterable[str]) -> dict[int, list[str]]:
         """Ids by the shard that they belong to, each once."""
-        groups: dict[int, list[str]] = {}
-        for name in dict.fromkeys(ids):
-            groups.setdefault(home(namespace, name, self.shards.count), []).append(name)
-        return groups
+        return grouped((home(namespace, name, self.shards.count), name) for name in dict.fromkeys(ids))
 
     def iter_ids(self, namespace: str) -> Iterator[str]:
         """Live ids in code point order, fetched in pages, each of its own moment."""
@@ -286,9 +281,8 @@ class ClusterBank:
             self._next = reserved.next_ordinal
             if self._shipped is None:
                 self._shipped = self.shards.put(self._load())
-            groups: dict[int, list[tuple[int, Document]]] = {}
-            for ordinal, document in enumerate(documents, first):
-                groups.setdefault(home(namespace, document.id, self.shards.count), []).append((ordinal, document))
+            numbered = enumerate(documents, first)
+            groups = grouped((home(namespace, item[1].id, self.shards.count), item) for item in numbered)
             calls = {shard: (namespace, items, self._shipped) for shard, items in groups.items()}
             answers = self.shards.each("store", calls)
         tokens: dict[int, int] = {}
