@@ -18,7 +18,7 @@ from msa_plugin.training.contrastive import Contrastive, ContrastiveConfig, cont
 from msa_plugin.training.data import corpus_of
 from msa_plugin.training.groups import Group, GroupConfig, Pool
 from msa_plugin.training.settings import TrainConfig
-from msa_plugin.training.teacher import mean_of, teach
+from msa_plugin.training.teacher import mean_of, teach, turned
 from msa_plugin.training.trainer import Trainer
 from msa_plugin.types import Document
 from tiny import tiny_adapter, tiny_backbone, tiny_lora, with_lora
@@ -124,7 +124,7 @@ def test_a_teacher_is_followed(backbone, pool):
     group = made.groups.training(0)
     wanted = torch.from_numpy(pool.teacher[1][group.asks[0].question] @ pool.teacher[0][list(group.passages)].T)
     followed = wanted[None].clone().requires_grad_()
-    assert float(made._divergence(followed, wanted[None]).detach()) == pytest.approx(0, abs=1e-6)
+    assert float(made._losses._divergence(followed, wanted[None]).detach()) == pytest.approx(0, abs=1e-6)
     losses = learnt(made, "teacher")
     assert losses[-1] < 0.7 * losses[0]
 
@@ -144,10 +144,10 @@ def test_passages_without_questions_are_asked_for_by_a_sentence(backbone):
     assert not any(ask.made for group in made._held for ask in group.asks)
     group = next(g for g in map(made.groups.training, range(30)) if any(a.made for a in g.asks))
     scored = made.score(group, random.Random(0))
-    parts = made._parts(group, scored)
+    parts = made._losses.of(group, scored)
     asked = [i for i, ask in enumerate(group.asks) if not ask.made]
     fewer = Group(group.passages, tuple(group.asks[i] for i in asked), group.positives[asked], group.absent[asked])
-    alone = made._parts(fewer, replace(scored, scores=scored.scores[asked]))
+    alone = made._losses.of(fewer, replace(scored, scores=scored.scores[asked]))
     assert float(parts["labels"].detach()) == pytest.approx(float(alone["labels"].detach()))
     assert float(parts["teacher"].detach()) != pytest.approx(float(alone["teacher"].detach()))
 
@@ -158,7 +158,7 @@ def test_words_beside_the_router_count_where_labels_are_learnt(backbone, pool):
     losses = {}
     for words in (0.0, 1.0):
         made = objective(backbone, pool, words=words)
-        losses[words] = float(made._parts(group, made.score(group, random.Random(0)))["labels"].detach())
+        losses[words] = float(made._losses.of(group, made.score(group, random.Random(0)))["labels"].detach())
     assert losses[1.0] < losses[0.0]
 
 
@@ -168,9 +168,44 @@ def test_a_groups_documents_are_as_alike_as_the_teacher_says(backbone, pool):
     pool.teacher = (unit[0], unit[1])
     made = objective(backbone, pool, labels=0.0, teacher=0.0, similar=1.0)
     taught = torch.from_numpy(unit[0][:5])
-    assert float(made._among(taught.clone(), taught)) == pytest.approx(0, abs=1e-6)
+    assert float(made._losses._among(taught.clone(), taught)) == pytest.approx(0, abs=1e-6)
     losses = learnt(made, "similar")
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_teachers_vectors_are_learnt_themselves(backbone):
+    """Text by text, and by questions alone too: nothing beside a text says what its vector should be."""
+    pool = Pool.of([corpus()])
+    unit = [torch.nn.functional.normalize(torch.randn(len(t), 6), dim=1).numpy() for t in (pool.texts, pool.questions)]
+    pool.teacher = (unit[0], unit[1])
+    made = objective(backbone, pool, labels=0.0, teacher=0.0, vectors=1.0)
+    passages, questions = made.vectors(pool.texts, pool.questions)
+    group = made.groups.training(0)
+    scored = made.score(group, random.Random(0))
+    assert torch.allclose(scored.documents, passages[list(group.passages)], atol=1e-5)
+    asked = list(dict.fromkeys(ask.question for ask in group.asks))
+    assert torch.allclose(scored.questions, questions[asked], atol=1e-5)
+    losses = learnt(made, "vectors")
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_teacher_is_turned_to_where_training_begins():
+    """Its cosines stay what they are; what is the teacher's own space in other directions is found again."""
+    rng = np.random.default_rng(0)
+    taught = tuple(rng.normal(size=(n, 6)).astype(np.float32) for n in (40, 30))
+    turn = np.linalg.qr(rng.normal(size=(6, 6)))[0].astype(np.float32)
+    samples = [range(20), range(20)]
+    begun = tuple(torch.from_numpy(v[:20] @ turn) for v in taught)
+    found = turned(taught, samples, begun)
+    assert all(f == pytest.approx(v @ turn, abs=1e-4) for f, v in zip(found, taught, strict=True))
+    elsewhere = tuple(torch.randn(20, 9) for _ in range(2))
+    wider = turned(taught, samples, elsewhere)
+    assert wider[0].shape == (40, 9)
+    assert wider[1] @ wider[0].T == pytest.approx(taught[1] @ taught[0].T, abs=1e-3)
+    near = sum(float((w[:20] * e.numpy()).sum()) for w, e in zip(wider, elsewhere, strict=True))
+    turns = (np.linalg.qr(rng.normal(size=(9, 9)))[0] for _ in range(20))
+    others = [sum(((w @ t)[:20] * e.numpy()).sum() for w, e in zip(wider, elsewhere, strict=True)) for t in turns]
+    assert near > max(others)
 
 
 def test_several_teachers_are_a_mean_of_cosines():

@@ -28,33 +28,29 @@ from msa_plugin.backbone.backbone import Backbone
 from msa_plugin.backbone.cache import cache_dir
 from msa_plugin.backbone.lora import TARGETS, Lora
 from msa_plugin.backbone.router import Router, RouterLayer
-from msa_plugin.config import InterleaveConfig, Settings
+from msa_plugin.config import InterleaveConfig
 from msa_plugin.encoding.calibration import Calibration, CalibrationConfig
 from msa_plugin.encoding.encoder import WindowRecorder, pad_right, plan_batches
 from msa_plugin.errors import ConfigError
 from msa_plugin.retrieval.ranking import RouteRecorder
 from msa_plugin.training.data import Corpus
+from msa_plugin.training.group_losses import GroupLosses, LossConfig, Scored
 from msa_plugin.training.groups import Ask, Group, GroupConfig, Groups, Pool
-from msa_plugin.training.losses import distillation_loss, routing_loss
-from msa_plugin.training.teacher import load_teacher, mean_of, teach
+from msa_plugin.training.teacher import Taught, load_teacher, mean_of, teach, turned
 from msa_plugin.training.trainer import Losses
 
 _LOG = logging.getLogger("msa_plugin.training")
 _TOKENS = "token_weights"
 _EVALUATION = 12  # groups
+_TURNED = 1024  # passages, and as many questions, that say how the teacher's vectors are turned
 
 
-class ContrastiveConfig(Settings):
-    """What trains, on which groups, and how the losses are mixed.
+class ContrastiveConfig(LossConfig):
+    """What trains, on which groups, and the losses.
 
     LoRA of `rank` on `modules` of `layers` (None: all below the last routing layer; rank 0: none), the router's
     projections always, `train_token_weights` the weights tokens are pooled with. Documents are cut to
-    `document_tokens`, prefix included. `labels` weighs the contrastive loss, `teacher` the distillation; the teacher's
-    similarity of a question and a passage is the embedding's cosine plus `lexical` times BM25 as a share of the
-    question's best. `similar` weighs the same divergence between a group's documents, and between its questions, by
-    the means of their vectors. `words` is the weight at which BM25's share counts beside the router's scores where
-    labels are learnt, as it does when a memory searches; the teacher is followed by the router alone.
-    Temperatures divide scores. `pieces` of found documents make a later step's queries.
+    `document_tokens`, prefix included. `pieces` of found documents make a later step's queries.
     `calibration` makes the router that training begins from when no adapter is given, from the training text.
     `teachers` are models as the benchmark's `dense:` names them (all-MiniLM-L6-v2 is `minilm`); of several the mean
     of their cosines counts.
@@ -69,24 +65,7 @@ class ContrastiveConfig(Settings):
     groups: GroupConfig = GroupConfig()
     document_tokens: int = Field(default=128, ge=8)
     batch_tokens: int = Field(default=1024, ge=8)
-    labels: float = Field(default=1.0, ge=0)
-    teacher: float = Field(default=1.0, ge=0)
-    lexical: float = Field(default=0.3, ge=0)
-    similar: float = Field(default=0.0, ge=0)
-    words: float = Field(default=0.0, ge=0)
-    temperature: float = Field(default=0.05, gt=0)
-    teacher_temperature: float = Field(default=0.05, gt=0)
     pieces: int = Field(default=2, ge=1)
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """Cosines [Q, P] of a group, unit vectors of its documents [P, D] and questions [Q', D], and the tokens it took."""
-
-    scores: Tensor
-    documents: Tensor
-    questions: Tensor
-    tokens: int
 
 
 class Contrastive:
@@ -111,6 +90,7 @@ class Contrastive:
         self._log_weights = None if weights is None else weights.clamp(min=1e-8).log().requires_grad_()
         self._silent = None if weights is None else weights == 0
         self.lora = self._fresh_lora(seed)
+        self._losses = GroupLosses(pool, config, self._target())
 
     def _fresh_lora(self, seed: int) -> Lora | None:
         c, last = self.config, self.start.config.routing.layers[-1]
@@ -125,6 +105,24 @@ class Contrastive:
         if begun.deepest >= last:
             raise ConfigError(f"LoRA of layer {begun.deepest} changes nothing before the last routing layer, {last}")
         return begun.trainable(self.backbone.device)
+
+    def _target(self) -> Taught | None:
+        """The teacher's vectors as `vectors` has them learnt: turned to where those of the router are now."""
+        if not self.config.vectors or self.pool.teacher is None:
+            return None
+        draw, pool = random.Random(f"{self.seed}/turned"), self.pool
+        samples = [draw.sample(range(len(texts)), min(_TURNED, len(texts))) for texts in (pool.texts, pool.questions)]
+        with torch.no_grad():
+            begun = self.vectors([pool.texts[p] for p in samples[0]], [pool.questions[q] for q in samples[1]])
+        return turned(pool.teacher, samples, begun)
+
+    def vectors(self, passages: Sequence[str], questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Unit vectors of passages [P, D] and of questions [M, D] by the router as it is now."""
+        router = self.router()
+        with nullcontext() if self.lora is None else self.lora.added(self.backbone.model):
+            keys, chunks = self._keys(self._rows(passages), router)
+            asked = self._vectors([self.prefix + ids for ids in self.backbone.tokenize_batch(list(questions))], router)
+        return _mean_keys(keys, _owner(chunks), len(passages)), F.normalize(asked, dim=1)
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -150,9 +148,8 @@ class Contrastive:
         """The loss of group `batch`."""
         group = self.groups.training(batch)
         scored = self.score(group, random.Random(f"{self.seed}/pieces/{batch}"))
-        parts = self._parts(group, scored)
-        weights = {"labels": self.config.labels, "teacher": self.config.teacher, "similar": self.config.similar}
-        total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+        parts = self._losses.of(group, scored)
+        total = torch.stack([getattr(self.config, name) * value for name, value in parts.items()]).sum()
         shown = {name: float(value.detach()) for name, value in parts.items()}
         return Losses(total, {**shown, "asks": float(len(group.asks))}, scored.tokens)
 
@@ -187,7 +184,7 @@ class Contrastive:
 
     # Scores
 
-    def score(self, group: Group, draw: random.Random) -> _Scored:
+    def score(self, group: Group, draw: random.Random) -> Scored:
         """Cosine of every step with every document of a group, best over a document's chunks and a step's pieces."""
         router = self.router()
         if self.lora is None:
@@ -195,21 +192,24 @@ class Contrastive:
         with self.lora.added(self.backbone.model):
             return self._score(group, router, draw)
 
-    def _score(self, group: Group, router: Router, draw: random.Random) -> _Scored:
-        texts = [self.pool.texts[p] for p in group.passages]
-        rows = [(self.prefix + ids)[: self.config.document_tokens] for ids in self.backbone.tokenize_batch(texts)]
+    def _score(self, group: Group, router: Router, draw: random.Random) -> Scored:
+        rows = self._rows([self.pool.texts[p] for p in group.passages])
         keys, chunks = self._keys(rows, router)
         questions, owners = self._queries(group.asks, draw)
         vectors = self._vectors(questions, router)
         asked = self._asked(vectors, owners)
         with torch.autocast(keys.device.type, enabled=False):  # a temperature would enlarge what bf16 rounds off
             products = asked.float() @ keys.float().T
-        owner = torch.repeat_interleave(torch.arange(len(rows)), chunks).to(keys.device)
+        owner = _owner(chunks).to(keys.device)
         by_document = _best(products, owner, len(rows))
         scores = _best(by_document.T, torch.tensor(owners.step), len(group.asks)).T
-        documents = F.normalize(keys.new_zeros(len(rows), keys.shape[1]).index_add(0, owner, keys), dim=1)
+        documents = _mean_keys(keys, owner, len(rows))
         asked = F.normalize(vectors[: owners.asked], dim=1)
-        return _Scored(scores, documents, asked, sum(map(len, rows)) + sum(map(len, questions)))
+        return Scored(scores, documents, asked, sum(map(len, rows)) + sum(map(len, questions)))
+
+    def _rows(self, passages: Sequence[str]) -> list[list[int]]:
+        tokenized = self.backbone.tokenize_batch(list(passages))
+        return [(self.prefix + ids)[: self.config.document_tokens] for ids in tokenized]
 
     def _keys(self, rows: Sequence[list[int]], router: Router) -> tuple[Tensor, Tensor]:
         """Routing keys [C, D] of documents in their order, and the number of chunks of each [P]."""
@@ -274,53 +274,6 @@ class Contrastive:
         weight = InterleaveConfig().follow_weight * (follow >= 0)[:, None]
         return F.normalize(questions + weight * vectors[follow.clamp(min=0)], dim=1)
 
-    # Losses
-
-    def _parts(self, group: Group, scored: _Scored) -> dict[str, Tensor]:
-        scores, parts = scored.scores, {}
-        numbers = [ask.question for ask in group.asks]
-        shares = self._shares(group, numbers).to(scores.device)
-        labelled = [i for i, ask in enumerate(group.asks) if not ask.made]
-        if self.config.labels and labelled:
-            both = scores + self.config.words * shares
-            shown = [(both[i][~group.absent[i]], group.positives[i][~group.absent[i]]) for i in labelled]
-            losses = [routing_loss(row, right, temperature=self.config.temperature) for row, right in shown]
-            parts["labels"] = torch.stack(losses).mean()
-        first = torch.tensor([not ask.found for ask in group.asks])
-        if self.pool.teacher is not None:
-            passages, questions = (torch.from_numpy(v) for v in self.pool.teacher)
-            taught = passages[list(group.passages)]
-            if self.config.teacher and bool(first.any()):
-                cosines = questions[numbers] @ taught.T + self.config.lexical * shares.cpu()
-                parts["teacher"] = self._divergence(scores[first], cosines[first])
-            if self.config.similar:
-                asked = questions[list(dict.fromkeys(numbers))]
-                parts["similar"] = self._among(scored.documents, taught) + self._among(scored.questions, asked)
-        return parts
-
-    def _divergence(self, scores: Tensor, taught: Tensor) -> Tensor:
-        c = self.config
-        scales = {"temperature": c.temperature, "teacher_temperature": c.teacher_temperature}
-        return distillation_loss(scores, taught.to(scores.device), **scales)
-
-    def _among(self, vectors: Tensor, taught: Tensor) -> Tensor:
-        """The divergence between vectors [N, D] of the same kind; none is compared with itself."""
-        if len(vectors) < 3:
-            return vectors.new_zeros(())
-        with torch.autocast(vectors.device.type, enabled=False):
-            mine = vectors.float() @ vectors.float().T
-        other = ~torch.eye(len(vectors), dtype=torch.bool)
-        rows = [products[other.to(products.device)].view(len(vectors), -1) for products in (mine, taught @ taught.T)]
-        return self._divergence(*rows)
-
-    def _shares(self, group: Group, numbers: Sequence[int]) -> Tensor:
-        """BM25 of a group's steps [Q, P], each as a share of its best over the pool."""
-        columns = list(group.passages)
-        if not (self.config.words or (self.config.lexical and self.pool.teacher is not None)):
-            return torch.zeros(len(numbers), len(columns))
-        found = {q: _share(torch.from_numpy(self.pool.lexical(q)), columns) for q in dict.fromkeys(numbers)}
-        return torch.stack([found[q] for q in numbers])
-
 
 @dataclass(frozen=True)
 class _Owners:
@@ -335,8 +288,15 @@ class _Owners:
     asked: int
 
 
-def _share(scores: Tensor, columns: list[int]) -> Tensor:
-    return scores[columns] / scores.max().clamp(min=1e-6)
+def _owner(chunks: Tensor) -> Tensor:
+    """The document of each of C chunks, from the number of chunks of each of P documents."""
+    return torch.repeat_interleave(torch.arange(len(chunks)), chunks)
+
+
+def _mean_keys(keys: Tensor, owner: Tensor, count: int) -> Tensor:
+    """Unit vectors [count, D] of documents: the sums of their keys [C, D]."""
+    sums = keys.new_zeros(count, keys.shape[1]).index_add(0, owner.to(keys.device), keys)
+    return F.normalize(sums, dim=1)
 
 
 def _best(values: Tensor, owners: Tensor, count: int) -> Tensor:
@@ -371,7 +331,7 @@ def contrastive_objective(
     Raises TrainingError and ConfigError as `Pool` and `Contrastive`, MissingExtraError without the extra bench.
     """
     pool = Pool.of(data)
-    if config.teacher:
+    if config.teacher or config.vectors:
         folder, device = cache_dir() / "teachers", str(backbone.device)
         taught = [teach(load_teacher(m, device), pool.texts, pool.questions, folder, _told) for m in config.teachers]
         pool.teacher = mean_of(taught)
@@ -385,7 +345,7 @@ def contrastive_objective(
 def brief(config: ContrastiveConfig) -> ContrastiveConfig:
     """Without the teacher, whose vectors of all passages come first, and calibrated on few of them."""
     few = config.calibration.model_copy(update={"passages": 64, "questions": 64})
-    return config.model_copy(update={"teacher": 0.0, "calibration": few})
+    return config.model_copy(update={"teacher": 0.0, "vectors": 0.0, "calibration": few})
 
 
 def _told(done: int, total: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from msa_plugin.backbone.cpu import trains_faster_in_bfloat16
 from msa_plugin.embedding.cache import EmbeddingCache, OnBlock, Portion
@@ -16,6 +17,7 @@ from msa_plugin.embedding.e5 import E5, E5Embedder
 from msa_plugin.embedding.sentence import Embedder, SentenceEmbedder
 from msa_plugin.training.groups import Vectors
 
+Taught = tuple[Vectors, Vectors]  # of passages [P, W] and of questions [M, W]
 MINILM = "minilm"  # all-MiniLM-L6-v2, which is the default
 
 
@@ -34,7 +36,7 @@ def load_teacher(model: str, device: str) -> Embedder:
 
 def teach(
     teacher: Embedder, passages: Sequence[str], questions: Sequence[str], cache: Path, on_block: OnBlock
-) -> tuple[Vectors, Vectors]:
+) -> Taught:
     """Vectors of passages [P, W] and of questions [M, W]; what `cache` holds of them is not embedded again."""
     kept = EmbeddingCache(cache / teacher.key)
 
@@ -50,9 +52,29 @@ def teach(
     return vectors("passage", passages, teacher.documents), vectors("question", questions, teacher.queries)
 
 
-def mean_of(taught: Sequence[tuple[Vectors, Vectors]]) -> tuple[Vectors, Vectors]:
+def mean_of(taught: Sequence[Taught]) -> Taught:
     """Vectors whose products are the means of several teachers' cosines: theirs, side by side."""
     if len(taught) == 1:
         return taught[0]
     passages, questions = (np.concatenate(each, axis=1) / np.sqrt(len(each)) for each in zip(*taught, strict=True))
+    return passages, questions
+
+
+def turned(taught: Taught, samples: Sequence[Sequence[int]], begun: tuple[Tensor, Tensor]) -> Taught:
+    """The teacher's vectors with D numbers [P, D], [M, D], lying as near to `begun` as a rotation can bring them.
+
+    `begun` holds vectors [N, D] of the sampled passages and of the sampled questions. What is kept of the teacher are
+    the D directions in which most of these vectors lie, so that their cosines stay what they are as nearly as D numbers
+    allow; the rotation is the orthogonal Procrustes solution (Schoenemann 1966). A teacher of fewer numbers than D is
+    filled up with zeros.
+    """
+    sampled = np.concatenate([vectors[list(chosen)] for vectors, chosen in zip(taught, samples, strict=True)])
+    near = torch.cat(begun).float().cpu().numpy()
+    width = near.shape[1]
+    main = np.linalg.svd(sampled, full_matrices=False)[2][:width]
+    if len(main) < width:
+        main = np.concatenate([main, np.zeros((width - len(main), main.shape[1]), main.dtype)])
+    left, _, right = np.linalg.svd((sampled @ main.T).T @ near)
+    turn = main.T @ left @ right
+    passages, questions = (np.ascontiguousarray(vectors @ turn, dtype=np.float32) for vectors in taught)
     return passages, questions
