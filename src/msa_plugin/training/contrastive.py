@@ -34,7 +34,7 @@ from msa_plugin.encoding.encoder import WindowRecorder, pad_right, plan_batches
 from msa_plugin.errors import ConfigError
 from msa_plugin.retrieval.ranking import RouteRecorder
 from msa_plugin.training.data import Corpus
-from msa_plugin.training.group_losses import GroupLosses, LossConfig, Scored
+from msa_plugin.training.group_losses import GroupLosses, GroupScores, LossConfig
 from msa_plugin.training.groups import Ask, Group, GroupConfig, Groups, Pool
 from msa_plugin.training.teacher import Taught, load_teacher, mean_of, teach, turned
 from msa_plugin.training.trainer import Losses
@@ -184,7 +184,7 @@ class Contrastive:
 
     # Scores
 
-    def score(self, group: Group, draw: random.Random) -> Scored:
+    def score(self, group: Group, draw: random.Random) -> GroupScores:
         """Cosine of every step with every document of a group, best over a document's chunks and a step's pieces."""
         router = self.router()
         if self.lora is None:
@@ -192,7 +192,7 @@ class Contrastive:
         with self.lora.added(self.backbone.model):
             return self._score(group, router, draw)
 
-    def _score(self, group: Group, router: Router, draw: random.Random) -> Scored:
+    def _score(self, group: Group, router: Router, draw: random.Random) -> GroupScores:
         rows = self._rows([self.pool.texts[p] for p in group.passages])
         keys, chunks = self._keys(rows, router)
         questions, owners = self._queries(group.asks, draw)
@@ -205,7 +205,7 @@ class Contrastive:
         scores = _best(by_document.T, torch.tensor(owners.step), len(group.asks)).T
         documents = _mean_keys(keys, owner, len(rows))
         asked = F.normalize(vectors[: owners.asked], dim=1)
-        return Scored(scores, documents, asked, sum(map(len, rows)) + sum(map(len, questions)))
+        return GroupScores(scores, documents, asked, sum(map(len, rows)) + sum(map(len, questions)))
 
     def _rows(self, passages: Sequence[str]) -> list[list[int]]:
         tokenized = self.backbone.tokenize_batch(list(passages))

@@ -42,7 +42,7 @@ class LossConfig(Settings):
 
 
 @dataclass(frozen=True)
-class Scored:
+class GroupScores:
     """Cosines [Q, P] of a group, unit vectors of its documents [P, D] and questions [Q', D], and the tokens it took."""
 
     scores: Tensor
@@ -58,7 +58,7 @@ class GroupLosses:
         """`target` is what `vectors` has the router's own vectors learn, passages [P, D] and questions [M, D]."""
         self.pool, self.config, self.target = pool, config, target
 
-    def of(self, group: Group, scored: Scored) -> dict[str, Tensor]:
+    def of(self, group: Group, scored: GroupScores) -> dict[str, Tensor]:
         """Those that have a weight and something to learn from."""
         scores, parts = scored.scores, {}
         numbers = [ask.question for ask in group.asks]
