@@ -237,7 +237,7 @@ class Bank(Target):
         with MemoryBank.open(path, self.fingerprint, create=False, read_only=True, snapshot=snapshot) as bank:
             selection = bank.select("default", {"n": {"$gt": 0}})
             selection = bank.select("default")
-            for keys, offsets, *_ in bank.key_blocks("shared", selection):
+            for keys, offsets, *_ in selection.key_blocks("shared"):
                 [keys[int(start) : int(end)].float().sum() for start, end in pairwise(offsets)]
             ordinals = selection.ordinals().tolist()
             bank.documents(ordinals)
