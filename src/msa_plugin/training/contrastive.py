@@ -108,9 +108,10 @@ class Contrastive:
 
     def _target(self) -> Taught | None:
         """The teacher's vectors as `vectors` has them learnt: turned to where those of the router are now."""
-        if not self.config.vectors or self.pool.teacher is None:
+        pool = self.pool
+        if not self.config.vectors or pool.teacher is None:
             return None
-        draw, pool = random.Random(f"{self.seed}/turned"), self.pool
+        draw = random.Random(f"{self.seed}/turned")
         samples = [draw.sample(range(len(texts)), min(_TURNED, len(texts))) for texts in (pool.texts, pool.questions)]
         with torch.no_grad():
             begun = self.vectors([pool.texts[p] for p in samples[0]], [pool.questions[q] for q in samples[1]])
