@@ -41,7 +41,7 @@ FILTERS = (None, {"copy": 1}, {"copy": 99}, {"number": {"$exists": False}}, lamb
 # -- words and names -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("settings", "named"), BESIDE, ids=lambda value: " ".join(value) if value else "")
+@pytest.mark.parametrize(("settings", "named"), BESIDE, ids=lambda value: " ".join(sorted(value)))
 def test_words_and_names_count_as_in_one_process(open_plain, open_cluster, settings, named):
     plain, cluster = (filled(open(**settings)) for open in (open_plain, open_cluster))
     for memory in (plain, cluster):
