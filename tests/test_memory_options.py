@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from facade import about, count_runs, opened, topics
-from msa_plugin.engine import engine
 from msa_plugin.prompts import READER
+from msa_plugin.retrieval import retriever
 from tiny import tiny_adapter, with_reader
 
 
@@ -119,7 +119,7 @@ def test_an_excerpt_holds_the_best_chunk(tmp_path, backbone, adapter, monkeypatc
         [chunks] = [keys.shape[0] for keys in memory.engine.bank.key_rows([1], "shared")]
         for best in range(chunks):
             scores = np.eye(chunks, dtype=np.float32)[best]
-            monkeypatch.setattr(engine, "chunks_of", lambda *_, scores=scores: [lambda ordinals: [scores]])
+            monkeypatch.setattr(retriever, "chunks_of", lambda *_, scores=scores: [lambda ordinals: [scores]])
             [source] = memory.ask("?", max_new_tokens=1, max_rounds=1).sources
             first = layout.token_of_chunk(best, pooling)
             assert source.start < first + pooling and first < source.end  # a cut may go through it

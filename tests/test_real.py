@@ -11,7 +11,7 @@ from reading_modes import answer_nll
 from msa_plugin.answering.reading import Excerpt
 from msa_plugin.backbone.attention import ForwardState
 from msa_plugin.backbone.backbone import Backbone
-from msa_plugin.config import InterleaveConfig
+from msa_plugin.config import BesideConfig, InterleaveConfig
 from msa_plugin.data import sample_documents, sample_questions
 from msa_plugin.engine.adapters import find_adapter
 from msa_plugin.memory import LatentMemory
@@ -70,12 +70,9 @@ def test_names_find_the_second_document_at_once(memory):
     assert sum(set(q.positive_ids) <= ids for q, ids in zip(questions, read, strict=True)) >= 4  # measured: 5 of 5
 
 
-def test_by_keys_alone_a_second_round_finds_the_second_document(memory, monkeypatch):
+def test_by_keys_alone_a_second_round_finds_the_second_document(memory):
     questions = [q for q in sample_questions() if q.hops == 2]
-    engine = memory.engine
-    monkeypatch.setattr(engine, "lexical", None)
-    monkeypatch.setattr(engine, "titles", None)
-    monkeypatch.setattr(engine, "mentions", None)
+    engine = memory.engine.variant(BesideConfig())
     selection = engine.bank.select("default", None)
     wide = {"per_round": 3, "cut": 0.6, "reads": 6}
     found = []

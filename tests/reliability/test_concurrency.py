@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 from bank_builder import NS, encoded, open_bank, picture, run_child, start_child
 
-from msa_plugin.bank import catalog as catalogs
 from msa_plugin.bank import log as logs
+from msa_plugin.bank.log import Log
 from msa_plugin.errors import BankError, BankLockedError
 
 HERE = str(Path(__file__).parent)
@@ -229,7 +229,7 @@ def test_an_interruption_after_a_change_leaves_a_handle_that_reads(bank, folder,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(catalogs.Catalog, "checkpoint", interrupted)
+        patch.setattr(Log, "shorten", interrupted)
         with pytest.raises(KeyboardInterrupt):
             bank.commit([encoded("b")], NS)
     with open_bank(folder) as other:
