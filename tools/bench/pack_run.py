@@ -9,6 +9,7 @@ queries of later rounds, which contain passages, are left out, as are the TREC r
 
 from __future__ import annotations
 
+import argparse
 import io
 import sys
 import tarfile
@@ -74,8 +75,16 @@ def write_archive(path: Path, files: Mapping[str, bytes]) -> None:
             archive.addfile(about, io.BytesIO(data))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Pack the folder that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder of a run")
+    parser.add_argument("into", type=Path, help="folder for the copy, absent or empty")
     try:
-        pack(*map(Path, sys.argv[1:]))
-    except (MSAError, TypeError) as error:
-        sys.exit(f"error: {error}" if isinstance(error, MSAError) else __doc__)
+        pack(**vars(parser.parse_args()))
+    except MSAError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
