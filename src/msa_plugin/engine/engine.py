@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,7 +124,7 @@ class Engine:
         if routing.selection == "shared":
             parts = self.backbone, self.router, self.bank, self.encoder, self.search, signals, self.relevance
             shared = SharedRetriever(*parts, self.batch_tokens, self.lora)
-            answerer = TextAnswerer(shared, *self._reading())
+            answerer = self._texts(shared)
             return shared, answerer, answerer
         content = () if self.content is None else self.content.layers
         given = self.backbone, self.router, self.bank, content, self.top_k, self.search, self.tiers.content
@@ -136,18 +135,28 @@ class Engine:
             routed = LayerRetriever(layers, codec.rows, lambda: codec.head, batch)
             budget, abilities = self.config.context_tokens or WHOLE_DOCUMENTS, self.adapter.config.abilities.names
             by_ids = IdAnswerer(routed, codec, numbering, self.passages, budget, abilities)
-            return routed, TextAnswerer(routed, *self._reading()), by_ids
+            return routed, self._texts(routed), by_ids
         rows = reader_rows(self.reader, self.encoder.layout.text, briefly=self.config.instruction is None)
         routed = LayerRetriever(layers, rows, lambda: self.reader.head_with(self.lora), batch)
-        kind = LayerAnswerer if self.mode == "latent" else TextAnswerer
-        text = kind(routed, *self._reading())
+        text = self._texts(routed, LayerAnswerer if self.mode == "latent" else TextAnswerer)
         return routed, text, text
 
-    def _reading(self) -> tuple[Any, ...]:
-        """All that a `TextAnswerer` takes but its retriever."""
-        known, reads = self.adapter.config, documents_read(trained=self.reader.trained)
-        parts = self.reader, self.bank, self.passages, known.relevance, known.abilities.names, self.top_k
-        return *parts, self.context_tokens, reads, self.least, self.config.instruction is None
+    def _texts(self, retriever: Retriever, kind: type[TextAnswerer] = TextAnswerer) -> TextAnswerer:
+        """What answers from the text that `retriever` finds."""
+        known = self.adapter.config
+        return kind(
+            retriever,
+            self.reader,
+            self.bank,
+            self.passages,
+            relevance=known.relevance,
+            abilities=known.abilities.names,
+            top_k=self.top_k,
+            context_tokens=self.context_tokens,
+            reads=documents_read(trained=self.reader.trained),
+            least=self.least,
+            may_abstain=self.config.instruction is None,
+        )
 
     def variant(self, weights: BesideConfig | None = None, prefilter: Index | None = None) -> Engine:
         """Another engine over the same parts, which finds by other weights of words and names; this one stays as it is.
