@@ -36,7 +36,7 @@ class Comparing(RunOptions, Command):
     )
     prefilter: str | None = option(None, "Also run MSA behind this index, e.g. faiss:HNSW32@candidates=200.")
     quick: bool = option(False, "The sample corpus and few systems, in minutes.")
-    dtype: str | None = option(None, "What MSA computes in: float32, bfloat16 or float16 [by the device].")
+    dtype: str | None = option(None, "What models compute in: float32, bfloat16 or float16 [MSA: by the device].")
 
     def config(self, part: Literal["retrieval", "qa"], memory: Mapping[str, str], **more: Any) -> CompareConfig:
         """The run. Raises ConfigError."""

@@ -102,7 +102,10 @@ class Dense(BenchSystem):
 
 
 class EmbeddingModel(Dense):
-    """`dense[:MODEL]`: a folder, a hub id, `mpnet` or `e5-small`; by default all-MiniLM-L6-v2."""
+    """`dense[:MODEL]`: a folder, a hub id, `mpnet` or `e5-small`; by default all-MiniLM-L6-v2.
+
+    It computes in what the memory's `dtype` names, and as its weights are where that is "auto".
+    """
 
     def __init__(self, name: str, workspace: Workspace, model: str | None) -> None:
         """Raises MissingExtraError without FAISS, and without the library that runs the model."""
@@ -112,6 +115,8 @@ class EmbeddingModel(Dense):
 
     def prepare(self) -> Cost:
         """Load the model, and embed as `Dense` does. Raises ConfigError for a model that cannot be loaded."""
-        device = str(self.workspace.engine.backbone.device)
-        self.embedder = E5Embedder() if self.model == E5 else SentenceEmbedder(self.model, device)
+        engine = self.workspace.engine
+        device, dtype = str(engine.backbone.device), engine.config.dtype
+        said = None if dtype == "auto" else dtype
+        self.embedder = E5Embedder() if self.model == E5 else SentenceEmbedder(self.model, device, said)
         return super().prepare()
