@@ -12,6 +12,7 @@ from msa_plugin.bench.systems import NAMES, Options, create, parse
 from msa_plugin.bench.systems.system_spec import Parsed, Rerank, parse_one
 from msa_plugin.data.datasets import Dataset, Question
 from msa_plugin.embedding import models
+from msa_plugin.embedding.sentence import SentenceEmbedder
 from msa_plugin.errors import ConfigError, MissingExtraError
 from msa_plugin.types import Document
 
@@ -221,3 +222,16 @@ def test_toy_questions_are_answered_by_their_own_words(toy):
     system.prepare()
     found = system.find([q.text for q in toy.dataset.questions], 1)
     assert [ids(f)[0] for f in found] == [d.id for d in toy.dataset.documents]
+
+
+@pytest.mark.parametrize(("said", "dtype"), [("auto", None), ("bfloat16", "bfloat16")])
+def test_an_embedding_model_computes_in_what_the_memory_was_told(said, dtype, backbone, tmp_path, offline, monkeypatch):
+    asked = []
+
+    def embedder(model, device, computes):
+        asked.append(computes)
+        return SentenceEmbedder(model, device, computes)
+
+    monkeypatch.setattr("msa_plugin.bench.systems.dense.SentenceEmbedder", embedder)
+    create("dense", workspace(tmp_path, backbone, dtype=said)).prepare()
+    assert asked == [dtype]
