@@ -1,4 +1,4 @@
-"""BM25 by postings: whichever documents are asked about, in whatever segments, as if these were indexed alone."""
+"""Words by postings: whichever documents are asked about, in whatever segments, as if these were indexed alone."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msa_plugin.bank.words import WordPart, WordTable
-from msa_plugin.retrieval.bm25 import WordIndex
 from msa_plugin.retrieval.postings import Counts, QuestionPostings, Words, word_scores
+from said_words import said
 
-WORDS = ("lighthouse", "lighthouses", "violin", "glacier", "the", "", "keeper", "!!")
+WORDS = ("lighthouse", "lighthouses", "violin", "glacier", "the", "", "keeper", "!!", "who")
 NOTHING = Counts(0, 0, ())
 TEXTS = st.lists(st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join), min_size=1, max_size=24)
 
@@ -33,27 +33,30 @@ def dense(words, chosen):
 
 @settings(deadline=None, max_examples=60)
 @given(texts=TEXTS, question=st.lists(st.sampled_from(WORDS), max_size=4).map(" ".join), data=st.data())
-def test_scores_are_those_of_the_library_over_the_selection(texts, question, data):
+def test_scores_are_as_defined_over_the_selection(texts, question, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(texts)), max_size=4)))
     chosen = sorted(data.draw(st.sets(st.integers(0, len(texts) - 1))))
     parts = parts_of(texts, cuts, chosen)
     [found] = word_scores([question], parts)
     assert found.scores.dtype == np.float32 and (found.scores > 0).all()
-    assert dense(found, chosen) == pytest.approx(WordIndex([texts[n] for n in chosen]).asked(question), rel=1e-5)
+    scores, rarity = said([texts[n] for n in chosen], question)
+    assert dense(found, chosen) == pytest.approx(scores, rel=1e-5)
+    assert found.rarity == (pytest.approx(rarity) if chosen else found.rarity)
+    assert all(share < 1.5 for share in found.shares(found.ordinals.tolist()))
     # Counted apart and added up, as over several processes, to the last bit.
     counted = [QuestionPostings(question).over(half) for half in (parts[::2], parts[1::2])]
     over = Counts.summed(one.counts for one in counted)
-    again = Words.joined([one.words(over) for one in counted], over)
+    again = Words.joined([one.words(over) for one in counted], over, found.rarity)
     assert again.counts == found.counts == over
     assert again.ordinals.tolist() == found.ordinals.tolist() and again.scores.tolist() == found.scores.tolist()
 
 
 def test_shares_and_the_best():
     scores = np.asarray([1.0, 4.0, 1.0, 2.0], dtype=np.float32)
-    words = Words(np.asarray([3, 5, 8, 9]), scores, NOTHING)
+    words = Words(np.asarray([3, 5, 8, 9]), scores, NOTHING, 8.0)
     assert words.best(3) == [5, 9, 3] and words.best(9) == [5, 9, 3, 8]
-    assert words.shares([9, 4, 5, 100]) == [0.5, 0.0, 1.0, 0.0]
-    none = Words.joined([], NOTHING)
+    assert words.shares([9, 4, 5, 100]) == [0.25, 0.0, 0.5, 0.0]
+    none = Words.joined([], NOTHING, 0.0)
     assert none.shares([1]) == [0.0] and none.best(3) == []
 
 
@@ -70,3 +73,11 @@ def test_nothing_to_count():
     assert word_scores(["lighthouse", "", "the"], silent)[1].scores.tolist() == []
     assert word_scores([""], parts_of(["lighthouse"], [], [0]))[0].ordinals.tolist() == []
     assert word_scores(["lighthouse"], parts_of(["", "lighthouse"], [], [0, 1]))[0].ordinals.tolist() == [20]
+
+
+def test_a_text_with_every_word_is_ahead_of_one_that_repeats_some_and_asking_is_no_word_of_it():
+    texts = ["keeper keeper keeper glacier", "keeper violin glacier", "who", "lighthouse"]
+    [found] = word_scores(["who is the keeper of the violin glacier"], parts_of(texts, [], [0, 1, 2, 3]))
+    assert found.best(2) == [20, 10]
+    [alone] = word_scores(["who"], parts_of(texts, [], [0, 1, 2, 3]))
+    assert alone.ordinals.tolist() == [30] and alone.shares([30])[0] < 1

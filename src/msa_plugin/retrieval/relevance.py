@@ -20,7 +20,7 @@ from msa_plugin.bank.handle import BankHandle
 from msa_plugin.config import RelevanceConfig, RelevanceWeights
 from msa_plugin.retrieval.bm25 import K1, B
 from msa_plugin.retrieval.links import around
-from msa_plugin.retrieval.postings import Words
+from msa_plugin.retrieval.postings import Words, rarity
 from msa_plugin.retrieval.ranking import Ranked
 from msa_plugin.retrieval.words import WordSignal
 from msa_plugin.stems import stems
@@ -96,19 +96,19 @@ class Relevance:
         signals = []
         for place, (question, row) in enumerate(zip(questions, rows, strict=True)):
             keys = [sum(r.layer_scores.values()) for r in row]
-            rarity = {}
+            weighed = {}
             if lexical is not None and words is not None:
-                rarity = lexical.rarity(question, words[place].counts, _OTHERS)
+                weighed = rarity(question, words[place].counts, _OTHERS)
             held: list[float | None] = [None] * len(row)
-            if rarity:
-                held = [*self._held(row, rarity)]
+            if weighed:
+                held = [*self._held(row, weighed)]
             first = compared(row)
             known = [w for w, r in zip(held, row, strict=True) if w is not None and r.ordinal in first]
             beside = _beside([key for key, r in zip(keys, row, strict=True) if r.ordinal in first]), _beside(known)
             signals.append([Signal(key, beside[0], said, beside[1]) for key, said in zip(keys, held, strict=True)])
         return signals
 
-    def _held(self, row: Sequence[Ranked], rarity: Mapping[str, float]) -> Iterator[float]:
+    def _held(self, row: Sequence[Ranked], weighed: Mapping[str, float]) -> Iterator[float]:
         """The best share of the words that some place of each document holds, its title always beside it.
 
         Documents of a shard that was lost meanwhile hold none.
@@ -122,7 +122,7 @@ class Relevance:
             pieces = _CUT.findall(around(document.text, ranked.best_chunk * self._pooling, _CHARACTERS))
             title, *counted = map(Counter, stems()([document.title, *pieces]))
             places = range(max(1, len(counted) - _PIECES + 1))
-            yield max(_share(sum(counted[at : at + _PIECES], title), rarity) for at in places)
+            yield max(_share(sum(counted[at : at + _PIECES], title), weighed) for at in places)
 
 
 def compared(row: Sequence[Ranked]) -> set[int]:
@@ -134,8 +134,8 @@ def _beside(values: Sequence[float]) -> float | None:
     return sorted(values, reverse=True)[BESIDE - 1] if len(values) >= BESIDE else None
 
 
-def _share(counts: Mapping[str, int], rarity: Mapping[str, float]) -> float:
+def _share(counts: Mapping[str, int], weighed: Mapping[str, float]) -> float:
     """A text's BM25 over the most that any text could have, with a usual length instead of the memory's mean."""
     relative = K1 * (1 - B + B * sum(counts.values()) / _LENGTH)
-    total = sum(rarity.values())
-    return sum(rare * counts.get(word, 0) / (relative + counts.get(word, 0)) for word, rare in rarity.items()) / total
+    total = sum(weighed.values())
+    return sum(rare * counts.get(word, 0) / (relative + counts.get(word, 0)) for word, rare in weighed.items()) / total

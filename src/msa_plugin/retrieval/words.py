@@ -1,7 +1,7 @@
-"""Words beside routing keys: a document's score is its routing score plus a weight times its share of the best BM25.
+"""Words beside routing keys: a document's score is its routing score plus a weight times its share of what words say.
 
-The candidates are the best by routing keys and the best by words; all of them get both scores exactly. BM25 counts over
-the documents that a question may see, so that what others stored changes nothing.
+The candidates are the best by routing keys and the best by words; all of them get both scores exactly. Words are
+counted over the documents that a question may see (`postings`), so that what others stored changes nothing.
 """
 
 from __future__ import annotations
@@ -13,16 +13,11 @@ from dataclasses import replace
 
 from msa_plugin.backbone.router import Router
 from msa_plugin.bank.handle import BankHandle, Selected
-from msa_plugin.retrieval.postings import Counts, Words, rarity
+from msa_plugin.retrieval.postings import PRESENT, Words
 from msa_plugin.retrieval.ranking import Ranked, SharedQueries, best_first, score_breakdown
 from msa_plugin.retrieval.search import Search
-from msa_plugin.stems import stems
 
 _WORD = re.compile(r"\w+")
-_ASKING = (
-    "who whom whose what when where which why how many much do does did done has have had can could would should shall "
-    "may might must i me my you your we us our he him his she her them am were been about from than so also please tell"
-)
 
 
 def depth(k: int) -> int:
@@ -31,21 +26,17 @@ def depth(k: int) -> int:
 
 
 class WordSignal:
-    """BM25 of a bank's selections, beside its routing keys."""
+    """What words say of a bank's selections, beside its routing keys."""
 
     def __init__(self, bank: BankHandle, router: Router, search: Search, weight: float) -> None:
         """Raises ConfigError where layers select for themselves."""
         router.config.check_shared("lexical")
         self.bank, self.router, self.search, self.weight = bank, router, search, weight
-        self._asking = frozenset(stems()([_ASKING])[0])
 
-    def rarity(self, question: str, counts: Counts, others: int) -> dict[str, float]:
-        """What each word of a question weighs among documents; see `postings.rarity`.
-
-        Words that only ask are left out: no text that answers needs them.
-        """
-        weights = rarity(question, counts, others)
-        return {word: weight for word, weight in weights.items() if word not in self._asking}
+    @property
+    def most(self) -> float:
+        """More than words add to any score."""
+        return self.weight * (1 + PRESENT)
 
     def add(
         self, words: Sequence[Words], asked: SharedQueries, ranked: Sequence[list[Ranked]], k: int
@@ -68,7 +59,6 @@ class WordSignal:
         """What each word of a text adds to the score of one document of a selection, of those that do."""
         times = Counter(_WORD.findall(text.lower()))
         whole, *each = self.search.words([text, *times], selection)
-        best = float(whole.scores.max(initial=0.0))
         scores = [float(words.of([ordinal])[0]) for words in each]
         pairs = zip(times.items(), scores, strict=True)
-        return {word: self.weight * often * score / best for (word, often), score in pairs if score}
+        return {word: self.weight * often * score / whole.rarity for (word, often), score in pairs if score}

@@ -16,10 +16,10 @@ from msa_plugin.bank.words import WordPart, WordTable
 from msa_plugin.bench.base import Found, System, Workspace
 from msa_plugin.bench.result import Scored
 from msa_plugin.bench.systems.common import Composite, Seconds, best, shared, summed, timed
-from msa_plugin.bench.systems.lexical import Bm25
 from msa_plugin.retrieval.links import FOLLOWED
 from msa_plugin.retrieval.mentions import holders, mentions
 from msa_plugin.retrieval.names import TitleIndex
+from msa_plugin.retrieval.postings import word_scores
 from msa_plugin.retrieval.shared_names import ASKED, BELOW, MOST, SHARE
 from msa_plugin.stems import stems
 
@@ -62,20 +62,23 @@ class ScoreFusion(Composite, ABC):
         return tuple(Scored(self.documents[i].id, float(scores[i])) for i in best(scores, k))
 
 
-class WithWords(ScoreFusion):
-    """A passage's score is its cosine plus a weight times its share of the question's best BM25."""
+class _WithPostings(ScoreFusion):
+    """Looks words up in the texts of all passages."""
 
     def __init__(self, name: str, workspace: Workspace, base: System, weight: float) -> None:
-        """`base` must rank as many passages as it is asked for."""
+        """As `ScoreFusion`."""
         super().__init__(name, workspace, base, weight)
-        self.words = Bm25("bm25", workspace)
-        self.bases = (base, self.words)
+        table = WordTable.of((document.title, document.text) for document in self.documents)
+        self.parts = [WordPart(table, np.arange(len(self.documents), dtype=np.int64), None)]
+
+
+class WithWords(_WithPostings):
+    """A passage's score is its cosine plus a weight times its share of what the question's words say."""
 
     def again(self, question: str, scores: Scores) -> Scores:
-        """Words added, as a share of the best."""
-        words = self.words.asked(question)
-        highest = float(words.max())
-        return scores + self.weight * words / highest if highest > 0 else scores
+        """Words added (`retrieval.postings`)."""
+        said = word_scores([question], self.parts)[0]
+        return scores + self.weight * np.asarray(said.shares(range(len(scores))))
 
 
 class WithTitles(ScoreFusion):
@@ -96,14 +99,8 @@ class WithTitles(ScoreFusion):
         return scores + self.weight * gains
 
 
-class WithMentions(ScoreFusion):
+class WithMentions(_WithPostings):
     """Of its passages those gain that have a rare name in common with the best ones."""
-
-    def __init__(self, name: str, workspace: Workspace, base: System, weight: float) -> None:
-        """As `ScoreFusion`."""
-        super().__init__(name, workspace, base, weight)
-        table = WordTable.of((document.title, document.text) for document in self.documents)
-        self.parts = [WordPart(table, np.arange(len(self.documents), dtype=np.int64), None)]
 
     def again(self, question: str, scores: Scores) -> Scores:
         """Gains of what shares a name with the best (`retrieval.shared_names`)."""
