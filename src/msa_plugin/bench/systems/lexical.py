@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from msa_plugin.bench.base import Cost, Found
 from msa_plugin.bench.result import Scored
 from msa_plugin.bench.systems.common import BenchSystem, Seconds, best, shared, text_bytes, texts, timed
-from msa_plugin.retrieval.bm25 import Scores, WordIndex
+from msa_plugin.retrieval.bm25 import WordIndex
 
 
 class Bm25(BenchSystem):
@@ -34,10 +34,6 @@ class Bm25(BenchSystem):
             rows = [self._search(words, k) for words in asked]
         share = shared(seconds, len(questions))
         return [Found(row, share, (question,)) for question, row in zip(questions, rows, strict=True)]
-
-    def asked(self, question: str) -> Scores:
-        """Score of every passage, in the order of the corpus."""
-        return self._index.asked(question)
 
     def close(self) -> None:
         """Drop the index."""

@@ -6,6 +6,7 @@ are taken.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msa_plugin.bank.words import WordPart, WordTable
-from msa_plugin.bench.base import Found, System, Workspace
+from msa_plugin.bench.base import Cost, Found, System, Workspace
 from msa_plugin.bench.result import Scored
 from msa_plugin.bench.systems.common import Composite, Seconds, best, shared, summed, timed
 from msa_plugin.retrieval.links import FOLLOWED
@@ -22,6 +23,7 @@ from msa_plugin.retrieval.names import TitleIndex
 from msa_plugin.retrieval.postings import word_scores
 from msa_plugin.retrieval.shared_names import ASKED, BELOW, MOST, SHARE
 from msa_plugin.stems import stems
+from msa_plugin.types import Document
 
 Scores = NDArray[np.float64]
 
@@ -62,18 +64,18 @@ class ScoreFusion(Composite, ABC):
         return tuple(Scored(self.documents[i].id, float(scores[i])) for i in best(scores, k))
 
 
-class _WithPostings(ScoreFusion):
-    """Looks words up in the texts of all passages."""
-
-    def __init__(self, name: str, workspace: Workspace, base: System, weight: float) -> None:
-        """As `ScoreFusion`."""
-        super().__init__(name, workspace, base, weight)
-        table = WordTable.of((document.title, document.text) for document in self.documents)
-        self.parts = [WordPart(table, np.arange(len(self.documents), dtype=np.int64), None)]
-
-
-class WithWords(_WithPostings):
+class WithWords(ScoreFusion):
     """A passage's score is its cosine plus a weight times its share of what the question's words say."""
+
+    parts: Sequence[WordPart] = ()
+
+    def prepare(self) -> Cost:
+        """With what the words of all passages take."""
+        cost, began = super().prepare(), time.perf_counter()
+        self.parts = _indexed(self.documents)
+        seconds = cost.seconds + time.perf_counter() - began
+        held = sum(tensor.nbytes for part in self.parts for tensor in part.table.tensors().values())
+        return Cost(seconds, cost.tokens, cost.disk_bytes + held, cost.memory_bytes + held)
 
     def again(self, question: str, scores: Scores) -> Scores:
         """Words added (`retrieval.postings`)."""
@@ -99,8 +101,13 @@ class WithTitles(ScoreFusion):
         return scores + self.weight * gains
 
 
-class WithMentions(_WithPostings):
+class WithMentions(ScoreFusion):
     """Of its passages those gain that have a rare name in common with the best ones."""
+
+    def __init__(self, name: str, workspace: Workspace, base: System, weight: float) -> None:
+        """As `ScoreFusion`."""
+        super().__init__(name, workspace, base, weight)
+        self.parts = _indexed(self.documents)
 
     def again(self, question: str, scores: Scores) -> Scores:
         """Gains of what shares a name with the best (`retrieval.shared_names`)."""
@@ -116,3 +123,8 @@ class WithMentions(_WithPostings):
                     gained = scores[others] + self.weight * scores[place] / len(others) ** 0.5
                     lifted[others] = np.maximum(lifted[others], np.minimum(gained, BELOW * scores[place]))
         return lifted
+
+
+def _indexed(documents: Sequence[Document]) -> list[WordPart]:
+    table = WordTable.of((document.title, document.text) for document in documents)
+    return [WordPart(table, np.arange(len(documents), dtype=np.int64), None)]
