@@ -342,8 +342,8 @@ class MemoryConfig(Settings):
     `keys_dtype` is how routing keys are stored; int8 (a scale for each chunk) halves them at a small loss.
     `content_dtype` is how K, V are stored: as the backbone computes them, or in eight bits: int8 with scales (a channel
     of a document's K, a row of V), or float8 without (less exact; values beyond 448 are cut).
-    `lexical` is the weight of a question's words beside the routing score: how many of them a document has, rare ones
-    more, and BM25 (`retrieval.postings`; 0: none is computed).
+    `lexical` is the weight of a question's words, as a share of the best there are, beside the routing score: BM25, and
+    how many of them a document has, rare ones more (`retrieval.postings`; 0: none is computed).
     `titles` is the share of the best score that a document gains whose title is in the question, and of a found
     document's score that those gain which it names by their titles, fewer of them more (0: titles are text like any).
     `mentions` is the share of a found document's score that those gain which have a rare name in common with it, fewer

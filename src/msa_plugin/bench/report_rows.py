@@ -17,7 +17,7 @@ from msa_plugin.bench.store import NOTE, SKIPPED, Results
 from msa_plugin.errors import ConfigError
 
 BASE = "msa"
-DEFAULT = "msa+lexical:1+titles+mentions"  # what a memory with the default adapter ranks by when nothing is said
+DEFAULT = "msa+lexical+titles+mentions"  # what a memory with the default adapter ranks by when nothing is said
 COSTS = {
     "index_seconds_per_1k_tokens": "indexing, per 1,000 tokens",
     "disk_bytes_per_token": "disk, per token",

@@ -23,7 +23,7 @@ from msa_plugin.cluster.serialization import flat, pack, unflat_row, unpack
 from msa_plugin.errors import ConfigError
 from msa_plugin.retrieval.mentions import Mention
 from msa_plugin.retrieval.names import Named, Runs, TextNames
-from msa_plugin.retrieval.postings import Counts, QuestionPostings, Words
+from msa_plugin.retrieval.postings import Counts, Words
 from msa_plugin.retrieval.prefilter import PrefilterSpec
 from msa_plugin.retrieval.ranking import Ranked, SharedQueries
 from msa_plugin.retrieval.scorer import RoutedDocuments
@@ -87,12 +87,12 @@ class ClusterSearch:
         for shard, rows in answers.items():
             self.bank.remember(shard, (o for ordinals, _ in rows for o in ordinals.numbers[:PLACES].tolist()))
         found = []
-        for row, (text, over) in enumerate(zip(texts, sums, strict=True)):
-            rarity, parts = sum(QuestionPostings(text).rarities(over).values()), []
+        for row, over in enumerate(sums):
+            parts = []
             for rows in answers.values():
                 ordinals, scores = (unpack(part).numpy() for part in rows[row])
-                parts.append(Words(ordinals, scores, over, rarity))
-            found.append(Words.joined(parts, over, rarity))
+                parts.append(Words(ordinals, scores, over))
+            found.append(Words.joined(parts, over))
         return found
 
     def _word_counts(self, texts: Sequence[str], selection: Selected) -> list[Counts]:

@@ -178,7 +178,7 @@ class BestChunks:
 
 
 def _shares(question: str, laid: Sequence[Laid]) -> list[float]:
-    """What the question's words say of each passage among all of them."""
+    """What the question's words say of each passage among all of them, over the best there is."""
     parts, count = [], 0
     for cuts in laid:
         parts.append(WordPart(cuts.words, np.arange(count, count + len(cuts.spans)), None))

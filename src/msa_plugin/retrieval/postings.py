@@ -26,7 +26,7 @@ from msa_plugin.bank.words import Numbers, WordPart
 from msa_plugin.retrieval.bm25 import K1, B, Scores
 from msa_plugin.stems import stems
 
-PRESENT = 0.5  # of a word's rarity, for being there; how often it is there gives less than one rarity
+PRESENT = 0.3  # of a word's rarity, for being there; how often it is there gives less than one rarity
 _ASKING = (
     "who whom whose what when where which why how many much do does did done has have had can could would should shall "
     "may might must i me my you your we us our he him his she her them am were been about from than so also please tell"
@@ -53,22 +53,20 @@ class Counts(NamedTuple):
 class Words(NamedTuple):
     """What a question's words say: `ordinals` int64 [n], ascending, of documents that have one, and their `scores`.
 
-    `counts` are those of the selection, by which they were scored; `rarity` is that of all the question's words
-    together, of which scores stay below 1 + `PRESENT`.
+    `counts` are those of the selection, by which they were scored.
     """
 
     ordinals: Numbers
     scores: Scores
     counts: Counts
-    rarity: float
 
     @classmethod
-    def joined(cls, parts: Sequence[Words], counts: Counts, rarity: float) -> Words:
+    def joined(cls, parts: Sequence[Words], counts: Counts) -> Words:
         """Of several parts without a common document, all scored by `counts`."""
         ordinals = np.concatenate([np.zeros(0, dtype=np.int64), *(part.ordinals for part in parts)])
         scores = np.concatenate([np.zeros(0, dtype=np.float32), *(part.scores for part in parts)])
         order = np.argsort(ordinals)
-        return cls(ordinals[order], scores[order], counts, rarity)
+        return cls(ordinals[order], scores[order], counts)
 
     def best(self, count: int) -> list[int]:
         """Ordinals of the best; ties go to the lower one, as everywhere."""
@@ -87,8 +85,9 @@ class Words(NamedTuple):
         return np.where(self.ordinals[places] == wanted, self.scores[places], np.float32(0))
 
     def shares(self, wanted: Sequence[int]) -> list[float]:
-        """The same over the question's `rarity`, so that a good match is worth about as much for every question."""
-        shares: list[float] = (torch.from_numpy(self.of(wanted)) / (self.rarity or 1.0)).tolist()
+        """The same over the best score there is."""
+        best = float(self.scores.max(initial=0.0))
+        shares: list[float] = (torch.from_numpy(self.of(wanted)) / (best or 1.0)).tolist()
         return shares
 
 
@@ -169,8 +168,8 @@ class Counted:
                 present = 0.0 if word in asking else PRESENT
                 total[positions] += rarity * (often / (relative + often) + present)
             having = np.flatnonzero(total)
-            found.append(Words(part.ordinals[having], total[having], over, 0.0))
-        return Words.joined(found, over, sum(rarities.values()))
+            found.append(Words(part.ordinals[having], total[having], over))
+        return Words.joined(found, over)
 
 
 def _documents(part: WordPart) -> int:

@@ -111,7 +111,7 @@ class SharedRetriever:
         """The lowest and the highest score that a document can have."""
         low, high = self.routing.score_bounds
         lexical, titles, _ = self.signals
-        high += 0.0 if lexical is None else lexical.most
+        high += 0.0 if lexical is None else lexical.weight
         return low, high * (1.0 if titles is None else (1.0 + titles.weight) ** 2)
 
     def rank(self, queries: Sequence[str], k: int, selection: Selected, also: Sequence[int] = ()) -> Ranking:

@@ -1,4 +1,4 @@
-"""Words beside routing keys: a document's score is its routing score plus a weight times its share of what words say.
+"""Words beside routing keys: a document's score is its routing score plus a weight times its share of the best words.
 
 The candidates are the best by routing keys and the best by words; all of them get both scores exactly. Words are
 counted over the documents that a question may see (`postings`), so that what others stored changes nothing.
@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from msa_plugin.backbone.router import Router
 from msa_plugin.bank.handle import BankHandle, Selected
-from msa_plugin.retrieval.postings import PRESENT, Words
+from msa_plugin.retrieval.postings import Words
 from msa_plugin.retrieval.ranking import Ranked, SharedQueries, best_first, score_breakdown
 from msa_plugin.retrieval.search import Search
 
@@ -32,11 +32,6 @@ class WordSignal:
         """Raises ConfigError where layers select for themselves."""
         router.config.check_shared("lexical")
         self.bank, self.router, self.search, self.weight = bank, router, search, weight
-
-    @property
-    def most(self) -> float:
-        """More than words add to any score."""
-        return self.weight * (1 + PRESENT)
 
     def add(
         self, words: Sequence[Words], asked: SharedQueries, ranked: Sequence[list[Ranked]], k: int
@@ -59,6 +54,7 @@ class WordSignal:
         """What each word of a text adds to the score of one document of a selection, of those that do."""
         times = Counter(_WORD.findall(text.lower()))
         whole, *each = self.search.words([text, *times], selection)
+        best = float(whole.scores.max(initial=0.0))
         scores = [float(words.of([ordinal])[0]) for words in each]
         pairs = zip(times.items(), scores, strict=True)
-        return {word: self.weight * often * score / whole.rarity for (word, often), score in pairs if score}
+        return {word: self.weight * often * score / best for (word, often), score in pairs if score}

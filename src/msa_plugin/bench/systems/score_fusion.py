@@ -65,7 +65,7 @@ class ScoreFusion(Composite, ABC):
 
 
 class WithWords(ScoreFusion):
-    """A passage's score is its cosine plus a weight times its share of what the question's words say."""
+    """A passage's score is its cosine plus a weight times its share of the best words."""
 
     parts: Sequence[WordPart] = ()
 

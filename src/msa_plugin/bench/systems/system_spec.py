@@ -46,7 +46,7 @@ _ROUNDS = ("iterative", "decompose")
 _ANSWER_ONLY = ("full-context", "closed-book", "gold", "lures")
 _SUFFIX = re.compile(r"\+(?=(?:rerank|faiss|coarse|lexical|titles|mentions)(?:[:@+]|$))")
 _WEIGHED = re.compile(r"(?:lexical|titles|mentions)(?::(?P<weight>\d+(?:\.\d+)?))?")
-WEIGHTS = {"lexical": 0.5, "titles": 0.4, "mentions": 0.4}  # where a name gives none; in the order of suffixes
+WEIGHTS = {"lexical": 0.7, "titles": 0.4, "mentions": 0.4}  # where a name gives none; in the order of suffixes
 _RERANK = re.compile(r"rerank(?:@(?P<depth>\d+))?(?::(?P<model>.+))?")
 
 
