@@ -344,8 +344,8 @@ class MemoryConfig(Settings):
     of a document's K, a row of V), or float8 without (less exact; values beyond 448 are cut).
     `lexical` is the weight of a question's words, as a share of the best there are, beside the routing score: BM25, and
     how many of them a document has, rare ones more (`retrieval.postings`; 0: none is computed).
-    `titles` is the share of the best score that a document gains whose title is in the question, and of a found
-    document's score that those gain which it names by their titles, fewer of them more (0: titles are text like any).
+    `titles` is the share of a found document's score that those gain which it names by their titles, fewer of them
+    more; a document whose title is in the question gains 1.5 times that share of its own (0: titles are text like any).
     `mentions` is the share of a found document's score that those gain which have a rare name in common with it, fewer
     of them more, whether they have titles or not (0: no such link is followed).
     None of these is what the adapter was measured best with (`AdapterConfig.beside`).

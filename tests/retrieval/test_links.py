@@ -20,9 +20,8 @@ def scores(memory, question=CHAIN_QUESTION):
 def by_definition(base, weight, named, names):
     """What `msa_plugin.retrieval.links` says it does, on every document's score."""
     found = dict(base)
-    best = max(base.values())
     for name in named:
-        found[name] += weight * max(best, 0.0)
+        found[name] += 1.5 * weight * max(base[name], 0.0)
     gains = {}
     for top in sorted(found, key=lambda n: -found[n])[:3]:
         for name in names.get(top, ()):

@@ -1,9 +1,10 @@
 """Titles beside routing keys: who is named in the question, or in what was found, ranks higher.
 
-A document whose title is in the question gains a share `weight` of the best score. Then the best few are read: a
-document that one of them names gains that share of its score, over the square root of how many are named there. So a
-chain's second document, which shares neither words nor meaning with the question, is found through the name that the
-first one gives it.
+A document whose title is in the question gains `NAMED` times a share `weight` of its own score: a title that is a
+common word ("earth") lifts nothing that has no more to do with the question. Then the best few are read: a document
+that one of them names gains that share of its score, over the square root of how many are named there. So a chain's
+second document, which shares neither words nor meaning with the question, is found through the name that the first one
+gives it.
 """
 
 from __future__ import annotations
@@ -19,19 +20,24 @@ from msa_plugin.bank.terms import lowered, name_of
 from msa_plugin.retrieval.ranking import Link, Ranked, best_first
 from msa_plugin.retrieval.search import Search
 
+NAMED = 1.5  # what a name in the question weighs beside one in a document
 FOLLOWED = 3  # best documents whose names are followed
 _CHARACTERS = 20_000  # of each of them, around its best chunk: a book names everyone
 _PER_TOKEN = 4  # characters, roughly
 
 
 class Offer(NamedTuple):
-    """What a document may gain by a name, but not beyond a score of `most`; `by` and `shared` are as in `Link`."""
+    """What a document may gain by a name: `gain` and a share `own` of its own score, not beyond a score of `most`.
+
+    `by` and `shared` are as in `Link`.
+    """
 
     ordinal: int
     gain: float
     by: int | None
     most: float = math.inf
     shared: bool = False
+    own: float = 0.0
 
 
 Found = dict[int, Ranked]  # the documents of one question, by ordinal
@@ -44,7 +50,7 @@ def lift(found: Found, offers: Sequence[Offer]) -> None:
     links: dict[int, Link] = {}
     for offer in offers:
         if (one := found.get(offer.ordinal)) is not None:  # a shard that was lost meanwhile has no score for its own
-            added = min(offer.gain, offer.most - one.score)
+            added = min(offer.gain + offer.own * max(one.score, 0.0), offer.most - one.score)
             if added > (links[offer.ordinal].added if offer.ordinal in links else 0.0):
                 links[offer.ordinal] = Link(offer.by, added, offer.shared)
     for ordinal, link in links.items():
@@ -61,14 +67,18 @@ class Titles:
         self.bank, self.search, self.weight, self._pooling = bank, search, weight, router.config.pooling
 
     @property
+    def most(self) -> float:
+        """How many times its score a document has at most with both steps."""
+        return (1 + NAMED * self.weight) * (1 + self.weight)
+
+    @property
     def steps(self) -> tuple[Offers, ...]:
         """Titles in the question, then titles in the best of what these leave."""
         return self._asked, self._followed
 
     def _asked(self, texts: Sequence[str], rows: Sequence[Found], selection: Selected) -> list[list[Offer]]:
         named = self.search.names(texts, selection, any_case=True)
-        best = [max((r.score for r in found.values()), default=0.0) for found in rows]
-        return [[Offer(o, self.weight * top, None) for o in each] for each, top in zip(named, best, strict=True)]
+        return [[Offer(o, 0.0, None, own=NAMED * self.weight) for o in each] for each in named]
 
     def _followed(self, texts: Sequence[str], rows: Sequence[Found], selection: Selected) -> list[list[Offer]]:
         tops = [best_first(found.values())[:FOLLOWED] for found in rows]

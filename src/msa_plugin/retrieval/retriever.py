@@ -112,7 +112,7 @@ class SharedRetriever:
         low, high = self.routing.score_bounds
         lexical, titles, _ = self.signals
         high += 0.0 if lexical is None else lexical.weight
-        return low, high * (1.0 if titles is None else (1.0 + titles.weight) ** 2)
+        return low, high * (1.0 if titles is None else titles.most)
 
     def rank(self, queries: Sequence[str], k: int, selection: Selected, also: Sequence[int] = ()) -> Ranking:
         """The best `k` documents of each query that `selection` allows; with `also`, all considered and these too."""

@@ -17,7 +17,7 @@ from msa_plugin.bank.words import WordPart, WordTable
 from msa_plugin.bench.base import Cost, Found, System, Workspace
 from msa_plugin.bench.result import Scored
 from msa_plugin.bench.systems.common import Composite, Seconds, best, shared, summed, timed
-from msa_plugin.retrieval.links import FOLLOWED
+from msa_plugin.retrieval.links import FOLLOWED, NAMED
 from msa_plugin.retrieval.mentions import holders, mentions
 from msa_plugin.retrieval.names import TitleIndex
 from msa_plugin.retrieval.postings import word_scores
@@ -93,7 +93,8 @@ class WithTitles(ScoreFusion):
 
     def again(self, question: str, scores: Scores) -> Scores:
         """Gains of what the question names, and then of what the best name (`retrieval.links`)."""
-        scores[self.titles.in_question(question)] += self.weight * max(float(scores.max()), 0.0)
+        named = self.titles.in_question(question)
+        scores[named] += NAMED * self.weight * np.maximum(scores[named], 0.0)
         gains = np.zeros_like(scores)
         for place in best(scores, FOLLOWED):
             named = self.titles.in_document(self.documents[place].text, place)
