@@ -102,7 +102,7 @@ def test_words_beside_vectors_are_the_sum_over_the_whole_corpus(tmp_path, backbo
 
 
 def test_names_lead_on_as_they_do_in_a_memory(tmp_path, backbone):
-    """BM25 finds the mill alone; it names two, who gain .4 of its score over the root of two; the question named it (.6)."""
+    """BM25 finds the mill alone; it names two, who gain .4 of its score over the root of two."""
     documents = (
         Document("mill", "The mill on the Orm was built by Anna Veld.", "Kestrel Mill"),
         Document("veld", "She was born far away.", "Anna Veld"),
