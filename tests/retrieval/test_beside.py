@@ -111,9 +111,9 @@ def test_the_benchmarks_memories_have_keys_alone(tmp_path, backbone, adapter):
 def test_a_calibrated_adapter_counts_words_and_names(backbone):
     config = CalibrationConfig(dims=8, pooling=8, passages=40, questions=4)
     made = Calibration(backbone, config).run([f"{d.title}\n{d.text}" for d in sample_documents()], ["why?", "who?"])
-    assert made.config.beside == BesideConfig(lexical=1.0, titles=0.4, mentions=0.4)
+    assert made.config.beside == BesideConfig(lexical=0.7, titles=0.4, mentions=0.4)
 
 
 @pytest.mark.slow
 def test_the_default_adapter_counts_words_and_names(real_backbone):
-    assert find_adapter(real_backbone, None).config.beside == BesideConfig(lexical=1.0, titles=0.4, mentions=0.4)
+    assert find_adapter(real_backbone, None).config.beside == BesideConfig(lexical=0.7, titles=0.4, mentions=0.4)
