@@ -137,7 +137,7 @@ def test_names_are_taken_apart():
     assert index.prefilter.startswith("faiss:IVF4,Flat@")
     assert index.reranks == (Rerank(None, None),)
     words = parse_one("msa+lexical+coarse:all+rerank")
-    assert (words.lexical, words.prefilter, len(words.reranks)) == (0.5, "coarse:all@candidates=128", 1)
+    assert (words.lexical, words.prefilter, len(words.reranks)) == (0.7, "coarse:all@candidates=128", 1)
     assert parse_one("msa-interleave+lexical:1.5").lexical == 1.5
     named = parse_one("msa+lexical:1+titles+rerank")
     assert (named.lexical, named.titles, len(named.reranks)) == (1.0, 0.4, 1)

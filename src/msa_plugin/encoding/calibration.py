@@ -208,7 +208,7 @@ class Calibration:
             abilities=Abilities(route=True),
             top_k=self.config.top_k,
             prefix=self.prefix,
-            beside=BesideConfig(lexical=1.0, titles=0.4, mentions=0.4),
+            beside=BesideConfig(lexical=0.7, titles=0.4, mentions=0.4),
             provenance={"method": "closed form, untrained", **seen, **settings},
         )
         return Adapter(config, Router(routing, self._layers(projection, mean, question_mean), weights))
