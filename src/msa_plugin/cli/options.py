@@ -51,7 +51,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout;
 Where = Annotated[str | None, typer.Option("--filter", "-f", help="Metadata filter as JSON, e.g. '{\"year\": 1999}'.")]
 Lexical = Annotated[
     float | None,
-    typer.Option(help="Weight of BM25 beside routing scores; 0: keys alone. [default: the adapter's]"),
+    typer.Option(help="Weight of a question's words beside routing scores; 0: keys alone. [default: the adapter's]"),
 ]
 Titles = Annotated[
     float | None,

@@ -5,7 +5,7 @@
              | "+lexical" [":" weight]  |   "+titles" [":" weight]  |   "+mentions" [":" weight]
 
 `+rerank` ranks what was found again, by the likelihood of the question given the passage or by a cross-encoder.
-`+lexical` adds BM25 to scores, `+titles` and `+mentions` names: for memories as a user sets them, for others the same
+`+lexical` adds words to scores, `+titles` and `+mentions` names: for memories as a user sets them, for others the same
 over the whole corpus. What belongs together goes in parentheses: `iterative:(dense+rerank)` reranks in every round,
 `iterative:dense+rerank` only at the end. A fusion's members are separated by "~" or, where the name stands alone, by
 commas.
@@ -40,7 +40,7 @@ NAMES = {
     "lures": "passages that look right and are not (BM25's best without those that answer): to abstain is right",
 }
 MEMORIES = ("msa", "msa-interleave")
-_SCORED = (*MEMORIES, "dense", "dense-same-backbone")  # every passage has a cosine that BM25 can be added to
+_SCORED = (*MEMORIES, "dense", "dense-same-backbone")  # every passage has a cosine that words can be added to
 _NAMED = (*_SCORED, "bm25", "hybrid", "fusion")
 _ROUNDS = ("iterative", "decompose")
 _ANSWER_ONLY = ("full-context", "closed-book", "gold", "lures")
