@@ -27,7 +27,7 @@ class Mteb(Command):
     tasks: Words = option(..., "Names of mteb's tasks, by commas.", "--tasks", "-t")
     bank: Path = option("bank", "Folder of the memory bank.", "--bank", "-b", envvar="MSA_BANK")
     namespace: str = option("default", "The only part of the bank this call can see.", "--namespace", "-n")
-    lexical: float | None = option(None, "Weight of a question's words beside routing scores; 0: keys alone [the adapter's].")
+    lexical: float | None = option(None, "Weight of words beside routing scores; 0: keys alone [the adapter's].")
     titles: float | None = option(None, "How much titles that are named count; 0: not [the adapter's].")
     mentions: float | None = option(None, "How much rare names that are shared count; 0: not [the adapter's].")
 
